@@ -1,0 +1,1 @@
+"""WHERE and WHEN trials run: the only layer that knows Ray, W&B, signals and the terminal."""

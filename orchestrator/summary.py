@@ -1,0 +1,227 @@
+"""What a user reads when a sweep has ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from orchestrator.knobs_table import knobs_grid
+from orchestrator.layout import duration_text, folder_text, loss_text, unbroken
+from orchestrator.tables import counts_text, gain, ranking_grid
+from sweeps.files import RunFolder
+from sweeps.history import History
+from sweeps.knobs import Effect
+from sweeps.naming import trial_name
+from sweeps.noise import margin
+from sweeps.ranking import Best, Row, completed_values, config_ranks, ranked
+from sweeps.trial import State
+
+MOST_ROWS = 30  # of the ranking; trials.csv has them all
+MOST_FAILURES = 10  # different reasons
+
+
+def summary(
+    history: History,
+    folder: RunFolder,
+    knobs: Sequence[Effect],
+    importance: Mapping[str, float] | None,
+    best: Best | None,
+    *,
+    test_loss: float | None = None,
+    base_test_loss: float | None = None,
+    notes: Iterable[str] = (),
+    again: str | None = None,
+    sync: str | None = None,
+    width: int = 120,
+) -> list[RenderableType]:
+    """The sweep's result in parts to print with `layout.show`; the last lines name the best trial.
+
+    Args:
+        importance: of `sweeps.knobs.importance`; None leaves the column out.
+        test_loss: of the best checkpoint on the test split, where there is one.
+        notes: what else the user should know, a line each.
+        again: command that trains the winner again; `sync`: the one that uploads offline runs.
+        width: characters a line; decides between a column for each key and one for all.
+    """
+    rows = ranked(history)
+    parts: list[RenderableType] = [title(history), Text()]
+    parts += ranking(history, folder, rows, width)
+    parts += [Text(note) for note in (*verdicts(history), *notes)]
+    parts += knob_part(history, knobs, importance)
+    parts += failures(rows, folder)
+    parts += _best_values(best, history, test_loss, base_test_loss)
+    parts += _next_commands(folder, best, again, sync)
+    return [*parts, Text(), *closing(history, folder, best)]
+
+
+def ranking(
+    history: History, folder: RunFolder, rows: Sequence[Row], width: int
+) -> list[RenderableType]:
+    """The ranked table, cut to the rows that matter most."""
+    if not rows:
+        return [Text("No trial has been asked for yet.")]
+    table = folder_text(folder.table)
+    parts: list[RenderableType] = [ranking_grid(history, rows[:MOST_ROWS], width, table)]
+    if len(rows) > MOST_ROWS:
+        parts.append(
+            Text(f"... and {len(rows) - MOST_ROWS:,} more trials: see {table}", style="dim")
+        )
+    return [*parts, Text()]
+
+
+def verdicts(history: History) -> list[str]:
+    """What the ranking does not say by itself: noise, missing repeats, no gain over the base."""
+    found = []
+    ranks = config_ranks(history)
+    values = completed_values(history)
+    first = min(ranks, key=ranks.__getitem__, default=None)
+    if first is None:
+        return []
+    if (gain(history, history.config_mean(first)) or 1) <= 0:
+        found.append(
+            "No trial is better than the base model: tuning with these settings only hurts. "
+            "Try lower learning rates, or look at the data."
+        )
+    ahead = margin(history)
+    if ahead is not None:
+        found.append(_noise_text(ahead.gap, ahead.noise, ahead.runner_up))
+    sign = 1 if history.direction == "minimize" else -1
+    lucky = [
+        config
+        for config in ranks
+        if len(values[config]) < len(values[first])
+        and sign * (sum(values[config]) / len(values[config]))
+        < sign * (sum(values[first]) / len(values[first]))
+    ]
+    if lucky:
+        numbers = ", ".join(str(min(r.number for r in history.repeats(c))) for c in lucky)
+        found.append(
+            f"Better by mean, but ranked lower for want of completed repeats: trial {numbers}."
+        )
+    return found
+
+
+def knob_part(
+    history: History, knobs: Sequence[Effect], importance: Mapping[str, float] | None
+) -> list[RenderableType]:
+    """What each knob did, under its heading; nothing where no knob varied."""
+    if not knobs:
+        return []
+    return [
+        Text(),
+        Text(f"What each knob did to {history.metric}", style="bold"),
+        knobs_grid(history, knobs, importance),
+        Text(
+            "adjusted: the mean had the other knobs been tried alike with every value", style="dim"
+        ),
+    ]
+
+
+def failures(rows: Sequence[Row], folder: RunFolder) -> list[RenderableType]:
+    """Trials that diverged or failed, by reason."""
+    bad = [row for row in rows if row.status in (State.DIVERGED, State.FAILED)]
+    if not bad:
+        return []
+    by_reason = sorted(bad, key=lambda row: (row.status is State.DIVERGED, row.error, row.number))
+    parts: list[RenderableType] = [Text(), Text("What went wrong", style="bold")]
+    groups = [list(group) for _, group in groupby(by_reason, lambda row: (row.status, row.error))]
+    for group in groups[:MOST_FAILURES]:
+        numbers = ", ".join(str(row.number) for row in group[:8])
+        more = f" and {len(group) - 8} more" if len(group) > 8 else ""
+        word = "trial" if len(group) == 1 else "trials"
+        style = "yellow" if group[0].status is State.DIVERGED else "red"
+        parts.append(
+            Text(f"{group[0].status}: {word} {numbers}{more}", style=style)
+            + Text(f": {group[0].error or 'no reason was given'}", style="default")
+        )
+        error = folder.error(group[0].key)
+        if error.exists():
+            parts.append(unbroken(f"  traceback: {folder_text(error)}", "dim"))
+    if len(groups) > MOST_FAILURES:
+        parts.append(Text(f"... and {len(groups) - MOST_FAILURES} other reasons", style="dim"))
+    return parts
+
+
+def closing(history: History, folder: RunFolder, best: Best | None) -> list[RenderableType]:
+    """The last lines: the best trial, and where it lies."""
+    if best is None:
+        reason = "no trial has completed" if history.trials else "no trial was trained"
+        return [Text(f"No best checkpoint: {reason}.", style="bold red")]
+    value = best.report.metrics[history.metric]
+    name = trial_name(best.record.values)
+    line = f"Best: trial {best.record.number}" + (f" ({name})" if name else "")
+    line += f", {history.metric} {loss_text(value)} at step {best.report.step}"
+    if best.spread is not None:
+        line += f"; mean of its repeats {loss_text(best.mean)} +- {loss_text(best.spread)}"
+    improved = gain(history, value)
+    if improved is not None:
+        word = "better" if improved >= 0 else "worse"
+        line += f"; {loss_text(abs(improved))} {word} than the base model"
+    return [
+        Text(line, style="bold green"),
+        Text(f"{folder_text(folder.best)}/", style="bold green"),
+    ]
+
+
+def title(history: History) -> Text:
+    title = Text(history.name or "sweep", style="bold")
+    if history.began is not None and history.latest is not None:
+        title += Text(f"  {duration_text(history.latest - history.began)}  ", style="default")
+    return title + counts_text(history)
+
+
+def _noise_text(gap: float, noise: float | None, runner_up: int) -> str:
+    ahead = f"The best is {loss_text(abs(gap))} {'ahead of' if gap >= 0 else 'behind'} the next"
+    ahead += f" (trial {runner_up})"
+    if noise is None:
+        return (
+            f"{ahead}. One seed each cannot tell that from chance; a sweep of the best few "
+            "with sweep.repeats=3 could."
+        )
+    if gap > noise:
+        return f"{ahead}: more than chance, which explains up to {loss_text(noise)} (95%)."
+    return (
+        f"{ahead}: within chance, which explains up to {loss_text(noise)} (95%). Take the cheaper "
+        "of the two, or run more repeats."
+    )
+
+
+def _best_values(
+    best: Best | None, history: History, test: float | None, base_test: float | None
+) -> list[RenderableType]:
+    if best is None:
+        return []
+    parts: list[RenderableType] = []
+    if best.record.values:
+        parts += [Text(), Text("Best values", style="bold")]
+        parts += [unbroken(f"  {key}={_exact(v)}") for key, v in best.record.values.items()]
+    if test is not None:
+        line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
+        line += "" if base_test is None else f" (base model {loss_text(base_test)})"
+        parts += [Text(), Text(line)]
+    return parts
+
+
+def _exact(value: object) -> str:
+    """A value as an override takes it, every digit kept."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+
+
+def _next_commands(
+    folder: RunFolder, best: Best | None, again: str | None, sync: str | None
+) -> list[RenderableType]:
+    run_dir = shlex.quote(folder_text(folder.root))
+    commands = [(f"python -m orchestrator status {run_dir}", "this table again")]
+    if best is not None:
+        merge = f"python -m orchestrator export {run_dir} --merge"
+        commands.append((merge, "one model, no adapter"))
+    commands += [(again, "train the winner again")] if again else []
+    commands += [(sync, "upload the tracked runs")] if sync else []
+    lines = [unbroken(f"  {command}") + Text(f"  # {what}", "dim") for command, what in commands]
+    table = unbroken(f"Every trial, every column: {folder_text(folder.table)}")
+    return [Text(), Text("Next", style="bold"), *lines, Text(), table]

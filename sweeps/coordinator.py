@@ -1,0 +1,442 @@
+"""The heart of a sweep: hands out trials, takes their reports, decides, and writes it all down.
+
+A plain class over the ledger and Optuna. One Ray actor holds it while a sweep runs; workers of every
+engine call it. Its memory is what a replay of the ledger gives, so its death loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sweeps.errors import StaleAttemptError
+from sweeps.files import RunFolder, append_lines, write_text
+from sweeps.history import History, Record
+from sweeps.ledger import Event, Ledger
+from sweeps.resolve import trial_config, trial_key
+from sweeps.retention import clean
+from sweeps.search import Search, Suggestion, first_untried, picked_id
+from sweeps.secrets import masked, scrub
+from sweeps.space import Space
+from sweeps.spec import Spec
+from sweeps.trial import Decision, Report, State, Trial
+
+log = logging.getLogger(__name__)
+
+_DOUBLES_BEFORE_LOOKING = 20  # repeated suggestions before untried configs are sought by hand
+
+
+class Coordinator:
+    """Asks, reports and ends of one sweep; safe to call from several threads.
+
+    Raises (on making one):
+        LedgerDamagedError: the ledger cannot be read.
+    """
+
+    def __init__(self, spec: Spec, space: Space, folder: RunFolder) -> None:
+        self._spec = spec
+        self._space = space
+        self._folder = folder
+        self._guard = threading.RLock()
+        self._ledger = Ledger(folder.ledger)
+        self._search = Search(spec.sweep, space, spec.seed)
+        self.history = History()
+        self._tried: set[str] = set()
+        self._trials: dict[str, Trial] = {}
+        self._handed: set[str] = set()  # given to a worker by this driver, not ended
+        self._told: set[int] = set()  # Optuna trials that have their result
+        self._base_holder: str | None = None
+        self._exhausted = False
+        self._stopping = ""
+        for event in self._ledger.events:
+            self._replay(event)
+        del self._ledger.events[:]
+
+    # ------------------------------------------------------------------ a driver's life
+
+    def begin(self, **facts: Any) -> None:
+        """A driver takes over: write what it is, and settle what the last one left open."""
+        with self._guard:
+            if not self.history.spec:
+                self._write("sweep", name=self._spec.name, spec=self._spec.public)
+            self._write(
+                "attempt", number=self.history.attempts + 1, spec=self._spec.public, **facts
+            )
+            for record in list(self.history.trials.values()):
+                if record.pruned_at is not None and not record.state.is_finished():
+                    self._end(record, State.PRUNED)
+            clean(self._folder, self.history, self._spec.sweep.keep)
+
+    def interrupt(self, reason: str) -> None:
+        """Hand out nothing more; whoever reports next is told to commit and leave."""
+        with self._guard:
+            if not self._stopping:
+                self._stopping = reason
+                self._write("interrupt", reason=reason)
+
+    def close(self) -> None:
+        self._ledger.close()
+
+    @property
+    def stopping(self) -> str:
+        """Why no more trials are handed out; empty while they are."""
+        return self._stopping
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial will be handed out any more, whatever happens to those that run."""
+        with self._guard:
+            if self._stopping:
+                return True
+            open_trials = any(not r.state.is_finished() for r in self.history.trials.values())
+            return not open_trials and not self._next_repeat() and not self._wants_config()
+
+    # ------------------------------------------------------------------ handing out
+
+    def ask(self) -> Trial | None:
+        """The next trial to train: an unfinished one first, else a new suggestion.
+
+        None means: nothing now. Ask again unless `is_finished`.
+        """
+        with self._guard:
+            if self._stopping:
+                return None
+            for record in self.history.trials.values():
+                if record.state is State.WAITING and record.key not in self._handed:
+                    return self._hand_out(record.key)
+            repeat = self._next_repeat()
+            if repeat is not None:
+                return self._hand_out(self._new_trial(repeat[0], repeat[1]))
+            suggestion = self._suggest()
+            if suggestion is None:
+                return None
+            return self._hand_out(self._new_trial(suggestion, repeat=0))
+
+    def give_back(self, key: str) -> None:
+        """A trial that was handed out could not be started: it waits again."""
+        with self._guard:
+            self._handed.discard(key)
+
+    def _hand_out(self, key: str) -> Trial:
+        self._handed.add(key)
+        return self._trials[key]
+
+    def _wants_config(self) -> bool:
+        if self._exhausted:
+            return False
+        configs = {record.config for record in self.history.trials.values()}
+        limit = self._spec.sweep.trials
+        return limit is None or len(configs) < limit
+
+    def _suggest(self) -> Suggestion | None:
+        """A config that was not tried before. Repeated ones are told their known value."""
+        doubles = 0
+        while self._wants_config():
+            suggestion = self._search.ask() if doubles < _DOUBLES_BEFORE_LOOKING else self._untried()
+            if suggestion is None:
+                self._exhausted = True
+                return None
+            self._tried.add(picked_id(suggestion.picked))
+            key = self._key_of(suggestion, repeat=0)
+            if key not in self.history.trials:
+                return suggestion
+            doubles += 1
+            self._write(
+                "ask",
+                trial=None,
+                duplicate=key,
+                config=suggestion.number,
+                choices=dict(suggestion.picked),
+                params=dict(suggestion.values),
+            )
+            self._tell_double(suggestion.number, self.history.trials[key])
+        return None
+
+    def _untried(self) -> Suggestion | None:
+        if self._space.is_continuous:
+            return self._search.ask()
+        picked = first_untried(self._space, self._tried)
+        return None if picked is None else self._search.impose(picked)
+
+    def _tell_double(self, number: int, record: Record) -> None:
+        value = self.history.config_mean(record.config)
+        if record.state is State.COMPLETED and value is not None:
+            self._search.complete(number, value)
+        else:
+            self._search.fail(number)  # no value is known: Optuna leaves a failed trial aside
+        self._told.add(number)
+
+    def _next_repeat(self) -> tuple[Suggestion, int] | None:
+        """The next seed of a config that is worth it; with a pruner, after its first run ended."""
+        wanted = self._spec.sweep.repeats
+        if wanted == 1:
+            return None
+        for config, repeats in self.history.by_config().items():
+            first = repeats[0]
+            patient = self._spec.sweep.pruner != "none"
+            if len(repeats) >= wanted or (patient and first.state is not State.COMPLETED):
+                continue
+            if any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats):
+                continue
+            return Suggestion(config, {}, first.values), len(repeats)
+        return None
+
+    def _config_of(self, values: Mapping[str, Any], repeat: int) -> dict[str, Any]:
+        budget = self._spec.sweep.budget
+        return trial_config(
+            self._spec.base,
+            values,
+            seed=self._spec.seed + repeat,
+            budget={"examples": budget.examples, "epochs": budget.epochs},
+            evaluations=self._spec.sweep.evaluations,
+        )
+
+    def _key_of(self, suggestion: Suggestion, repeat: int) -> str:
+        return trial_key(self._config_of(suggestion.values, repeat))
+
+    def _new_trial(self, suggestion: Suggestion, repeat: int) -> str:
+        config = self._config_of(suggestion.values, repeat)
+        key = trial_key(config)
+        text = OmegaConf.to_yaml(OmegaConf.create(dict(masked("", config))))  # type: ignore[call-overload]
+        write_text(self._folder.trial_config(key), text)
+        self._write(
+            "ask",
+            trial=key,
+            number=len(self.history.trials),
+            config=suggestion.number,
+            repeat=repeat,
+            seed=config["seed"],
+            choices=dict(suggestion.picked),
+            params=dict(suggestion.values),
+        )
+        self._remember(self.history.trials[key], config)
+        return key
+
+    def _remember(self, record: Record, config: Mapping[str, Any]) -> None:
+        self._trials[record.key] = Trial(
+            key=record.key,
+            number=record.number,
+            seed=record.seed,
+            values=record.values,
+            config=config,
+        )
+
+    # ------------------------------------------------------------------ while a trial trains
+
+    def start(
+        self, key: str, *, worker: str, device: str, step: int, reports: Sequence[Report] = ()
+    ) -> int | None:
+        """An attempt at a trial begins; returns its number, or None where there is nothing to do.
+
+        Args:
+            worker: host and pid.
+            step: the checkpoint's step that it goes on from, 0 for none.
+            reports: those in that checkpoint's manifest; one that never reached the ledger is added.
+        """
+        with self._guard:
+            record = self.history.trials[key]
+            if record.state.is_finished() or self._stopping:
+                return None
+            if record.state is State.RUNNING and not self._retry(record, "its worker died"):
+                return None
+            attempt = record.attempt + 1
+            self._write("start", trial=key, attempt=attempt, worker=worker, device=device, step=step)
+            for report in reports:
+                if report.index not in record.reports:
+                    self._report(record, report)
+            return attempt
+
+    def claim_base(self, key: str, attempt: int) -> bool:
+        """Whether this trial is to measure the base model first: once per sweep."""
+        with self._guard:
+            self._check(key, attempt)
+            holder = self.history.trials.get(self._base_holder or "")
+            free = holder is None or holder.key == key or holder.state is not State.RUNNING
+            if self.history.base is not None or not free:
+                return False
+            self._base_holder = key
+            return True
+
+    def log(self, key: str, attempt: int, rows: Sequence[Mapping[str, Any]]) -> Decision:
+        """Take training metrics; they go to the trial's metrics.jsonl, not into the ledger."""
+        with self._guard:
+            self._check(key, attempt)
+            append_lines(self._folder.metrics(key), rows)
+            return Decision.STOP if self._stopping else Decision.CONTINUE
+
+    def report(self, key: str, attempt: int, report: Report) -> Decision:
+        """Take a report and decide. A report that is known already is not told twice.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun.
+        """
+        with self._guard:
+            record = self._check(key, attempt)
+            if report.index == 0:
+                if self.history.base is None:
+                    self._write(
+                        "report",
+                        trial=key,
+                        attempt=attempt,
+                        **report.to_json(),
+                        decision=Decision.CONTINUE,
+                    )
+                return Decision.CONTINUE
+            if report.index not in record.reports:
+                self._report(record, report)
+            if record.pruned_at is not None:
+                return Decision.PRUNE
+            return Decision.STOP if self._stopping else Decision.CONTINUE
+
+    def committed(self, key: str, attempt: int, step: int, size: int) -> None:
+        """A checkpoint lies whole on disk. Checkpoints that need not stay are removed.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun.
+        """
+        with self._guard:
+            self._check(key, attempt)
+            path = self._folder.checkpoint(key, step).relative_to(self._folder.root)
+            self._write(
+                "checkpoint", trial=key, attempt=attempt, step=step, path=str(path), bytes=size
+            )
+            clean(self._folder, self.history, self._spec.sweep.keep, only=key)
+
+    def end(
+        self,
+        key: str,
+        attempt: int,
+        state: State,
+        *,
+        kind: str = "",
+        reason: str = "",
+        error: str = "",
+        totals: Mapping[str, float] | None = None,
+    ) -> None:
+        """A trial has ended. `reason` is one line; `error`, a whole traceback, goes to error.txt."""
+        with self._guard:
+            record = self._check(key, attempt)
+            if error:
+                write_text(self._folder.error(key), scrub(error))
+            self._end(record, state, kind=kind, reason=scrub(reason), totals=dict(totals or {}))
+            if kind == "bug":
+                self._stop_if_all_fail_alike(reason)
+
+    def leave(self, key: str, attempt: int) -> None:
+        """A worker leaves a trial unfinished, its checkpoint committed: it waits for the next."""
+        with self._guard:
+            self._check(key, attempt)
+            self._handed.discard(key)
+
+    def lost(self, key: str, reason: str, error: str = "") -> bool:
+        """A worker is gone for good; True where the trial will be tried again."""
+        with self._guard:
+            record = self.history.trials[key]
+            self._handed.discard(key)
+            if record.state.is_finished():
+                return False
+            if error:
+                write_text(self._folder.error(key), scrub(error))
+            return self._retry(record, scrub(reason))
+
+    def _check(self, key: str, attempt: int) -> Record:
+        record = self.history.trials[key]
+        if attempt != record.attempt or record.state is not State.RUNNING:
+            raise StaleAttemptError(
+                f"attempt {attempt} at trial {key} is over; {record.attempt} is the latest"
+            )
+        return record
+
+    def _report(self, record: Record, report: Report) -> None:
+        decision = Decision.PRUNE if self._tell_report(record, report) else Decision.CONTINUE
+        self._write(
+            "report",
+            trial=record.key,
+            attempt=record.attempt,
+            **report.to_json(),
+            decision=decision,
+        )
+
+    def _tell_report(self, record: Record, report: Report) -> bool:
+        # The first repeat stands for its config: the others only confirm what it found.
+        if record.repeat or record.config in self._told:
+            return False
+        return self._search.report(record.config, report.index, report.metrics[self._metric])
+
+    @property
+    def _metric(self) -> str:
+        return self._spec.sweep.metric
+
+    def _retry(self, record: Record, reason: str) -> bool:
+        """Count a failure of the infrastructure; False, and the trial failed, when it is one too many."""
+        if record.retries >= self._spec.sweep.max_retries:
+            self._end(
+                record,
+                State.FAILED,
+                kind="infrastructure",
+                reason=f"{reason}; {record.retries} retries spent (sweep.max_retries)",
+            )
+            return False
+        self._write("retry", trial=record.key, attempt=record.attempt, reason=reason)
+        return True
+
+    def _end(
+        self,
+        record: Record,
+        state: State,
+        *,
+        kind: str = "",
+        reason: str = "",
+        totals: Mapping[str, float] | None = None,
+    ) -> None:
+        event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
+        self._write("end", trial=record.key, attempt=record.attempt, **event)
+        self._handed.discard(record.key)
+        self._tell_result(record.config)
+        clean(self._folder, self.history, self._spec.sweep.keep)
+
+    def _tell_result(self, config: int) -> None:
+        """Tell Optuna, once nothing more will come of a config."""
+        if config in self._told or not self.history.is_settled(config):
+            return
+        self._told.add(config)
+        states = {record.state for record in self.history.repeats(config)}
+        mean = self.history.config_mean(config)
+        if states == {State.COMPLETED} and mean is not None:
+            self._search.complete(config, mean)
+        elif states <= {State.COMPLETED, State.PRUNED}:
+            self._search.prune(config)
+        else:
+            self._search.fail(config)
+
+    def _stop_if_all_fail_alike(self, reason: str) -> None:
+        alike = [r for r in self.history.trials.values() if r.kind == "bug" and r.reason == reason]
+        limit = self._spec.sweep.max_same_error
+        if len(alike) >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
+            self.interrupt(f"the first {len(alike)} trials failed with the same error")
+
+    # ------------------------------------------------------------------ the ledger
+
+    def _write(self, event: str, **fields: Any) -> None:
+        self.history.apply(self._ledger.append(event, **fields))
+
+    def _replay(self, event: Event) -> None:
+        """Do what the event did to Optuna, in the same order, then fold it into the history."""
+        kind = event["event"]
+        if kind == "ask" and not event.get("repeat"):
+            self._search.replay_ask(event["choices"])
+            self._tried.add(picked_id(event["choices"]))
+        if kind == "report" and event["index"] > 0:
+            self._tell_report(self.history.trials[event["trial"]], Report.from_json(event))
+        self.history.apply(event)
+        if kind == "ask" and event["trial"] is None:
+            self._tell_double(event["config"], self.history.trials[event["duplicate"]])
+        elif kind == "ask":
+            record = self.history.trials[event["trial"]]
+            self._remember(record, self._config_of(record.values, record.repeat))
+        elif kind == "end":
+            self._tell_result(self.history.trials[event["trial"]].config)

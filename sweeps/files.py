@@ -1,0 +1,164 @@
+"""Every path of a run folder, every durable write into it, and the lock on it."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import FolderHeldError
+
+STEP_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of one sweep lies. Names are fixed; scripts outside may rely on them."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "sweep.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "trials.csv"
+
+    @property
+    def study(self) -> Path:
+        return self.root / "study.db"
+
+    @property
+    def data(self) -> Path:
+        """The tokenized data, prepared once by the driver and read by every worker."""
+        return self.root / "data"
+
+    @property
+    def tracking(self) -> Path:
+        """W&B's local files."""
+        return self.root / "wandb"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best"
+
+    def trial(self, key: str) -> Path:
+        return self.root / "trials" / key
+
+    def trial_config(self, key: str) -> Path:
+        return self.trial(key) / "config.yaml"
+
+    def metrics(self, key: str) -> Path:
+        return self.trial(key) / "metrics.jsonl"
+
+    def error(self, key: str) -> Path:
+        return self.trial(key) / "error.txt"
+
+    def checkpoints(self, key: str) -> Path:
+        return self.trial(key) / "checkpoints"
+
+    def checkpoint(self, key: str, step: int) -> Path:
+        return self.checkpoints(key) / f"{STEP_PREFIX}{step:06d}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step in a checkpoint folder's name, or None where it is no such folder."""
+    digits = folder.name.removeprefix(STEP_PREFIX)
+    return int(digits) if folder.name != digits and digits.isdigit() else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` as a whole: readers see the old text or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Replace a CSV file; None becomes an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON lines that may be lost in a crash (the ledger has a writer of its own)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder so that a kill in the middle leaves nothing that looks whole."""
+    doomed = folder.with_name(f".removing-{folder.name}")
+    try:
+        os.replace(folder, doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+class Lock:
+    """Holds the run folder for the driver's life; the kernel lets go when the process dies.
+
+    Raises:
+        FolderHeldError: where another living process holds it; names its host and pid.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115: held for our life
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "an unknown process"
+            self._file.close()
+            raise FolderHeldError(
+                f"{path.parent} is in use by {holder}. Wait for it, follow it with "
+                f"`python -m orchestrator status {path.parent}`, or choose another run_dir=..."
+            ) from None
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"{socket.gethostname()}, pid {os.getpid()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()

@@ -1,0 +1,44 @@
+"""From a base config and searched values to the one config that a trial trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf, open_dict
+
+from sweeps.trial import fingerprint
+
+SECTIONS = ("model", "data", "peft", "trainer")
+
+
+def trial_config(
+    base: Mapping[str, Any],
+    values: Mapping[str, Any],
+    *,
+    seed: int,
+    budget: Mapping[str, Any],
+    evaluations: int,
+) -> dict[str, Any]:
+    """The resolved training config. Interpolations follow what was searched.
+
+    Args:
+        base: the four training sections, interpolations unresolved.
+        values: config keys and what they are set to.
+        seed: the trial's seed.
+        budget: `examples` or `epochs`.
+        evaluations: reports per trial.
+    """
+    config = OmegaConf.create(dict(base))
+    with open_dict(config):
+        for key, value in values.items():
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+    resolved = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(resolved, dict)
+    sections = {name: resolved[name] for name in SECTIONS}
+    return {**sections, "seed": seed, "budget": dict(budget), "evaluations": evaluations}
+
+
+def trial_key(config: Mapping[str, Any]) -> str:
+    """The same config is the same trial: same key, same folder, so running again is resuming."""
+    return fingerprint(config)

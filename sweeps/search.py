@@ -1,0 +1,248 @@
+"""Optuna, told the truth: suggestions, pruning decisions and results, as a function of the ledger.
+
+The study lives in memory and is rebuilt by replaying asks, reports and results in ledger order.
+Sampler seeds come from the Optuna trial's number, so a rebuilt study suggests what the old one would
+have suggested next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from sweeps.errors import Problem
+from sweeps.space import Choice, Dimension, Label, Space
+from sweeps.spec import SearchSpec
+
+log = logging.getLogger(__name__)
+
+STUDY_NAME = "sweep"  # fixed: Hyperband hashes it into its brackets
+# Samplers that keep state beside the trials (CMA-ES its distribution, QMC its place in the
+# sequence): their asks are replayed by asking again. The others need only what was picked.
+_STATEFUL = frozenset({"cmaes", "qmc"})
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A config to try, under its Optuna trial number."""
+
+    number: int
+    picked: Mapping[str, Label]
+    values: Mapping[str, Any]
+
+
+class Search:
+    """One Optuna study over a space.
+
+    A pruned trial is told as PRUNED with its intermediate values, a failed one as FAIL; nothing is
+    left RUNNING that has ended, and no early value passes for a final one.
+    """
+
+    def __init__(self, spec: SearchSpec, space: Space, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self._spec = spec
+        self._space = space
+        self._seed = seed
+        self.study = optuna.create_study(
+            study_name=STUDY_NAME,
+            direction=spec.direction,
+            pruner=make_pruner(spec),
+        )
+        self._trials: dict[int, optuna.Trial] = {}
+        self._grid: Iterator[dict[str, Label]] | None = (
+            space.grid() if spec.search == "grid" else None
+        )
+
+    def ask(self) -> Suggestion | None:
+        """The next config; None where a grid is used up."""
+        if self._grid is None:
+            return self._ask(sampler=self._sampler())
+        picked = next(self._grid, None)
+        return None if picked is None else self.impose(picked)
+
+    def impose(self, picked: Mapping[str, Label]) -> Suggestion:
+        """Make `picked` the next Optuna trial, whatever the sampler would have said."""
+        self.study.enqueue_trial(dict(picked))
+        return self._ask(sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def replay_ask(self, picked: Mapping[str, Label]) -> None:
+        """Do again an ask that the ledger holds."""
+        if self._grid is not None:
+            next(self._grid, None)
+        if self._spec.search not in _STATEFUL:
+            self.impose(picked)
+            return
+        again = self._ask(sampler=self._sampler())
+        if again.picked != dict(picked):
+            log.warning(
+                "%s suggests other values than it did before (trial %d): another version of "
+                "Optuna? What was trained stands; later suggestions may differ.",
+                self._spec.search,
+                again.number,
+            )
+
+    def report(self, number: int, index: int, value: float) -> bool:
+        """Tell an intermediate value; True where the trial should be pruned.
+
+        The last report is never a reason to prune: all of the budget has been spent by then.
+        """
+        trial = self._trials[number]
+        trial.report(value, index)
+        return index < self._spec.evaluations and trial.should_prune()
+
+    def complete(self, number: int, value: float) -> None:
+        self.study.tell(self._trials.pop(number), value)
+
+    def prune(self, number: int) -> None:
+        self.study.tell(self._trials.pop(number), state=TrialState.PRUNED)
+
+    def fail(self, number: int) -> None:
+        self.study.tell(self._trials.pop(number), state=TrialState.FAIL)
+
+    def _ask(self, *, sampler: optuna.samplers.BaseSampler) -> Suggestion:
+        self.study.sampler = sampler
+        trial = self.study.ask()
+        picked = self._space.walk(lambda dimension: _suggest(trial, dimension))
+        self._trials[trial.number] = trial
+        return Suggestion(trial.number, picked, self._space.values(picked))
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        number = len(self.study.get_trials(deepcopy=False))
+        return make_sampler(self._spec, self._space, self._seed, number)
+
+
+def make_sampler(
+    spec: SearchSpec, space: Space, seed: int, number: int
+) -> optuna.samplers.BaseSampler:
+    """The sampler for Optuna trial `number`, seeded by it.
+
+    A sampler restarted with one seed would repeat its start-up points; CMA-ES and QMC keep their
+    place in the study itself, and need the same seed every time.
+    """
+    options = dict(spec.search_options)
+    own = int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
+    if spec.search == "tpe":
+        if space.is_conditional:
+            options.setdefault("group", True)
+            options.setdefault("multivariate", True)
+        return optuna.samplers.TPESampler(seed=own, **options)
+    if spec.search == "gp":
+        return optuna.samplers.GPSampler(seed=own, **options)
+    if spec.search == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=own, **options)
+    if spec.search == "qmc":
+        options.setdefault("warn_independent_sampling", False)
+        return optuna.samplers.QMCSampler(seed=seed, **options)
+    return optuna.samplers.RandomSampler(seed=own)
+
+
+def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
+    """The pruner of `sweep.pruner`; its resource is the report's index, 1 to `evaluations`."""
+    options = dict(spec.pruner_options)
+    if spec.pruner == "median":
+        return optuna.pruners.MedianPruner(**options)
+    if spec.pruner == "percentile":
+        return optuna.pruners.PercentilePruner(**{"percentile": 50.0, **options})
+    if spec.pruner == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(
+            **{"min_resource": 1, "reduction_factor": 2, **options}
+        )
+    if spec.pruner == "hyperband":
+        ladder = {"min_resource": 1, "max_resource": spec.evaluations, "reduction_factor": 2}
+        return optuna.pruners.HyperbandPruner(**{**ladder, **options})
+    if spec.pruner == "patient":
+        return optuna.pruners.PatientPruner(None, **{"patience": 1, **options})
+    return optuna.pruners.NopPruner()
+
+
+def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
+    """What this sampler and pruner cannot do with this space."""
+    found = []
+    continuous = [d.name for d in space.dimensions if not isinstance(d, Choice)]
+    categorical = [d.name for d in space.dimensions if isinstance(d, Choice)]
+    if spec.search == "grid" and continuous:
+        found.append(
+            Problem(
+                key="sweep.search",
+                value="grid",
+                message=f"a grid cannot walk the interval of {', '.join(continuous)}. Write "
+                "choice(...) or range(...), or take sweep.search=random or tpe.",
+            )
+        )
+    if spec.search != "grid" and spec.trials is None:
+        found.append(
+            Problem(key="sweep.trials", message=f"{spec.search} needs a number of trials.")
+        )
+    if spec.search == "cmaes" and (categorical or space.is_conditional):
+        found.append(
+            Problem(
+                key="sweep.search",
+                value="cmaes",
+                message="CMA-ES searches intervals only; "
+                f"{', '.join(categorical) or 'sweep.when'} is not one. Take sweep.search=tpe.",
+            )
+        )
+    if spec.search in ("qmc", "gp") and space.is_conditional:
+        found.append(
+            Problem(
+                key="sweep.search",
+                value=spec.search,
+                message="cannot search keys that depend on others (sweep.when). "
+                "Take sweep.search=tpe.",
+            )
+        )
+    if spec.pruner != "none" and spec.evaluations < 2:
+        found.append(
+            Problem(
+                key="sweep.pruner",
+                value=spec.pruner,
+                message="has nothing to judge by before the end: set sweep.evaluations to 2 or "
+                "more, or sweep.pruner=none.",
+            )
+        )
+    found += _option_problems("sweep.pruner_options", spec.pruner, lambda: make_pruner(spec))
+    found += _option_problems(
+        "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
+    )
+    return found
+
+
+def _option_problems(key: str, name: str, make: Any) -> list[Problem]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make()
+    except (TypeError, ValueError) as error:
+        return [Problem(key=key, message=f"Optuna's {name} refuses them: {error}")]
+    return []
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> Label:
+    if isinstance(dimension, Choice):
+        chosen: Label = trial.suggest_categorical(dimension.name, dimension.labels)
+        return chosen
+    if dimension.integer:
+        return trial.suggest_int(
+            dimension.name, int(dimension.low), int(dimension.high), log=dimension.log
+        )
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
+
+
+def first_untried(space: Space, tried: set[str]) -> dict[str, Label] | None:
+    """The first combination of a finite space that is not in `tried` (see `picked_id`)."""
+    candidates = itertools.islice(space.grid(), 10_000)
+    return next((picked for picked in candidates if picked_id(picked) not in tried), None)
+
+
+def picked_id(picked: Mapping[str, Label]) -> str:
+    """A combination as a set member."""
+    return repr(sorted(picked.items()))

@@ -1,0 +1,122 @@
+"""The base model's weights, in the right number type on the right device.
+
+The doors of the neighbouring rooms open here too: `load_config`, `load_tokenizer`, `lora_config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.errors import Problem
+from sweeps.spec import ModelSpec
+from trainers import hub
+from trainers.adapters import adapt, lora_config, missing_targets, peft_problems
+from trainers.base_identity import folder_hash
+from trainers.model_source import context_tokens, load_config, reading, resolve_path, source
+from trainers.runtime import Runtime, runtime
+from trainers.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Runtime",
+    "adapt",
+    "choose",
+    "context_tokens",
+    "fingerprint_base",
+    "load_base",
+    "load_config",
+    "load_tokenizer",
+    "lora_config",
+    "peft_problems",
+    "resolve_path",
+    "target_problems",
+]
+
+
+def choose(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Runtime:
+    """The number type and attention that `spec` means on `device` (`cpu`, `cuda`, `cuda:1`, ...).
+
+    Args:
+        trains_base: the base weights themselves are trained (peft.method=full).
+
+    Raises:
+        ConfigError: where the device, the model or the installed packages cannot do what was asked.
+    """
+    return runtime(spec, load_config(spec), device, trains_base=trains_base)
+
+
+def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> PreTrainedModel:
+    """The base model's weights, quantized if asked for, on `device`.
+
+    Only safetensors are read: other weight files are pickles, and can run code when opened.
+
+    Raises:
+        ConfigError, SweepError: see `choose` and `load_config`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    chosen = runtime(spec, config, device, trains_base=trains_base)
+    options: dict[str, Any] = {}
+    if spec.quantization != "none":
+        options["quantization_config"] = chosen.quantization_config(spec.quantization)
+    if spec.quantization != "none" or device.startswith("cuda"):
+        options["device_map"] = {"": device}  # straight to the device, without a copy in memory
+    with reading(spec) as path, _silence():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=chosen.dtype,
+            attn_implementation=chosen.attn_implementation,
+            use_safetensors=True,
+            **source(spec),
+            **options,
+        )
+    return model if "device_map" in options else model.to(torch.device(device))  # type: ignore[arg-type]
+
+
+def fingerprint_base(spec: ModelSpec) -> str:
+    """Equal for the same base weights, wherever their folder lies; for checkpoints' manifests.
+
+    A Hub model is known by its id and commit, a folder by its content (see `folder_hash`).
+
+    Raises:
+        SweepError: where the model is neither on disk nor reachable.
+    """
+    path = resolve_path(spec.path)
+    if hub.is_local(path):
+        return folder_hash(Path(path))
+    commit = getattr(load_config(spec), "_commit_hash", None) or spec.revision or "main"
+    return f"{path}@{commit}"
+
+
+def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
+    """Target modules that the model lacks, found from its config alone: no weight is loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=spec.trust_remote_code
+        )
+    return missing_targets(peft, [name for name, _ in skeleton.named_modules() if name])
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No bar of loaded weights in every worker's log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
