@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from orchestrator.layout import duration_text, folder_text, loss_text, make_console
 from orchestrator.plain import PlainLines
-from orchestrator.progress import Progress, planned_trials, time_left_s
+from orchestrator.progress import Progress, planned_configs, planned_trials, time_left_s
 from orchestrator.summary import summary
 from orchestrator.tables import base_value, counts_text, leaders_grid, running_grid
 from sweeps.files import RunFolder
@@ -28,7 +29,7 @@ __all__ = ["Display", "Progress", "summary"]
 REFRESH_S = 0.2  # the live table is drawn no more often
 LEADERS = 5
 RANKING_SHARE = 0.1  # of the driver's time at most goes into ranking for the table
-FIXED_LINES = 9  # of the live view: two of head, blank lines, the heads of two tables
+FIXED_LINES = 10  # of the live view: its head, blank lines, the heads of two tables, one to spare
 
 
 class Display:
@@ -39,7 +40,7 @@ class Display:
         spec_public: the public config, for what is planned before the ledger says so.
         console: where to write; None for stdout.
         live: None for a live table on a terminal, and plain lines elsewhere.
-        total: how many trials there will be; None to work it out from the config.
+        configs: how many there will be to try; None to work it out from the search space.
         clock: seconds since the epoch.
     """
 
@@ -50,12 +51,13 @@ class Display:
         console: Console | None = None,
         live: bool | None = None,
         *,
-        total: int | None = None,
+        configs: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.console = console or make_console()
         self._folder = folder
-        self._total = total or planned_trials(History(spec=spec_public))
+        self._configs = configs or planned_configs(spec_public)
+        self._total: int | None = None  # trials
         self._clock = clock
         self._drawn = float("-inf")
         self._leaders = _Leaders(clock)
@@ -90,12 +92,15 @@ class Display:
     def update(self, history: History, progress: Mapping[str, Progress]) -> None:
         """Show where the sweep stands. Cheap, so call it as often as the loop turns."""
         now = self._clock()
+        if self._live is not None and now - self._drawn < REFRESH_S:
+            return  # a log misses nothing: its last lines may be the last call
+        self._drawn = now
+        self._total = planned_trials(history, self._configs)
         if self._plain is not None:
             self._plain.update(
                 history, self._total, lambda: time_left_s(history, progress, self._total, now)
             )
-        elif now - self._drawn >= REFRESH_S:
-            self._drawn = now
+        else:
             left = time_left_s(history, progress, self._total, now)
             self._quietly(lambda live: self._draw(live, self.view(history, progress, left)))
 
@@ -173,6 +178,9 @@ class Display:
             action(self._live)
         except OSError:
             self.console.quiet = True
+            with suppress(OSError, IndexError):  # it may have failed half started
+                self._live.stop()
+            self._live = None
 
 
 class _Leaders:

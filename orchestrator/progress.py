@@ -16,6 +16,7 @@ from sweeps.history import History, Record
 from sweeps.space import parse_space
 from sweeps.trial import State
 
+_NO_REPEATS = (State.PRUNED, State.DIVERGED, State.FAILED)
 _LAST_BYTES = 4096  # of metrics.jsonl: enough for its last row many times over
 
 
@@ -89,17 +90,29 @@ def budget_examples(history: History) -> int | None:
     return None
 
 
-def planned_trials(history: History) -> int | None:
-    """How many trials the sweep means to train, repeats counted; None where that is open."""
-    sweep = history.spec.get("sweep", {})
+def planned_configs(spec: Mapping[str, Any]) -> int | None:
+    """How many configs a sweep means to try; None where that is open."""
+    sweep = spec.get("sweep", {})
     space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
-    fixed = {
-        condition.key: _lookup(history.spec, condition.key) for condition in space.when.values()
-    }
+    fixed = {condition.key: _lookup(spec, condition.key) for condition in space.when.values()}
     size = dataclasses.replace(space, fixed=fixed).size() if space.dimensions else None
-    wanted = sweep.get("trials")
-    configs = min((count for count in (size, wanted) if count), default=None)
-    return None if configs is None else configs * int(sweep.get("repeats") or 1)
+    return min((count for count in (size, sweep.get("trials")) if count), default=None)
+
+
+def planned_trials(history: History, configs: int | None) -> int | None:
+    """How many trials there will be, repeats counted, given the number of configs.
+
+    It falls as the sweep goes on: a config that was pruned or failed gets no more repeats.
+    """
+    if configs is None:
+        return None
+    repeats = int(history.spec.get("sweep", {}).get("repeats") or 1)
+    known = history.by_config().values()
+    tried = sum(
+        len(records) if any(r.state in _NO_REPEATS for r in records) else max(repeats, len(records))
+        for records in known
+    )
+    return tried + max(0, configs - len(known)) * repeats
 
 
 def time_left_s(

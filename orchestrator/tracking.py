@@ -7,6 +7,7 @@ for a server happens on one background thread. Workers need neither key nor inte
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from typing import Any
 from orchestrator.inbox import Inbox
 from orchestrator.tracked_runs import SweepRuns
 from orchestrator.wandb_link import Link, find_link, is_off
-from orchestrator.wandb_service import WandbService
+from orchestrator.wandb_service import WandbService, tear_down
 from sweeps.files import RunFolder
 from sweeps.ledger import Event, Tail
 from sweeps.secrets import scrub
@@ -28,6 +29,7 @@ MOST_ROWS = 10_000  # that wait for the background thread: a few MB
 START_S = 10.0
 _TICK_S = 0.5
 _RESERVE_S = 4.0  # of the time to finish: to leave a hanging server and sum up on disk
+_MOST_FAILURES = 5
 _LAST_S = 2.0  # for the thread to end after wandb-core was killed
 
 
@@ -61,6 +63,7 @@ class Tracker:
         self._service: WandbService | None = None
         self._runs: SweepRuns | None = None
         self._stopping = False
+        self._failures = 0
         self._trouble = ""  # why tracking was given up
         self._told_dropped = False
 
@@ -125,7 +128,8 @@ class Tracker:
         except ImportError:
             self._trouble = "wandb is not installed (pip install wandb)"
         except Exception as error:
-            self._give_up(error)
+            tear_down()
+            self._trouble = scrub(f"{type(error).__name__}: {error}".splitlines()[0])
         self._decided.set()
         while self._runs is not None and not self._trouble:
             act = self._inbox.take(_TICK_S)
@@ -135,9 +139,9 @@ class Tracker:
                 if self._runs is not None:
                     self._runs.close_ended()
             except Exception as error:
-                self._give_up(error)
+                self._note_failure(error)
         if self._service is not None:
-            self._service.shut_down()
+            tear_down()
 
     def _connect(self) -> None:
         self._link = find_link(self._tracking)
@@ -168,13 +172,25 @@ class Tracker:
         runs, self._runs = self._runs, None  # leaves the loop, also where this fails
         runs.close_all(summary, timeout_s=max(1.0, close_by - time.monotonic()))
 
-    def _give_up(self, error: Exception) -> None:
-        self._trouble = scrub(f"{type(error).__name__}: {error}".splitlines()[0])
-        log.warning("W&B: tracking stops, training goes on. %s", self._trouble)
+    def _note_failure(self, error: Exception) -> None:
+        """One event that cannot be tracked is passed over; after several, tracking stops."""
         log.debug("tracking", exc_info=error)
+        if self._service is not None and self._service.abandoned:
+            self._runs = None  # leaves the loop; the last lines say what to do
+            return
+        self._failures += 1
+        reason = scrub(f"{type(error).__name__}: {error}".splitlines()[0])
+        if self._failures == 1:
+            log.warning("W&B: something could not be tracked: %s", reason)
+        if self._failures >= _MOST_FAILURES:
+            self._trouble = reason
+            log.warning("W&B: tracking stops, training goes on. %s", reason)
 
     def _how_to_sync(self) -> str:
-        return f"to upload it later: wandb sync {self._folder.tracking}/offline-run-*"
+        return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
+
+    def _quoted_folder(self) -> str:
+        return shlex.quote(str(self._folder.tracking))
 
     def _last_lines(self, *, cut_short: bool) -> list[str]:
         lines = []
@@ -184,10 +200,9 @@ class Tracker:
             lines.append(f"W&B: tracking stopped early: {self._trouble}")
         unsent = self._service is not None and bool(self._service.unsent)
         if unsent or (cut_short and self._link.online):
-            folder = self._folder.tracking
             lines.append(
                 "W&B: not everything was uploaded, but all of it is on disk; to upload it: "
-                f"wandb sync --include-online {folder}/*run-*"
+                f"wandb sync --include-online {self._quoted_folder()}/*run-*"
             )
         elif self._link.online:
             lines.append(f"W&B: {self._link.page} (group {self._sweep_name})")

@@ -13,6 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.wandb_service import set_up
 from sweeps.secrets import scrub
 from sweeps.spec import TrackingSpec
 
@@ -75,15 +76,6 @@ def find_link(tracking: TrackingSpec) -> Link:
     entity = tracking.entity or session.settings.entity or answer.entity
     page = f"{app_url}/{entity}/{tracking.project}" if entity else app_url
     return Link(online=True, page=scrub(page))
-
-
-def set_up() -> Any:
-    """wandb's session, silent from its first word."""
-    # Its crash reports would carry local paths, and only listed keys may leave the machine.
-    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
-
-    return wandb.setup(settings=wandb.Settings(silent=True, quiet=True))
 
 
 def _mode(tracking: TrackingSpec) -> str:

@@ -9,6 +9,7 @@ same id; `wandb sync` puts the parts together.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -17,7 +18,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.wandb_link import set_up
 from sweeps.spec import TrackingSpec
 
 if TYPE_CHECKING:
@@ -36,48 +36,39 @@ class WandbService:
 
     def __init__(self, tracking: TrackingSpec, root: Path, *, group: str, online: bool) -> None:
         self.online = online
+        self.abandoned = False
         self.unsent: list[Path] = []  # folders of online runs that were not uploaded whole
         self._tracking = tracking
         self._root = root.absolute()
         self._group = group
         self._live: list[Run] = []
-        self._process: Any = None
-        self._abandoned = False
+        self._process: Any = _service_process()
 
     def open(self, run_id: str, *, name: str, job_type: str, config: Mapping[str, Any]) -> Run:
-        """Begin or continue the run of this id.
+        """Begin the run of this id, or go on with it.
 
         Raises:
             Exception: wandb's, where the server does not take the run within `INIT_S`.
         """
         import wandb
 
-        if self._abandoned:
-            raise RuntimeError("the sweep is over")
+        self._check_wanted()
         (self._root / "wandb").mkdir(parents=True, exist_ok=True)
-        hooks = sys.exit, sys.excepthook
-        try:
-            run = wandb.init(
-                project=self._tracking.project,
-                entity=self._tracking.entity,
-                dir=str(self._root),
-                id=run_id,
-                name=name,
-                group=self._group,
-                job_type=job_type,
-                tags=self._tracking.tags,
-                config=dict(config),
-                mode="online" if self.online else "offline",
-                resume="allow",
-                reinit="create_new",
-                settings=_run_settings(),
-            )
-        finally:
-            # Each run wraps these once more and never takes its wrapper off again: with a
-            # thousand trials sys.exit would recurse too deep.
-            setattr(sys, "exit", hooks[0])  # noqa: B010
-            sys.excepthook = hooks[1]
-            self._process = _service_process()
+        run = wandb.init(
+            project=self._tracking.project,
+            entity=self._tracking.entity,
+            dir=str(self._root),
+            id=run_id,
+            name=name,
+            group=self._group,
+            job_type=job_type,
+            tags=self._tracking.tags,
+            config=dict(config),
+            mode="online" if self.online else "offline",
+            resume="allow",
+            reinit="create_new",
+            settings=_run_settings(),
+        )
         self._live.append(run)
         return run
 
@@ -104,23 +95,22 @@ class WandbService:
         self._note_unsent(self._live)
         self._live.clear()
         self.online = False
+        self._check_wanted()
         time.sleep(2 * FLUSH_S)  # the files are complete; an orderly end would wait for the server
         self._kill()
-        self.shut_down()
+        tear_down()
+        self._check_wanted()
         set_up()
-
-    def shut_down(self) -> None:
-        """End wandb-core; waits for it."""
-        import wandb
-
-        with suppress(Exception):  # it may be gone already
-            wandb.teardown()
-        self._process = None
+        self._process = _service_process()
 
     def abandon(self) -> None:
         """End wandb-core at once, from any thread. What waits for it fails; no run opens again."""
-        self._abandoned = True
+        self.abandoned = True
         self._kill()
+
+    def _check_wanted(self) -> None:
+        if self.abandoned:
+            raise RuntimeError("the driver is leaving")
 
     def _kill(self) -> None:
         process = self._process
@@ -145,6 +135,27 @@ def _end(run: Run, code: int, ended: Callable[[Run], None]) -> None:
         ended(run)
     except Exception as error:  # its timeout, or wandb-core is gone: the files are there
         log.debug("closing a W&B run: %s", error)
+
+
+def set_up() -> Any:
+    """wandb's session, silent from its first word; begins wandb-core."""
+    # Its crash reports would carry local paths, and only listed keys may leave the machine.
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    hooks = sys.exit, sys.excepthook
+    session = wandb.setup(settings=wandb.Settings(silent=True, quiet=True))
+    # It wraps these for good, and one more time at each set-up: tracebacks would come out twice.
+    sys.exit, sys.excepthook = hooks
+    return session
+
+
+def tear_down() -> None:
+    """End wandb-core, and wait for it."""
+    import wandb
+
+    with suppress(Exception):  # it may be gone already
+        wandb.teardown()
 
 
 def _run_settings() -> Any:

@@ -70,6 +70,7 @@ class History:
     began: float | None = None
     latest: float | None = None  # time of the last event
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
+    _values: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> History:
@@ -85,8 +86,12 @@ class History:
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""
-        best = record.best(self.metric, self.direction)
-        return None if best is None else best.metrics[self.metric]
+        if record.key not in self._values:  # asked for often, and changed by reports alone
+            best = record.best(self.metric, self.direction)
+            if best is None:
+                return None
+            self._values[record.key] = best.metrics[self.metric]
+        return self._values[record.key]
 
     def by_config(self) -> dict[int, list[Record]]:
         """Optuna trial -> its repeats, both in the order in which they were asked for."""
@@ -162,6 +167,7 @@ class History:
             return
         record = self.trials[event["trial"]]
         record.reports[report.index] = report
+        self._values.pop(record.key, None)
         if event["decision"] == "prune":
             record.pruned_at = report.index
 

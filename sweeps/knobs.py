@@ -66,12 +66,13 @@ class Effect:
     range: float
 
 
-def effects(history: History) -> list[Effect]:
+def effects(history: History, rows: Sequence[Row] | None = None) -> list[Effect]:
     """Every knob that took more than one value in trials that ended; the largest effect first.
 
-    A conditional key counts only the trials in which it was active.
+    A conditional key counts only the trials in which it was active. `rows` are those of
+    `ranked(history)`, where they are at hand.
     """
-    ended = [row for row in ranked(history) if row.status.is_finished()]
+    ended = [row for row in (rows or ranked(history)) if row.status.is_finished()]
     dimensions = dimension_keys(history)
     grouped: dict[str, _Groups] = {}
     for name, keys in dimensions.items():

@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sweeps.secrets import masked
+
 MAX_LENGTH = 100  # W&B shows 128 at most, and leaves room for a seed
 
 _SHORT = {
@@ -77,6 +79,7 @@ def _label(key: str) -> str:
 
 def _word(key: str, value: object, labels: Counter[str]) -> str:
     label = _label(key)
+    value = masked(key, value)
     if labels[label] > 1:
         label = key  # two keys would look alike
     elif isinstance(value, str) and label in _SPEAK_FOR_THEMSELVES:

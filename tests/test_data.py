@@ -170,6 +170,14 @@ def test_prepare_saves_loads_and_counts(tmp_path: Path) -> None:
     assert columns(loaded.train) == columns(prepared.train)
 
 
+def test_first_token_of_a_text_is_not_counted_as_labelled(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{"text": "def a(b):"}, {"text": "return b + c"}])
+    spec = train_spec(path, eval_path=str(path))
+    splits, report = tokenized(spec, read(spec.data))
+    tokens = sum(len(ids) for ids in splits["eval"]["input_ids"])
+    assert report.eval_labelled_tokens == tokens - 2  # nothing predicts them
+
+
 def test_second_prepare_reuses_what_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

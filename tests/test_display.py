@@ -13,7 +13,7 @@ from sweep_events import Sweep
 
 from orchestrator.display import Display, Progress, summary
 from orchestrator.layout import Column, Grid, duration_text, megabytes_text, rate_text, show, texts
-from orchestrator.progress import planned_trials, time_left_s
+from orchestrator.progress import planned_configs, planned_trials, time_left_s
 from sweeps.files import RunFolder
 from sweeps.history import History
 from sweeps.knobs import effects
@@ -189,15 +189,24 @@ def test_the_time_budget_bounds_the_time_left() -> None:
     assert time_left_s(history, {}, 9, now=history.driver["time"] + 20) == pytest.approx(30.0)
 
 
-def test_planned_trials_counts_grid_conditions_and_repeats() -> None:
+def test_the_plan_counts_grid_conditions_and_repeats() -> None:
     space = {**SPACE, "trainer.momentum": "choice(0.8, 0.9)"}
     when = {"trainer.momentum": "trainer.optim=sgd"}
-    assert planned_trials(Sweep(space, when=when, repeats=2).history()) == 2 * (2 * 2 + 2)
-    assert planned_trials(Sweep(SPACE, trials=3).history()) == 3
-    assert planned_trials(Sweep({LR: "interval(0.1, 0.2)"}, trials=7).history()) == 7
+    assert planned_configs(Sweep(space, when=when).spec) == 2 * (2 + 1)
+    assert planned_configs(Sweep(SPACE, trials=3).spec) == 3
+    assert planned_configs(Sweep({LR: "interval(0.1, 0.2)"}, trials=7).spec) == 7
     # a key that a condition asks about, but nothing searches, has the base config's value
     base = Sweep({"trainer.beta": "choice(1, 2)"}, when={"trainer.beta": "trainer.optim=sgd"})
-    assert planned_trials(base.history()) == 1
+    assert planned_configs(base.spec) == 1
+
+
+def test_a_config_that_was_pruned_takes_its_repeats_off_the_plan() -> None:
+    sweep = Sweep(SPACE, repeats=3)
+    assert planned_trials(sweep.history(), 4) == 12
+    sweep.trial({LR: 1e-4}, [1.0], "pruned", config=0)
+    sweep.trial({LR: 1e-3}, [1.0], config=1)
+    assert planned_trials(sweep.history(), 4) == 1 + 3 * 3
+    assert planned_trials(sweep.history(), None) is None
 
 
 def lines_of(sweep: Sweep, folder: Path, width: int = 120, **more: object) -> list[str]:
@@ -288,7 +297,7 @@ def test_tables_never_break_a_number(width: int, tmp_path: Path) -> None:
     table = lines[head : head + 7]
     assert max(map(len, table)) <= width
     assert sum("1.2345" in line for line in table) == 4
-    if width < 200:
+    if width <= 80:
         assert "see" in "\n".join(lines[head + 7 : head + 8])
 
 

@@ -65,6 +65,10 @@ def test_keys_that_would_look_alike_keep_their_full_names() -> None:
     assert trial_name(both) == "model.path=b data.path=b"
 
 
+def test_a_secret_is_not_named() -> None:
+    assert trial_name({"trainer.hub_token": "hf_abcdefgh", "peft.r": 8}) == "hub_token=*** r=8"
+
+
 def test_no_values_and_very_many() -> None:
     assert trial_name({}) == "base config"
     long = trial_name({f"trainer.some_rather_long_key_{n}": n for n in range(30)})

@@ -1,0 +1,149 @@
+"""Committed checkpoints: either a whole one with a manifest that proves it, or none.
+
+Write into a draft folder, bring every file to disk, MANIFEST.json last, then one rename. A checkpoint
+counts only where each file has the size and the hash that its manifest says, and no file is there that
+the manifest does not name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import SweepError
+from sweeps.files import checkpoint_step, sync_folder
+from sweeps.trial import Report
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "MANIFEST.json"
+# Without these a resumed trial would start them afresh in silence.
+_STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+
+class CheckpointError(Exception):
+    """A checkpoint is not whole; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint is, and what must lie in its folder.
+
+    Attributes:
+        key: the trial's.
+        base: fingerprint of the base model.
+        seconds: spent training up to here.
+        reports: the trial's reports so far, as JSON.
+        files: name -> [bytes, sha256].
+    """
+
+    key: str
+    step: int
+    attempt: int
+    base: str
+    seconds: float
+    reports: Sequence[dict[str, Any]]
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def trial_reports(self) -> list[Report]:
+        return [Report.from_json(report) for report in self.reports]
+
+
+def commit(draft: Path, final: Path, manifest: Manifest) -> int:
+    """Turn a written `draft` into the checkpoint `final`; returns its size in bytes."""
+    names = sorted(path for path in draft.rglob("*") if path.is_file())
+    files = {str(path.relative_to(draft)): _seal(path) for path in names}
+    text = json.dumps(asdict(manifest) | {"files": files}, indent=1, allow_nan=False)
+    with open(draft / MANIFEST, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(draft)
+    if final.exists():  # the same step, committed by an attempt that could not say so any more
+        shutil.rmtree(final)
+    os.replace(draft, final)
+    sync_folder(final.parent)
+    return sum(size for size, _ in files.values())
+
+
+def verify(folder: Path) -> Manifest:
+    """The manifest of a whole checkpoint.
+
+    Raises:
+        CheckpointError: what is missing, cut short, changed or not named there.
+    """
+    try:
+        data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = Manifest(**data)
+        named = {str(name): (int(size), str(digest)) for name, (size, digest) in data["files"].items()}
+    except FileNotFoundError:
+        raise CheckpointError(f"has no {MANIFEST}") from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"its {MANIFEST} cannot be read: {error}") from error
+    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
+    if found != set(named):
+        odd = sorted(found ^ set(named))
+        raise CheckpointError(f"files missing or not of the checkpoint: {', '.join(odd)}")
+    missing = [name for name in _STATE_FILES if name not in named]
+    if missing:
+        raise CheckpointError(f"lacks {', '.join(missing)}")
+    for name, (size, digest) in named.items():
+        path = folder / name
+        if path.is_symlink() or path.stat().st_size != size or _sha256(path) != digest:
+            raise CheckpointError(f"{name} is not what was written")
+    return manifest
+
+
+def newest(checkpoints: Path, *, key: str, base: str) -> tuple[Path, Manifest] | None:
+    """The newest whole checkpoint of a trial; ones that are not whole are passed over, and said.
+
+    Raises:
+        SweepError: a checkpoint here belongs to another trial or base model.
+    """
+    steps = [(step, path) for path in _folders(checkpoints) if (step := checkpoint_step(path)) is not None]
+    for _, path in sorted(steps, reverse=True):
+        try:
+            manifest = verify(path)
+        except CheckpointError as error:
+            log.warning("%s is not used: it %s", path, error)
+            continue
+        if manifest.key != key:
+            raise SweepError(f"{path} is a checkpoint of trial {manifest.key}, not of {key}; move it away")
+        if manifest.base != base:
+            raise SweepError(
+                f"{path} was trained on another base model ({manifest.base}, now {base}). Give back "
+                "the old base, or choose another run_dir=..."
+            )
+        return path, manifest
+    return None
+
+
+def clear_drafts(checkpoints: Path) -> None:
+    """Remove what killed attempts left half written."""
+    for path in _folders(checkpoints):
+        if path.name.startswith("."):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _folders(parent: Path) -> list[Path]:
+    return [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+
+
+def _seal(path: Path) -> tuple[int, str]:
+    """Bring a file to disk; its size and hash."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    return path.stat().st_size, _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
