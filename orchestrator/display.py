@@ -57,7 +57,6 @@ class Display:
         self.console = console or make_console()
         self._folder = folder
         self._configs = configs or planned_configs(spec_public)
-        self._total: int | None = None  # trials
         self._clock = clock
         self._drawn = float("-inf")
         self._leaders = _Leaders(clock)
@@ -95,13 +94,11 @@ class Display:
         if self._live is not None and now - self._drawn < REFRESH_S:
             return  # a log misses nothing: its last lines may be the last call
         self._drawn = now
-        self._total = planned_trials(history, self._configs)
+        total = planned_trials(history, self._configs)
         if self._plain is not None:
-            self._plain.update(
-                history, self._total, lambda: time_left_s(history, progress, self._total, now)
-            )
+            self._plain.update(history, total, lambda: time_left_s(history, progress, total, now))
         else:
-            left = time_left_s(history, progress, self._total, now)
+            left = time_left_s(history, progress, total, now)
             self._quietly(lambda live: self._draw(live, self.view(history, progress, left)))
 
     def close(self) -> None:
@@ -137,7 +134,7 @@ class Display:
     def _head(self, history: History, left: float | None) -> RenderableType:
         """Name, a bar over all trials, how many ended, elapsed, left."""
         done = sum(record.state.is_finished() for record in history.trials.values())
-        total = self._total or len(history.trials)
+        total = planned_trials(history, self._configs)
         head = Table.grid(padding=(0, 2, 0, 0), expand=True)
         head.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
         head.add_column(ratio=1)
@@ -148,8 +145,10 @@ class Display:
         times = duration_text(elapsed) + ("" if left is None else f", {duration_text(left)} left")
         head.add_row(
             Text(history.name or "sweep", style="bold"),
-            ProgressBar(total=max(1, total), completed=done, complete_style="cyan"),
-            Text(f"{done} of {self._total or '?'}"),
+            ProgressBar(
+                total=max(1, total or len(history.trials)), completed=done, complete_style="cyan"
+            ),
+            Text(f"{done} of {total or '?'}"),
             Text(times),
         )
         return head

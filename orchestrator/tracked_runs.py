@@ -207,8 +207,11 @@ class SweepRuns:
     def _close(self, codes: Mapping[str, int], timeout_s: float) -> None:
         """Close runs with these exit codes. Where the server does not keep up, leave it alone."""
         runs = [(self._open.pop(key), code) for key, code in codes.items() if key in self._open]
-        if runs and not self.service.close(runs, timeout_s) and self.service.online:
-            self._go_offline("the server does not take the runs in time")
+        if not runs or self.service.close(runs, timeout_s):
+            return
+        if not self.service.online:
+            raise RuntimeError("wandb-core ended before the runs were closed")
+        self._go_offline("the server does not take the runs in time")
 
     def _go_offline(self, reason: str) -> None:
         first_line = scrub(reason).splitlines()[0]

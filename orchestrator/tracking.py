@@ -63,7 +63,7 @@ class Tracker:
         self._service: WandbService | None = None
         self._runs: SweepRuns | None = None
         self._stopping = False
-        self._failures = 0
+        self._failures: list[str] = []
         self._trouble = ""  # why tracking was given up
         self._told_dropped = False
 
@@ -178,13 +178,12 @@ class Tracker:
         if self._service is not None and self._service.abandoned:
             self._runs = None  # leaves the loop; the last lines say what to do
             return
-        self._failures += 1
-        reason = scrub(f"{type(error).__name__}: {error}".splitlines()[0])
-        if self._failures == 1:
-            log.warning("W&B: something could not be tracked: %s", reason)
-        if self._failures >= _MOST_FAILURES:
-            self._trouble = reason
-            log.warning("W&B: tracking stops, training goes on. %s", reason)
+        self._failures.append(scrub(f"{type(error).__name__}: {error}".splitlines()[0]))
+        if len(self._failures) == 1:
+            log.warning("W&B: something could not be tracked: %s", self._failures[0])
+        if len(self._failures) >= _MOST_FAILURES:
+            self._trouble = self._failures[-1]
+            log.warning("W&B: tracking stops, training goes on. %s", self._trouble)
 
     def _how_to_sync(self) -> str:
         return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
@@ -198,6 +197,8 @@ class Tracker:
             lines.append(f"W&B: {self._inbox.dropped} training rows were dropped: it was too slow")
         if self._trouble:
             lines.append(f"W&B: tracking stopped early: {self._trouble}")
+        elif self._failures:
+            lines.append(f"W&B: not everything was tracked: {self._failures[0]}")
         unsent = self._service is not None and bool(self._service.unsent)
         if unsent or (cut_short and self._link.online):
             lines.append(
