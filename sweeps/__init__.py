@@ -1,1 +1,1 @@
-"""WHAT to try and what was found: config, space, ledger, search, ranking. Knows no torch, Ray or W&B."""
+"""WHAT to try and what was found: config, space, ledger, search, ranking. No torch, Ray or W&B."""

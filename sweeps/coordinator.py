@@ -1,7 +1,7 @@
 """The heart of a sweep: hands out trials, takes their reports, decides, and writes it all down.
 
-A plain class over the ledger and Optuna. One Ray actor holds it while a sweep runs; workers of every
-engine call it. Its memory is what a replay of the ledger gives, so its death loses nothing.
+A plain class over the ledger and Optuna. One Ray actor holds it while a sweep runs; workers of
+every engine call it. Its memory is what a replay of the ledger gives, so its death loses nothing.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import optuna
 from omegaconf import OmegaConf
 
-from sweeps.errors import StaleAttemptError
+from sweeps.errors import LedgerDamagedError, StaleAttemptError
 from sweeps.files import RunFolder, append_lines, write_text
 from sweeps.history import History, Record
 from sweeps.ledger import Event, Ledger
@@ -28,6 +29,7 @@ from sweeps.trial import Decision, Report, State, Trial
 log = logging.getLogger(__name__)
 
 _DOUBLES_BEFORE_LOOKING = 20  # repeated suggestions before untried configs are sought by hand
+_DOUBLES_BEFORE_GIVING_UP = 100  # then there is nothing new to find
 
 
 class Coordinator:
@@ -52,9 +54,9 @@ class Coordinator:
         self._base_holder: str | None = None
         self._exhausted = False
         self._stopping = ""
-        for event in self._ledger.events:
-            self._replay(event)
-        del self._ledger.events[:]
+        self._replay_all()
+        # A reopened sweep that has tried everything is finished without being asked again.
+        self._exhausted = not space.is_continuous and first_untried(space, self._tried) is None
 
     # ------------------------------------------------------------------ a driver's life
 
@@ -80,6 +82,14 @@ class Coordinator:
 
     def close(self) -> None:
         self._ledger.close()
+
+    @property
+    def study(self) -> optuna.Study:
+        """Optuna's view of the sweep, in memory."""
+        return self._search.study
+
+    def trial(self, key: str) -> Trial:
+        return self._trials[key]
 
     @property
     def stopping(self) -> str:
@@ -136,7 +146,7 @@ class Coordinator:
         """A config that was not tried before. Repeated ones are told their known value."""
         doubles = 0
         while self._wants_config():
-            suggestion = self._search.ask() if doubles < _DOUBLES_BEFORE_LOOKING else self._untried()
+            suggestion = self._next_suggestion(doubles)
             if suggestion is None:
                 self._exhausted = True
                 return None
@@ -151,16 +161,19 @@ class Coordinator:
                 duplicate=key,
                 config=suggestion.number,
                 choices=dict(suggestion.picked),
+                by_hand=suggestion.by_hand,
                 params=dict(suggestion.values),
             )
             self._tell_double(suggestion.number, self.history.trials[key])
         return None
 
-    def _untried(self) -> Suggestion | None:
-        if self._space.is_continuous:
+    def _next_suggestion(self, doubles: int) -> Suggestion | None:
+        if self._spec.sweep.search == "grid" or doubles < _DOUBLES_BEFORE_LOOKING:
             return self._search.ask()
-        picked = first_untried(self._space, self._tried)
-        return None if picked is None else self._search.impose(picked)
+        if doubles < _DOUBLES_BEFORE_GIVING_UP:
+            return self._search.ask_untried(self._tried)
+        log.warning("%d suggestions in a row were tried before: there is no other", doubles)
+        return None
 
     def _tell_double(self, number: int, record: Record) -> None:
         value = self.history.config_mean(record.config)
@@ -201,8 +214,9 @@ class Coordinator:
     def _new_trial(self, suggestion: Suggestion, repeat: int) -> str:
         config = self._config_of(suggestion.values, repeat)
         key = trial_key(config)
-        text = OmegaConf.to_yaml(OmegaConf.create(dict(masked("", config))))  # type: ignore[call-overload]
-        write_text(self._folder.trial_config(key), text)
+        shown = masked("", config)
+        assert isinstance(shown, dict)
+        write_text(self._folder.trial_config(key), OmegaConf.to_yaml(OmegaConf.create(shown)))
         self._write(
             "ask",
             trial=key,
@@ -211,6 +225,7 @@ class Coordinator:
             repeat=repeat,
             seed=config["seed"],
             choices=dict(suggestion.picked),
+            by_hand=suggestion.by_hand,
             params=dict(suggestion.values),
         )
         self._remember(self.history.trials[key], config)
@@ -235,7 +250,7 @@ class Coordinator:
         Args:
             worker: host and pid.
             step: the checkpoint's step that it goes on from, 0 for none.
-            reports: those in that checkpoint's manifest; one that never reached the ledger is added.
+            reports: those in that checkpoint's manifest; what never reached the ledger is added.
         """
         with self._guard:
             record = self.history.trials[key]
@@ -244,10 +259,14 @@ class Coordinator:
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
             attempt = record.attempt + 1
-            self._write("start", trial=key, attempt=attempt, worker=worker, device=device, step=step)
+            where = {"worker": worker, "device": device, "step": step}
+            self._write("start", trial=key, attempt=attempt, **where)
             for report in reports:
-                if report.index not in record.reports:
+                if report.index and report.index not in record.reports:
                     self._report(record, report)
+            if record.pruned_at is not None:
+                self._end(record, State.PRUNED)
+                return None
             return attempt
 
     def claim_base(self, key: str, attempt: int) -> bool:
@@ -317,12 +336,13 @@ class Coordinator:
         error: str = "",
         totals: Mapping[str, float] | None = None,
     ) -> None:
-        """A trial has ended. `reason` is one line; `error`, a whole traceback, goes to error.txt."""
+        """A trial has ended. `reason` is one line; `error`, a traceback, goes to error.txt."""
         with self._guard:
             record = self._check(key, attempt)
+            reason = scrub(reason)
             if error:
                 write_text(self._folder.error(key), scrub(error))
-            self._end(record, state, kind=kind, reason=scrub(reason), totals=dict(totals or {}))
+            self._end(record, state, kind=kind, reason=reason, totals=totals)
             if kind == "bug":
                 self._stop_if_all_fail_alike(reason)
 
@@ -372,7 +392,13 @@ class Coordinator:
         return self._spec.sweep.metric
 
     def _retry(self, record: Record, reason: str) -> bool:
-        """Count a failure of the infrastructure; False, and the trial failed, when it is one too many."""
+        """Count a failure of the infrastructure; False where the trial ends instead.
+
+        It ends as pruned where that was decided already, as failed where its retries are spent.
+        """
+        if record.pruned_at is not None:
+            self._end(record, State.PRUNED)
+            return False
         if record.retries >= self._spec.sweep.max_retries:
             self._end(
                 record,
@@ -424,11 +450,23 @@ class Coordinator:
     def _write(self, event: str, **fields: Any) -> None:
         self.history.apply(self._ledger.append(event, **fields))
 
+    def _replay_all(self) -> None:
+        for number, event in enumerate(self._ledger.events, start=1):
+            try:
+                self._replay(event)
+            except (KeyError, TypeError, ValueError, AssertionError) as error:
+                self._ledger.close()
+                raise LedgerDamagedError(
+                    f"{self._folder.ledger}, line {number} does not follow from the lines before "
+                    f"it ({error!r}). Restore the file from a copy, or choose another run_dir=..."
+                ) from error
+        self._ledger.events.clear()
+
     def _replay(self, event: Event) -> None:
         """Do what the event did to Optuna, in the same order, then fold it into the history."""
         kind = event["event"]
         if kind == "ask" and not event.get("repeat"):
-            self._search.replay_ask(event["choices"])
+            self._search.replay_ask(event["choices"], by_hand=event.get("by_hand", False))
             self._tried.add(picked_id(event["choices"]))
         if kind == "report" and event["index"] > 0:
             self._tell_report(self.history.trials[event["trial"]], Report.from_json(event))

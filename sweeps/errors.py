@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sweeps.secrets import masked
+from sweeps.secrets import masked, scrub
 
 
 class SweepError(Exception):
@@ -41,7 +41,7 @@ class Problem:
     def __str__(self) -> str:
         shown = "" if self.value is None else f" = {masked(self.key, self.value)}"
         hint = f" Did you mean {self.nearest}?" if self.nearest else ""
-        return f"{self.key}{shown}: {self.message}{hint}"
+        return f"{self.key}{shown}: {scrub(self.message)}{hint}"
 
 
 class ConfigError(SweepError):

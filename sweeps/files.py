@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.errors import FolderHeldError
+from sweeps.errors import FolderHeldError, SweepError
 
 STEP_PREFIX = "step-"
+REMOVING_PREFIX = ".removing-"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,11 @@ class RunFolder:
     def best(self) -> Path:
         return self.root / "best"
 
+    @property
+    def best_draft(self) -> Path:
+        """Where the best checkpoint is put together before it takes the name best/."""
+        return self.root / ".best.draft"
+
     def trial(self, key: str) -> Path:
         return self.root / "trials" / key
 
@@ -81,7 +87,7 @@ class RunFolder:
 def checkpoint_step(folder: Path) -> int | None:
     """The step in a checkpoint folder's name, or None where it is no such folder."""
     digits = folder.name.removeprefix(STEP_PREFIX)
-    return int(digits) if folder.name != digits and digits.isdigit() else None
+    return int(digits) if folder.name != digits and digits.isdecimal() else None
 
 
 def sync_folder(folder: Path) -> None:
@@ -127,7 +133,8 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def remove_tree(folder: Path) -> None:
     """Remove a folder so that a kill in the middle leaves nothing that looks whole."""
-    doomed = folder.with_name(f".removing-{folder.name}")
+    doomed = folder.with_name(f"{REMOVING_PREFIX}{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a kill in the middle: it would be in the way
     try:
         os.replace(folder, doomed)
     except FileNotFoundError:
@@ -144,16 +151,22 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115: held for our life
+        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held for our life)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "an unknown process"
             self._file.close()
             raise FolderHeldError(
                 f"{path.parent} is in use by {holder}. Wait for it, follow it with "
                 f"`python -m orchestrator status {path.parent}`, or choose another run_dir=..."
+            ) from None
+        except OSError as error:
+            self._file.close()
+            raise SweepError(
+                f"{path} cannot be locked: {error}. Choose a run_dir=... on a file system that "
+                "knows locks."
             ) from None
         self._file.seek(0)
         self._file.truncate()

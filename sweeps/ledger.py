@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 Event = dict[str, Any]
 
 EVENTS = frozenset(
-    "sweep attempt ask start report checkpoint retry end interrupt".split(),
+    ("sweep", "attempt", "ask", "start", "report", "checkpoint", "retry", "end", "interrupt")
 )
 
 
@@ -34,15 +35,29 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.events: list[Event] = _mend(path) if path.exists() else []
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115: held for the sweep's life
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the sweep's life)
 
     def append(self, event: str, **fields: Any) -> Event:
-        """Write one event and return it, with its time in seconds since the epoch."""
+        """Write one event and return it, with its time in seconds since the epoch.
+
+        Raises:
+            OSError: it could not be written, and the file is as it was before.
+        """
         assert event in EVENTS, event
         line: Event = {"event": event, "time": round(time.time(), 3), **fields}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-        os.fsync(self._file.fileno())
+        self._write(json.dumps(line, allow_nan=False).encode() + b"\n")
         return line
+
+    def _write(self, data: bytes) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            written = self._file.write(data)
+            if written != len(data):  # a full disk takes a part, and says nothing
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), size)  # half a line would damage the next one
+            raise
 
     def close(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""From plain nested dictionaries to the frozen dataclasses of `sweeps.spec`, every error at once."""
+"""From plain nested dictionaries to the dataclasses of `sweeps.spec`, every error at once."""
 
 from __future__ import annotations
 
@@ -93,6 +93,8 @@ def read_spec(
     sweep = read(SearchSpec, config.get("sweep"), "sweep", problems)
     tracking = read(TrackingSpec, config.get("tracking"), "tracking", problems)
     cluster = read(ClusterSpec, config.get("cluster"), "cluster", problems)
+    peft = _open_section("peft", config, problems)
+    trainer = _open_section("trainer", config, problems)
     if sweep is not None:
         _check_sweep(sweep, problems)
     if cluster is not None and cluster.kind == "ray" and not cluster.address:
@@ -101,12 +103,17 @@ def read_spec(
         )
     if None in (model, data, engine, sweep, tracking, cluster) or len(problems) > before:
         return None
-    assert model and data and engine and sweep and tracking and cluster
+    assert model is not None
+    assert data is not None
+    assert engine is not None
+    assert sweep is not None
+    assert tracking is not None
+    assert cluster is not None
     train = TrainSpec(
         model=model,
         data=data,
-        peft=dict(config["peft"]),
-        trainer=dict(config["trainer"]),
+        peft=peft,
+        trainer=trainer,
         seed=top["seed"],
         budget=sweep.budget,
         evaluations=sweep.evaluations,
@@ -172,6 +179,17 @@ def read(
         elif item.default is MISSING and item.default_factory is MISSING:
             problems.append(Problem(key=key, message="is missing and has no default; set it."))
     return kind(**values) if len(problems) == before else None
+
+
+def _open_section(
+    section: str, config: Mapping[str, Any], problems: list[Problem]
+) -> dict[str, Any]:
+    """A section whose keys are a library's own, and are checked where that library is known."""
+    value = config.get(section)
+    if isinstance(value, Mapping):
+        return dict(value)
+    problems.append(Problem(key=section, value=value, message="must be a mapping of keys."))
+    return {}
 
 
 def _value(key: str, hint: Any, value: Any, problems: list[Problem]) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sweeps.files import RunFolder, checkpoint_step, remove_tree
+import shutil
+
+from sweeps.files import REMOVING_PREFIX, RunFolder, checkpoint_step, remove_tree
 from sweeps.history import History, Record
 from sweeps.trial import State
 
@@ -11,8 +13,8 @@ def kept_steps(history: History, keep: int) -> dict[str, set[int]]:
     """Trial key -> checkpoint steps to keep.
 
     An unfinished trial keeps its latest checkpoint and its best so far. Of completed configs, the
-    `keep` best keep the best checkpoint of each of their repeats; a config whose repeats are not all
-    done is not judged yet. An unfinished trial displaces nothing of a completed one.
+    `keep` best keep the best checkpoint of each of their repeats; a config whose repeats are not
+    all done is not judged yet. An unfinished trial displaces nothing of a completed one.
     """
     kept: dict[str, set[int]] = {}
     settled: list[tuple[float, int]] = []
@@ -46,10 +48,14 @@ def clean(folder: RunFolder, history: History, keep: int, *, only: str | None = 
     """
     kept = kept_steps(history, keep)
     for key in [only] if only else list(history.trials):
+        for path in folder.checkpoints(key).glob(f"{REMOVING_PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)  # of a kill in the middle of a removal
         record = history.trials[key]
         for path in folder.checkpoints(key).glob("step-*"):
             step = checkpoint_step(path)
-            # A checkpoint that was committed but is not in the ledger yet is left alone too.
-            if step in record.checkpoints and step not in kept[key]:
+            if step is None or step in kept[key]:
+                continue
+            # What a trial has committed but not told yet is left alone, until it has ended.
+            if step in record.checkpoints or record.state.is_finished():
                 remove_tree(path)
-                record.checkpoints.remove(step)
+                record.checkpoints = [other for other in record.checkpoints if other != step]

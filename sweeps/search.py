@@ -1,12 +1,13 @@
 """Optuna, told the truth: suggestions, pruning decisions and results, as a function of the ledger.
 
 The study lives in memory and is rebuilt by replaying asks, reports and results in ledger order.
-Sampler seeds come from the Optuna trial's number, so a rebuilt study suggests what the old one would
-have suggested next.
+Sampler seeds come from the Optuna trial's number, so a rebuilt study suggests what the old one
+would have suggested next.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import logging
@@ -32,11 +33,12 @@ _STATEFUL = frozenset({"cmaes", "qmc"})
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A config to try, under its Optuna trial number."""
+    """A config to try, under its Optuna trial number. `by_hand`: the sampler had no say in it."""
 
     number: int
     picked: Mapping[str, Label]
     values: Mapping[str, Any]
+    by_hand: bool = False
 
 
 class Search:
@@ -67,19 +69,28 @@ class Search:
         if self._grid is None:
             return self._ask(sampler=self._sampler())
         picked = next(self._grid, None)
-        return None if picked is None else self.impose(picked)
+        return None if picked is None else self._impose(picked)
 
-    def impose(self, picked: Mapping[str, Label]) -> Suggestion:
-        """Make `picked` the next Optuna trial, whatever the sampler would have said."""
-        self.study.enqueue_trial(dict(picked))
-        return self._ask(sampler=optuna.samplers.RandomSampler(seed=0))
+    def ask_untried(self, tried: set[str]) -> Suggestion | None:
+        """A config that is not in `tried` (see `picked_id`), whatever the sampler would say.
 
-    def replay_ask(self, picked: Mapping[str, Label]) -> None:
+        None where a finite space holds no other; a continuous one is drawn from at random.
+        """
+        if self._space.is_continuous:
+            random = optuna.samplers.RandomSampler(seed=_own_seed(self._seed, self._next_number))
+            return dataclasses.replace(self._ask(sampler=random), by_hand=True)
+        picked = first_untried(self._space, tried)
+        return None if picked is None else dataclasses.replace(self._impose(picked), by_hand=True)
+
+    def replay_ask(self, picked: Mapping[str, Label], *, by_hand: bool = False) -> None:
         """Do again an ask that the ledger holds."""
+        if by_hand:
+            self._impose(picked)
+            return
         if self._grid is not None:
             next(self._grid, None)
         if self._spec.search not in _STATEFUL:
-            self.impose(picked)
+            self._impose(picked)
             return
         again = self._ask(sampler=self._sampler())
         if again.picked != dict(picked):
@@ -108,6 +119,10 @@ class Search:
     def fail(self, number: int) -> None:
         self.study.tell(self._trials.pop(number), state=TrialState.FAIL)
 
+    def _impose(self, picked: Mapping[str, Label]) -> Suggestion:
+        self.study.enqueue_trial(dict(picked))
+        return self._ask(sampler=optuna.samplers.RandomSampler(seed=0))
+
     def _ask(self, *, sampler: optuna.samplers.BaseSampler) -> Suggestion:
         self.study.sampler = sampler
         trial = self.study.ask()
@@ -116,8 +131,11 @@ class Search:
         return Suggestion(trial.number, picked, self._space.values(picked))
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
-        number = len(self.study.get_trials(deepcopy=False))
-        return make_sampler(self._spec, self._space, self._seed, number)
+        return make_sampler(self._spec, self._space, self._seed, self._next_number)
+
+    @property
+    def _next_number(self) -> int:
+        return len(self.study.get_trials(deepcopy=False))
 
 
 def make_sampler(
@@ -129,7 +147,7 @@ def make_sampler(
     place in the study itself, and need the same seed every time.
     """
     options = dict(spec.search_options)
-    own = int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
+    own = _own_seed(seed, number)
     if spec.search == "tpe":
         if space.is_conditional:
             options.setdefault("group", True)
@@ -143,6 +161,10 @@ def make_sampler(
         options.setdefault("warn_independent_sampling", False)
         return optuna.samplers.QMCSampler(seed=seed, **options)
     return optuna.samplers.RandomSampler(seed=own)
+
+
+def _own_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
 
 
 def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
@@ -239,7 +261,7 @@ def _suggest(trial: optuna.Trial, dimension: Dimension) -> Label:
 
 def first_untried(space: Space, tried: set[str]) -> dict[str, Label] | None:
     """The first combination of a finite space that is not in `tried` (see `picked_id`)."""
-    candidates = itertools.islice(space.grid(), 10_000)
+    candidates = itertools.islice(space.grid(), len(tried) + 1)  # one of so many is untried
     return next((picked for picked in candidates if picked_id(picked) not in tried), None)
 
 

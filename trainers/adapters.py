@@ -48,14 +48,20 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
     config = lora_config(peft)
     if config is None:
         return model
-    import torch
     from peft import get_peft_model
 
     try:
-        adapted = get_peft_model(model, config)
+        return in_training_type(get_peft_model(model, config))
     except ValueError as error:
         raise SweepError(f"peft: {str(error).splitlines()[0]}") from error
-    if getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False):
+
+
+def in_training_type(adapted: Any) -> Any:
+    """A new or newly loaded adapter, trainable, in the number type that it trains in."""
+    import torch
+
+    base = adapted.get_base_model()
+    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
         for name, weight in adapted.named_parameters():
             if weight.requires_grad and "lora_magnitude_vector" not in name:
                 weight.data = weight.data.to(torch.bfloat16)

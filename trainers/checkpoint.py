@@ -1,8 +1,8 @@
 """Committed checkpoints: either a whole one with a manifest that proves it, or none.
 
-Write into a draft folder, bring every file to disk, MANIFEST.json last, then one rename. A checkpoint
-counts only where each file has the size and the hash that its manifest says, and no file is there that
-the manifest does not name.
+Write into a draft folder, bring every file to disk, MANIFEST.json last, then one rename. A
+checkpoint counts only where each file has the size and the hash that its manifest says, and no file
+is there that the manifest does not name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.errors import SweepError
-from sweeps.files import checkpoint_step, sync_folder
+from sweeps.files import checkpoint_step, remove_tree, sync_folder
 from sweeps.trial import Report
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 MANIFEST = "MANIFEST.json"
 # Without these a resumed trial would start them afresh in silence.
 _STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
+
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
 
 
 class CheckpointError(Exception):
@@ -67,8 +69,7 @@ def commit(draft: Path, final: Path, manifest: Manifest) -> int:
         file.flush()
         os.fsync(file.fileno())
     sync_folder(draft)
-    if final.exists():  # the same step, committed by an attempt that could not say so any more
-        shutil.rmtree(final)
+    remove_tree(final)  # the same step, of an attempt that could not say so, or no longer whole
     os.replace(draft, final)
     sync_folder(final.parent)
     return sum(size for size, _ in files.values())
@@ -83,12 +84,14 @@ def verify(folder: Path) -> Manifest:
     try:
         data = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         manifest = Manifest(**data)
-        named = {str(name): (int(size), str(digest)) for name, (size, digest) in data["files"].items()}
+        named = {str(n): (int(size), str(digest)) for n, (size, digest) in data["files"].items()}
+        manifest.trial_reports()
     except FileNotFoundError:
         raise CheckpointError(f"has no {MANIFEST}") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(f"its {MANIFEST} cannot be read: {error}") from error
-    found = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {MANIFEST}
+    there = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    found = {str(path.relative_to(folder)) for path in there} - {MANIFEST}
     if found != set(named):
         odd = sorted(found ^ set(named))
         raise CheckpointError(f"files missing or not of the checkpoint: {', '.join(odd)}")
@@ -108,19 +111,21 @@ def newest(checkpoints: Path, *, key: str, base: str) -> tuple[Path, Manifest] |
     Raises:
         SweepError: a checkpoint here belongs to another trial or base model.
     """
-    steps = [(step, path) for path in _folders(checkpoints) if (step := checkpoint_step(path)) is not None]
-    for _, path in sorted(steps, reverse=True):
+    steps = [(checkpoint_step(path), path) for path in _folders(checkpoints)]
+    for _, path in sorted(((s, path) for s, path in steps if s is not None), reverse=True):
         try:
             manifest = verify(path)
         except CheckpointError as error:
             log.warning("%s is not used: it %s", path, error)
             continue
         if manifest.key != key:
-            raise SweepError(f"{path} is a checkpoint of trial {manifest.key}, not of {key}; move it away")
+            raise SweepError(
+                f"{path} is a checkpoint of trial {manifest.key}, not of {key}; move it away"
+            )
         if manifest.base != base:
             raise SweepError(
-                f"{path} was trained on another base model ({manifest.base}, now {base}). Give back "
-                "the old base, or choose another run_dir=..."
+                f"{path} was trained on another base model ({manifest.base}, now {base}). Give "
+                "back the old base, or choose another run_dir=..."
             )
         return path, manifest
     return None

@@ -2,24 +2,28 @@
 
     eval_loss = sum of -log p(label) over all labelled evaluation tokens / number of those tokens
 
-in nats; tokens with label -100 (prompts, padding) are left out. SFTTrainer's own eval_loss is a mean of
-batch means and moves with the batch size; this one does not.
+in nats; tokens with label -100 (prompts, padding) are left out. SFTTrainer's own eval_loss is a
+mean of batch means and moves with the batch size; this one does not.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+
+from sweeps.spec import ModelSpec
+from trainers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOGIT_BYTES = 2**29  # of one batch's float32 logits and their copies
 _MOST_TOKENS = 4096  # in a batch, padding counted: larger ones gain nothing
+_AUTOCAST_DEVICES = ("cuda",)
 IGNORED = -100
 
 
@@ -52,6 +56,10 @@ class Rows:
     @torch.no_grad()
     def measure(self, model: torch.nn.Module) -> Measured:
         """The loss of `model` over these rows; its training mode is left as it was."""
+        with _precision(model):
+            return self._measure(model)
+
+    def _measure(self, model: torch.nn.Module) -> Measured:
         device = next(model.parameters()).device
         total = torch.zeros((), dtype=torch.float64, device=device)
         was_training = model.training
@@ -70,6 +78,29 @@ class Rows:
         finally:
             model.train(was_training)
         return Measured(loss=total.item() / max(1, self.tokens), tokens=self.tokens)
+
+
+def rows_for(dataset: Dataset, model: Any, spec: ModelSpec) -> Rows:
+    """The rows of `dataset`, ready to be measured on `model` and on what is trained from it."""
+    tokenizer = load_tokenizer(spec)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    vocabulary = model.config.get_text_config().vocab_size
+    return Rows(dataset, pad_token_id=int(pad or 0), vocab_size=vocabulary)
+
+
+def _precision(model: torch.nn.Module) -> torch.autocast:
+    """The autocast that the Trainer puts around a half-precision model on a GPU.
+
+    It does so once training begins, and not for a model that was loaded again: without this the two
+    would differ by the rounding of every adapter.
+    """
+    weight = next(model.parameters())
+    is_half = weight.dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(
+        weight.device.type,
+        dtype=weight.dtype if is_half else None,
+        enabled=is_half and weight.device.type in _AUTOCAST_DEVICES,
+    )
 
 
 Row = tuple[list[int], list[int]]

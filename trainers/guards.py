@@ -1,4 +1,4 @@
-"""What is watched while a trial trains: finite numbers, memory, and the time that training takes."""
+"""What is watched while a trial trains: finite numbers, memory, and the time it takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -39,32 +39,34 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
+        """Stand still within; a pause in a pause ends with the outer one."""
+        was_running = self._since is not None
         self._done, self._since = self.seconds, None
         try:
             yield
         finally:
-            self._since = time.perf_counter()
+            if was_running:
+                self._since = time.perf_counter()
 
 
 class PeakMemory:
     """The most memory taken since it was made: of the GPU on cuda, of the process on a CPU."""
 
     def __init__(self, device: str) -> None:
-        self._on_gpu = device.startswith("cuda")
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
+        self._gpu = device if device.startswith("cuda") else None
+        if self._gpu is not None:
+            torch.cuda.reset_peak_memory_stats(self._gpu)
         else:
             # Linux forgets the process's high-water mark on this write (man 5 proc, clear_refs).
-            try:
+            # Where that is not allowed, the mark is that of the process's whole life.
+            with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:
-                pass  # then the mark is that of the process's whole life
 
     @property
     def mb(self) -> float:
         """In MiB."""
-        if self._on_gpu:
-            return torch.cuda.max_memory_allocated() / 2**20
+        if self._gpu is not None:
+            return torch.cuda.max_memory_allocated(self._gpu) / 2**20
         return _status_kb("VmHWM") / 1024
 
 
@@ -78,7 +80,7 @@ def free_memory() -> None:
 def held_mb(device: str) -> float:
     """MiB that this process holds now: of the GPU on cuda, of main memory on a CPU."""
     if device.startswith("cuda"):
-        return torch.cuda.memory_allocated() / 2**20
+        return torch.cuda.memory_allocated(device) / 2**20
     return _status_kb("VmRSS") / 1024
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "lora_config",
+    "no_bars",
     "peft_problems",
     "resolve_path",
     "target_problems",
@@ -68,7 +69,7 @@ def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Pre
         options["quantization_config"] = chosen.quantization_config(spec.quantization)
     if spec.quantization != "none" or device.startswith("cuda"):
         options["device_map"] = {"": device}  # straight to the device, without a copy in memory
-    with reading(spec) as path, _silence():
+    with reading(spec) as path, no_bars():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=chosen.dtype,
@@ -77,7 +78,20 @@ def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Pre
             **source(spec),
             **options,
         )
+    if device == "cpu":
+        _keep_4bit_layout(model)
     return model if "device_map" in options else model.to(torch.device(device))  # type: ignore[arg-type]
+
+
+def _keep_4bit_layout(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
+
+    It does so on CPUs with AVX512-BF16. What it packs passes no gradient on to the layers below, and
+    loses precision each time it is packed and, for a checkpoint, unpacked.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def fingerprint_base(spec: ModelSpec) -> str:
@@ -109,8 +123,8 @@ def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """No bar of loaded weights in every worker's log."""
+def no_bars() -> Iterator[None]:
+    """Within, no bar of weights loaded or saved in every worker's log."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,11 +1,13 @@
 """One trial on its own device: TRL's SFTTrainer, evaluated, reported and committed our way.
 
-What is SFTTrainer's stays SFTTrainer's: loss, optimizer, schedule, clipping, accumulation. Overridden are
-evaluation (`trainers.evaluation`) and how a checkpoint reaches the disk (`trainers.checkpoint`).
+What is SFTTrainer's stays SFTTrainer's: loss, optimizer, schedule, clipping, accumulation.
+Overridden are evaluation (`trainers.evaluation`) and how a checkpoint reaches the disk
+(`trainers.checkpoint`).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,9 +26,16 @@ from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
 from trainers import checkpoint
 from trainers.data import PreparedData, stream
-from trainers.evaluation import Rows
+from trainers.evaluation import Rows, rows_for
 from trainers.guards import PeakMemory, Stopwatch, require_finite
-from trainers.model import choose, fingerprint_base, load_base, load_tokenizer, lora_config
+from trainers.model import (
+    choose,
+    fingerprint_base,
+    load_base,
+    load_tokenizer,
+    lora_config,
+    no_bars,
+)
 from trainers.optimizers import state_bytes
 from trainers.settings import sft_config
 
@@ -88,23 +97,29 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
         return Outcome(state=State.WAITING)
     checkpoints.mkdir(parents=True, exist_ok=True)
     checkpoint.clear_drafts(checkpoints)
-    memory = PeakMemory(task.device)
-    trainer = _build(task, data, observer, base)
-    trainer.progress.memory = memory
+    model = load_base(spec.model, task.device, trains_base=_trains_base(spec))
+    evaluation = rows_for(data.evaluation, model, spec.model)
+    if observer.wants_base():  # before there is an adapter: some change the base as they start
+        _report_base(model, evaluation, observer)
+    trainer = _build(task, model, data, observer, base)
+    trainer.evaluation_rows = evaluation
     trainer.progress.reports = reports
-    if observer.wants_base():
-        _report_base(trainer, observer)
-    trainer.progress.clock = Stopwatch(found[1].seconds if found else 0.0)
+    trainer.progress.seconds_before = found[1].seconds if found else 0.0
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     return Outcome(state=trainer.progress.state, totals=trainer.progress.totals())
 
 
-def _build(task: Task, data: PreparedData, observer: Observer, base: str) -> SoloTrainer:
+def _trains_base(spec: TrainSpec) -> bool:
+    return spec.peft.get("method") == "full"
+
+
+def _build(
+    task: Task, model: Any, data: PreparedData, observer: Observer, base: str
+) -> SoloTrainer:
     spec = task.train
-    trains_base = spec.peft.get("method") == "full"
     tokenizer = load_tokenizer(spec.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    runtime = choose(spec.model, task.device, trains_base=trains_base)
+    runtime = choose(spec.model, task.device, trains_base=_trains_base(spec))
     arguments = sft_config(
         spec,
         output_dir=task.folder.trial(task.key),
@@ -113,7 +128,6 @@ def _build(task: Task, data: PreparedData, observer: Observer, base: str) -> Sol
         device=task.device,
     )
     rows = stream(data.train, task.examples, spec.seed)
-    model = load_base(spec.model, task.device, trains_base=trains_base)
     trainer = SoloTrainer(
         model=model,
         args=arguments,
@@ -123,25 +137,15 @@ def _build(task: Task, data: PreparedData, observer: Observer, base: str) -> Sol
         peft_config=lora_config(spec.peft),
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.evaluation_rows = Rows(
-        data.evaluation,
-        pad_token_id=int(tokenizer.pad_token_id or 0),
-        vocab_size=model.config.get_text_config().vocab_size,
-    )
     tokens_per_row = [len(ids) for ids in rows["input_ids"]]
     trainer.progress = Progress(task, trainer, observer, base, np.cumsum(tokens_per_row))
     trainer.add_callback(trainer.progress)
     return trainer
 
 
-def _report_base(trainer: SoloTrainer, observer: Observer) -> None:
-    """Report 0: the base model without its adapter, whatever the adapter starts as."""
-    model = trainer.model
-    if hasattr(model, "disable_adapter"):
-        with model.disable_adapter():
-            measured = trainer.evaluation_rows.measure(model)
-    else:
-        measured = trainer.evaluation_rows.measure(model)
+def _report_base(model: torch.nn.Module, rows: Rows, observer: Observer) -> None:
+    """Report 0: the base model before any step."""
+    measured = rows.measure(model)
     require_finite("the base model's eval_loss", measured.loss, 0)
     metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
     observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
@@ -169,13 +173,19 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
         self.grad_norm = float(norm) if norm is not None else 0.0
         return norm
 
+    def is_scaling(self) -> bool:
+        """Whether a gradient may be infinite in float16: its scaler leaves such a step out."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
+
     def loss_so_far(self) -> float:
         """Sum of the step losses that were not logged yet; not finite where any was not."""
         return float(self._tr_loss)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Weights only: the tokenizer is the base's, and training_args.bin is a pickle.
-        self.model.save_pretrained(output_dir, state_dict=state_dict)
+        with no_bars():
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         with self.progress.clock.paused():
@@ -209,15 +219,23 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._state_bytes = 0
         self.memory = PeakMemory(task.device)
         self.clock = Stopwatch()
+        self.seconds_before = 0.0  # what earlier attempts spent
         self.reports: list[Report] = []
         self.state = State.COMPLETED
 
     # -- Trainer's events
 
-    def on_pre_optimizer_step(self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.clock = Stopwatch(self.seconds_before)
+        self._state_bytes = state_bytes(self._trainer.optimizer)  # of a trial that goes on
+
+    def on_pre_optimizer_step(
+        self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
         # After the clip and before the step: a bad number never reaches the weights.
         require_finite("the training loss", self._trainer.loss_so_far(), state.global_step + 1)
-        require_finite("the gradient norm", self._trainer.grad_norm, state.global_step + 1)
+        if not self._trainer.is_scaling():
+            require_finite("the gradient norm", self._trainer.grad_norm, state.global_step + 1)
 
     def on_step_end(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
@@ -239,7 +257,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             return
         self._loss = logs["loss"]
         names = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
-        row = {name: logs[name] for name in names if name in logs}
+        row = {name: logs[name] for name in names if math.isfinite(logs.get(name, math.nan))}
         if self._observer.log({"step": state.global_step, **row, **self.totals()}) is Decision.STOP:
             self._leave(control)
 

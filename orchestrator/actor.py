@@ -1,0 +1,180 @@
+"""The Coordinator as one Ray actor on the driver's node: what workers and driver call.
+
+It adds to `sweeps.coordinator` what only matters between processes: which worker holds which trial, and
+the last job of a sweep, proving the best checkpoint, given to a worker that has everything loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sweeps.coordinator import Coordinator
+from sweeps.files import RunFolder
+from sweeps.knobs import importance
+from sweeps.ranking import best, write_table
+from sweeps.space import Space
+from sweeps.spec import Spec
+from sweeps.study import export_study
+from sweeps.trial import Decision, Report, State, Trial
+
+_BARREN_STARTS = 4  # workers in a row that died before they asked for anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a worker is to do next.
+
+    Attributes:
+        kind: train a trial; prove the best checkpoint; wait, nothing to do now; leave for good.
+        expected: for prove, the loss that was reported at `step`.
+    """
+
+    kind: Literal["train", "prove", "wait", "leave"]
+    trial: Trial | None = None
+    step: int = 0
+    expected: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Proof:
+    """How far the best checkpoint is: proven results by (key, step), or why it failed."""
+
+    holder: str = ""
+    results: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
+    error: str = ""
+
+
+class CoordinatorActor:
+    """See `sweeps.coordinator.Coordinator`; every method is one remote call, handled one at a time."""
+
+    def __init__(self, spec: Spec, space: Space, root: Path) -> None:
+        self._folder = RunFolder(root)
+        self._coordinator = Coordinator(spec, space, self._folder)
+        self._holds: dict[str, str] = {}  # worker -> trial key
+        self._proof = Proof()
+        self._barren = 0
+        self._wants_proof = True
+
+    # -- for the driver
+
+    def begin(self, facts: Mapping[str, Any]) -> None:
+        self._coordinator.begin(**facts)
+        write_table(self._coordinator.history, self._folder)
+
+    def interrupt(self, reason: str, prove: bool) -> None:
+        """Stop handing out trials; with `prove`, the best so far is still made ready."""
+        self._wants_proof = self._wants_proof and prove
+        self._coordinator.interrupt(reason)
+
+    def is_done(self) -> bool:
+        """Whether a new worker would find nothing to do."""
+        return self._coordinator.is_finished and not self._has_to_prove()
+
+    def finish(self) -> dict[str, Any]:
+        """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
+        write_table(self._coordinator.history, self._folder)
+        study = self._coordinator.study
+        export_study(study, self._folder.study)
+        proven = best(self._coordinator.history)
+        key = (proven.record.key, proven.report.step) if proven else ("", 0)
+        return {
+            "importance": importance(study),
+            "stopping": self._coordinator.stopping,
+            "proof": self._proof.results.get(key),
+            "proof_error": self._proof.error,
+        }
+
+    # -- for workers
+
+    def hello(self, worker: str) -> None:
+        """A worker's process starts. Another one of its name died, and with it what it held."""
+        self._barren += 1
+        self.gone(worker, "its worker's process died")
+        if self._barren > _BARREN_STARTS:
+            self._coordinator.interrupt("workers die before they can train anything")
+
+    def gone(self, worker: str, reason: str) -> None:
+        key = self._holds.pop(worker, None)
+        if key is not None:
+            self._coordinator.lost(key, reason)
+            write_table(self._coordinator.history, self._folder)
+        if self._proof.holder == worker:
+            self._proof.holder = ""
+
+    def next_job(self, worker: str) -> Job:
+        trial = self._coordinator.ask()
+        if trial is not None:
+            self._barren = 0
+            self._holds[worker] = trial.key
+            return Job(kind="train", trial=trial)
+        if not self._coordinator.is_finished:
+            return Job(kind="wait")
+        # The last worker out proves the best: no trial that still runs can change it then.
+        if not self._holds and self._has_to_prove() and not self._proof.holder:
+            return self._prove_job(worker)
+        return Job(kind="leave")
+
+    def start(
+        self, worker: str, key: str, device: str, step: int, reports: Sequence[Report]
+    ) -> int | None:
+        attempt = self._coordinator.start(
+            key, worker=worker, device=device, step=step, reports=reports
+        )
+        if attempt is None:
+            self._holds.pop(worker, None)
+            self._coordinator.give_back(key)
+        return attempt
+
+    def claim_base(self, key: str, attempt: int) -> bool:
+        return self._coordinator.claim_base(key, attempt)
+
+    def log(self, key: str, attempt: int, rows: Sequence[Mapping[str, Any]]) -> Decision:
+        return self._coordinator.log(key, attempt, rows)
+
+    def report(self, key: str, attempt: int, report: Report) -> Decision:
+        return self._coordinator.report(key, attempt, report)
+
+    def committed(self, key: str, attempt: int, step: int, size: int) -> None:
+        self._coordinator.committed(key, attempt, step, size)
+
+    def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
+        """A trial ended, or was left for later where the state is WAITING."""
+        self._holds.pop(worker, None)
+        if ending["state"] is State.WAITING:
+            self._coordinator.leave(key, attempt)
+            return
+        self._coordinator.end(key, attempt, **ending)
+        write_table(self._coordinator.history, self._folder)
+
+    def proven(self, worker: str, key: str, step: int, result: dict[str, float], error: str) -> None:
+        self._proof.holder = ""
+        if error:
+            self._proof.error = error
+        else:
+            self._proof.results[key, step] = result
+
+    def _has_to_prove(self) -> bool:
+        if not self._wants_proof or self._proof.error:
+            return False
+        found = best(self._coordinator.history)
+        if found is None:
+            return False
+        return (found.record.key, found.report.step) not in self._proof.results
+
+    def _prove_job(self, worker: str) -> Job:
+        found = best(self._coordinator.history)
+        assert found is not None
+        self._proof.holder = worker
+        return Job(
+            kind="prove",
+            trial=self._coordinator.trial(found.record.key),
+            step=found.report.step,
+            expected=found.report.metrics["eval_loss"],
+        )
+
+    def already_proven(self, key: str, step: int, result: dict[str, float]) -> None:
+        """best/ holds this already, from an earlier start."""
+        self._proof.results[key, step] = result

@@ -1,0 +1,121 @@
+"""The command line: overrides run a sweep; a first word without `=` is a verb."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sweeps.errors import SweepError, nearest
+from sweeps.secrets import scrub
+
+VERBS = {
+    "plan": "check everything and say what would run; takes the same overrides",
+    "status": "where a sweep stands: status RUN_DIR",
+    "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
+}
+_HELP = ("-h", "--help", "help")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; returns the exit code (see README)."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return _dispatch(list(argv))
+    except SweepError as error:
+        print(scrub(str(error)), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    first = argv[0] if argv else ""
+    if first in _HELP or any(word in _HELP for word in argv):
+        print(help_text())
+        return 0
+    if first == "status":
+        from orchestrator.status import status
+
+        return status(_status_arguments(argv[1:]))
+    if first == "export":
+        from orchestrator.export import export
+
+        options = _export_arguments(argv[1:])
+        return export(options.run_dir, merge=options.merge, to=options.to)
+    if first == "plan":
+        from orchestrator.run import plan
+
+        return plan(argv[1:])
+    if first and "=" not in first and not first.startswith(("-", "~", "+")):
+        near = nearest(first, VERBS)
+        hint = f" Did you mean {near}?" if near else ""
+        raise SweepError(
+            f"{first}: no such verb; there are {', '.join(VERBS)}. Overrides are written "
+            f"key=value.{hint} See python -m orchestrator --help."
+        )
+    from orchestrator.run import run
+
+    return run(argv)
+
+
+def _status_arguments(argv: Sequence[str]) -> Path:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
+    parser.add_argument("run_dir", type=Path)
+    return Path(_parse(parser, argv).run_dir)
+
+
+def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator export")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
+    parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
+    return _parse(parser, argv)
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    try:
+        return parser.parse_args(list(argv))
+    except SystemExit as error:  # argparse's own code is 2; ours for usage is 1
+        raise SystemExit(1 if error.code else 0) from None
+
+
+def help_text() -> str:
+    """What can be chosen, and commands worth typing."""
+    from orchestrator.compose import CONF, groups
+
+    lines = [
+        "Find out which settings to fine-tune a language model with.",
+        "",
+        "  python -m orchestrator sweep=lr_grid                     8 trials on an embedded model, no download",
+        "  python -m orchestrator sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b",
+        "  python -m orchestrator plan sweep=asha cluster=ray cluster.address=auto",
+        "",
+        "Verbs (anything else is an override, key=value):",
+        *(f"  {verb:<8}{text}" for verb, text in VERBS.items()),
+        "",
+        "Groups (group=choice; each is a file in conf/):",
+    ]
+    for group, choices in groups().items():
+        lines.append(f"  {group:<10}{', '.join(choices)}")
+    lines += ["", "Sweeps, and what each answers:"]
+    for path in sorted((CONF / "sweep").glob("*.yaml")):
+        lines.append(f"  {path.stem:<14}{_first_comment(path)}")
+    lines += [
+        "",
+        "Any key can be set (trainer.learning_rate=2e-4) or searched, in Hydra's sweep grammar:",
+        "  trainer.learning_rate=1e-4,1e-3     peft.r='choice(4,8,16)'",
+        "  trainer.weight_decay='interval(0,0.1)'     trainer.learning_rate='tag(log,interval(1e-5,1e-2))'",
+        "trainer.* are SFTConfig's fields, peft.* LoraConfig's.",
+    ]
+    return "\n".join(lines)
+
+
+def _first_comment(path: Path) -> str:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        text = line.removeprefix("#").strip()
+        if line.startswith("#") and not text.startswith("@package"):
+            return text.split("  ")[0]
+    return ""

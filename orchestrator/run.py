@@ -1,0 +1,361 @@
+"""`python -m orchestrator`: a sweep from the first line to the last."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from orchestrator.card import is_ready, proof_of, write_best
+from orchestrator.display import Display
+from orchestrator.layout import show
+from orchestrator.preparation import (
+    Ready,
+    claim_folder,
+    command_line,
+    prepare_training,
+    read_command,
+    run_folder,
+)
+from orchestrator.progress import read_progress
+from orchestrator.status import read_history
+from orchestrator.summary import summary
+from sweeps.coordinator import Coordinator
+from sweeps.errors import SweepError
+from sweeps.files import Lock, RunFolder
+from sweeps.history import History
+from sweeps.knobs import effects
+from sweeps.ledger import Tail
+from sweeps.ranking import best
+from sweeps.space import Space
+from sweeps.spec import Spec
+from sweeps.trial import State
+
+_TICK_S = 0.2
+_TRACKING_END_S = 15.0
+_SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run or go on with a sweep; returns the exit code.
+
+    Raises:
+        SweepError: refused before anything was trained.
+    """
+    spec, space = read_command(argv)
+    folder = run_folder(spec)
+    lock = Lock(folder.lock)
+    try:
+        claim_folder(folder, spec)
+        return Driver(spec, space, folder, argv).run()
+    finally:
+        lock.release()
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Check everything that `run` would and say what it would do; trains nothing."""
+    spec, space = read_command(argv)
+    folder = run_folder(spec)
+    display = Display(folder, spec.public)
+    with tempfile.TemporaryDirectory() as scratch:
+        ready = prepare_training(spec, space, RunFolder(Path(scratch)), History(), argv)
+    display.plan([*plan_lines(spec, space, folder), *ready.lines, "nothing was started"])
+    return 0
+
+
+def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
+    """What will run, before it does."""
+    size = space.size() if space.dimensions else 1
+    configs = min(n for n in (size, spec.sweep.trials, math.inf) if n is not None)
+    repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
+    return [
+        f"sweep {spec.name}: {configs:g} trials{repeats} by {spec.sweep.search}{pruner}",
+        "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
+        f"folder: {folder.root}",
+    ]
+
+
+class Driver:
+    """One start of a sweep: Ray, workers, tracking and the live table, until all have ended."""
+
+    def __init__(self, spec: Spec, space: Space, folder: RunFolder, argv: Sequence[str]) -> None:
+        self._spec = spec
+        self._space = space
+        self._folder = folder
+        self._argv = argv
+        self._history = History()
+        self._tail = Tail(folder.ledger)
+        self._rows: dict[str, Tail] = {}
+        self._signals: list[signal.Signals] = []
+        self._display = Display(folder, spec.public)
+        self._office: Any = None
+        self._tracker: Any = None
+
+    def run(self) -> int:
+        from orchestrator.tune import start_ray
+
+        past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
+        if past.spec and self._is_over():
+            self._history = past
+            self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
+            return self._exit_code("", "")
+        self._display.plan(plan_lines(self._spec, self._space, self._folder))
+        preparing = _Background(
+            lambda: prepare_training(self._spec, self._space, self._folder, past, self._argv)
+        )
+        # Ray's processes end with the thread that started them, so that thread is this one.
+        start_ray(self._spec.cluster)
+        ready: Ready = preparing.result()
+        self._display.plan(ready.lines)
+        with self._handling_signals():
+            return self._sweep(ready)
+
+    def _is_over(self) -> bool:
+        """Whether a start would find nothing to do: all trials ended and best/ is made."""
+        coordinator = Coordinator(self._spec, self._space, self._folder)
+        try:
+            return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
+        finally:
+            coordinator.close()
+
+    def _sweep(self, ready: Ready) -> int:
+        import ray
+
+        try:
+            return self._watch(ready)
+        except ray.exceptions.RayActorError as error:
+            raise SweepError(f"the Coordinator's process died ({error}). {self._go_on()}") from None
+        finally:
+            self._display.close()
+            ray.shutdown()
+
+    def _watch(self, ready: Ready) -> int:
+        import ray
+
+        from orchestrator.tracking import Tracker
+        from orchestrator.tune import Workers, live_slots, place
+        from orchestrator.worker import Post
+
+        placement = place(self._spec.engine, self._spec.cluster)
+        self._office = self._open_office(ready)
+        self._tracker = Tracker(
+            self._spec.tracking,
+            self._folder,
+            sweep_name=self._folder.root.name,
+            public=self._spec.public,
+        )
+        engine = "engine: solo, one trial on each device"
+        self._display.plan([f"{engine}; {placement.where}", self._tracker.start()])
+        most = self._most_workers()
+        slots = live_slots(self._spec.engine, placement.gpus, most)
+        post = Post(
+            root=self._folder.root,
+            examples=ready.examples,
+            cpus=placement.cpus,
+            gpus=placement.gpus,
+        )
+        scratch = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
+        workers = Workers(self._office, post, placement, slots, scratch)
+        began = time.monotonic()
+        workers.start()
+        try:
+            self._loop(workers, began)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if workers.error is not None:
+            raise SweepError(f"Ray Tune stopped: {workers.error}. {self._go_on()}")
+        return self._finish(ray.get(self._office.finish.remote()))
+
+    def _open_office(self, ready: Ready) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from orchestrator.actor import CoordinatorActor
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
+        office = remote.remote(self._spec, self._space, self._folder.root)
+        ray.get(office.begin.remote(dict(ready.facts)))
+        found = proof_of(self._folder)
+        if found:
+            ray.get(office.already_proven.remote(found["trial"], found["step"], found["proof"]))
+        return office
+
+    def _most_workers(self) -> int:
+        """No more workers than trials, or than the user allows."""
+        size = self._space.size() if self._space.dimensions else 1
+        limits = [self._spec.sweep.max_concurrent]
+        configs = [n for n in (size, self._spec.sweep.trials) if n is not None]
+        if configs:
+            limits.append(min(configs) * self._spec.sweep.repeats)
+        return min([n for n in limits if n is not None], default=10**6)
+
+    # ------------------------------------------------------------------ while it runs
+
+    def _loop(self, workers: threading.Thread, began: float) -> None:
+        told = 0
+        budget = self._spec.sweep.time_budget_s
+        while workers.is_alive():
+            workers.join(_TICK_S)
+            self._follow()
+            if len(self._signals) > told:
+                told = len(self._signals)
+                self._interrupt(self._signals[-1].name, again=told > 1)
+            if budget is not None and time.monotonic() - began > budget:
+                budget = None
+                self._display.note("The time budget is spent: trials commit and wait.")
+                self._office.interrupt.remote("the time budget is spent", True)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Pass on what the ledger and the trials' metrics say since the last look."""
+        for event in self._tail.read():
+            self._history.apply(event)
+            self._tracker.on_event(event)
+            if event["event"] == "start":
+                self._rows.setdefault(event["trial"], Tail(self._folder.metrics(event["trial"])))
+        for key, tail in self._rows.items():
+            for row in tail.read():
+                self._tracker.on_metrics(key, row)
+        self._rows = {
+            key: tail
+            for key, tail in self._rows.items()
+            if not self._history.trials[key].state.is_finished()
+        }
+        self._display.update(self._history, read_progress(self._folder, self._history))
+
+    def _interrupt(self, name: str, *, again: bool) -> None:
+        if again:
+            self._leave_now()
+        self._display.note(
+            f"{name}: trials commit a checkpoint and stop; once more leaves at once."
+        )
+        self._office.interrupt.remote(name, False)
+
+    def _leave_now(self) -> None:
+        import os
+
+        import ray
+
+        self._display.close()
+        print(self._go_on(), flush=True)
+        with suppress(Exception):
+            ray.shutdown()
+        os._exit(_SIGNAL_EXIT[self._signals[-1]])
+
+    def _handling_signals(self) -> _Signals:
+        return _Signals(self._signals)
+
+    # ------------------------------------------------------------------ the end
+
+    def _finish(self, books: Mapping[str, Any]) -> int:
+        self._display.close()
+        found = best(self._history)
+        if found is not None and books["proof"] is not None:
+            write_best(self._folder, self._spec, self._history, found, books["proof"], self._argv)
+        notes = []
+        if books["proof_error"]:
+            notes.append(f"The best checkpoint could not be made ready: {books['proof_error']}")
+        if books["stopping"]:
+            notes.append(f"Stopped before the end: {books['stopping']}.")
+        lines = self._tracker.finish({}, _TRACKING_END_S)
+        self._show(proof_of(self._folder), books["importance"] or {}, [*notes, *lines])
+        code = self._exit_code(books["stopping"], books["proof_error"])
+        if self._signals or (books["stopping"] and code == 0):
+            self._display.note(self._go_on())
+        return code
+
+    def _show(
+        self, proof: Mapping[str, Any] | None, importance: Mapping[str, float], notes: Sequence[str]
+    ) -> None:
+        tested = (proof or {}).get("proof", {})
+        show(
+            self._display.console,
+            summary(
+                self._history,
+                self._folder,
+                effects(self._history),
+                importance or None,
+                best(self._history),
+                test_loss=tested.get("test_loss"),
+                base_test_loss=tested.get("base_test_loss"),
+                notes=notes,
+                again=(proof or {}).get("again"),
+                width=self._display.console.width,
+            ),
+        )
+
+    def _exit_code(self, stopping: str, proof_error: str) -> int:
+        if self._signals:
+            return _SIGNAL_EXIT[self._signals[0]]
+        if self._history.count(State.COMPLETED) == 0 or proof_error:
+            self._tell_failure()
+            return 1
+        if "same error" in stopping or "workers die" in stopping:
+            self._tell_failure()
+            return 1
+        return 4 if self._history.count(State.FAILED) else 0
+
+    def _tell_failure(self) -> None:
+        """The one traceback that matters, where every trial failed alike."""
+        for record in self._history.trials.values():
+            if record.state is State.FAILED and self._folder.error(record.key).exists():
+                print(self._folder.error(record.key).read_text(encoding="utf-8"), file=sys.stderr)
+                return
+
+    def _go_on(self) -> str:
+        return f"Nothing is lost; go on with the same command:\n  {command_line(self._argv)}"
+
+
+class _Background(threading.Thread):
+    """A call in a thread of its own; `result` waits, and returns or raises what the call did."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._call = call
+        self._value: Any = None
+        self._error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._value = self._call()
+        except Exception as error:
+            self._error = error
+
+    def result(self) -> Any:
+        self.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+class _Signals:
+    """Collects SIGINT and SIGTERM while it is entered."""
+
+    def __init__(self, seen: list[signal.Signals]) -> None:
+        self._seen = seen
+        self._old: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in _SIGNAL_EXIT:
+            self._old[number] = signal.signal(number, self._take)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        self._seen.append(signal.Signals(number))
+
+

@@ -1,0 +1,40 @@
+"""Tune's search algorithm, as far as it goes: one suggestion for each worker that a device can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.tune.search import Searcher
+
+
+class WorkerSearcher(Searcher):  # type: ignore[misc]
+    """Suggests workers while there is work; what they train is between them and the Coordinator."""
+
+    def __init__(self, office: Any, slots: Callable[[], int]) -> None:
+        super().__init__()
+        self._office = office
+        self._slots = slots
+        self._alive: set[str] = set()
+        self._count = 0
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if len(self._alive) >= self._slots():
+            return None
+        if ray.get(self._office.is_done.remote()):
+            return str(Searcher.FINISHED)
+        self._alive.add(trial_id)
+        self._count += 1
+        return {"worker": self._count}
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        self._alive.discard(trial_id)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: Tune is the executor, the ledger is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a sweep goes on from its ledger, never from Tune's files")

@@ -1,0 +1,203 @@
+"""Ray and Tune: start or join a cluster, place workers on its devices, replace those that die."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeps.errors import ConfigError, Problem, SweepError
+from sweeps.spec import ClusterSpec, EngineSpec
+
+_QUIET = {
+    "RAY_AUTH_MODE": "disabled",  # else ray.init writes a token into the home folder
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours is fed by the ledger
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are never read back
+}
+_OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """What a worker takes, and how many fit."""
+
+    cpus: float
+    gpus: float
+    slots: int
+    nodes: int
+    where: str
+
+
+def start_ray(cluster: ClusterSpec) -> None:
+    """Start Ray on this machine, on loopback, or join a running cluster.
+
+    Raises:
+        SweepError: the cluster cannot be reached.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "namespace": "sweeps",
+        "ignore_reinit_error": True,
+    }
+    if cluster.kind == "local":
+        ray.init(
+            num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
+            num_gpus=cluster.gpus,
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+            **common,
+        )
+        return
+    try:
+        ray.init(address=cluster.address, **common)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise SweepError(
+            f"cluster.address = {cluster.address}: no Ray cluster answers ({error}). Start one with "
+            "`ray start --head`, name its address, or take cluster=local."
+        ) from None
+
+
+def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
+    """How many workers fit on the cluster as it is now.
+
+    Raises:
+        ConfigError: not even one does; says what there is.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
+    gpus = engine.gpus_per_trial
+    if gpus == "auto":
+        gpus = 1.0 if most_gpus else 0.0
+    slots = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
+    if slots < 1:
+        most_cpus = max((node.get("CPU", 0) for node in nodes), default=0)
+        problems = []
+        if gpus > most_gpus:
+            problems.append(
+                Problem(
+                    key="engine.gpus_per_trial",
+                    value=gpus,
+                    message=f"the largest node has {most_gpus:g} GPUs ({len(nodes)} nodes).",
+                )
+            )
+        if engine.cpus_per_trial > most_cpus:
+            problems.append(
+                Problem(
+                    key="engine.cpus_per_trial",
+                    value=engine.cpus_per_trial,
+                    message=f"the largest node has {most_cpus:g} CPUs ({len(nodes)} nodes).",
+                )
+            )
+        raise ConfigError(problems or [Problem(key="engine", message="no node holds a trial.")])
+    what = f"{gpus:g} GPU" if gpus else f"{engine.cpus_per_trial:g} CPU"
+    where = "this machine" if cluster.kind == "local" else f"{len(nodes)} nodes of the cluster"
+    return Placement(
+        cpus=engine.cpus_per_trial,
+        gpus=gpus,
+        slots=slots,
+        nodes=len(nodes),
+        where=f"{slots} at once on {where}, {what} each",
+    )
+
+
+def slots_of(node: dict[str, float], cpus: float, gpus: float) -> int:
+    """Workers that one node holds; a fraction of a GPU never spans two."""
+    by_cpu = int(node.get("CPU", 0) // cpus)
+    if not gpus:
+        return by_cpu
+    count = int(node.get("GPU", 0))
+    by_gpu = count * int(1 / gpus + 1e-9) if gpus < 1 else int(count // gpus)
+    return min(by_cpu, by_gpu)
+
+
+class Workers(threading.Thread):
+    """Runs Tune until no worker is wanted any more; Tune's loop has a thread of its own.
+
+    Args:
+        office: the CoordinatorActor's handle.
+        post: what every worker needs to know (`orchestrator.worker.Post`).
+        slots: how many workers to keep, asked again as nodes come and go.
+        scratch: where Tune keeps its own files; removed by the caller.
+    """
+
+    def __init__(
+        self, office: Any, post: Any, placement: Placement, slots: Callable[[], int], scratch: Path
+    ) -> None:
+        super().__init__(name="workers", daemon=True)
+        self._office = office
+        self._post = post
+        self._placement = placement
+        self._slots = slots
+        self._scratch = scratch
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self._fit()
+        except Exception as error:
+            self.error = error
+
+    def _fit(self) -> None:
+        from ray import tune
+
+        # What goes wrong in a worker is told by the Coordinator; Tune would add its own traceback.
+        for name in ("ray", "ray.tune", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        from orchestrator.searcher import WorkerSearcher
+        from orchestrator.worker import Worker
+
+        resources = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
+        trainable = tune.with_resources(
+            tune.with_parameters(Worker, office=self._office, post=self._post), resources
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=WorkerSearcher(self._office, self._slots), num_samples=-1
+            ),
+            run_config=tune.RunConfig(
+                name="workers",
+                storage_path=str(self._scratch),
+                # Each trial's own budget of failures is the Coordinator's.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                failure_config=tune.FailureConfig(max_failures=-1),
+                verbose=0,
+                log_to_file=False,
+            ),
+        )
+        tuner.fit()
+
+
+def live_slots(engine: EngineSpec, gpus: float, most: int) -> Callable[[], int]:
+    """How many workers fit now; the cluster is looked at once a second at most."""
+    import ray
+
+    seen: tuple[float, int] = (-1.0, 0)
+
+    def count() -> int:
+        nonlocal seen
+        if time.monotonic() - seen[0] > 1.0:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            fit = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
+            seen = (time.monotonic(), min(fit, most))
+        return seen[1]
+
+    return count

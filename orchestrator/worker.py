@@ -1,0 +1,143 @@
+"""A worker: the process that Tune places on a device, and that trains one trial after another.
+
+Imports, the tokenized data and the process itself are paid for once per device, not once per trial.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.actor import Job
+from sweeps.files import RunFolder
+from sweeps.trial import Decision, Report, State
+
+_LOG_EVERY_S = 0.5  # training rows are sent together, no more often
+_IDLE_S = 0.3  # between two asks where there is nothing to do now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """What a worker needs to know beside its trial."""
+
+    root: Path
+    examples: int
+    cpus: float
+    gpus: float
+
+
+class Worker(tune.Trainable):
+    """One Tune trial: asks for jobs until there are none, then is done."""
+
+    def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
+        self._office = office
+        self._post = post
+        self._name = f"worker {config['worker']}"
+        ray.get(office.hello.remote(self._name))
+        _settle_in(post)
+        self._where = f"{socket.gethostname()}:{os.getpid()}"
+
+    def step(self) -> dict[str, Any]:
+        from orchestrator.bench import Bench
+
+        bench = Bench(self._office, self._post, self._name, self._where)
+        while not bench.is_worn:
+            job: Job = ray.get(self._office.next_job.remote(self._name))
+            if job.kind == "leave":
+                break
+            if job.kind == "wait":
+                time.sleep(_IDLE_S)
+                continue
+            bench.do(job)
+        return {"done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: trials commit their own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a new worker asks for its work."""
+
+
+def _settle_in(post: Post) -> None:
+    """Set what must be set before torch is imported."""
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not post.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
+    import torch
+
+    torch.set_num_threads(max(1, int(post.cpus)))
+    try:
+        torch.set_num_interop_threads(1)
+    except RuntimeError:
+        pass  # torch ran before us in this process: its pool stands
+
+
+@dataclass
+class Line:
+    """A trial's observer: carries its words to the Coordinator.
+
+    Rows of training go out without waiting; reports wait for their decision.
+    """
+
+    office: Any
+    worker: str
+    where: str
+    key: str
+    device: str
+    attempt: int = 0
+    _rows: list[Mapping[str, float]] = field(default_factory=list)
+    _sent: float = 0.0
+    _answer: Any = None
+    _stop: bool = False
+
+    def begin(self, step: int, reports: list[Report]) -> bool:
+        attempt = ray.get(
+            self.office.start.remote(self.worker, self.key, self.device, step, reports)
+        )
+        self.attempt = attempt or 0
+        return attempt is not None
+
+    def wants_base(self) -> bool:
+        return bool(ray.get(self.office.claim_base.remote(self.key, self.attempt)))
+
+    def log(self, row: Mapping[str, float]) -> Decision:
+        self._rows.append(row)
+        if time.monotonic() - self._sent >= _LOG_EVERY_S:
+            self._send()
+        return Decision.STOP if self._stop else Decision.CONTINUE
+
+    def report(self, report: Report) -> Decision:
+        self._send()
+        decision: Decision = ray.get(self.office.report.remote(self.key, self.attempt, report))
+        return decision
+
+    def committed(self, step: int, size_bytes: int) -> None:
+        ray.get(self.office.committed.remote(self.key, self.attempt, step, size_bytes))
+
+    def end(self, state: State, **more: Any) -> None:
+        if self.attempt == 0:
+            return
+        self._send()
+        ending = {"state": state, **more}
+        ray.get(self.office.end.remote(self.worker, self.key, self.attempt, ending))
+
+    def _send(self) -> None:
+        """Hand the rows over; the answer is read the next time, so that nobody waits for it."""
+        if self._answer is not None:
+            self._stop = ray.get(self._answer) is Decision.STOP
+            self._answer = None
+        if self._rows:
+            self._answer = self.office.log.remote(self.key, self.attempt, self._rows)
+            self._rows = []
+            self._sent = time.monotonic()
+
+

@@ -1,0 +1,138 @@
+"""A search space: its dimensions, which of them are active, and every combination in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Label = None | bool | int | float | str  # what Optuna takes as a categorical choice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of some values. A value may be a mapping: its keys are then set together."""
+
+    name: str
+    options: tuple[Any, ...]
+
+    @property
+    def labels(self) -> tuple[Label, ...]:
+        return tuple(label(option) for option in self.options)
+
+    def option(self, chosen: Label) -> Any:
+        return self.options[self.labels.index(chosen)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Any number between `low` and `high`, both included."""
+
+    name: str
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    @property
+    def labels(self) -> Sequence[Label] | None:
+        """Every value, where they can be counted."""
+        return range(int(self.low), int(self.high) + 1) if self.integer else None
+
+
+Dimension = Choice | Interval
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Holds where config key `key` has one of `values`."""
+
+    key: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """All dimensions, a condition's key before what depends on it.
+
+    `fixed` gives the base config's value of a key that a condition asks for and nothing searches.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    when: Mapping[str, Condition] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_continuous(self) -> bool:
+        """Whether some dimension has more values than can be counted."""
+        return any(dimension.labels is None for dimension in self.dimensions)
+
+    @property
+    def is_conditional(self) -> bool:
+        return bool(self.when)
+
+    def walk(self, pick: Callable[[Dimension], Label]) -> dict[str, Label]:
+        """Ask `pick` for each dimension that is active, given what was picked before."""
+        picked: dict[str, Label] = {}
+        for dimension in self.dimensions:
+            if self._active(dimension, self.values(picked)):
+                picked[dimension.name] = pick(dimension)
+        return picked
+
+    def values(self, picked: Mapping[str, Label]) -> dict[str, Any]:
+        """The config keys that `picked` sets, in the order of the dimensions."""
+        values: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if dimension.name not in picked:
+                continue
+            chosen = picked[dimension.name]
+            option = dimension.option(chosen) if isinstance(dimension, Choice) else chosen
+            values.update(option if isinstance(option, Mapping) else {dimension.name: option})
+        return values
+
+    def grid(self) -> Iterator[dict[str, Label]]:
+        """Every combination in the order in which it is written, the first dimension outermost."""
+        assert not self.is_continuous
+        yield from self._grid(0, {})
+
+    def size(self, limit: int = 10_000) -> int | None:
+        """How many different configs there are; None where that is more than `limit`."""
+        if self.is_continuous:
+            return None
+        count = 0
+        for count, _ in enumerate(self.grid(), start=1):
+            if count > limit:
+                return None
+        return count
+
+    def _grid(self, depth: int, picked: dict[str, Label]) -> Iterator[dict[str, Label]]:
+        if depth == len(self.dimensions):
+            yield dict(picked)
+            return
+        dimension = self.dimensions[depth]
+        if not self._active(dimension, self.values(picked)):
+            yield from self._grid(depth + 1, picked)
+            return
+        for chosen in dimension.labels or ():
+            yield from self._grid(depth + 1, {**picked, dimension.name: chosen})
+
+    def _active(self, dimension: Dimension, values: Mapping[str, Any]) -> bool:
+        condition = self.when.get(dimension.name)
+        if condition is None:
+            return True
+        return values.get(condition.key, self.fixed.get(condition.key)) in condition.values
+
+
+def label(option: Any) -> Label:
+    """How Optuna and the ledger name an option: itself, or compact JSON where it has parts."""
+    if option is None or isinstance(option, bool | int | float | str):
+        return option
+    return json.dumps(option, separators=(",", ":"))
+
+
+def set_by(dimension: Dimension) -> tuple[str, ...]:
+    """The config keys that a dimension sets."""
+    if isinstance(dimension, Choice) and isinstance(dimension.options[0], Mapping):
+        return tuple(dict.fromkeys(key for option in dimension.options for key in option))
+    return (dimension.name,)
