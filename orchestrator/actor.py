@@ -149,7 +149,9 @@ class CoordinatorActor:
         self._coordinator.end(key, attempt, **ending)
         write_table(self._coordinator.history, self._folder)
 
-    def proven(self, worker: str, key: str, step: int, result: dict[str, float], error: str) -> None:
+    def proven(
+        self, worker: str, key: str, step: int, result: dict[str, float], error: str
+    ) -> None:
         self._proof.holder = ""
         if error:
             self._proof.error = error

@@ -69,9 +69,7 @@ class Bench:
         text = traceback.format_exc()
         del error
         if not line.attempt:  # it failed before the Coordinator knew of the attempt
-            attempt = ray.get(
-                self._office.start.remote(line.worker, line.key, self._device, 0, [])
-            )
+            attempt = ray.get(self._office.start.remote(line.worker, line.key, self._device, 0, []))
             if attempt is None:
                 return
             line.attempt = attempt
@@ -112,4 +110,3 @@ class Bench:
         if self._held_first is None:
             self._held_first = held
         self.is_worn = held > self._held_first + _LEAK_MB
-

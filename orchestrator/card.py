@@ -89,7 +89,10 @@ def _overrides(spec: Spec, found: Best) -> dict[str, Any]:
 
     budget = {"examples": spec.sweep.budget.examples, "epochs": spec.sweep.budget.epochs}
     config = trial_config(
-        spec.base, found.record.values, seed=found.record.seed, budget=budget,
+        spec.base,
+        found.record.values,
+        seed=found.record.seed,
+        budget=budget,
         evaluations=spec.sweep.evaluations,
     )
     now = dict(flatten({name: config[name] for name in SECTIONS}))
@@ -117,9 +120,7 @@ def _override(value: Any) -> str:
     return str(value)
 
 
-def card(
-    spec: Spec, history: History, found: Best, proof: Mapping[str, float], again: str
-) -> str:
+def card(spec: Spec, history: History, found: Best, proof: Mapping[str, float], again: str) -> str:
     """The model card, in the Hub's format."""
     from trainers.export import base_name
 
@@ -127,11 +128,16 @@ def card(
     is_adapter = spec.train.peft.get("method") != "full"
     base_loss = history.base.metrics["eval_loss"] if history.base else None
     loss = found.report.metrics["eval_loss"]
-    lines = ["---", f"base_model: {spec.train.model.path if '/' in spec.train.model.path else base}"]
+    lines = [
+        "---",
+        f"base_model: {spec.train.model.path if '/' in spec.train.model.path else base}",
+    ]
     lines += ["library_name: peft"] if is_adapter else ["library_name: transformers"]
     lines += ["tags:", "- sft", *(["- lora"] if is_adapter else []), "---", ""]
     lines += [f"# {base}, fine-tuned: the best of sweep {spec.name}", ""]
-    spread = f" (mean of its seeds {found.mean:.4f}, spread {found.spread:.4f})" if found.spread else ""
+    spread = (
+        f" (mean of its seeds {found.mean:.4f}, spread {found.spread:.4f})" if found.spread else ""
+    )
     gained = f"; the base model has {base_loss:.4f}" if base_loss is not None else ""
     lines += [
         f"`eval_loss` {loss:.4f} nats per labelled token{spread}{gained}. Measured again from these "
@@ -144,7 +150,9 @@ def card(
             f"the base model has {proof['base_test_loss']:.4f}.",
         ]
     lines += ["", "| | |", "| --- | --- |", f"| base model | {base} |", f"| data | {_data(spec)} |"]
-    lines += [f"| budget | {found.record.latest.examples:,} examples |"] if found.record.latest else []
+    lines += (
+        [f"| budget | {found.record.latest.examples:,} examples |"] if found.record.latest else []
+    )
     lines += [f"| checkpoint | step {found.report.step}, {found.report.examples:,} examples seen |"]
     lines += [f"| `{key}` | {value} |" for key, value in found.record.values.items()]
     lines += ["", "## How it compares", "", *_table(history), ""]

@@ -103,7 +103,9 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
         return Problem(key=key, message=message)
     if not key.strip() or (not sign and not key.startswith("~")):
         near = nearest(key, known)
-        return Problem(key=scrub(word) or "''", message="is no override; write key=value.", nearest=near)
+        return Problem(
+            key=scrub(word) or "''", message="is no override; write key=value.", nearest=near
+        )
     return None
 
 

@@ -91,7 +91,9 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
         assert isinstance(written, dict)
         changed = compose.differences(spec, written)
         if changed:
-            rows = "\n".join(f"  {key}: there {there!r}, now {now!r}" for key, there, now in changed)
+            rows = "\n".join(
+                f"  {key}: there {there!r}, now {now!r}" for key, there, now in changed
+            )
             raise SweepError(
                 f"{folder.root} holds another sweep:\n{rows}\n"
                 "Give the same settings to go on with it, or choose another run_dir=..."
@@ -134,7 +136,10 @@ def prepare_training(
     _check_ground(past, facts)
     epochs = examples / len(data.train)
     said = notes(
-        spec.train.trainer, searched=_searched(space), device=device, evaluations=spec.sweep.evaluations
+        spec.train.trainer,
+        searched=_searched(space),
+        device=device,
+        evaluations=spec.sweep.evaluations,
     )
     lines = [
         f"model: {spec.train.model.path}, {spec.train.peft.get('method')}; {runtime.why}",

@@ -357,5 +357,3 @@ class _Signals:
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         self._seen.append(signal.Signals(number))
-
-

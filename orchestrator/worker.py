@@ -139,5 +139,3 @@ class Line:
             self._answer = self.office.log.remote(self.key, self.attempt, self._rows)
             self._rows = []
             self._sent = time.monotonic()
-
-

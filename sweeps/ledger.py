@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.errors import LedgerDamagedError
+from sweeps.files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Ledger:
         self.path = path
         self.events: list[Event] = _mend(path) if path.exists() else []
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the sweep's life)
+        sync_folder(path.parent)  # the file's name, too, must outlive a crash
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and return it, with its time in seconds since the epoch.

@@ -32,7 +32,15 @@ _SHORT = {
     "init_lora_weights": "init",
 }
 _SPEAK_FOR_THEMSELVES = frozenset(
-    "lr_scheduler_type optim method quantization dtype path attn_implementation".split()
+    (
+        "lr_scheduler_type",
+        "optim",
+        "method",
+        "quantization",
+        "dtype",
+        "path",
+        "attn_implementation",
+    )
 )
 
 

@@ -158,9 +158,7 @@ def read_train(config: Mapping[str, Any]) -> TrainSpec:
     )
 
 
-def read(
-    kind: type[Section], config: Any, section: str, problems: list[Problem]
-) -> Section | None:
+def read(kind: type[Section], config: Any, section: str, problems: list[Problem]) -> Section | None:
     """One section as a dataclass; None, and `problems` longer, where it does not fit."""
     before = len(problems)
     if not isinstance(config, Mapping):

@@ -123,7 +123,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         "cannot be read: a report holds finite numbers only",
     ),
     "file missing": (delete("optimizer.pt"), "not of the checkpoint: optimizer.pt"),
-    "file never written": (without_optimizer, "lacks optimizer.pt"),
+    "file never written": (without_optimizer, "has no optimizer.pt"),
     "file cut short": (write("optimizer.pt", b"mom"), "optimizer.pt is not what was written"),
     "file changed": (write("optimizer.pt", b"MOMENTS"), "optimizer.pt is not what was written"),
     "file planted": (write("training_args.bin", b"pickle"), "training_args.bin"),
@@ -143,7 +143,7 @@ def test_damage_is_named_and_the_one_before_is_used(
     with pytest.raises(CheckpointError, match=message):
         verify(newer)
     assert find(tmp_path) == older
-    assert f"{newer} is not used: it" in caplog.text
+    assert f"a checkpoint is not used: {newer}" in caplog.text
     assert message in caplog.text
 
 
@@ -183,9 +183,10 @@ def test_a_kill_while_committing_leaves_what_was_there(
         raise Killed
 
     older = commit(tmp_path, 3)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(os, moment, die)
-        commit(tmp_path, 12)
+        with pytest.raises(Killed):
+            commit(tmp_path, 12)
     assert find(tmp_path) == older
     clear_drafts(tmp_path)
     assert os.listdir(tmp_path) == [older.name]
@@ -228,8 +229,8 @@ def test_a_trial_goes_on_from_the_last_whole_checkpoint(
     went_on = run(tmp_path)
     assert went_on.seen.step == 2
     assert [report.index for report in went_on.seen.known] == [1]
-    assert "step-000006 is not used: it files missing" in caplog.text
-    assert "step-000004 is not used: it adapter_model.safetensors is not what" in caplog.text
+    assert "step-000006: missing, or not of the checkpoint: optimizer.pt" in caplog.text
+    assert "step-000004/adapter_model.safetensors is not what was written" in caplog.text
     assert went_on.seen.trained == reference().seen.trained[2:]
     assert sorted(path.name for path in went_on.folder.checkpoints(KEY).iterdir()) == [
         "step-000002",

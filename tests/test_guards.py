@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import time
@@ -75,7 +76,7 @@ def test_a_pause_within_a_pause_ends_with_the_outer_one(clock: Clock) -> None:
 
 def test_the_clock_runs_on_after_an_error_in_a_pause(clock: Clock) -> None:
     watch = Stopwatch()
-    with pytest.raises(OSError, match="disk full"), watch.paused():
+    with contextlib.suppress(OSError), watch.paused():
         clock.now += 10
         raise OSError("disk full")
     clock.now += 1

@@ -87,21 +87,21 @@ def verify(folder: Path) -> Manifest:
         named = {str(n): (int(size), str(digest)) for n, (size, digest) in data["files"].items()}
         manifest.trial_reports()
     except FileNotFoundError:
-        raise CheckpointError(f"has no {MANIFEST}") from None
+        raise CheckpointError(f"{folder} has no {MANIFEST}") from None
     except _UNREADABLE as error:
-        raise CheckpointError(f"its {MANIFEST} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {error}") from error
     there = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
     found = {str(path.relative_to(folder)) for path in there} - {MANIFEST}
     if found != set(named):
         odd = sorted(found ^ set(named))
-        raise CheckpointError(f"files missing or not of the checkpoint: {', '.join(odd)}")
+        raise CheckpointError(f"{folder}: missing, or not of the checkpoint: {', '.join(odd)}")
     missing = [name for name in _STATE_FILES if name not in named]
     if missing:
-        raise CheckpointError(f"lacks {', '.join(missing)}")
+        raise CheckpointError(f"{folder} has no {', '.join(missing)}")
     for name, (size, digest) in named.items():
         path = folder / name
         if path.is_symlink() or path.stat().st_size != size or _sha256(path) != digest:
-            raise CheckpointError(f"{name} is not what was written")
+            raise CheckpointError(f"{path} is not what was written")
     return manifest
 
 
@@ -116,7 +116,7 @@ def newest(checkpoints: Path, *, key: str, base: str) -> tuple[Path, Manifest] |
         try:
             manifest = verify(path)
         except CheckpointError as error:
-            log.warning("%s is not used: it %s", path, error)
+            log.warning("a checkpoint is not used: %s", error)
             continue
         if manifest.key != key:
             raise SweepError(

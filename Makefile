@@ -1,0 +1,52 @@
+# `make help` lists the targets. Everything runs in .venv, made from requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a process: two processes with two threads each on two cores run fifty times slower.
+export OMP_NUM_THREADS ?= 1
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep test test-fast check lint types layers tiny-model bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: .venv/ready  ## set up .venv from the lock
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch .venv/ready
+
+sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
+	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
+
+check: lint types layers  ## what CI runs: lint, types, layers, all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test: check  ## set up, then lint, types, layers and all tests
+
+test-fast: setup  ## the quick tests only
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+
+lint: setup  ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy
+	$(BIN)/mypy
+
+layers: setup  ## import-linter
+	$(BIN)/lint-imports
+
+tiny-model: setup  ## pretrain the embedded model again (8 minutes)
+	OMP_NUM_THREADS=2 $(BIN)/python -m trainers.tiny_model
+
+bench: setup  ## the measurements in benchmarks/
+	$(BIN)/python -m benchmarks.lr_grid
+	$(BIN)/python -m benchmarks.plain_script
+
+clean:  ## remove what was built; run folders stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,41 @@
+"""`python -m orchestrator export RUN_DIR --merge`: one plain model from the best adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from orchestrator.card import proof_of
+from sweeps.errors import SweepError
+from sweeps.files import RunFolder
+from sweeps.reading import read_train
+
+
+def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
+    """Say what best/ is, and with `merge` fold its adapter into the base; 0.
+
+    Raises:
+        SweepError: there is no best/, nothing to merge, or the target is taken.
+    """
+    folder = RunFolder(run_dir.absolute())
+    proof = proof_of(folder)
+    if proof is None:
+        raise SweepError(
+            f"{folder.root} has no best/ yet: its sweep has not ended, or no trial completed. See "
+            f"python -m orchestrator status {run_dir}"
+        )
+    if not merge:
+        print(f"{folder.best}  trial {proof['number']}, eval_loss {proof['eval_loss']:.4f}")
+        print("It loads as it is (see its README.md); --merge makes one model without an adapter.")
+        return 0
+    target = (to or folder.root / "merged").absolute()
+    if target.exists() and any(target.iterdir()):
+        raise SweepError(f"{target} is not empty; name another folder with --to DIR")
+    config = OmegaConf.to_container(OmegaConf.load(folder.trial_config(proof["trial"])))
+    assert isinstance(config, dict)
+    from trainers.export import merge as merge_adapter
+
+    merge_adapter(folder.best, target, read_train(config).model)
+    print(f"{target}  loads with AutoModelForCausalLM.from_pretrained")
+    return 0
