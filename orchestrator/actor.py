@@ -17,7 +17,7 @@ from sweeps.knobs import importance
 from sweeps.ranking import best, write_table
 from sweeps.space import Space
 from sweeps.spec import Spec
-from sweeps.study import export_study
+from sweeps.study import export_study, study_of
 from sweeps.trial import Decision, Report, State, Trial
 
 _BARREN_STARTS = 4  # workers in a row that died before they asked for anything
@@ -76,12 +76,11 @@ class CoordinatorActor:
     def finish(self) -> dict[str, Any]:
         """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
         write_table(self._coordinator.history, self._folder)
-        study = self._coordinator.study
-        export_study(study, self._folder.study)
+        export_study(self._coordinator.history, self._folder.study)
         proven = best(self._coordinator.history)
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
         return {
-            "importance": importance(study),
+            "importance": importance(study_of(self._coordinator.history)),
             "stopping": self._coordinator.stopping,
             "proof": self._proof.results.get(key),
             "proof_error": self._proof.error,

@@ -24,9 +24,10 @@ from orchestrator.tables import running_grid
 from sweeps.errors import LedgerDamagedError, SweepError, nearest
 from sweeps.files import RunFolder
 from sweeps.history import History
-from sweeps.knobs import effects
+from sweeps.knobs import effects, importance
 from sweeps.ledger import Event, parse
 from sweeps.ranking import best, ranked
+from sweeps.study import export_study, study_of
 from sweeps.trial import State
 
 MOST_RUNNING = 20
@@ -54,7 +55,8 @@ def status(run_dir: Path, console: Console | None = None) -> int:
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows, console.width))
     show(console, [Text(verdict) for verdict in verdicts(history)])
-    show(console, knob_part(history, effects(history, rows), None))
+    export_study(history, folder.study)
+    show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
     show(console, [*failures(rows, folder), Text(), *_last(history, folder)])
     return 0
 

@@ -26,6 +26,7 @@ class Record:
     repeat: int
     seed: int
     values: Mapping[str, Any]
+    picked: Mapping[str, Any] = field(default_factory=dict)  # as Optuna names the choices
     state: State = State.WAITING
     attempt: int = 0
     retries: int = 0
@@ -148,6 +149,7 @@ class History:
             repeat=event["repeat"],
             seed=event["seed"],
             values=event["params"],
+            picked=event.get("choices", {}),
         )
         self.trials[record.key] = record
         self._configs.setdefault(record.config, {})[record.key] = record

@@ -71,8 +71,9 @@ def _read(name: str, sweep: Any, found: list[str]) -> Dimension | None:
         found.append("takes no tag; tags belong to an interval.")
     if sweep.shuffle:
         found.append("cannot be shuffled: a grid goes as it is written; or sweep.search=random.")
-    is_choice = isinstance(sweep, ChoiceSweep)
-    return _choice(name, list(sweep.list), found) if is_choice else _range(name, sweep, found)
+    if isinstance(sweep, ChoiceSweep):
+        return _choice(name, list(sweep.list), found)
+    return _range(name, sweep, found)
 
 
 def _parse(expression: Any, found: list[str]) -> Any:

@@ -41,7 +41,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "tpe": {"space": MIXED, "search_options": {"n_startup_trials": 3}},
     "gp": {"space": RATES, "trials": 5, "search_options": {"n_startup_trials": 3}},
     "cmaes": {"space": RATES},
-    "qmc": {"space": MIXED},
+    "qmc": {"space": MIXED, "trials": 14},
 }
 STARTUP = {"n_startup_trials": 2}
 PRUNER_OPTIONS = {"median": STARTUP, "percentile": STARTUP}

@@ -219,7 +219,7 @@ def test_other_methods_are_proven_too(
 def test_what_was_trained_under_autocast_is_proven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on a GPU: the Trainer wraps the model in autocast, and a loaded one has no such wrapper."""
+    """As on a GPU: the Trainer wraps the model in autocast, and a loaded one has no wrapper."""
     from trainers import evaluation
 
     def on_gpu(dtype: str, _: str) -> dict[str, bool]:

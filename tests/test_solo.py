@@ -369,7 +369,7 @@ def test_a_bad_gradient_is_found_before_the_step(
 ) -> None:
     seen = poison_after(1, built, spoil_gradient)
     spec = train_spec(max_grad_norm=max_grad_norm)
-    with pytest.raises(DivergedError, match="the gradient norm is (inf|nan) at step 2"):
+    with pytest.raises(DivergedError, match=r"the gradient norm is (inf|nan) at step 2"):
         run(tmp_path, spec, seen, examples=SHORT)
     assert_untouched(seen, built[-1])
     assert seen.commits == []
@@ -406,7 +406,7 @@ def test_an_infinite_gradient_is_the_float16_scalers_to_handle(
 
 def test_too_high_a_rate_diverges(tmp_path: Path) -> None:
     seen = Recorder()
-    with pytest.raises(DivergedError, match="is (nan|inf) at step [23]"):
+    with pytest.raises(DivergedError, match=r"is (nan|inf) at step [23]"):
         run(tmp_path, train_spec(learning_rate=1e30, evaluations=1), seen, examples=24)
     assert all(math.isfinite(loss) for loss in seen.losses)
     assert seen.commits == []

@@ -86,8 +86,8 @@ def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Pre
 def _keep_4bit_layout(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
 
-    It does so on CPUs with AVX512-BF16. What it packs passes no gradient on to the layers below, and
-    loses precision each time it is packed and, for a checkpoint, unpacked.
+    It does so on CPUs with AVX512-BF16. What it packs passes no gradient on to the layers below,
+    and loses precision each time it is packed and, for a checkpoint, unpacked.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -163,9 +163,10 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
             measured = self.evaluation_rows.measure(self.model)
             require_finite("eval_loss", measured.loss, self.state.global_step)
             metrics = {"eval_loss": measured.loss}
-            self.control = self.callback_handler.on_evaluate(
+            control = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, metrics
             )
+            self.control: TrainerControl = control
         return metrics
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
