@@ -164,7 +164,8 @@ class Driver:
             cpus=placement.cpus,
             gpus=placement.gpus,
         )
-        scratch = Path(tempfile.mkdtemp(prefix="sweep-tune-"))
+        scratch = self._folder.scratch
+        shutil.rmtree(scratch, ignore_errors=True)
         workers = Workers(self._office, post, placement, slots, scratch)
         began = time.monotonic()
         workers.start()

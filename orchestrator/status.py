@@ -32,10 +32,11 @@ from sweeps.trial import State
 
 MOST_RUNNING = 20
 MOST_NEIGHBOURS = 8
+MOST_EXPORTED = 200  # trials; Optuna's SQLite storage takes 30 ms for each, so more wait for the end
 
 
 def status(run_dir: Path, console: Console | None = None) -> int:
-    """Print where a sweep stands; 0.
+    """Print where a sweep stands, and write study.db for optuna-dashboard; 0.
 
     Raises:
         SweepError: where `run_dir` holds no sweep; names what lies nearby.
@@ -55,7 +56,8 @@ def status(run_dir: Path, console: Console | None = None) -> int:
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows, console.width))
     show(console, [Text(verdict) for verdict in verdicts(history)])
-    export_study(history, folder.study)
+    if len(history.trials) <= MOST_EXPORTED:
+        export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
     show(console, [*failures(rows, folder), Text(), *_last(history, folder)])
     return 0

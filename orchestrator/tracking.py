@@ -7,6 +7,7 @@ for a server happens on one background thread. Workers need neither key nor inte
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import threading
 import time
@@ -144,6 +145,9 @@ class Tracker:
             tear_down()
 
     def _connect(self) -> None:
+        # Tables wait here for `wandb sync`; in the home folder they would outlive the sweep.
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder.tracking))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(self._folder.tracking / "cache"))
         self._link = find_link(self._tracking)
         self._service = WandbService(
             self._tracking,

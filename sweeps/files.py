@@ -65,6 +65,11 @@ class RunFolder:
         """Where the best checkpoint is put together before it takes the name best/."""
         return self.root / ".best.draft"
 
+    @property
+    def scratch(self) -> Path:
+        """Tune's own files while a driver lives; nothing in it is read back."""
+        return self.root / ".tune"
+
     def trial(self, key: str) -> Path:
         return self.root / "trials" / key
 

@@ -145,7 +145,9 @@ def _groups(rows: Sequence[Row], keys: tuple[str, ...]) -> _Groups:
     groups = list(by_value.values())
     if all(_is_number(part) for chosen, _ in groups for part in chosen):
         groups.sort(key=lambda group: group[0])
-        return _binned(groups) if len(keys) == 1 and len(groups) > MAX_LEVELS else groups
+        all_differ = len(groups) > MAX_BINS and all(len(members) == 1 for _, members in groups)
+        many = len(groups) > MAX_LEVELS or all_differ
+        return _binned(groups) if len(keys) == 1 and many else groups
     return sorted(groups, key=lambda group: json.dumps(group[0]))
 
 
@@ -178,6 +180,14 @@ def _adjusted(grouped: Mapping[str, _Groups]) -> dict[str, list[float | None]]:
         name: [[row.number for row in rows if row.number in losses] for _, rows in groups]
         for name, groups in grouped.items()
     }
+    parameters = 1 + sum(
+        sum(bool(numbers) for numbers in levels) - 1 for levels in members.values()
+    )
+    if len(losses) <= parameters:  # a fit that leaves nothing over would blame any knob it likes
+        return {
+            name: [_mean(losses[number] for number in numbers) for numbers in levels]
+            for name, levels in members.items()
+        }
     return adjusted_means(members, losses)
 
 

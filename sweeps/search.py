@@ -160,7 +160,7 @@ def make_sampler(
     if spec.search == "qmc":
         options.setdefault("warn_independent_sampling", False)
         return optuna.samplers.QMCSampler(seed=seed, **options)
-    return optuna.samplers.RandomSampler(seed=own)
+    return optuna.samplers.RandomSampler(seed=own, **options)
 
 
 def _own_seed(seed: int, number: int) -> int:
@@ -244,7 +244,8 @@ def _option_problems(key: str, name: str, make: Any) -> list[Problem]:
             warnings.simplefilter("ignore")
             make()
     except (TypeError, ValueError) as error:
-        return [Problem(key=key, message=f"Optuna's {name} refuses them: {error}")]
+        way_out = f"Correct them, or take them out with ~{key}"
+        return [Problem(key=key, message=f"Optuna's {name} refuses them: {error}. {way_out}")]
     return []
 
 

@@ -33,6 +33,10 @@ def problems(*args: Any, **sweep: Any) -> list[str]:
         ({"space": CONDITIONAL, "when": WHEN, "search": "gp"}, "sweep.search = gp: cannot search"),
         ({"search_options": {"n_startup": 3}}, "sweep.search_options: Optuna's random refuses"),
         (
+            {"search": "grid", "space": SMALL, "search_options": {"n_startup_trials": 3}},
+            "'n_startup_trials'. Correct them, or take them out with ~sweep.search_options",
+        ),
+        (
             {"pruner": "asha", "pruner_options": {"reduction_factor": 1}},
             "sweep.pruner_options: Optuna's asha refuses them",
         ),

@@ -88,6 +88,8 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
         file.write('{"event": "end", "tri')
     before = {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()}
     shown(folder.root)
+    assert folder.study.is_file()  # the one thing it writes: a view of the ledger for a dashboard
+    folder.study.unlink()
     assert {path: path.read_bytes() for path in folder.root.rglob("*") if path.is_file()} == before
 
 

@@ -25,6 +25,7 @@ from sweeps.files import RunFolder
 from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
 from trainers import checkpoint
+from trainers.adapters import in_training_type
 from trainers.data import PreparedData, stream
 from trainers.evaluation import Rows, rows_for
 from trainers.guards import PeakMemory, Stopwatch, require_finite
@@ -182,6 +183,11 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
     def loss_so_far(self) -> float:
         """Sum of the step losses that were not logged yet; not finite where any was not."""
         return float(self._tr_loss)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if hasattr(self.model, "peft_config"):  # PEFT loads every adapter as float32
+            in_training_type(self.model)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Weights only: the tokenizer is the base's, and training_args.bin is a pickle.
