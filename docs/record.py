@@ -3,7 +3,7 @@
     python -m orchestrator sweep=lr_grid tracking=off &
     python docs/record.py outputs/lr_grid docs/live.svg
 
-It looks into the run folder every second, as `status` does, and draws with the live table's own code.
+It looks into the run folder every second, as `status` does, and draws as the live table does.
 """
 
 from __future__ import annotations

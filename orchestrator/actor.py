@@ -1,7 +1,7 @@
 """The Coordinator as one Ray actor on the driver's node: what workers and driver call.
 
-It adds to `sweeps.coordinator` what only matters between processes: which worker holds which trial, and
-the last job of a sweep, proving the best checkpoint, given to a worker that has everything loaded.
+It adds to `sweeps.coordinator` what only matters between processes: which worker holds which trial,
+and the last job of a sweep, proving the best checkpoint, given to a worker that has all loaded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sweeps.spec import Spec
 from sweeps.study import export_study, study_of
 from sweeps.trial import Decision, Report, State, Trial
 
-_BARREN_STARTS = 4  # workers in a row that died before they asked for anything
+_BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,14 @@ class Proof:
 
 
 class CoordinatorActor:
-    """See `sweeps.coordinator.Coordinator`; every method is one remote call, handled one at a time."""
+    """See `sweeps.coordinator.Coordinator`; each method is a remote call, one handled at a time."""
 
     def __init__(self, spec: Spec, space: Space, root: Path) -> None:
         self._folder = RunFolder(root)
         self._coordinator = Coordinator(spec, space, self._folder)
         self._holds: dict[str, str] = {}  # worker -> trial key
         self._proof = Proof()
+        self._asked: set[str] = set()  # workers that came so far as to ask for a job
         self._barren = 0
         self._wants_proof = True
 
@@ -63,6 +64,9 @@ class CoordinatorActor:
     def begin(self, facts: Mapping[str, Any]) -> None:
         self._coordinator.begin(**facts)
         write_table(self._coordinator.history, self._folder)
+
+    def ping(self) -> None:
+        """Answers: see `orchestrator.interruption.Pulse`."""
 
     def interrupt(self, reason: str, prove: bool) -> None:
         """Stop handing out trials; with `prove`, the best so far is still made ready."""
@@ -88,12 +92,15 @@ class CoordinatorActor:
 
     # -- for workers
 
-    def hello(self, worker: str) -> None:
-        """A worker's process starts. Another one of its name died, and with it what it held."""
-        self._barren += 1
+    def died(self, worker: str, reason: str) -> None:
+        """A worker's process is gone, and with it what it held.
+
+        Where none comes so far as to ask for a job, the sweep stops: nor would the next.
+        """
         self.gone(worker, "its worker's process died")
-        if self._barren > _BARREN_STARTS:
-            self._coordinator.interrupt("workers die before they can train anything")
+        self._barren = 0 if worker in self._asked else self._barren + 1
+        if self._barren > _BARREN_STARTS and not self._holds:
+            self.interrupt(f"workers die before they can train anything: {reason}", False)
 
     def gone(self, worker: str, reason: str) -> None:
         key = self._holds.pop(worker, None)
@@ -104,9 +111,10 @@ class CoordinatorActor:
             self._proof.holder = ""
 
     def next_job(self, worker: str) -> Job:
+        self._asked.add(worker)
+        self._barren = 0
         trial = self._coordinator.ask()
         if trial is not None:
-            self._barren = 0
             self._holds[worker] = trial.key
             return Job(kind="train", trial=trial)
         if not self._coordinator.is_finished:
@@ -117,10 +125,10 @@ class CoordinatorActor:
         return Job(kind="leave")
 
     def start(
-        self, worker: str, key: str, device: str, step: int, reports: Sequence[Report]
+        self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
     ) -> int | None:
         attempt = self._coordinator.start(
-            key, worker=worker, device=device, step=step, reports=reports
+            key, worker=where, device=device, step=step, reports=reports
         )
         if attempt is None:
             self._holds.pop(worker, None)

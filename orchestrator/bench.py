@@ -65,11 +65,13 @@ class Bench:
             self._fail(line, kind, error)
 
     def _fail(self, line: Line, kind: str, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"
+        words = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {words[0][:200]}"
         text = traceback.format_exc()
-        del error
         if not line.attempt:  # it failed before the Coordinator knew of the attempt
-            attempt = ray.get(self._office.start.remote(line.worker, line.key, self._device, 0, []))
+            attempt = ray.get(
+                self._office.start.remote(line.worker, line.key, line.where, self._device, 0, [])
+            )
             if attempt is None:
                 return
             line.attempt = attempt

@@ -140,8 +140,8 @@ def card(spec: Spec, history: History, found: Best, proof: Mapping[str, float], 
     )
     gained = f"; the base model has {base_loss:.4f}" if base_loss is not None else ""
     lines += [
-        f"`eval_loss` {loss:.4f} nats per labelled token{spread}{gained}. Measured again from these "
-        f"files: {proof['eval_loss']:.4f} over {proof['eval_tokens']:,.0f} tokens.",
+        f"`eval_loss` {loss:.4f} nats per labelled token{spread}{gained}. Measured again from "
+        f"these files: {proof['eval_loss']:.4f} over {proof['eval_tokens']:,.0f} tokens.",
     ]
     if "test_loss" in proof:
         lines += [

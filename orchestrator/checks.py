@@ -23,14 +23,13 @@ _OWNED = {
 }
 
 
-def read_space(spec: Spec, problems: list[Problem]) -> Space:
-    """The sweep's space, with what a condition needs of the base config."""
-    space = parse_space(spec.sweep.space, spec.sweep.when, problems)
+def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
+    """The space of a composed config, with what a condition needs of its fixed keys."""
+    sweep = config["sweep"]
+    space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems)
     asked = {condition.key for condition in space.when.values()}
-    fixed = {key: _lookup(spec.base, key) for key in asked}
-    problems += _key_problems(spec, space)
-    problems += search_problems(spec.sweep, space)
-    return Space(space.dimensions, space.when, fixed)
+    problems += _key_problems(config, space)
+    return Space(space.dimensions, space.when, {key: _lookup(config, key) for key in asked})
 
 
 def searched_values(space: Space) -> dict[str, list[Any]]:
@@ -47,25 +46,34 @@ def searched_values(space: Space) -> dict[str, list[Any]]:
     return found
 
 
-def training_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
-    """What the libraries refuse: trainer fields, optimizers, schedulers, LoRA, data. Imports torch."""
-    from trainers.data_spec import spec_problems
+def training_problems(
+    trainer: Mapping[str, Any], peft: Mapping[str, Any], space: Space, device: str
+) -> list[Problem]:
+    """What the libraries refuse: trainer fields, optimizers, schedules, LoRA. Uses torch."""
     from trainers.model import peft_problems
     from trainers.settings import problems
 
     searched = searched_values(space)
-    found = problems(spec.train.trainer, searched=searched, device=device)
-    found += peft_problems(spec.train.peft, spec.train.model)
+    found = problems(trainer, searched=searched, device=device) + peft_problems(peft)
     for key, values in searched.items():
         section, _, name = key.partition(".")
         if section == "peft":
             for value in values:
-                changed = {**spec.train.peft, name: value}
-                found += [p for p in peft_problems(changed) if p not in found]
-    return found + spec_problems(spec.train.data)
+                found += [p for p in peft_problems({**peft, name: value}) if p not in found]
+    return found
 
 
-def engine_problems(spec: Spec) -> list[Problem]:
+def spec_problems(spec: Spec, space: Space) -> list[Problem]:
+    """What only a whole spec can be asked: how its parts go together."""
+    from trainers import data_spec
+    from trainers.model import peft_problems
+
+    found = search_problems(spec.sweep, space) + _engine_problems(spec)
+    found += [p for p in peft_problems(spec.train.peft, spec.train.model) if p.key[:5] == "model"]
+    return found + data_spec.spec_problems(spec.train.data)
+
+
+def _engine_problems(spec: Spec) -> list[Problem]:
     """What this version's engine does not do."""
     found = []
     if spec.engine.devices_per_trial > 1:
@@ -73,9 +81,10 @@ def engine_problems(spec: Spec) -> list[Problem]:
             Problem(
                 key="engine.devices_per_trial",
                 value=spec.engine.devices_per_trial,
-                message="a trial trains on one device; set it to 1 and let trials run side by side.",
+                message="a trial trains on one device; set it to 1, and trials run side by side.",
             )
         )
+    found += _gpu_problems(spec)
     if spec.storage is not None:
         found.append(
             Problem(
@@ -87,12 +96,29 @@ def engine_problems(spec: Spec) -> list[Problem]:
     return found
 
 
-def _key_problems(spec: Spec, space: Space) -> list[Problem]:
+def _gpu_problems(spec: Spec) -> list[Problem]:
+    """GPUs that no trial can use, or that are not here; a cluster's are counted later."""
+    found = []
+    asked = spec.engine.gpus_per_trial
+    if asked != "auto" and asked > 1:
+        message = "a trial trains on one device: 1, or a fraction to let several share one."
+        found.append(Problem(key="engine.gpus_per_trial", value=asked, message=message))
+    if spec.cluster.kind == "local" and spec.cluster.gpus:
+        import torch
+
+        there = torch.cuda.device_count()
+        if spec.cluster.gpus > there:
+            message = f"this machine has {there} that torch can use."
+            found.append(Problem(key="cluster.gpus", value=spec.cluster.gpus, message=message))
+    return found
+
+
+def _key_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
     """Searched keys that are not in the config, or not a trial's to vary."""
     found = []
     for dimension in space.dimensions:
         for key in set_by(dimension):
-            reason, near = _refusal(spec, key)
+            reason, near = _refusal(config, key)
             if reason:
                 found.append(Problem(key=f"sweep.space.{key}", message=reason, nearest=near))
             elif isinstance(dimension, Choice) and key != dimension.name and "." in dimension.name:
@@ -101,7 +127,7 @@ def _key_problems(spec: Spec, space: Space) -> list[Problem]:
     return found
 
 
-def _refusal(spec: Spec, key: str) -> tuple[str, str | None]:
+def _refusal(config: Mapping[str, Any], key: str) -> tuple[str, str | None]:
     section, _, name = key.partition(".")
     if section in _OWNED:
         return f"cannot be searched: {_OWNED[section]}.", None
@@ -110,7 +136,7 @@ def _refusal(spec: Spec, key: str) -> tuple[str, str | None]:
     if section in ("model", "data"):
         reason = "changes what the evaluation measures, so trials could not be compared: run one "
         return f"{reason}sweep for each value.", None
-    known = [f"{part}.{leaf}" for part in ("trainer", "peft") for leaf in spec.base[part]]
+    known = [f"{part}.{leaf}" for part in ("trainer", "peft") for leaf in config[part]]
     known += _SEARCHED_MODEL_KEYS
     if section in ("trainer", "peft") and name:
         return "", None  # the libraries' own fields are checked by name in `training_problems`

@@ -22,6 +22,8 @@ _HELP = ("-h", "--help", "help")
 def main(argv: Sequence[str]) -> int:
     """Run a command line; returns the exit code (see README)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # At its import it advises a package that would only speed up 4-bit models on a CPU.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return _dispatch(list(argv))
     except SweepError as error:
@@ -89,7 +91,7 @@ def help_text() -> str:
     lines = [
         "Find out which settings to fine-tune a language model with.",
         "",
-        "  python -m orchestrator sweep=lr_grid                     8 trials on an embedded model, no download",
+        "  python -m orchestrator sweep=lr_grid      8 trials on an embedded model, no download",
         "  python -m orchestrator sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b",
         "  python -m orchestrator plan sweep=asha cluster=ray cluster.address=auto",
         "",
@@ -107,7 +109,8 @@ def help_text() -> str:
         "",
         "Any key can be set (trainer.learning_rate=2e-4) or searched, in Hydra's sweep grammar:",
         "  trainer.learning_rate=1e-4,1e-3     peft.r='choice(4,8,16)'",
-        "  trainer.weight_decay='interval(0,0.1)'     trainer.learning_rate='tag(log,interval(1e-5,1e-2))'",
+        "  trainer.weight_decay='interval(0,0.1)'",
+        "  trainer.learning_rate='tag(log,interval(1e-5,1e-2))'",
         "trainer.* are SFTConfig's fields, peft.* LoraConfig's.",
     ]
     return "\n".join(lines)

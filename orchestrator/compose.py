@@ -58,6 +58,7 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     """
     overrides = sort_overrides(argv)
     config, choice = _compose(overrides)
+    _drop_options(config, overrides)
     try:
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
@@ -73,6 +74,15 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
     sections = {section: base[section] for section in SECTIONS}
     return resolved, sections, name, f"outputs/{name}{suffix}"
+
+
+def _drop_options(config: DictConfig, overrides: Overrides) -> None:
+    """Another sampler or pruner on the command line takes nothing over from the file's."""
+    given = {word.lstrip("+").partition("=")[0] for word in overrides.for_hydra}
+    for name in ("search", "pruner"):
+        options = f"sweep.{name}_options"
+        if f"sweep.{name}" in given and not any(key.startswith(options) for key in given):
+            config.sweep[f"{name}_options"] = {}
 
 
 def _compose(overrides: Overrides) -> tuple[DictConfig, str]:

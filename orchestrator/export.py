@@ -36,6 +36,8 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
     assert isinstance(config, dict)
     from trainers.export import merge as merge_adapter
 
-    merge_adapter(folder.best, target, read_train(config).model)
+    merge_adapter(
+        folder.best, target, read_train({str(key): value for key, value in config.items()}).model
+    )
     print(f"{target}  loads with AutoModelForCausalLM.from_pretrained")
     return 0

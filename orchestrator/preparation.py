@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from orchestrator import compose
-from orchestrator.checks import engine_problems, read_space, training_problems
+from orchestrator.checks import read_space, spec_problems, training_problems
 from sweeps.errors import ConfigError, Problem, SweepError
 from sweeps.files import RunFolder, write_text
 from sweeps.history import History
@@ -24,7 +24,10 @@ from sweeps.secrets import scrub
 from sweeps.space import Space
 from sweeps.spec import Spec
 
-_LIBRARIES = "torch transformers trl peft accelerate datasets bitsandbytes optuna ray wandb".split()
+_LIBRARIES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
+    *("optuna", "ray", "wandb"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +61,12 @@ def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
         default_run_dir=run_dir,
         problems=problems,
     )
-    if spec is None:
-        raise ConfigError(problems)
-    space = read_space(spec, problems)
-    problems += engine_problems(spec)
-    problems += training_problems(spec, space, guess_device(spec))
-    if problems:
+    space = read_space(config, problems)
+    device = guess_device(spec) if spec is not None else "cpu"
+    problems += training_problems(config["trainer"], config["peft"], space, device)
+    if spec is not None:
+        problems += spec_problems(spec, space)
+    if problems or spec is None:
         raise ConfigError(problems)
     return spec, space
 
@@ -89,7 +92,7 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
     if folder.spec.exists():
         written = OmegaConf.to_container(OmegaConf.load(folder.spec))
         assert isinstance(written, dict)
-        changed = compose.differences(spec, written)
+        changed = compose.differences(spec, {str(key): value for key, value in written.items()})
         if changed:
             rows = "\n".join(
                 f"  {key}: there {there!r}, now {now!r}" for key, there, now in changed

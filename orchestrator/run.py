@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
 import sys
 import tempfile
 import threading
@@ -12,11 +11,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from orchestrator.card import is_ready, proof_of, write_best
 from orchestrator.display import Display
+from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
 from orchestrator.preparation import (
     Ready,
@@ -29,9 +28,10 @@ from orchestrator.preparation import (
 from orchestrator.progress import read_progress
 from orchestrator.status import read_history
 from orchestrator.summary import summary
+from orchestrator.tune import Placement, Workers, live_slots, place, start_ray
 from sweeps.coordinator import Coordinator
 from sweeps.errors import SweepError
-from sweeps.files import Lock, RunFolder
+from sweeps.files import Lock, RunFolder, remove_tree
 from sweeps.history import History
 from sweeps.knobs import effects
 from sweeps.ledger import Tail
@@ -42,7 +42,7 @@ from sweeps.trial import State
 
 _TICK_S = 0.2
 _TRACKING_END_S = 15.0
-_SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_SILENCE_S = 20.0  # after a signal; a Coordinator that does not answer so long is gone
 
 
 def run(argv: Sequence[str]) -> int:
@@ -56,9 +56,22 @@ def run(argv: Sequence[str]) -> int:
     lock = Lock(folder.lock)
     try:
         claim_folder(folder, spec)
-        return Driver(spec, space, folder, argv).run()
+        with Signals() as signals:
+            return Driver(spec, space, folder, argv, signals).run()
     finally:
+        _leave_no_trace(folder)
         lock.release()
+
+
+def _leave_no_trace(folder: RunFolder) -> None:
+    """Take back what was written for a sweep that was refused before it began."""
+    if folder.ledger.exists():
+        return
+    for path in (folder.spec, folder.lock):
+        path.unlink(missing_ok=True)
+    remove_tree(folder.data)
+    with suppress(OSError):  # other things of the user's lie in it
+        folder.root.rmdir()
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -88,7 +101,14 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
 class Driver:
     """One start of a sweep: Ray, workers, tracking and the live table, until all have ended."""
 
-    def __init__(self, spec: Spec, space: Space, folder: RunFolder, argv: Sequence[str]) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        space: Space,
+        folder: RunFolder,
+        argv: Sequence[str],
+        signals: Signals,
+    ) -> None:
         self._spec = spec
         self._space = space
         self._folder = folder
@@ -96,14 +116,12 @@ class Driver:
         self._history = History()
         self._tail = Tail(folder.ledger)
         self._rows: dict[str, Tail] = {}
-        self._signals: list[signal.Signals] = []
+        self._signals = signals
         self._display = Display(folder, spec.public)
         self._office: Any = None
         self._tracker: Any = None
 
     def run(self) -> int:
-        from orchestrator.tune import start_ray
-
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         if past.spec and self._is_over():
             self._history = past
@@ -115,10 +133,12 @@ class Driver:
         )
         # Ray's processes end with the thread that started them, so that thread is this one.
         start_ray(self._spec.cluster)
+        self._signals.take_over()
+        placement = place(self._spec.engine, self._spec.cluster)  # refuses what does not fit
         ready: Ready = preparing.result()
         self._display.plan(ready.lines)
-        with self._handling_signals():
-            return self._sweep(ready)
+        self._signals.collect(self._leave_now)
+        return self._sweep(ready, placement)
 
     def _is_over(self) -> bool:
         """Whether a start would find nothing to do: all trials ended and best/ is made."""
@@ -128,25 +148,27 @@ class Driver:
         finally:
             coordinator.close()
 
-    def _sweep(self, ready: Ready) -> int:
+    def _sweep(self, ready: Ready, placement: Placement) -> int:
         import ray
 
+        from orchestrator.tune import stop_ray
+
         try:
-            return self._watch(ready)
+            return self._watch(ready, placement)
         except ray.exceptions.RayActorError as error:
+            if self._signals.seen:  # it was meant for Ray's processes, too
+                self._leave_now()
             raise SweepError(f"the Coordinator's process died ({error}). {self._go_on()}") from None
         finally:
             self._display.close()
-            ray.shutdown()
+            stop_ray()
 
-    def _watch(self, ready: Ready) -> int:
+    def _watch(self, ready: Ready, placement: Placement) -> int:
         import ray
 
         from orchestrator.tracking import Tracker
-        from orchestrator.tune import Workers, live_slots, place
         from orchestrator.worker import Post
 
-        placement = place(self._spec.engine, self._spec.cluster)
         self._office = self._open_office(ready)
         self._tracker = Tracker(
             self._spec.tracking,
@@ -204,14 +226,18 @@ class Driver:
     # ------------------------------------------------------------------ while it runs
 
     def _loop(self, workers: threading.Thread, began: float) -> None:
-        told = 0
+        interrupted = False
+        pulse = Pulse(self._office)
         budget = self._spec.sweep.time_budget_s
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
-            if len(self._signals) > told:
-                told = len(self._signals)
-                self._interrupt(self._signals[-1].name, again=told > 1)
+            silent_s = pulse.silent_s()
+            if self._signals.seen and not interrupted:
+                interrupted = True
+                self._interrupt(self._signals.seen[0].name)
+            if interrupted and silent_s > _SILENCE_S:
+                self._leave_now()
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
                 self._display.note("The time budget is spent: trials commit and wait.")
@@ -235,27 +261,21 @@ class Driver:
         }
         self._display.update(self._history, read_progress(self._folder, self._history))
 
-    def _interrupt(self, name: str, *, again: bool) -> None:
-        if again:
-            self._leave_now()
+    def _interrupt(self, name: str) -> None:
         self._display.note(
             f"{name}: trials commit a checkpoint and stop; once more leaves at once."
         )
         self._office.interrupt.remote(name, False)
 
-    def _leave_now(self) -> None:
+    def _leave_now(self) -> NoReturn:
         import os
 
-        import ray
+        from orchestrator.tune import stop_ray
 
         self._display.close()
         print(self._go_on(), flush=True)
-        with suppress(Exception):
-            ray.shutdown()
-        os._exit(_SIGNAL_EXIT[self._signals[-1]])
-
-    def _handling_signals(self) -> _Signals:
-        return _Signals(self._signals)
+        stop_ray()
+        os._exit(SIGNAL_EXIT[self._signals.seen[-1]])
 
     # ------------------------------------------------------------------ the end
 
@@ -272,7 +292,7 @@ class Driver:
         lines = self._tracker.finish({}, _TRACKING_END_S)
         self._show(proof_of(self._folder), books["importance"] or {}, [*notes, *lines])
         code = self._exit_code(books["stopping"], books["proof_error"])
-        if self._signals or (books["stopping"] and code == 0):
+        if self._signals.seen or (books["stopping"] and code == 0):
             self._display.note(self._go_on())
         return code
 
@@ -297,8 +317,8 @@ class Driver:
         )
 
     def _exit_code(self, stopping: str, proof_error: str) -> int:
-        if self._signals:
-            return _SIGNAL_EXIT[self._signals[0]]
+        if self._signals.seen:
+            return self._signals.exit_code
         if self._history.count(State.COMPLETED) == 0 or proof_error:
             self._tell_failure()
             return 1
@@ -339,22 +359,3 @@ class _Background(threading.Thread):
         if self._error is not None:
             raise self._error
         return self._value
-
-
-class _Signals:
-    """Collects SIGINT and SIGTERM while it is entered."""
-
-    def __init__(self, seen: list[signal.Signals]) -> None:
-        self._seen = seen
-        self._old: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> None:
-        for number in _SIGNAL_EXIT:
-            self._old[number] = signal.signal(number, self._take)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self._seen.append(signal.Signals(number))

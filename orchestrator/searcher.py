@@ -1,4 +1,4 @@
-"""Tune's search algorithm, as far as it goes: one suggestion for each worker that a device can hold."""
+"""Tune's side of the workers: one suggestion for each that a device can hold, and who died."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray import tune
 from ray.tune.search import Searcher
 
 
@@ -38,3 +39,14 @@ class WorkerSearcher(Searcher):  # type: ignore[misc]
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a sweep goes on from its ledger, never from Tune's files")
+
+
+class Deaths(tune.Callback):  # type: ignore[misc]
+    """Tells the Coordinator whose process has died, so that its trial is handed out again."""
+
+    def __init__(self, office: Any) -> None:
+        self._office = office
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        words = str(trial.get_error() or "").strip().splitlines() or ["unknown"]
+        ray.get(self._office.died.remote(f"worker {trial.config['worker']}", words[-1][:300]))

@@ -32,7 +32,9 @@ from sweeps.trial import State
 
 MOST_RUNNING = 20
 MOST_NEIGHBOURS = 8
-MOST_EXPORTED = 200  # trials; Optuna's SQLite storage takes 30 ms for each, so more wait for the end
+MOST_EXPORTED = (
+    200  # trials; Optuna's SQLite storage takes 30 ms for each, so more wait for the end
+)
 
 
 def status(run_dir: Path, console: Console | None = None) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are never read back
 }
+_STOP_S = 10.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
 
 
@@ -46,6 +48,9 @@ def start_ray(cluster: ClusterSpec) -> None:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if cluster.kind == "local":
+        # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
     common: dict[str, Any] = {
@@ -60,17 +65,33 @@ def start_ray(cluster: ClusterSpec) -> None:
             num_gpus=cluster.gpus,
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
             **common,
         )
         return
     try:
+        _knock(str(cluster.address))
         ray.init(address=cluster.address, **common)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise SweepError(
-            f"cluster.address = {cluster.address}: no Ray cluster answers ({error}). Start one with "
-            "`ray start --head`, name its address, or take cluster=local."
+            f"cluster.address = {cluster.address}: no Ray cluster answers ({error}). Start one "
+            "with `ray start --head`, name its address, or take cluster=local."
         ) from None
+
+
+def stop_ray() -> None:
+    """Let go of Ray, but do not wait long for a Ray that is gone."""
+    import ray
+
+    closing = threading.Thread(target=ray.shutdown, daemon=True)
+    closing.start()
+    closing.join(_STOP_S)
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens at host:port; Ray itself would try for minutes."""
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
+    if sign and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
@@ -87,26 +108,9 @@ def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
     if gpus == "auto":
         gpus = 1.0 if most_gpus else 0.0
     slots = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
+    here = "this machine" if cluster.kind == "local" else f"the largest of {len(nodes)} nodes"
     if slots < 1:
-        most_cpus = max((node.get("CPU", 0) for node in nodes), default=0)
-        problems = []
-        if gpus > most_gpus:
-            problems.append(
-                Problem(
-                    key="engine.gpus_per_trial",
-                    value=gpus,
-                    message=f"the largest node has {most_gpus:g} GPUs ({len(nodes)} nodes).",
-                )
-            )
-        if engine.cpus_per_trial > most_cpus:
-            problems.append(
-                Problem(
-                    key="engine.cpus_per_trial",
-                    value=engine.cpus_per_trial,
-                    message=f"the largest node has {most_cpus:g} CPUs ({len(nodes)} nodes).",
-                )
-            )
-        raise ConfigError(problems or [Problem(key="engine", message="no node holds a trial.")])
+        raise ConfigError(_too_much(engine.cpus_per_trial, gpus, nodes, here))
     what = f"{gpus:g} GPU" if gpus else f"{engine.cpus_per_trial:g} CPU"
     where = "this machine" if cluster.kind == "local" else f"{len(nodes)} nodes of the cluster"
     return Placement(
@@ -118,7 +122,23 @@ def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
     )
 
 
-def slots_of(node: dict[str, float], cpus: float, gpus: float) -> int:
+def _too_much(
+    cpus: float, gpus: float, nodes: Sequence[Mapping[str, float]], here: str
+) -> list[Problem]:
+    """What a worker asks for and no node has."""
+    problems = []
+    for key, name, asked in (
+        ("engine.gpus_per_trial", "GPU", gpus),
+        ("engine.cpus_per_trial", "CPU", cpus),
+    ):
+        most = max((node.get(name, 0) for node in nodes), default=0)
+        if asked > most:
+            message = f"{here} has {most:g} {name}s."
+            problems.append(Problem(key=key, value=asked, message=message))
+    return problems or [Problem(key="engine", message="no node has both the CPUs and the GPUs.")]
+
+
+def slots_of(node: Mapping[str, float], cpus: float, gpus: float) -> int:
     """Workers that one node holds; a fraction of a GPU never spans two."""
     by_cpu = int(node.get("CPU", 0) // cpus)
     if not gpus:
@@ -161,7 +181,7 @@ class Workers(threading.Thread):
         # What goes wrong in a worker is told by the Coordinator; Tune would add its own traceback.
         for name in ("ray", "ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        from orchestrator.searcher import WorkerSearcher
+        from orchestrator.searcher import Deaths, WorkerSearcher
         from orchestrator.worker import Worker
 
         resources = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
@@ -176,9 +196,11 @@ class Workers(threading.Thread):
             run_config=tune.RunConfig(
                 name="workers",
                 storage_path=str(self._scratch),
-                # Each trial's own budget of failures is the Coordinator's.
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                failure_config=tune.FailureConfig(max_failures=-1),
+                # A dead worker is not tried again: the searcher suggests a new one, where there is
+                # room. Each trial's own budget of failures is the Coordinator's.
+                failure_config=tune.FailureConfig(max_failures=0),
+                callbacks=[Deaths(self._office)],
                 verbose=0,
                 log_to_file=False,
             ),

@@ -17,7 +17,6 @@ import ray
 from ray import tune
 
 from orchestrator.actor import Job
-from sweeps.files import RunFolder
 from sweeps.trial import Decision, Report, State
 
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
@@ -34,14 +33,13 @@ class Post:
     gpus: float
 
 
-class Worker(tune.Trainable):
+class Worker(tune.Trainable):  # type: ignore[misc]
     """One Tune trial: asks for jobs until there are none, then is done."""
 
     def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
         self._office = office
         self._post = post
         self._name = f"worker {config['worker']}"
-        ray.get(office.hello.remote(self._name))
         _settle_in(post)
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
@@ -101,7 +99,7 @@ class Line:
 
     def begin(self, step: int, reports: list[Report]) -> bool:
         attempt = ray.get(
-            self.office.start.remote(self.worker, self.key, self.device, step, reports)
+            self.office.start.remote(self.worker, self.key, self.where, self.device, step, reports)
         )
         self.attempt = attempt or 0
         return attempt is not None

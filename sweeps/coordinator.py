@@ -6,7 +6,6 @@ every engine call it. Its memory is what a replay of the ledger gives, so its de
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,22 +13,18 @@ from typing import Any
 import optuna
 from omegaconf import OmegaConf
 
+from sweeps.asking import Asking
 from sweeps.errors import LedgerDamagedError, StaleAttemptError
 from sweeps.files import RunFolder, append_lines, write_text
 from sweeps.history import History, Record
 from sweeps.ledger import Event, Ledger
-from sweeps.resolve import trial_config, trial_key
+from sweeps.resolve import config_of, trial_key
 from sweeps.retention import clean
-from sweeps.search import Search, Suggestion, first_untried, picked_id
+from sweeps.search import Suggestion
 from sweeps.secrets import masked, scrub
 from sweeps.space import Space
 from sweeps.spec import Spec
 from sweeps.trial import Decision, Report, State, Trial
-
-log = logging.getLogger(__name__)
-
-_DOUBLES_BEFORE_LOOKING = 20  # repeated suggestions before untried configs are sought by hand
-_DOUBLES_BEFORE_GIVING_UP = 100  # then there is nothing new to find
 
 
 class Coordinator:
@@ -45,18 +40,13 @@ class Coordinator:
         self._folder = folder
         self._guard = threading.RLock()
         self._ledger = Ledger(folder.ledger)
-        self._search = Search(spec.sweep, space, spec.seed)
         self.history = History()
-        self._tried: set[str] = set()
+        self._asking = Asking(spec, space, self.history, self._write)
         self._trials: dict[str, Trial] = {}
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
-        self._told: set[int] = set()  # Optuna trials that have their result
         self._base_holder: str | None = None
-        self._exhausted = False
         self._stopping = ""
         self._replay_all()
-        # A reopened sweep that has tried everything is finished without being asked again.
-        self._exhausted = not space.is_continuous and first_untried(space, self._tried) is None
 
     # ------------------------------------------------------------------ a driver's life
 
@@ -86,7 +76,7 @@ class Coordinator:
     @property
     def study(self) -> optuna.Study:
         """Optuna's view of the sweep, in memory."""
-        return self._search.study
+        return self._asking.study
 
     def trial(self, key: str) -> Trial:
         return self._trials[key]
@@ -103,7 +93,7 @@ class Coordinator:
             if self._stopping:
                 return True
             open_trials = any(not r.state.is_finished() for r in self.history.trials.values())
-            return not open_trials and not self._next_repeat() and not self._wants_config()
+            return not (open_trials or self._asking.repeat() or self._asking.wants_config())
 
     # ------------------------------------------------------------------ handing out
 
@@ -118,13 +108,8 @@ class Coordinator:
             for record in self.history.trials.values():
                 if record.state is State.WAITING and record.key not in self._handed:
                     return self._hand_out(record.key)
-            repeat = self._next_repeat()
-            if repeat is not None:
-                return self._hand_out(self._new_trial(repeat[0], repeat[1]))
-            suggestion = self._suggest()
-            if suggestion is None:
-                return None
-            return self._hand_out(self._new_trial(suggestion, repeat=0))
+            suggestion = self._asking.repeat() or self._asking.suggest()
+            return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
 
     def give_back(self, key: str) -> None:
         """A trial that was handed out could not be started: it waits again."""
@@ -135,84 +120,8 @@ class Coordinator:
         self._handed.add(key)
         return self._trials[key]
 
-    def _wants_config(self) -> bool:
-        if self._exhausted:
-            return False
-        configs = {record.config for record in self.history.trials.values()}
-        limit = self._spec.sweep.trials
-        return limit is None or len(configs) < limit
-
-    def _suggest(self) -> Suggestion | None:
-        """A config that was not tried before. Repeated ones are told their known value."""
-        doubles = 0
-        while self._wants_config():
-            suggestion = self._next_suggestion(doubles)
-            if suggestion is None:
-                self._exhausted = True
-                return None
-            self._tried.add(picked_id(suggestion.picked))
-            key = self._key_of(suggestion, repeat=0)
-            if key not in self.history.trials:
-                return suggestion
-            doubles += 1
-            self._write(
-                "ask",
-                trial=None,
-                duplicate=key,
-                config=suggestion.number,
-                choices=dict(suggestion.picked),
-                by_hand=suggestion.by_hand,
-                params=dict(suggestion.values),
-            )
-            self._tell_double(suggestion.number, self.history.trials[key])
-        return None
-
-    def _next_suggestion(self, doubles: int) -> Suggestion | None:
-        if self._spec.sweep.search == "grid" or doubles < _DOUBLES_BEFORE_LOOKING:
-            return self._search.ask()
-        if doubles < _DOUBLES_BEFORE_GIVING_UP:
-            return self._search.ask_untried(self._tried)
-        log.warning("%d suggestions in a row were tried before: there is no other", doubles)
-        return None
-
-    def _tell_double(self, number: int, record: Record) -> None:
-        value = self.history.config_mean(record.config)
-        if record.state is State.COMPLETED and value is not None:
-            self._search.complete(number, value)
-        else:
-            self._search.fail(number)  # no value is known: Optuna leaves a failed trial aside
-        self._told.add(number)
-
-    def _next_repeat(self) -> tuple[Suggestion, int] | None:
-        """The next seed of a config that is worth it; with a pruner, after its first run ended."""
-        wanted = self._spec.sweep.repeats
-        if wanted == 1:
-            return None
-        for config, repeats in self.history.by_config().items():
-            first = repeats[0]
-            patient = self._spec.sweep.pruner != "none"
-            if len(repeats) >= wanted or (patient and first.state is not State.COMPLETED):
-                continue
-            if any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats):
-                continue
-            return Suggestion(config, {}, first.values), len(repeats)
-        return None
-
-    def _config_of(self, values: Mapping[str, Any], repeat: int) -> dict[str, Any]:
-        budget = self._spec.sweep.budget
-        return trial_config(
-            self._spec.base,
-            values,
-            seed=self._spec.seed + repeat,
-            budget={"examples": budget.examples, "epochs": budget.epochs},
-            evaluations=self._spec.sweep.evaluations,
-        )
-
-    def _key_of(self, suggestion: Suggestion, repeat: int) -> str:
-        return trial_key(self._config_of(suggestion.values, repeat))
-
-    def _new_trial(self, suggestion: Suggestion, repeat: int) -> str:
-        config = self._config_of(suggestion.values, repeat)
+    def _new_trial(self, suggestion: Suggestion) -> str:
+        config = config_of(self._spec, suggestion.values, suggestion.repeat)
         key = trial_key(config)
         shown = masked("", config)
         assert isinstance(shown, dict)
@@ -221,12 +130,9 @@ class Coordinator:
             "ask",
             trial=key,
             number=len(self.history.trials),
-            config=suggestion.number,
-            repeat=repeat,
+            repeat=suggestion.repeat,
             seed=config["seed"],
-            choices=dict(suggestion.picked),
-            by_hand=suggestion.by_hand,
-            params=dict(suggestion.values),
+            **suggestion.to_json(),
         )
         self._remember(self.history.trials[key], config)
         return key
@@ -372,7 +278,7 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
-        decision = Decision.PRUNE if self._tell_report(record, report) else Decision.CONTINUE
+        decision = Decision.PRUNE if self._asking.tell_report(record, report) else Decision.CONTINUE
         self._write(
             "report",
             trial=record.key,
@@ -380,16 +286,6 @@ class Coordinator:
             **report.to_json(),
             decision=decision,
         )
-
-    def _tell_report(self, record: Record, report: Report) -> bool:
-        # The first repeat stands for its config: the others only confirm what it found.
-        if record.repeat or record.config in self._told:
-            return False
-        return self._search.report(record.config, report.index, report.metrics[self._metric])
-
-    @property
-    def _metric(self) -> str:
-        return self._spec.sweep.metric
 
     def _retry(self, record: Record, reason: str) -> bool:
         """Count a failure of the infrastructure; False where the trial ends instead.
@@ -422,22 +318,8 @@ class Coordinator:
         event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
         self._write("end", trial=record.key, attempt=record.attempt, **event)
         self._handed.discard(record.key)
-        self._tell_result(record.config)
+        self._asking.tell_result(record.config)
         clean(self._folder, self.history, self._spec.sweep.keep)
-
-    def _tell_result(self, config: int) -> None:
-        """Tell Optuna, once nothing more will come of a config."""
-        if config in self._told or not self.history.is_settled(config):
-            return
-        self._told.add(config)
-        states = {record.state for record in self.history.repeats(config)}
-        mean = self.history.config_mean(config)
-        if states == {State.COMPLETED} and mean is not None:
-            self._search.complete(config, mean)
-        elif states <= {State.COMPLETED, State.PRUNED}:
-            self._search.prune(config)
-        else:
-            self._search.fail(config)
 
     def _stop_if_all_fail_alike(self, reason: str) -> None:
         alike = [r for r in self.history.trials.values() if r.kind == "bug" and r.reason == reason]
@@ -461,20 +343,19 @@ class Coordinator:
                     f"it ({error!r}). Restore the file from a copy, or choose another run_dir=..."
                 ) from error
         self._ledger.events.clear()
+        self._asking.settle()
 
     def _replay(self, event: Event) -> None:
-        """Do what the event did to Optuna, in the same order, then fold it into the history."""
+        """Fold the event into the history, and do again what it did to Optuna."""
         kind = event["event"]
-        if kind == "ask" and not event.get("repeat"):
-            self._search.replay_ask(event["choices"], by_hand=event.get("by_hand", False))
-            self._tried.add(picked_id(event["choices"]))
         if kind == "report" and event["index"] > 0:
-            self._tell_report(self.history.trials[event["trial"]], Report.from_json(event))
-        self.history.apply(event)
-        if kind == "ask" and event["trial"] is None:
-            self._tell_double(event["config"], self.history.trials[event["duplicate"]])
-        elif kind == "ask":
             record = self.history.trials[event["trial"]]
-            self._remember(record, self._config_of(record.values, record.repeat))
-        elif kind == "end":
-            self._tell_result(self.history.trials[event["trial"]].config)
+            self._asking.tell_report(record, Report.from_json(event))
+        self.history.apply(event)
+        if kind == "ask":
+            self._asking.replay_ask(event)
+        if kind == "ask" and event["trial"] is not None:
+            record = self.history.trials[event["trial"]]
+            self._remember(record, config_of(self._spec, record.values, record.repeat))
+        if kind == "end":
+            self._asking.tell_result(self.history.trials[event["trial"]].config)

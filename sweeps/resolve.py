@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
+from sweeps.spec import Spec
 from sweeps.trial import fingerprint
 
 SECTIONS = ("model", "data", "peft", "trainer")
@@ -37,6 +38,18 @@ def trial_config(
     assert isinstance(resolved, dict)
     sections = {name: resolved[name] for name in SECTIONS}
     return {**sections, "seed": seed, "budget": dict(budget), "evaluations": evaluations}
+
+
+def config_of(spec: Spec, values: Mapping[str, Any], repeat: int = 0) -> dict[str, Any]:
+    """The config of a sweep's trial; each repeat has the next seed."""
+    budget = spec.sweep.budget
+    return trial_config(
+        spec.base,
+        values,
+        seed=spec.seed + repeat,
+        budget={"examples": budget.examples, "epochs": budget.epochs},
+        evaluations=spec.sweep.evaluations,
+    )
 
 
 def trial_key(config: Mapping[str, Any]) -> str:

@@ -33,12 +33,29 @@ _STATEFUL = frozenset({"cmaes", "qmc"})
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A config to try, under its Optuna trial number. `by_hand`: the sampler had no say in it."""
+    """A config to try, under its Optuna trial number.
+
+    Attributes:
+        picked: dimension -> what was picked; empty for a repeat, which picks nothing anew.
+        values: the config keys that this sets.
+        by_hand: the sampler had no say in it.
+        repeat: 0 for a config's first run; repeats share its number.
+    """
 
     number: int
     picked: Mapping[str, Label]
     values: Mapping[str, Any]
     by_hand: bool = False
+    repeat: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the ledger's ask."""
+        return {
+            "config": self.number,
+            "choices": dict(self.picked),
+            "by_hand": self.by_hand,
+            "params": dict(self.values),
+        }
 
 
 class Search:

@@ -26,7 +26,7 @@ from sweeps.trial import State
 
 
 def study_of(history: History) -> optuna.Study:
-    """An in-memory study with a trial for each config: its repeats' mean, its first run's reports."""
+    """An in-memory study, a trial for each config: its repeats' mean, its first run's reports."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, direction=history.direction)
     study.add_trials(_trials(history))

@@ -171,6 +171,7 @@ def test_the_test_split_is_measured_beside_the_base(
     assert sizes == [570, test.tokens, test.tokens]  # it once, the base once
 
 
+@pytest.mark.slow
 def test_no_trial_measures_the_test_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import training
 
@@ -209,6 +210,8 @@ def test_other_methods_are_proven_too(
     result = prove(best, spec, data, expected=last_loss(trained), device="cpu")
     assert result["eval_loss"] == last_loss(trained)
     base = load_base(spec.model, "cpu")
+    base_loss = rows_for(data.evaluation, base, spec.model).measure(base).loss
+    assert trained.seen.reports[0].metrics["eval_loss"] == base_loss
     assert result["base_test_loss"] == rows_for(data.test, base, spec.model).measure(base).loss
     assert result["test_loss"] < result["base_test_loss"]
     if name == "full":

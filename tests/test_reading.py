@@ -138,7 +138,17 @@ def test_every_problem_is_found_at_once() -> None:
 
 @pytest.mark.parametrize(
     "run_dir",
-    ["../x", "a/../b", "outputs/..", "..", "a\nb", "a\x00b", "a\x1b[2Jb", "x" * 300, "ok/" + "x" * 201],
+    [
+        "../x",
+        "a/../b",
+        "outputs/..",
+        "..",
+        "a\nb",
+        "a\x00b",
+        "a\x1b[2Jb",
+        "x" * 300,
+        "ok/" + "x" * 201,
+    ],
 )
 def test_a_run_folder_that_could_lie_elsewhere_is_refused(run_dir: str) -> None:
     spec, problems = read(changed(run_dir=run_dir))
@@ -149,7 +159,9 @@ def test_a_run_folder_that_could_lie_elsewhere_is_refused(run_dir: str) -> None:
     assert len(problems[0]) < 250
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".hidden", "-m", "a b", "x\n", "é", "x" * 101])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "..", ".hidden", "-m", "a b", "x\n", "é", "x" * 101]
+)
 def test_a_name_that_is_no_folders_name_is_refused(name: str) -> None:
     spec, problems = read(changed(name=name))
     assert spec is None
@@ -187,7 +199,9 @@ KEYS = [
 def test_whatever_is_set_gives_a_spec_or_problems(changes: dict[str, Any]) -> None:
     top = {key: value for key, value in changes.items() if "__" not in key}
     nested = {
-        key: value for key, value in changes.items() if "__" in key and key.split("__")[0] not in top
+        key: value
+        for key, value in changes.items()
+        if "__" in key and key.split("__")[0] not in top
     }
     if "sweep__budget" in nested:
         nested.pop("sweep__budget__epochs", None)

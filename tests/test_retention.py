@@ -102,7 +102,7 @@ def test_disk_use_does_not_grow_with_the_number_of_trials(tmp_path: Path) -> Non
         coordinator.end(trial.key, attempt, State.COMPLETED)
     assert most <= 2 + 3  # the kept ones; the running one's best, its latest, the one just saved
     best = sorted(losses, key=lambda key: losses[key])[:2]
-    assert on_disk(tmp_path) == dict.fromkeys(best, {4})
+    assert on_disk(tmp_path) == {key: {4} for key in best}
 
 
 def test_a_restart_removes_what_a_kill_left_behind(tmp_path: Path) -> None:

@@ -81,15 +81,6 @@ def test_report_0_is_the_base_and_comes_once() -> None:
     assert all(report.index for report in others)
 
 
-@pytest.mark.slow
-def test_report_0_is_the_base_where_the_adapter_starts_by_changing_it(tmp_path: Path) -> None:
-    spec = train_spec(peft={**LORA, "init_lora_weights": "pissa"})
-    seen = Recorder(base=True, to_row=stop_at(1))
-    run(tmp_path, spec, seen, examples=SHORT)
-    base = reference().seen.reports[0].metrics
-    assert seen.reports[0].metrics == base
-
-
 def test_rows_keep_sft_trainers_names_and_carry_the_totals() -> None:
     row = reference().seen.rows[-1]
     assert list(row) == [
@@ -290,6 +281,7 @@ def test_told_to_stop_at_its_last_step_a_trial_is_complete(tmp_path: Path) -> No
     assert [step for step, _ in seen.commits] == [2]
 
 
+@pytest.mark.slow
 def test_told_to_stop_at_a_report_all_reports_of_the_step_are_made(tmp_path: Path) -> None:
     seen = Recorder(to_report=lambda _: Decision.STOP)
     trained = run(tmp_path, train_spec(evaluations=6), seen, examples=SHORT)
@@ -310,6 +302,7 @@ def test_a_pruned_trial_ends_at_once_and_saves_nothing_more(tmp_path: Path) -> N
     assert list(pruned.checkpoints) == [2]
 
 
+@pytest.mark.slow
 def test_pruned_and_told_to_stop_at_once_a_trial_is_pruned(tmp_path: Path) -> None:
     seen = Recorder(to_row=stop_at(1), to_report=prune_at(1))
     pruned = run(tmp_path, train_spec(evaluations=2), seen, examples=SHORT)
@@ -364,7 +357,7 @@ def test_a_bad_loss_is_found_before_the_step(tmp_path: Path, built: list[SoloTra
     assert [step for step, _ in seen.commits] == [2]
 
 
-@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+@pytest.mark.parametrize("max_grad_norm", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_bad_gradient_is_found_before_the_step(
     tmp_path: Path, built: list[SoloTrainer], max_grad_norm: float
 ) -> None:
@@ -376,6 +369,7 @@ def test_a_bad_gradient_is_found_before_the_step(
     assert seen.commits == []
 
 
+@pytest.mark.slow
 def test_an_infinite_gradient_is_the_float16_scalers_to_handle(
     tmp_path: Path, built: list[SoloTrainer]
 ) -> None:
@@ -406,6 +400,7 @@ def test_an_infinite_gradient_is_the_float16_scalers_to_handle(
     assert "grad_norm" not in seen.rows[1]  # a row has finite numbers only
 
 
+@pytest.mark.slow
 def test_too_high_a_rate_diverges(tmp_path: Path) -> None:
     seen = Recorder()
     with pytest.raises(DivergedError, match=r"is (nan|inf) at step [23]"):
@@ -432,10 +427,6 @@ METHODS: dict[str, TrainSpec] = {
     "nf4": train_spec(
         peft={**LORA, "method": "qlora"}, model=ModelSpec(path="tiny", quantization="nf4")
     ),
-    "int8": train_spec(
-        peft={**LORA, "method": "qlora"}, model=ModelSpec(path="tiny", quantization="int8")
-    ),
-    "bfloat16": train_spec(model=ModelSpec(path="tiny", dtype="bfloat16")),
 }
 
 

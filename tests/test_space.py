@@ -225,8 +225,12 @@ def test_conditions_may_hang_on_mappings_on_each_other_and_on_the_base_config() 
 
 
 WORDS = st.sampled_from(
-    "choice range interval tag log int float sort shuffle glob ( ) { } [ ] , : = 1 2 -3 0 1e-5 "
-    "1e400 nan inf true null a 'b' \" \\ $ ${x} ~ + * / . key\n".split(" ")
+    [
+        *("choice(", "range(", "interval(", "tag(log,", "int(", "sort(", "shuffle(", "glob("),
+        *'(){}[],:=$~+*/."\\',
+        *("1", "2", "-3", "0", "1e-5", "1e400", "nan", "inf", "true", "null"),
+        *("a", "'b'", "${x}", "key\n"),
+    ]
 )
 TEXTS = st.one_of(st.text(max_size=30), st.lists(WORDS, max_size=12).map("".join))
 PLAIN = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS)

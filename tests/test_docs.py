@@ -1,0 +1,124 @@
+"""What the documents say is so: commands compose, targets, files and links exist, tables agree."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import VERBS, help_text
+from orchestrator.preparation import read_command
+from sweeps.ranking import COLUMNS
+from sweeps.spec import DataSpec
+from trainers.rows import read as rows_of
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+FOLDERS = "conf|docs|sweeps|trainers|orchestrator|tests|benchmarks"
+COMMAND = "python -m orchestrator"
+NOT_COMMANDS = {"", "--help"}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code(text: str) -> list[str]:
+    """Lines of indented and fenced blocks, and what stands in backticks."""
+    fenced = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [line.strip() for line in rest.splitlines() if line.startswith("    ")]
+    prose = "\n".join(line for line in rest.splitlines() if not line.startswith("    "))
+    return [*lines, *"\n".join(fenced).splitlines(), *re.findall(r"`([^`\n]+)`", prose)]
+
+
+def sweep_commands() -> Iterator[tuple[str, str]]:
+    """(where, the words after `python -m orchestrator`), of documents, --help and YAML heads."""
+    places = {name: code(read(name)) for name in DOCUMENTS}
+    places["--help"] = help_text().splitlines()
+    for path in sorted((ROOT / "conf").rglob("*.yaml")):
+        heads = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        places[str(path.relative_to(ROOT))] = heads
+    for where, lines in places.items():
+        for line in lines:
+            _, found, rest = line.partition(COMMAND)
+            words = re.split(r"\s{2,}|\s#", rest, maxsplit=1)[0].strip()  # then comes a remark
+            if found and words not in NOT_COMMANDS:
+                yield where, words
+
+
+@pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
+def test_every_command_that_is_shown_is_accepted(where: str, words: str) -> None:
+    first, *rest = shlex.split(words)
+    if first in VERBS and first != "plan":
+        return
+    read_command(rest if first == "plan" else [first, *rest])
+
+
+def test_every_group_folder_has_a_command_in_its_files_heads() -> None:
+    places = {Path(where).parent.name for where, _ in sweep_commands() if where.startswith("conf")}
+    assert places == {"conf", *(path.name for path in (ROOT / "conf").iterdir() if path.is_dir())}
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_make_targets_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    shown = {found for line in code(read(name)) for found in re.findall(r"\bmake ([a-z-]+)", line)}
+    assert shown <= targets
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_and_files_exist(name: str) -> None:
+    text = read(name)
+    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
+    named = re.findall(rf"(?<![\w/-])(?:{FOLDERS})/[\w./-]*\w", "\n".join(code(text)))
+    modules = re.findall(r"python -m (benchmarks\.\w+)", text)
+    paths = [*links, *named, *(module.replace(".", "/") + ".py" for module in modules)]
+    missing = [path for path in paths if "NAME" not in path and not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_table_of_sweeps_lists_every_file_with_its_trials_and_search() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+) \| (\w+) \|$", read("README.md"), re.M)
+    actual = []
+    for path in (ROOT / "conf" / "sweep").glob("*.yaml"):
+        spec, space = read_command([f"sweep={path.stem}"])
+        trials = spec.sweep.trials or (space.size() if space.dimensions else 1)
+        actual.append((path.stem, str(trials), spec.sweep.search))
+    assert sorted(rows) == sorted(actual)
+
+
+def test_table_of_columns_is_that_of_trials_csv() -> None:
+    section = read("README.md").partition("Columns of `trials.csv`")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert named == list(COLUMNS)
+
+
+def test_example_rows_are_read_as_the_shape_that_the_table_says(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", read("README.md"), re.MULTILINE)
+    for number, (shape, row) in enumerate(rows):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(f"{row}\n")
+        form = rows_of(DataSpec(source="file", path=str(path))).layout
+        wanted = "prompt and completion" if shape == "the same, as chats" else shape
+        assert (form.shape, form.is_chat) == (wanted, '"role"' in row)
+    assert len(rows) == 4
+
+
+def test_architecture_names_modules_that_exist() -> None:
+    sections = re.split(r"^`(\w+)/`: ", read("ARCHITECTURE.md"), flags=re.MULTILINE)[1:]
+    for package, text in zip(sections[::2], sections[1::2], strict=True):
+        cells = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+        named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+        there = {path.stem for path in (ROOT / package).glob("*.py")}
+        assert named, package
+        assert named <= there
+
+
+@pytest.mark.parametrize("name", [*DOCUMENTS, "docs/live.svg", "docs/record.py", "Makefile"])
+def test_no_path_of_one_machine(name: str) -> None:
+    assert re.findall(r"(?<![\w.:/])/(?:tmp|work|root|home|Users|mnt|opt)/\S*", read(name)) == []
