@@ -27,7 +27,7 @@ from sweeps.files import RunFolder
 from sweeps.history import History
 from sweeps.ranking import best, ranked
 
-WIDTH, LINES = 100, 20  # characters
+WIDTH, LINES = 110, 20  # characters
 LOOK_S = 1.0
 MOST_FRAMES = 12  # of the film, besides the last one
 FRAME_S = 1.0

@@ -59,7 +59,9 @@ def training_problems(
         section, _, name = key.partition(".")
         if section == "peft":
             for value in values:
-                found += [p for p in peft_problems({**peft, name: value}) if p not in found]
+                said = {(problem.key, problem.message) for problem in found}
+                new = peft_problems({**peft, name: value})
+                found += [p for p in new if (p.key, p.message) not in said]
     return found
 
 

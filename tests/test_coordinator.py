@@ -212,14 +212,14 @@ def test_optuna_is_told_how_each_trial_ended_and_leaves_none_running(tmp_path: P
 
 
 def test_the_last_report_never_prunes(tmp_path: Path) -> None:
-    coordinator = open_sweep(made("grid", "median"), tmp_path)
-    drive(coordinator, most=2)
-    trial = coordinator.ask()
-    assert trial is not None
-    # Better than the others all the way, and far worse at the end.
-    assert train(coordinator, trial, lambda _, i: 90.0 if i == EVALUATIONS else 0.1) is (
-        State.COMPLETED
-    )
+    for warmup, end in ((EVALUATIONS - 2, State.PRUNED), (EVALUATIONS - 1, State.COMPLETED)):
+        options = {"n_startup_trials": 2, "n_warmup_steps": warmup}
+        sweep = made("grid", "median", pruner_options=options)
+        coordinator = open_sweep(sweep, tmp_path / str(warmup))
+        drive(coordinator, most=2)
+        trial = coordinator.ask()
+        assert trial is not None
+        assert train(coordinator, trial, lambda *_: 90.0) is end
 
 
 def test_maximizing_turns_every_comparison_round(tmp_path: Path) -> None:
@@ -260,12 +260,13 @@ def test_a_grid_goes_as_written_and_ends(tmp_path: Path) -> None:
     assert coordinator.is_finished
 
 
-@pytest.mark.parametrize("search", ["random", "tpe", "qmc", "gp"])
+@pytest.mark.parametrize("search", ["random", "tpe", "qmc", "gp", "cmaes"])
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_small_space_is_used_up_once_each_and_replays(
     search: str, width: int, tmp_path: Path
 ) -> None:
-    space = {OPTIM: "choice(sgd, adamw_torch)", "peft.r": "int(interval(4, 5))"}
+    other = "int(interval(1, 2))" if search == "cmaes" else "choice(1, 2)"
+    space = {"trainer.num_beams": other, "peft.r": "int(interval(4, 5))"}
     sweep = make(space, search=search, trials=50)
     coordinator = open_sweep(sweep, tmp_path)
     drive_abreast(coordinator, width)
@@ -316,6 +317,14 @@ def test_repeats_run_side_by_side_and_their_mean_is_told(tmp_path: Path) -> None
     coordinator = open_sweep(make(trials=2, repeats=3), tmp_path / "whole")
     assert drive(coordinator, losses=lambda trial, _: 1.0 + trial.seed) == 6
     assert [trial.value for trial in coordinator.study.trials] == [2.0, 2.0]
+
+
+def test_a_configs_first_seed_alone_speaks_for_it_until_it_ends(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(trials=1, repeats=2), tmp_path)
+    first, second = [trial for _ in range(2) if (trial := coordinator.ask())]
+    for trial, value in ((second, 9.0), (first, 1.0)):
+        coordinator.report(trial.key, begin(coordinator, trial), report(1, value))
+    assert coordinator.study.trials[0].intermediate_values == {1: 1.0}
 
 
 def test_with_a_pruner_the_other_seeds_wait_for_the_first_to_complete(tmp_path: Path) -> None:

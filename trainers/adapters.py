@@ -18,6 +18,9 @@ METHODS = ("lora", "qlora", "full")
 _DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
 _BIASES = ("none", "all", "lora_only")
 _HEAD = "lm_head"
+# The others start from random or data-driven factors of the base, which PEFT draws anew on loading:
+# the best adapter, loaded again, would not be the one that was trained.
+_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora")
 
 
 def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
@@ -79,6 +82,7 @@ def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> li
     if method == "full":
         return problems
     problems += _unknown_fields(peft) + _number_problems(peft) + _target_problems(peft)
+    problems += _variant_problems(peft)
     if not problems:
         problems += _library_problems(peft)
     return problems
@@ -154,6 +158,21 @@ def _number_problems(peft: Mapping[str, Any]) -> list[Problem]:
         for name, value, is_good, message in checks
         if not is_good
     ]
+
+
+def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
+    """Variants of LoRA that train, but cannot be proven or break SFTTrainer's fused head."""
+    problems = []
+    start = peft.get("init_lora_weights", True)
+    if start not in _INITS:
+        message = (
+            f"cannot be loaded again as it was trained. Take one of {', '.join(map(str, _INITS))}."
+        )
+        problems.append(Problem(key="peft.init_lora_weights", value=start, message=message))
+    if peft.get("trainable_token_indices"):
+        message = "does not go with SFTTrainer's fused head; use modules_to_save."
+        problems.append(Problem(key="peft.trainable_token_indices", message=message))
+    return problems
 
 
 def _is_number(value: object) -> bool:

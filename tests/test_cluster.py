@@ -1,0 +1,281 @@
+"""Several machines: Ray's own local cluster of nodes, with GPUs that are only counted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from driving import LR, make
+from real_sweeps import GRID, PATIENCE_S, SMALL, Command, of
+
+from orchestrator.status import read_history
+from orchestrator.tune import _QUIET, Workers, live_slots, place, slots_of
+from sweeps.errors import ConfigError
+from sweeps.files import RunFolder
+from sweeps.history import History, Record
+from sweeps.spec import ClusterSpec, EngineSpec
+from sweeps.trial import State
+
+JOINED = ClusterSpec(kind="ray", address="auto")
+
+
+# ---------------------------------------------------------------------- arithmetic
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "slots"),
+    [
+        (1, 0, 8),
+        (2, 0, 4),
+        (1, 1, 4),
+        (1, 0.5, 8),
+        (1, 0.25, 8),  # the CPUs are what there is least of
+        (0.5, 0.25, 16),
+        (1, 0.4, 8),  # two on a GPU, a fifth of it left over
+        (0.5, 0.4, 8),
+        (1, 1 / 3, 8),
+        (0.1, 1 / 3, 12),
+        (4, 1, 2),
+        (16, 1, 0),
+    ],
+)
+def test_workers_that_a_node_holds(cpus: float, gpus: float, slots: int) -> None:
+    assert slots_of({"CPU": 8, "GPU": 4}, cpus, gpus) == slots
+
+
+def test_a_node_without_gpus_holds_no_worker_that_wants_one() -> None:
+    assert slots_of({"CPU": 8}, 1, 0.5) == 0
+
+
+# ---------------------------------------------------------------------- placement
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with one CPU and no GPU, joined; more nodes are added by the test."""
+    for name, value in _QUIET.items():
+        monkeypatch.setenv(name, value)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    ray.init(address=started.address, namespace="sweeps", log_to_driver=False)
+    yield started
+    ray.shutdown()
+    started.shutdown()
+
+
+@pytest.mark.slow
+def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
+    cluster.add_node(num_cpus=4, num_gpus=4)
+    cluster.add_node(num_cpus=4, num_gpus=2)
+    cluster.wait_for_nodes()
+    whole = place(EngineSpec(), JOINED)
+    assert (whole.slots, whole.gpus, whole.nodes) == (6, 1.0, 3)
+    assert whole.where == "6 at once on 3 nodes of the cluster, 1 GPU each"
+    assert place(EngineSpec(gpus_per_trial=0.5), JOINED).slots == 8
+    assert place(EngineSpec(gpus_per_trial=0), JOINED).slots == 9
+    assert live_slots(EngineSpec(), 1.0, most=100)() == 6
+    assert live_slots(EngineSpec(), 1.0, most=5)() == 5
+
+    with pytest.raises(ConfigError) as refused:
+        place(EngineSpec(gpus_per_trial=8, cpus_per_trial=16), JOINED)
+    said = str(refused.value)
+    assert "engine.gpus_per_trial = 8: the largest of 3 nodes has 4 GPUs" in said
+    assert "engine.cpus_per_trial = 16: the largest of 3 nodes has 4 CPUs" in said
+
+
+# ---------------------------------------------------------------------- workers
+
+TRIALS = 30
+JOB_S = 0.7
+
+
+def stand_in() -> type:
+    """A worker that takes jobs and answers for them as the real one, and trains nothing.
+
+    Local, so that it travels by value: Ray's processes know nothing of this file.
+    """
+    from ray import tune
+
+    class StandIn(tune.Trainable):  # type: ignore[misc]
+        def setup(self, config: dict[str, Any], office: Any, post: Any) -> None:
+            self.office = office
+            self.name = f"worker {config['worker']}"
+
+        def step(self) -> dict[str, Any]:
+            import ray
+
+            while (job := ray.get(self.office.next_job.remote(self.name))).kind != "leave":
+                time.sleep(JOB_S)
+                if job.kind == "train":
+                    self.train(job.trial.key, job.trial.values)
+                elif job.kind == "prove":
+                    proof = (self.name, job.trial.key, job.step, {"eval_loss": job.expected}, "")
+                    ray.get(self.office.proven.remote(*proof))
+            return {"done": True}
+
+        def train(self, key: str, values: dict[str, float]) -> None:
+            import ray
+
+            from sweeps.trial import Report, State
+
+            (gpu,) = ray.get_gpu_ids()
+            device = f"{ray.get_runtime_context().get_node_id()} {gpu}"
+            start = self.office.start.remote(self.name, key, self.name, device, 0, [])
+            attempt = ray.get(start)
+            time.sleep(JOB_S)
+            losses = {"eval_loss": values["trainer.learning_rate"]}
+            last = Report(index=1, step=8, examples=64, tokens=300, metrics=losses)
+            ray.get(self.office.report.remote(key, attempt, last))
+            end = self.office.end.remote(self.name, key, attempt, {"state": State.COMPLETED})
+            ray.get(end)
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None: ...
+
+        def load_checkpoint(self, checkpoint: Any) -> None: ...
+
+    return StandIn
+
+
+class Room:
+    """An office and its workers as the driver runs them, told by the ledger."""
+
+    def __init__(self, root: Path, engine: EngineSpec | None = None) -> None:
+        import ray
+
+        from orchestrator.actor import CoordinatorActor
+
+        self.folder = RunFolder(root / "run")
+        self.folder.root.mkdir()
+        spec, space = make({LR: "tag(log, interval(1e-5, 1e-2))"}, trials=TRIALS)
+        engine = engine or EngineSpec()
+        self.placement = place(engine, JOINED)
+        actor = ray.remote(CoordinatorActor).options(num_cpus=0)
+        self.office: Any = actor.remote(spec, space, self.folder.root)
+        ray.get(self.office.begin.remote({"host": "box", "pid": 1}))
+        slots = live_slots(engine, self.placement.gpus, most=100)
+        self.workers = Workers(self.office, None, self.placement, slots, root / "tune")
+        self.workers.start()
+
+    def history(self) -> History:
+        return read_history(self.folder.ledger)
+
+    def running(self) -> list[Record]:
+        records = self.history().trials.values()
+        return [record for record in records if record.state is State.RUNNING]
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline, self.folder.ledger.read_text()[-2000:]
+            assert self.workers.error is None
+            time.sleep(0.05)
+
+    def finish(self) -> History:
+        self.workers.join(PATIENCE_S)
+        assert not self.workers.is_alive()
+        assert self.workers.error is None
+        return self.history()
+
+
+@pytest.mark.slow
+def test_workers_follow_the_nodes_that_come_and_go(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.worker.Worker", stand_in())
+    first = cluster.add_node(num_cpus=2, num_gpus=2)
+    cluster.wait_for_nodes()
+    room = Room(tmp_path)
+    assert room.placement.slots == 2
+    room.wait_for(lambda: len(room.running()) == 2)
+    devices = {record.device for record in room.running()}
+    assert len(devices) == 2  # a GPU each
+    home = devices.pop().split()[0]
+
+    cluster.add_node(num_cpus=3, num_gpus=3)
+    room.wait_for(lambda: len({record.device for record in room.running()}) == 5)
+
+    room.wait_for(lambda: any(home in record.device for record in room.running()))
+    cluster.remove_node(first)
+    history = room.finish()
+    assert history.count(State.COMPLETED) == TRIALS
+    retried = [record for record in history.trials.values() if record.retries]
+    assert retried, "the removed node's trials were not given to others"
+    assert all(home not in record.device for record in retried)
+    assert most_at_once(room.folder.ledger) <= 5
+
+
+def most_at_once(ledger: Path) -> int:
+    running: set[str] = set()
+    most = 0
+    for line in ledger.read_text().splitlines():
+        event = json.loads(line)
+        if event["event"] == "start":
+            running.add(event["trial"])
+        elif event["event"] in ("end", "retry"):
+            running.discard(event["trial"])
+        most = max(most, len(running))
+    return most
+
+
+@pytest.mark.slow
+def test_many_workers_start_together(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.worker.Worker", stand_in())
+    cluster.add_node(num_cpus=8, num_gpus=4)
+    cluster.wait_for_nodes()
+    room = Room(tmp_path, engine=EngineSpec(gpus_per_trial=0.5))
+    room.wait_for(lambda: len(room.running()) == 8)
+    shares = Counter(record.device for record in room.running())
+    assert set(shares.values()) == {2}  # two on each GPU
+    assert room.finish().count(State.COMPLETED) == TRIALS
+
+
+@pytest.mark.slow
+def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def setup(self: Any, config: dict[str, Any], office: Any, post: Any) -> None:
+        raise ImportError("libcudart.so.99: cannot open shared object file")
+
+    broken = stand_in()
+    broken.setup = setup  # type: ignore[attr-defined]
+    monkeypatch.setattr("orchestrator.worker.Worker", broken)
+    room = Room(tmp_path)
+    assert room.finish().count(State.COMPLETED) == 0
+    stopping = ray.get(room.office.finish.remote())["stopping"]
+    assert stopping.startswith("workers die before they can train anything: ")
+    assert "libcudart.so.99" in stopping
+
+
+# ---------------------------------------------------------------------- the whole
+
+
+@pytest.mark.slow
+def test_a_sweep_on_a_running_cluster(cluster: Any, tmp_path: Path) -> None:
+    cluster.add_node(num_cpus=1, num_gpus=0)
+    cluster.wait_for_nodes()
+    command = Command((*SMALL, GRID, "tracking=off"), tmp_path)
+    code = command.run("cluster=ray", f"cluster.address={cluster.address}")
+    assert code == 0, command.output
+    assert "2 at once on 2 nodes of the cluster, 1 CPU each" in command.output
+    assert len({event["worker"] for event in of(command.events(), "start")}) == 2
+    assert [row["status"] for row in command.rows()] == ["completed"] * 4
+    assert (command.run_dir / "best" / "trial.yaml").is_file()
+    assert all(node["Alive"] for node in nodes()), "the cluster is not ours to stop"
+
+
+def nodes() -> list[dict[str, Any]]:
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()
+    return found
