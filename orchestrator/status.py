@@ -1,4 +1,4 @@
-"""The verb `status`: any run folder's table, running or not, without touching it."""
+"""The verb `status`: any run folder's table, running or not; writes nothing but study.db."""
 
 from __future__ import annotations
 

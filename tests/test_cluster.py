@@ -114,13 +114,13 @@ def stand_in() -> type:
             while (job := ray.get(self.office.next_job.remote(self.name))).kind != "leave":
                 time.sleep(JOB_S)
                 if job.kind == "train":
-                    self.train(job.trial.key, job.trial.values)
+                    self.pretend(job.trial.key, job.trial.values)
                 elif job.kind == "prove":
                     proof = (self.name, job.trial.key, job.step, {"eval_loss": job.expected}, "")
                     ray.get(self.office.proven.remote(*proof))
             return {"done": True}
 
-        def train(self, key: str, values: dict[str, float]) -> None:
+        def pretend(self, key: str, values: dict[str, float]) -> None:
             import ray
 
             from sweeps.trial import Report, State

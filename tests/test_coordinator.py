@@ -27,6 +27,7 @@ from driving import (
 )
 from optuna.trial import TrialState
 
+from sweeps import asking
 from sweeps.coordinator import Coordinator
 from sweeps.errors import LedgerDamagedError, StaleAttemptError
 from sweeps.files import RunFolder
@@ -212,7 +213,7 @@ def test_optuna_is_told_how_each_trial_ended_and_leaves_none_running(tmp_path: P
 
 
 def test_the_last_report_never_prunes(tmp_path: Path) -> None:
-    for warmup, end in ((EVALUATIONS - 2, State.PRUNED), (EVALUATIONS - 1, State.COMPLETED)):
+    for warmup, end in ((EVALUATIONS - 1, State.PRUNED), (EVALUATIONS, State.COMPLETED)):
         options = {"n_startup_trials": 2, "n_warmup_steps": warmup}
         sweep = made("grid", "median", pruner_options=options)
         coordinator = open_sweep(sweep, tmp_path / str(warmup))
@@ -263,8 +264,9 @@ def test_a_grid_goes_as_written_and_ends(tmp_path: Path) -> None:
 @pytest.mark.parametrize("search", ["random", "tpe", "qmc", "gp", "cmaes"])
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_small_space_is_used_up_once_each_and_replays(
-    search: str, width: int, tmp_path: Path
+    search: str, width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(asking, "_DOUBLES_BEFORE_LOOKING", 1)
     other = "int(interval(1, 2))" if search == "cmaes" else "choice(1, 2)"
     space = {"trainer.num_beams": other, "peft.r": "int(interval(4, 5))"}
     sweep = make(space, search=search, trials=50)

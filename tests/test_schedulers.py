@@ -98,6 +98,11 @@ def test_an_argument_that_no_chosen_scheduler_takes_is_refused() -> None:
     assert "linear takes none" in message
 
 
+def test_an_argument_left_over_from_a_sweeps_file_is_dropped() -> None:
+    assert check("linear", kwargs={"num_decay_steps": 0.2}) == ""
+    assert arguments("linear", {"num_decay_steps": 0.2}, warmup_steps=0, steps=10) == {}
+
+
 @pytest.mark.parametrize(
     ("name", "kwargs", "reason"),
     [

@@ -24,11 +24,11 @@ from sweeps.files import remove_tree, sync_folder, write_text
 from sweeps.spec import TrainSpec
 from trainers import rows
 from trainers.data_identity import fingerprint
-from trainers.data_report import DataReport
+from trainers.data_report import DataReport, lengths
 from trainers.preparation import tokenized
 from trainers.tokenization import silence
 
-__all__ = ["PreparedData", "fingerprint", "load", "prepare", "stream"]
+__all__ = ["PreparedData", "fingerprint", "load", "prepare", "stream", "tokens_seen"]
 
 _SPLITS = ("train", "eval", "test")
 _REPORT = "report.json"
@@ -100,12 +100,20 @@ def stream(train: Dataset, examples: int, seed: int) -> Dataset:
     Each epoch is a permutation of its own, drawn from `seed` and the epoch's number; the last one
     may be partial. Two streams of the same seed agree as far as the shorter one goes.
     """
-    epochs = math.ceil(examples / len(train))
-    orders = [
-        np.random.Generator(np.random.PCG64([seed, epoch])).permutation(len(train))
-        for epoch in range(epochs)
+    return train.select(_order(len(train), examples, seed))
+
+
+def tokens_seen(train: Dataset, examples: int, seed: int) -> np.ndarray[Any, Any]:
+    """Tokens of the stream up to and with each of its rows, [examples]; reads no token."""
+    return np.cumsum(lengths(train)[_order(len(train), examples, seed)])
+
+
+def _order(rows: int, examples: int, seed: int) -> np.ndarray[Any, Any]:
+    epochs = [
+        np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
+        for epoch in range(math.ceil(examples / rows))
     ]
-    return train.select(np.concatenate(orders)[:examples])
+    return np.concatenate(epochs)[:examples]
 
 
 def _save(folder: Path, parts: Mapping[str, Dataset], report: Mapping[str, Any]) -> None:

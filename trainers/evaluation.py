@@ -8,6 +8,7 @@ mean of batch means and moves with the batch size; this one does not.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,18 @@ class Rows:
     Batches depend on the rows and the vocabulary alone, so every trial measures the same thing.
     """
 
-    def __init__(self, dataset: Dataset, *, pad_token_id: int, vocab_size: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        pad_token_id: int,
+        vocab_size: int,
+        most_tokens: int = _MOST_TOKENS,
+    ) -> None:
         rows = sorted(
             ((row["input_ids"], row["labels"]) for row in dataset), key=lambda row: len(row[0])
         )
-        budget = max(1, min(_MOST_TOKENS, _LOGIT_BYTES // (8 * vocab_size)))
+        budget = max(1, min(most_tokens, _LOGIT_BYTES // (8 * vocab_size)))
         self._batches = [_pad(batch, pad_token_id) for batch in _batches(rows, budget)]
         self.tokens = sum(int((labels[:, 1:] != IGNORED).sum()) for _, _, labels in self._batches)
 
@@ -66,26 +74,69 @@ class Rows:
         model.eval()
         try:
             for ids, mask, labels in self._batches:
-                logits = model(
-                    input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False
-                ).logits  # [rows, tokens, vocabulary]
-                total += F.cross_entropy(
-                    logits[:, :-1].flatten(0, 1).float(),
-                    labels[:, 1:].flatten().to(device),
-                    ignore_index=IGNORED,
-                    reduction="sum",
-                )
+                targets = labels[:, 1:]  # [rows, tokens - 1]
+                logits = _labelled_logits(model, ids.to(device), mask.to(device), targets)
+                total += _loss_sum(logits, targets.to(logits.device))
         finally:
             model.train(was_training)
         return Measured(loss=total.item() / max(1, self.tokens), tokens=self.tokens)
 
 
+def _labelled_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
+    """Logits of the positions that have a target, [targets, vocabulary].
+
+    The others, prompts and padding, never reach the model's head: with small models and large
+    vocabularies the head is most of the work and of the memory.
+    """
+    wanted = F.pad(targets != IGNORED, (0, 1))  # the last position of a row predicts nothing
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+    chosen = False
+
+    def choose(_: torch.nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        nonlocal chosen
+        if not given or given[0].shape[:-1] != wanted.shape:
+            return None
+        chosen = True
+        return given[0][wanted.to(given[0].device)][None], *given[1:]
+
+    hook = head.register_forward_pre_hook(choose) if head is not None else None
+    try:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    return logits[0] if chosen else logits[wanted.to(logits.device)]
+
+
+def _loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum of -log p over all targets; `logits` are those of the targets that are not ignored.
+
+    Each stands in its own place among the ignored ones, so that the order of additions, and with it
+    the last bit, is that of a cross entropy over all positions.
+    """
+    is_target = targets.flatten() != IGNORED
+    log_p = logits.float().log_softmax(-1).gather(1, targets.flatten()[is_target][:, None])
+    column = log_p.new_zeros(len(is_target), 1)
+    column[is_target] = log_p
+    first = torch.zeros_like(targets.flatten()).masked_fill(~is_target, IGNORED)
+    return F.nll_loss(column, first, ignore_index=IGNORED, reduction="sum")
+
+
 def rows_for(dataset: Dataset, model: Any, spec: ModelSpec) -> Rows:
     """The rows of `dataset`, ready to be measured on `model` and on what is trained from it."""
+    return _rows(dataset, spec, model.config.get_text_config().vocab_size, _MOST_TOKENS)
+
+
+@functools.lru_cache(maxsize=2)  # the evaluation and test rows, which all trials of a worker share
+def _rows(dataset: Dataset, spec: ModelSpec, vocab_size: int, most_tokens: int) -> Rows:
     tokenizer = load_tokenizer(spec)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    vocabulary = model.config.get_text_config().vocab_size
-    return Rows(dataset, pad_token_id=int(pad or 0), vocab_size=vocabulary)
+    return Rows(
+        dataset, pad_token_id=int(pad or 0), vocab_size=vocab_size, most_tokens=most_tokens
+    )
 
 
 def _precision(model: torch.nn.Module) -> torch.autocast:

@@ -77,12 +77,17 @@ def _enough(kwargs: Mapping[str, Any], warmup_steps: float) -> int:
 def _unknown_arguments(
     chosen: Sequence[str], kwargs: Sequence[Mapping[str, Any]]
 ) -> Iterator[Problem]:
-    """Arguments that none of the chosen schedulers would look at."""
+    """Arguments that no scheduler would look at.
+
+    One that only a scheduler takes that is not chosen is left over from a sweep's file: it is
+    dropped, and `notes` says so.
+    """
+    taken_by_any = {key for name in names() for key in accepted(name)}
     taken = {name: accepted(name) for name in chosen}
     everything = list(dict.fromkeys(key for keys in taken.values() for key in keys))
     lists = "; ".join(f"{name} takes {', '.join(keys) or 'none'}" for name, keys in taken.items())
     for key in dict.fromkeys(key for each in kwargs for key in each):
-        if key not in everything:
+        if key not in taken_by_any:
             value = next(each[key] for each in kwargs if key in each)
             yield Problem(
                 key=f"trainer.lr_scheduler_kwargs.{key}",
@@ -100,7 +105,11 @@ def notes(
     evaluations: int | None,
 ) -> list[str]:
     """What is allowed but may not be what was meant."""
-    found = []
+    taken = {key for name in chosen if name in names() for key in accepted(name)}
+    left_over = dict.fromkeys(key for each in kwargs for key in each if key not in taken)
+    found = [
+        f"trainer.lr_scheduler_kwargs.{key}: no chosen scheduler takes it" for key in left_over
+    ]
     if any(warmup_steps):
         found += [
             f"trainer.lr_scheduler_type={name} has no warmup: trainer.warmup_steps is ignored"

@@ -7,6 +7,7 @@ Overridden are evaluation (`trainers.evaluation`) and how a checkpoint reaches t
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
@@ -26,7 +28,7 @@ from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
 from trainers import checkpoint
 from trainers.adapters import in_training_type
-from trainers.data import PreparedData, stream
+from trainers.data import PreparedData, stream, tokens_seen
 from trainers.evaluation import Rows, rows_for
 from trainers.guards import PeakMemory, Stopwatch, require_finite
 from trainers.model import (
@@ -128,18 +130,17 @@ def _build(
         runtime_dtype=str(runtime.dtype).removeprefix("torch."),
         device=task.device,
     )
-    rows = stream(data.train, task.examples, spec.seed)
     trainer = SoloTrainer(
         model=model,
         args=arguments,
-        train_dataset=rows,
+        train_dataset=stream(data.train, task.examples, spec.seed),
         eval_dataset=data.evaluation,
         processing_class=tokenizer,
         peft_config=lora_config(spec.peft),
     )
     trainer.remove_callback(PrinterCallback)
-    tokens_per_row = [len(ids) for ids in rows["input_ids"]]
-    trainer.progress = Progress(task, trainer, observer, base, np.cumsum(tokens_per_row))
+    tokens = tokens_seen(data.train, task.examples, spec.seed)
+    trainer.progress = Progress(task, trainer, observer, base, tokens)
     trainer.add_callback(trainer.progress)
     return trainer
 
@@ -190,7 +191,10 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
             in_training_type(self.model)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # Weights only: the tokenizer is the base's, and training_args.bin is a pickle.
+        # Weights only: the tokenizer is the base's, training_args.bin is a pickle, and PEFT's card
+        # is an empty form that takes longer to fill than the weights do to write.
+        if isinstance(self.model, PeftModel):
+            self.model.create_or_update_model_card = _no_card
         with no_bars():
             self.model.save_pretrained(output_dir, state_dict=state_dict)
 
@@ -352,6 +356,11 @@ def _without_counts(totals: Mapping[str, float]) -> dict[str, float]:
     return {name: v for name, v in totals.items() if name not in ("steps", "examples", "tokens")}
 
 
+def _no_card(_: str) -> None:
+    """Stands in for PEFT's writer of model cards."""
+
+
+@functools.cache
 def _versions() -> dict[str, str]:
     found = {}
     for name in _LIBRARIES:
