@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import traceback
 from typing import Any
@@ -111,4 +112,5 @@ class Bench:
         held = held_mb(self._device)
         if self._held_first is None:
             self._held_first = held
+            gc.freeze()  # what is left are modules and caches: not to be looked through each time
         self.is_worn = held > self._held_first + _LEAK_MB

@@ -5,10 +5,13 @@ Imports, the tokenized data and the process itself are paid for once per device,
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +47,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
-        from orchestrator.bench import Bench
+        with _importing():
+            from orchestrator.bench import Bench
 
         bench = Bench(self._office, self._post, self._name, self._where)
         while not bench.is_worn:
@@ -64,10 +68,25 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Nothing: a new worker asks for its work."""
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import much, faster: a million new objects, and the collector would look for garbage in vain.
+
+    It does not look at them later either, which would cost more than a short trial.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def _settle_in(post: Post) -> None:
     """Set what must be set before torch is imported."""
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # the driver's; TRL would load it
     if not post.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
     import torch

@@ -134,9 +134,7 @@ def rows_for(dataset: Dataset, model: Any, spec: ModelSpec) -> Rows:
 def _rows(dataset: Dataset, spec: ModelSpec, vocab_size: int, most_tokens: int) -> Rows:
     tokenizer = load_tokenizer(spec)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return Rows(
-        dataset, pad_token_id=int(pad or 0), vocab_size=vocab_size, most_tokens=most_tokens
-    )
+    return Rows(dataset, pad_token_id=int(pad or 0), vocab_size=vocab_size, most_tokens=most_tokens)
 
 
 def _precision(model: torch.nn.Module) -> torch.autocast:
