@@ -61,6 +61,7 @@ def start_ray(cluster: ClusterSpec) -> None:
     }
     if cluster.kind == "local":
         ray.init(
+            address="local",  # else it joins a cluster that runs on this machine
             num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
             num_gpus=cluster.gpus,
             include_dashboard=False,
@@ -70,6 +71,9 @@ def start_ray(cluster: ClusterSpec) -> None:
         return
     try:
         _knock(str(cluster.address))
+        # Its nodes know nothing of our packages, which lie at the same place on each.
+        path = f"{Path(__file__).parents[1]}:${{PYTHONPATH}}"
+        common["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
         ray.init(address=cluster.address, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise SweepError(

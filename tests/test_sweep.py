@@ -26,9 +26,9 @@ pytestmark = pytest.mark.slow
 
 UPDATE = (
     "sweep.space={update: choice("
-    f"{{{LR}: 1e30, peft.init_lora_weights: true}},"
-    f"{{{LR}: 1e-3, peft.init_lora_weights: corda}},"  # raises as it starts: it wants statistics
-    f"{{{LR}: 1e-3, peft.init_lora_weights: true}})}}"
+    f"{{{LR}: 1e30, peft.layers_to_transform: [0]}},"
+    f"{{{LR}: 1e-3, peft.layers_to_transform: [99]}},"  # raises as it starts: there is none
+    f"{{{LR}: 1e-3, peft.layers_to_transform: [0]}})}}"
 )
 
 Make = Callable[..., Command]
@@ -309,7 +309,7 @@ def test_interrupted_by_either_signal_it_commits_and_goes_on(
 
 
 def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) -> None:
-    command = make(UPDATE, "tracking=off", "sweep.max_concurrent=1")
+    command = make(UPDATE, "peft.target_modules=[q_proj]", "tracking=off", "sweep.max_concurrent=1")
     assert command.run() == 4, command.output
     completed, diverged, failed = command.rows()
     assert [row["status"] for row in (completed, diverged, failed)] == [
@@ -317,15 +317,22 @@ def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) ->
     ]
     assert (completed["rank"], diverged["rank"], failed["rank"]) == ("1", "", "")
     assert "not finite" in diverged["error"] or "nan" in diverged["error"]
-    assert failed["error"].startswith("bug: ValueError: `eigens`")
-    assert "preprocess_corda" in (RunFolder(command.run_dir).error(failed["key"])).read_text()
-    assert "preprocess_corda" in command.output
+    assert failed["error"].startswith("bug: ValueError: Target modules")
+    assert "'layers_to_transform': [99]" in RunFolder(command.run_dir).error(
+        failed["key"]
+    ).read_text(encoding="utf-8")
+    assert failed["error"][:60] in command.output
 
 
 def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> None:
     command = make(
         "trainer.learning_rate=1e-4,2e-4,3e-4,4e-4,5e-4",
-        *("peft.init_lora_weights=corda", "sweep.space={}", "sweep.max_same_error=2"),
+        *(
+            "peft.target_modules=[q_proj]",
+            "peft.layers_to_transform=[99]",
+            "sweep.space={}",
+            "sweep.max_same_error=2",
+        ),
         *("tracking=off", "sweep.max_concurrent=1"),
     )
     assert command.run() == 1
