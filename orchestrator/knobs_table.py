@@ -21,8 +21,9 @@ def knobs_grid(
     for effect in found:
         lines += [(effect, None), *((effect, level) for level in effect.levels)]
     levels = [level for _, level in lines]
-    names = dict(zip(found, heads([effect.name for effect in found]), strict=True))
-    first = [names[effect] if level is None else _label(effect, level) for effect, level in lines]
+    full = [effect.name for effect in found]
+    names = dict(zip(full, heads(full), strict=True))
+    first = [names[knob.name] if level is None else _label(knob, level) for knob, level in lines]
     columns = [
         Column(head="knob", cells=texts(first), least=20),
         _own("effect", [_reach(effect) for effect, _ in lines], levels),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -48,5 +49,8 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         self._office = office
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        words = str(trial.get_error() or "").strip().splitlines() or ["unknown"]
+        # Tune's own `get_error` reads a copy that is not there yet.
+        path = Path(trial.error_file or "")
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        words = text.strip().splitlines() or ["unknown"]
         ray.get(self._office.died.remote(f"worker {trial.config['worker']}", words[-1][:300]))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 from driving import LR, make
-from real_sweeps import GRID, PATIENCE_S, SMALL, Command, of
+from real_sweeps import GRID, SMALL, Command, of
 
 from orchestrator.status import read_history
 from orchestrator.tune import _QUIET, Workers, live_slots, place, slots_of
@@ -90,10 +93,31 @@ def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
     assert "engine.cpus_per_trial = 16: the largest of 3 nodes has 4 CPUs" in said
 
 
+ALONE = """
+import ray
+from orchestrator.tune import start_ray, stop_ray
+from sweeps.spec import ClusterSpec
+start_ray(ClusterSpec(cpus=1))
+print(len(ray.nodes()), ray.cluster_resources()["CPU"])
+stop_ray()
+"""
+
+
+@pytest.mark.slow
+def test_a_local_sweep_leaves_a_running_cluster_alone(cluster: Any) -> None:
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1", "1.0"]
+    assert [node["Alive"] for node in nodes()] == [True]
+
+
 # ---------------------------------------------------------------------- workers
 
-TRIALS = 30
-JOB_S = 0.7
+TRIALS = 10_000  # more than any test waits for
+JOB_S = 0.5
+PATIENCE_S = 120
 
 
 def stand_in() -> type:
@@ -112,12 +136,13 @@ def stand_in() -> type:
             import ray
 
             while (job := ray.get(self.office.next_job.remote(self.name))).kind != "leave":
-                time.sleep(JOB_S)
                 if job.kind == "train":
                     self.pretend(job.trial.key, job.trial.values)
                 elif job.kind == "prove":
                     proof = (self.name, job.trial.key, job.step, {"eval_loss": job.expected}, "")
                     ray.get(self.office.proven.remote(*proof))
+                else:
+                    time.sleep(0.1)
             return {"done": True}
 
         def pretend(self, key: str, values: dict[str, float]) -> None:
@@ -148,6 +173,7 @@ class Room:
 
     def __init__(self, root: Path, engine: EngineSpec | None = None) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         from orchestrator.actor import CoordinatorActor
 
@@ -156,7 +182,8 @@ class Room:
         spec, space = make({LR: "tag(log, interval(1e-5, 1e-2))"}, trials=TRIALS)
         engine = engine or EngineSpec()
         self.placement = place(engine, JOINED)
-        actor = ray.remote(CoordinatorActor).options(num_cpus=0)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        actor = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
         self.office: Any = actor.remote(spec, space, self.folder.root)
         ray.get(self.office.begin.remote({"host": "box", "pid": 1}))
         slots = live_slots(engine, self.placement.gpus, most=100)
@@ -178,6 +205,8 @@ class Room:
             time.sleep(0.05)
 
     def finish(self) -> History:
+        """Hand out nothing more; what the ledger says when the workers have left."""
+        self.office.interrupt.remote("seen enough", True)
         self.workers.join(PATIENCE_S)
         assert not self.workers.is_alive()
         assert self.workers.error is None
@@ -201,14 +230,18 @@ def test_workers_follow_the_nodes_that_come_and_go(
     cluster.add_node(num_cpus=3, num_gpus=3)
     room.wait_for(lambda: len({record.device for record in room.running()}) == 5)
 
-    room.wait_for(lambda: any(home in record.device for record in room.running()))
     cluster.remove_node(first)
+    room.wait_for(lambda: len(retried(room.history())) == 2)
     history = room.finish()
-    assert history.count(State.COMPLETED) == TRIALS
-    retried = [record for record in history.trials.values() if record.retries]
-    assert retried, "the removed node's trials were not given to others"
-    assert all(home not in record.device for record in retried)
+    assert all(home not in record.device for record in retried(history))
+    assert history.count(State.COMPLETED) == len(history.trials)
     assert most_at_once(room.folder.ledger) <= 5
+
+
+def retried(history: History) -> list[Record]:
+    """Trials that lost their worker and have completed since."""
+    records = history.trials.values()
+    return [one for one in records if one.retries and one.state is State.COMPLETED]
 
 
 def most_at_once(ledger: Path) -> int:
@@ -235,7 +268,8 @@ def test_many_workers_start_together(
     room.wait_for(lambda: len(room.running()) == 8)
     shares = Counter(record.device for record in room.running())
     assert set(shares.values()) == {2}  # two on each GPU
-    assert room.finish().count(State.COMPLETED) == TRIALS
+    history = room.finish()
+    assert history.count(State.COMPLETED) == len(history.trials) >= 8
 
 
 @pytest.mark.slow
@@ -251,7 +285,8 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     broken.setup = setup  # type: ignore[attr-defined]
     monkeypatch.setattr("orchestrator.worker.Worker", broken)
     room = Room(tmp_path)
-    assert room.finish().count(State.COMPLETED) == 0
+    room.workers.join(PATIENCE_S)
+    assert not room.history().trials
     stopping = ray.get(room.office.finish.remote())["stopping"]
     assert stopping.startswith("workers die before they can train anything: ")
     assert "libcudart.so.99" in stopping
