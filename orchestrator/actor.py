@@ -21,6 +21,7 @@ from sweeps.study import export_study, study_of
 from sweeps.trial import Decision, Report, State, Trial
 
 _BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
+_PROOF_TRIES = 3  # workers that may die while they prove the best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Proof:
     """How far the best checkpoint is: proven results by (key, step), or why it failed."""
 
     holder: str = ""
+    deaths: int = 0
     results: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
     error: str = ""
 
@@ -74,8 +76,12 @@ class CoordinatorActor:
         self._coordinator.interrupt(reason)
 
     def is_done(self) -> bool:
-        """Whether a new worker would find nothing to do."""
+        """Whether no worker is needed any more."""
         return self._coordinator.is_finished and not self._has_to_prove()
+
+    def wants_worker(self) -> bool:
+        """Whether a new worker would find something to do as things are: while one proves, no."""
+        return not self._coordinator.is_finished or not self._proof.holder
 
     def finish(self) -> dict[str, Any]:
         """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
@@ -109,6 +115,9 @@ class CoordinatorActor:
             write_table(self._coordinator.history, self._folder)
         if self._proof.holder == worker:
             self._proof.holder = ""
+            self._proof.deaths += 1
+            if self._proof.deaths >= _PROOF_TRIES:
+                self._proof.error = f"{self._proof.deaths} workers died while they proved it"
 
     def next_job(self, worker: str) -> Job:
         self._asked.add(worker)

@@ -28,7 +28,7 @@ def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
     sweep = config["sweep"]
     space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems)
     asked = {condition.key for condition in space.when.values()}
-    problems += _key_problems(config, space)
+    problems += _key_problems(config, space) + _condition_problems(config, space)
     return Space(space.dimensions, space.when, {key: _lookup(config, key) for key in asked})
 
 
@@ -127,6 +127,22 @@ def _key_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
                 reason = f"sets {key} besides what it is called; give it a name without a dot."
                 found.append(Problem(key=f"sweep.space.{dimension.name}", message=reason))
     return found
+
+
+def _condition_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
+    """Conditions on a key that nobody sets: they would never hold, and nobody would notice."""
+    searched = [key for dimension in space.dimensions for key in set_by(dimension)]
+    fixed = [f"{part}.{leaf}" for part in ("trainer", "peft", "model") for leaf in config[part]]
+    return [
+        Problem(
+            key=f"sweep.when.{name}",
+            value=f"{condition.key}=...",
+            message=f"{condition.key} is neither searched nor in the config: set or search it.",
+            nearest=nearest(condition.key, [*searched, *fixed]),
+        )
+        for name, condition in space.when.items()
+        if condition.key not in searched and _lookup(config, condition.key) is None
+    ]
 
 
 def _refusal(config: Mapping[str, Any], key: str) -> tuple[str, str | None]:

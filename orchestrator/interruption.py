@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_PULSE_S = 0.5
 
 
 class Signals:
@@ -54,29 +56,54 @@ class Signals:
             self._leave()
 
 
-class Pulse:
-    """Whether the Coordinator's process still answers; asks without waiting.
+class Pulse(threading.Thread):
+    """Whether Ray and the Coordinator's process still answer; asks from a thread of its own.
 
-    A signal to the whole process group (`timeout`, a batch system) ends Ray's processes too: then
-    nobody is left to commit, and waiting for it would be for ever.
+    A signal to the whole process group (`timeout`, a batch system) ends some of Ray's processes
+    too: then nobody is left to commit, or to say so, and waiting would be for ever.
     """
 
     def __init__(self, office: Any) -> None:
+        super().__init__(name="pulse", daemon=True)
         self._office = office
-        self._call = office.ping.remote()
-        self._heard = time.monotonic()
+        self._ray_heard = self._office_heard = time.monotonic()
+        self._error: Exception | None = None
+        self._over = threading.Event()
 
-    def silent_s(self) -> float:
-        """Seconds since it last answered.
+    def __enter__(self) -> Pulse:
+        self.start()
+        return self
 
-        Raises:
-            ray.exceptions.RayActorError: it is dead.
-        """
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def run(self) -> None:
         import ray
 
-        ready, _ = ray.wait([self._call], timeout=0)
-        if ready:
-            ray.get(self._call)
-            self._heard = time.monotonic()
-            self._call = self._office.ping.remote()
-        return time.monotonic() - self._heard
+        call = self._office.ping.remote()
+        while not self._over.wait(_PULSE_S):
+            try:
+                ray.nodes()  # blocks where Ray's head is gone, and in the end aborts the process
+                self._ray_heard = time.monotonic()
+                ready, _ = ray.wait([call], timeout=0)
+                if ready:
+                    ray.get(call)
+                    self._office_heard = time.monotonic()
+                    call = self._office.ping.remote()
+            except Exception as error:
+                self._error = error
+                return
+
+    def ray_silent_s(self) -> float:
+        """Seconds since Ray last answered."""
+        return time.monotonic() - self._ray_heard
+
+    def silent_s(self) -> float:
+        """Seconds since both last answered.
+
+        Raises:
+            ray.exceptions.RayActorError: the Coordinator's process is dead.
+        """
+        if self._error is not None:
+            raise self._error
+        return time.monotonic() - min(self._ray_heard, self._office_heard)

@@ -42,7 +42,8 @@ from sweeps.trial import State
 
 _TICK_S = 0.2
 _TRACKING_END_S = 15.0
-_SILENCE_S = 20.0  # after a signal; a Coordinator that does not answer so long is gone
+_SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended by it, too
+_RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
 
 def run(argv: Sequence[str]) -> int:
@@ -158,7 +159,8 @@ class Driver:
         except ray.exceptions.RayActorError as error:
             if self._signals.seen:  # it was meant for Ray's processes, too
                 self._leave_now()
-            raise SweepError(f"the Coordinator's process died ({error}). {self._go_on()}") from None
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise SweepError(f"The Coordinator's process died: {reason}. {self._go_on()}") from None
         finally:
             self._display.close()
             stop_ray()
@@ -192,10 +194,13 @@ class Driver:
         began = time.monotonic()
         workers.start()
         try:
-            self._loop(workers, began)
+            with Pulse(self._office) as pulse:
+                self._loop(workers, pulse, began)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if workers.error is not None:
+            if self._signals.seen:  # Tune's processes took the signal, too
+                self._leave_now()
             raise SweepError(f"Ray Tune stopped: {workers.error}. {self._go_on()}")
         return self._finish(ray.get(self._office.finish.remote()))
 
@@ -225,9 +230,8 @@ class Driver:
 
     # ------------------------------------------------------------------ while it runs
 
-    def _loop(self, workers: threading.Thread, began: float) -> None:
+    def _loop(self, workers: threading.Thread, pulse: Pulse, began: float) -> None:
         interrupted = False
-        pulse = Pulse(self._office)
         budget = self._spec.sweep.time_budget_s
         while workers.is_alive():
             workers.join(_TICK_S)
@@ -238,6 +242,8 @@ class Driver:
                 self._interrupt(self._signals.seen[0].name)
             if interrupted and silent_s > _SILENCE_S:
                 self._leave_now()
+            if pulse.ray_silent_s() > _RAY_SILENCE_S:
+                raise SweepError(f"Ray does not answer any more. {self._go_on()}")
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
                 self._display.note("The time budget is spent: trials commit and wait.")

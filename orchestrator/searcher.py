@@ -26,6 +26,8 @@ class WorkerSearcher(Searcher):  # type: ignore[misc]
             return None
         if ray.get(self._office.is_done.remote()):
             return str(Searcher.FINISHED)
+        if not ray.get(self._office.wants_worker.remote()):
+            return None
         self._alive.add(trial_id)
         self._count += 1
         return {"worker": self._count}

@@ -24,6 +24,7 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are never read back
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
 }
 _STOP_S = 10.0
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
@@ -86,6 +87,8 @@ def stop_ray() -> None:
     """Let go of Ray, but do not wait long for a Ray that is gone."""
     import ray
 
+    # It would say that it cannot set a signal handler back from a thread: `Signals` does that.
+    logging.getLogger("ray._private.worker").setLevel(logging.CRITICAL)
     closing = threading.Thread(target=ray.shutdown, daemon=True)
     closing.start()
     closing.join(_STOP_S)

@@ -14,6 +14,7 @@ from driving import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.checks import read_space
 from orchestrator.compose import (
     CONF,
     FREE_KEYS,
@@ -127,6 +128,16 @@ def test_a_condition_is_set_by_its_whole_key() -> None:
     word = "sweep.when.trainer.weight_decay='trainer.optim=sgd'"
     when = composed("sweep=joint", word)["sweep"]["when"]
     assert when == {"trainer.weight_decay": "trainer.optim=sgd"}
+
+
+def test_a_condition_on_a_key_that_nobody_sets_is_refused() -> None:
+    word = "sweep.when.trainer.weight_decay='trainer.optimm=sgd'"
+    problems: list[Problem] = []
+    read_space(composed("sweep=joint", word), problems)
+    (problem,) = problems
+    assert str(problem).startswith("sweep.when.trainer.weight_decay = trainer.optimm=...: ")
+    assert "neither searched nor in the config" in str(problem)
+    assert problem.nearest == "trainer.optim"
 
 
 def test_other_overrides_change_the_config_known_or_not() -> None:
