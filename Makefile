@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-real test-fast check lint types layers tiny-model bench clean
+.PHONY: help setup sweep test test-fast check lint types layers tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,10 +24,7 @@ sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
 check: lint types layers  ## what CI runs: lint, types, layers, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not real" $(ARGS)
-
-test-real: setup  ## whole sweeps as child processes (killed, interrupted, on a cluster)
-	$(BIN)/python -m pytest -rf -m real $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
 
@@ -49,6 +46,7 @@ tiny-model: setup  ## pretrain the embedded model again (8 minutes)
 
 bench: setup  ## the measurements in benchmarks/
 	$(BIN)/python -m benchmarks.lr_grid
+	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.plain_script
 
 clean:  ## remove what was built; run folders stay

@@ -74,7 +74,6 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.real
 def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
     cluster.add_node(num_cpus=4, num_gpus=4)
     cluster.add_node(num_cpus=4, num_gpus=2)
@@ -105,7 +104,6 @@ stop_ray()
 
 
 @pytest.mark.slow
-@pytest.mark.real
 def test_a_local_sweep_leaves_a_running_cluster_alone(cluster: Any) -> None:
     environment = {**os.environ, "RAY_ADDRESS": cluster.address}
     done = subprocess.run(
@@ -216,7 +214,6 @@ class Room:
 
 
 @pytest.mark.slow
-@pytest.mark.real
 def test_workers_follow_the_nodes_that_come_and_go(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +258,6 @@ def most_at_once(ledger: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.real
 def test_many_workers_start_together(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,7 +273,6 @@ def test_many_workers_start_together(
 
 
 @pytest.mark.slow
-@pytest.mark.real
 def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +296,6 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
 
 
 @pytest.mark.slow
-@pytest.mark.real
 def test_a_sweep_on_a_running_cluster(cluster: Any, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1, num_gpus=0)
     cluster.wait_for_nodes()

@@ -22,7 +22,7 @@ from trainers.checkpoint import verify
 from trainers.data import load
 from trainers.evaluation import rows_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.real]
+pytestmark = pytest.mark.slow
 
 UPDATE = (
     "sweep.space={update: choice("
