@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-fast check lint types layers tiny-model bench clean
+.PHONY: help setup sweep test test-fast faults check lint types layers tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,12 +24,15 @@ sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
 check: lint types layers  ## what CI runs: lint, types, layers, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
 
 test-fast: setup  ## the quick tests only
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults" $(ARGS)
+
+faults: setup  ## kills, full disks, dead trackers: whole sweeps, half an hour (ARGS="--kills 20")
+	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .
@@ -47,7 +50,7 @@ tiny-model: setup  ## pretrain the embedded model again (8 minutes)
 bench: setup  ## the measurements in benchmarks/
 	$(BIN)/python -m benchmarks.lr_grid
 	$(BIN)/python -m benchmarks.overhead
-	$(BIN)/python -m benchmarks.plain_script
+	$(BIN)/python -m benchmarks.end_to_end
 
 clean:  ## remove what was built; run folders stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

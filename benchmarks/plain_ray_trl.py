@@ -1,6 +1,6 @@
 """What a user would write without this project: a plain Ray Tune + SFTTrainer script.
 
-python -m benchmarks.plain_ray_trl MODEL FOLDER_OF_JSONL RESULTS CPUS
+python plain_ray_trl.py MODEL FOLDER_OF_JSONL RESULTS CPUS STEPS BATCH RATES
 """
 
 import sys
@@ -12,7 +12,7 @@ from ray import tune
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-MODEL, ROWS, RESULTS, CPUS = sys.argv[1:]
+MODEL, ROWS, RESULTS, CPUS, STEPS, BATCH, RATES = sys.argv[1:]
 
 
 class Report(TrainerCallback):
@@ -25,14 +25,14 @@ def train(config):  # type: ignore[no-untyped-def]
     data = load_dataset("json", data_files=files)
     args = SFTConfig(
         output_dir="checkpoints",
-        max_steps=100,
+        max_steps=int(STEPS),
         max_length=128,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=int(BATCH),
         per_device_eval_batch_size=32,
         warmup_steps=0.03,
         eval_strategy="steps",
-        eval_steps=12,
-        save_steps=12,
+        eval_steps=int(STEPS) // 8,
+        save_steps=int(STEPS) // 8,
         save_total_limit=2,
         activation_checkpointing=False,
         bf16=False,
@@ -54,7 +54,7 @@ def train(config):  # type: ignore[no-untyped-def]
 if __name__ == "__main__":
     ray.init(num_cpus=int(CPUS))
     space = {
-        "learning_rate": tune.grid_search([1e-4, 3e-4, 1e-3, 3e-3]),
+        "learning_rate": tune.grid_search([float(rate) for rate in RATES.split(",")]),
         "lr_scheduler_type": tune.grid_search(
             ["constant", "constant_with_warmup", "linear", "cosine"]
         ),

@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.dealing import Dealer, Rules
 from sweeps.coordinator import Coordinator
 from sweeps.files import RunFolder
 from sweeps.knobs import importance
-from sweeps.ranking import best, write_table
+from sweeps.ranking import best
 from sweeps.space import Space
 from sweeps.spec import Spec
 from sweeps.study import export_study, study_of
+from sweeps.table import Table
 from sweeps.trial import Decision, Report, State, Trial
 
 _BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
@@ -30,11 +32,13 @@ class Job:
 
     Attributes:
         kind: train a trial; prove the best checkpoint; wait, nothing to do now; leave for good.
+        alone: the trial is to share its device with no other.
         expected: for prove, the loss that was reported at `step`.
     """
 
     kind: Literal["train", "prove", "wait", "leave"]
     trial: Trial | None = None
+    alone: bool = False
     step: int = 0
     expected: float = 0.0
 
@@ -52,11 +56,13 @@ class Proof:
 class CoordinatorActor:
     """See `sweeps.coordinator.Coordinator`; each method is a remote call, one handled at a time."""
 
-    def __init__(self, spec: Spec, space: Space, root: Path) -> None:
+    def __init__(self, spec: Spec, space: Space, root: Path, rules: Rules | None = None) -> None:
         self._folder = RunFolder(root)
+        self._spec = spec.sweep
         self._coordinator = Coordinator(spec, space, self._folder)
-        self._holds: dict[str, str] = {}  # worker -> trial key
+        self._dealer = Dealer(rules or Rules(), self._coordinator.ask)
         self._proof = Proof()
+        self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that came so far as to ask for a job
         self._barren = 0
         self._wants_proof = True
@@ -65,7 +71,7 @@ class CoordinatorActor:
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         self._coordinator.begin(**facts)
-        write_table(self._coordinator.history, self._folder)
+        self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
         """Answers: see `orchestrator.interruption.Pulse`."""
@@ -85,13 +91,19 @@ class CoordinatorActor:
 
     def finish(self) -> dict[str, Any]:
         """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
-        write_table(self._coordinator.history, self._folder)
-        export_study(self._coordinator.history, self._folder.study)
+        unwritten = []
+        try:
+            self._table.write(self._coordinator.history)
+            export_study(self._coordinator.history, self._folder.study)
+        except Exception as error:  # a full disk, in Optuna's words or the system's
+            unwritten.append(f"The tables could not be written: {error}")
         proven = best(self._coordinator.history)
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
         return {
             "importance": importance(study_of(self._coordinator.history)),
             "stopping": self._coordinator.stopping,
+            "broken": self._coordinator.is_broken,
+            "notes": unwritten,
             "proof": self._proof.results.get(key),
             "proof_error": self._proof.error,
         }
@@ -103,35 +115,48 @@ class CoordinatorActor:
 
         Where none comes so far as to ask for a job, the sweep stops: nor would the next.
         """
-        self.gone(worker, "its worker's process died")
-        self._barren = 0 if worker in self._asked else self._barren + 1
-        if self._barren > _BARREN_STARTS and not self._holds:
-            self.interrupt(f"workers die before they can train anything: {reason}", False)
-
-    def gone(self, worker: str, reason: str) -> None:
-        key = self._holds.pop(worker, None)
-        if key is not None:
-            self._coordinator.lost(key, reason)
-            write_table(self._coordinator.history, self._folder)
+        held = self._dealer.leaves(worker)
+        for key in held:
+            self._coordinator.lost(key, "its worker's process died")
+        if held:
+            self._table.refresh(self._coordinator.history)
         if self._proof.holder == worker:
             self._proof.holder = ""
             self._proof.deaths += 1
             if self._proof.deaths >= _PROOF_TRIES:
                 self._proof.error = f"{self._proof.deaths} workers died while they proved it"
+        self._barren = 0 if worker in self._asked else self._barren + 1
+        if self._barren > _BARREN_STARTS and not self._dealer.count:
+            self.interrupt(f"workers die before they can train anything: {reason}", False)
 
-    def next_job(self, worker: str) -> Job:
+    def let_go(self, worker: str, key: str, reason: str) -> None:
+        """A worker cannot go on with a trial, through no fault of the trial's."""
+        self._dealer.took_back(worker, key)
+        self._coordinator.lost(key, reason)
+        self._table.refresh(self._coordinator.history)
+
+    def next_job(self, worker: str, room: int = 1) -> Job:
+        """What a worker is to do that can train `room` trials at once."""
         self._asked.add(worker)
         self._barren = 0
-        trial = self._coordinator.ask()
+        trial = self._dealer.deal(worker, room=room, finished=self._finished())
         if trial is not None:
-            self._holds[worker] = trial.key
-            return Job(kind="train", trial=trial)
-        if not self._coordinator.is_finished:
+            return Job(kind="train", trial=trial, alone=self._is_last_try(trial.key))
+        if self._dealer.holds(worker) or not self._coordinator.is_finished:
             return Job(kind="wait")
         # The last worker out proves the best: no trial that still runs can change it then.
-        if not self._holds and self._has_to_prove() and not self._proof.holder:
+        if not self._dealer.count and self._has_to_prove() and not self._proof.holder:
             return self._prove_job(worker)
+        self._dealer.leaves(worker)
         return Job(kind="leave")
+
+    def _finished(self) -> int:
+        return self._coordinator.history.count(*(state for state in State if state.is_finished()))
+
+    def _is_last_try(self, key: str) -> bool:
+        """Whether a trial's retries are spent: others should not share its process then."""
+        retries = self._coordinator.history.trials[key].retries
+        return retries > 0 and retries >= self._spec.max_retries
 
     def start(
         self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
@@ -140,7 +165,7 @@ class CoordinatorActor:
             key, worker=where, device=device, step=step, reports=reports
         )
         if attempt is None:
-            self._holds.pop(worker, None)
+            self._dealer.took_back(worker, key)
             self._coordinator.give_back(key)
         return attempt
 
@@ -153,17 +178,26 @@ class CoordinatorActor:
     def report(self, key: str, attempt: int, report: Report) -> Decision:
         return self._coordinator.report(key, attempt, report)
 
+    def may_commit(self, key: str, attempt: int) -> None:
+        self._coordinator.may_commit(key, attempt)
+
+    def out_of_memory(self, worker: str, key: str, attempt: int, reason: str, error: str) -> None:
+        """See `Coordinator.out_of_memory`."""
+        self._dealer.took_back(worker, key)
+        self._coordinator.out_of_memory(key, attempt, reason, error)
+        self._table.refresh(self._coordinator.history)
+
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         self._coordinator.committed(key, attempt, step, size)
 
     def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
         """A trial ended, or was left for later where the state is WAITING."""
-        self._holds.pop(worker, None)
+        self._dealer.took_back(worker, key)
         if ending["state"] is State.WAITING:
             self._coordinator.leave(key, attempt)
             return
         self._coordinator.end(key, attempt, **ending)
-        write_table(self._coordinator.history, self._folder)
+        self._table.refresh(self._coordinator.history)
 
     def proven(
         self, worker: str, key: str, step: int, result: dict[str, float], error: str

@@ -1,33 +1,50 @@
-"""What a worker does with a job: train a trial or prove the best; every ending is told."""
+"""What a worker does with its jobs: train trials, alone or packed; prove the best; tell endings."""
 
 from __future__ import annotations
 
 import gc
 import logging
+import time
 import traceback
-from typing import Any
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
 from orchestrator.actor import Job
 from orchestrator.worker import Line, Post
-from sweeps.errors import StaleAttemptError
+from sweeps.errors import LedgerWriteError, StaleAttemptError
 from sweeps.files import RunFolder
 from sweeps.reading import read_train
+from sweeps.spec import TrainSpec
 from sweeps.trial import State, Trial
-from trainers import solo
 from trainers.data import PreparedData, load
 from trainers.export import assemble, prove
-from trainers.guards import DivergedError, free_memory, held_mb
+from trainers.guards import DivergedError, free_memory, held_mb, is_out_of_memory
+from trainers.task import Outcome, Task
+
+if TYPE_CHECKING:
+    from orchestrator.pack import Pack
+    from trainers.packed.sharing import Shared
 
 log = logging.getLogger(__name__)
 
 _LEAK_MB = 1024.0  # held after a trial beyond what was held after the first one
+_IDLE_S = 0.3  # between two asks where there is nothing to do now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A trial that was handed out and does not train yet; `group` is None where it trains alone."""
+
+    trial: Trial
+    train: TrainSpec
+    group: Shared | None
 
 
 class Bench:
-    """One device's work place. `is_worn` where memory was not given back: take a fresh process."""
+    """One device's work place. Lanes train while there are any; other work waits for their end."""
 
     def __init__(self, office: Any, post: Post, worker: str, where: str) -> None:
         self._office = office
@@ -37,66 +54,179 @@ class Bench:
         self._folder = RunFolder(post.root)
         self._device = "cuda" if post.gpus else "cpu"
         self._data: PreparedData | None = None
+        self._pack: Pack | None = None
+        self._queue: deque[Waiting] = deque()
+        self._ask_again = 0.0
         self._held_first: float | None = None
-        self.is_worn = False
+        self._is_worn = False
         logging.getLogger("transformers").setLevel(logging.ERROR)
 
-    def do(self, job: Job) -> None:
-        assert job.trial is not None
-        if job.kind == "prove":
-            self._prove(job.trial, job.step, job.expected)
+    def work(self) -> None:
+        """Until told to leave, or until memory is not given back: better a fresh process then."""
+        while True:
+            leave = self._fill()
+            if self._pack is not None and not self._pack.is_empty:
+                self._advance(self._pack)
+            elif self._queue:
+                self._begin(self._queue[0])
+            elif leave or self._is_worn:
+                return
+            else:
+                time.sleep(_IDLE_S)
+
+    # ------------------------------------------------------------------ asking
+
+    def _fill(self) -> bool:
+        """Ask for trials while there is room; True where told to leave."""
+        while self._has_room():
+            job: Job = ray.get(self._office.next_job.remote(self._worker, self._room()))
+            if job.kind == "prove":
+                self._prove(job)
+                continue
+            if job.trial is None:
+                self._ask_again = time.monotonic() + _IDLE_S
+                return job.kind == "leave"
+            self._take(job.trial, alone=job.alone)
+        return False
+
+    def _has_room(self) -> bool:
+        if self._is_worn or time.monotonic() < self._ask_again:
+            return False
+        if any(waiting.group is None for waiting in self._queue):
+            return False
+        training = self._pack.count if self._pack is not None else 0
+        return training + len(self._queue) < self._room()
+
+    def _room(self) -> int:
+        """Trials that this device can train at once."""
+        if not self._post.fits_unknown:
+            return self._post.lanes
+        return self._pack.room(self._post.lanes) if self._pack is not None else 1
+
+    def _take(self, trial: Trial, *, alone: bool) -> None:
+        train = read_train(trial.config).halved(trial.halvings)
+        assert train is not None  # as long as it can be halved, it is handed out again
+        waiting = Waiting(trial=trial, train=train, group=None if alone else self._group(train))
+        if self._pack is not None and waiting.group == self._pack.group:
+            self._attach(self._pack, waiting)
         else:
-            self._train(job.trial)
-        self._give_back()
+            self._queue.append(waiting)
 
-    def _train(self, trial: Trial) -> None:
-        line = Line(self._office, self._worker, self._where, trial.key, self._device)
+    def _group(self, train: TrainSpec) -> Shared | None:
+        if self._post.lanes == 1:
+            return None
+        from trainers.packed.sharing import obstacle, shared
+
+        return None if obstacle(train) else shared(train)
+
+    # ------------------------------------------------------------------ training
+
+    def _begin(self, first: Waiting) -> None:
+        """The device is free: train what has waited longest, and what can train with it."""
+        self._pack = None
+        free_memory()
+        if first.group is None:
+            self._queue.popleft()
+            self._train_alone(first)
+            self._give_back()
+            return
+        from orchestrator.pack import Pack
+
+        together = [waiting for waiting in self._queue if waiting.group == first.group]
+        self._queue = deque(one for one in self._queue if one.group != first.group)
         try:
-            outcome = solo.train(self._task(trial), self._rows(), line)
-            line.end(outcome.state, totals=dict(outcome.totals))
-        except StaleAttemptError:
-            log.warning("trial %s is in other hands now", trial.key)
-        except ray.exceptions.RayActorError:
-            raise  # the driver is gone: so are we
-        except DivergedError as error:
-            line.end(State.DIVERGED, kind="diverged", reason=str(error))
+            self._pack = Pack(first.group, first.train, self._rows(), self._device)
         except Exception as error:
-            kind = "oom" if isinstance(error, torch.OutOfMemoryError) else "bug"
-            kind = "infrastructure" if isinstance(error, OSError) else kind
-            self._fail(line, kind, error)
+            for waiting in together:
+                self._fail(self._line(waiting.trial), error)
+            return
+        for waiting in together:
+            self._attach(self._pack, waiting)
 
-    def _fail(self, line: Line, kind: str, error: Exception) -> None:
+    def _attach(self, pack: Pack, waiting: Waiting) -> None:
+        line = self._line(waiting.trial)
+        try:
+            pack.attach(self._task(waiting), line)
+        except Exception as error:
+            self._settle(line, None, error)
+
+    def _advance(self, pack: Pack) -> None:
+        for line, outcome, error in pack.advance():
+            self._settle(line, outcome, error)
+            self._ask_again = 0.0
+        if pack.is_empty and not self._queue:
+            self._ask_again = 0.0
+
+    def _train_alone(self, waiting: Waiting) -> None:
+        from trainers import solo
+
+        line = self._line(waiting.trial)
+        try:
+            outcome = solo.train(self._task(waiting), self._rows(), line)
+        except Exception as error:
+            self._settle(line, None, error)
+        else:
+            self._settle(line, outcome, None)
+
+    # ------------------------------------------------------------------ endings
+
+    def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
+        """Tell how a trial ended."""
+        self._ask_again = 0.0
+        if outcome is not None:
+            line.end(outcome.state, totals=dict(outcome.totals))
+        elif isinstance(error, StaleAttemptError):
+            log.warning("trial %s is in other hands now", line.key)
+        elif isinstance(error, LedgerWriteError):
+            # The Coordinator has stopped the sweep, and says why.
+            ray.get(self._office.let_go.remote(self._worker, line.key, str(error)))
+        elif isinstance(error, ray.exceptions.RayActorError):
+            raise error  # the driver is gone: so are we
+        elif isinstance(error, DivergedError):
+            line.end(State.DIVERGED, kind="diverged", reason=str(error))
+        elif error is not None:
+            self._fail(line, error)
+
+    def _fail(self, line: Line, error: Exception) -> None:
         words = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {words[0][:200]}"
-        text = traceback.format_exc()
-        if not line.attempt:  # it failed before the Coordinator knew of the attempt
-            attempt = ray.get(
-                self._office.start.remote(line.worker, line.key, line.where, self._device, 0, [])
-            )
-            if attempt is None:
-                return
-            line.attempt = attempt
-        if kind == "infrastructure":
-            ray.get(self._office.gone.remote(self._worker, reason))
+        if isinstance(error, OSError):
+            ray.get(self._office.let_go.remote(self._worker, line.key, reason))
             return
-        line.end(State.FAILED, kind=kind, reason=reason, error=text)
+        if not line.attempt and not line.begin(0, []):  # the Coordinator has to know of the attempt
+            return
+        text = "".join(traceback.format_exception(error))
+        if is_out_of_memory(error):
+            line.out_of_memory(reason, text)
+            return
+        line.end(State.FAILED, kind="bug", reason=reason, error=text)
 
-    def _prove(self, trial: Trial, step: int, expected: float) -> None:
+    # ------------------------------------------------------------------ the best
+
+    def _prove(self, job: Job) -> None:
+        assert job.trial is not None
+        self._pack = None
         result: dict[str, float] = {}
         error = ""
         try:
-            train = read_train(trial.config)
+            train = read_train(job.trial.config)
             draft = self._folder.best_draft
-            assemble(self._folder.checkpoint(trial.key, step), draft, train.model)
-            result = prove(draft, train, self._rows(), expected=expected, device=self._device)
+            assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
+            result = prove(draft, train, self._rows(), expected=job.expected, device=self._device)
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
-        ray.get(self._office.proven.remote(self._worker, trial.key, step, result, error))
+        ray.get(self._office.proven.remote(self._worker, job.trial.key, job.step, result, error))
+        self._give_back()
 
-    def _task(self, trial: Trial) -> solo.Task:
-        return solo.Task(
-            key=trial.key,
-            train=read_train(trial.config),
+    # ------------------------------------------------------------------ what it works with
+
+    def _line(self, trial: Trial) -> Line:
+        return Line(self._office, self._worker, self._where, trial.key, self._device)
+
+    def _task(self, waiting: Waiting) -> Task:
+        return Task(
+            key=waiting.trial.key,
+            train=waiting.train,
             examples=self._post.examples,
             folder=self._folder,
             device=self._device,
@@ -113,4 +243,4 @@ class Bench:
         if self._held_first is None:
             self._held_first = held
             gc.freeze()  # what is left are modules and caches: not to be looked through each time
-        self.is_worn = held > self._held_first + _LEAK_MB
+        self._is_worn = held > self._held_first + _LEAK_MB

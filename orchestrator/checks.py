@@ -20,13 +20,16 @@ _OWNED = {
     "run_dir": "it says where files go",
     "name": "it names the sweep",
     "storage": "it says where files go",
+    "accept_changes": "it says whether to go on",
 }
 
 
 def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
     """The space of a composed config, with what a condition needs of its fixed keys."""
-    sweep = config["sweep"]
-    space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems)
+    # What is no mapping is refused by `sweeps.reading`, with its name.
+    parts = (config["sweep"].get(name) for name in ("space", "when"))
+    written, when = (part if isinstance(part, Mapping) else {} for part in parts)
+    space = parse_space(written, when, problems)
     asked = {condition.key for condition in space.when.values()}
     problems += _key_problems(config, space) + _condition_problems(config, space)
     return Space(space.dimensions, space.when, {key: _lookup(config, key) for key in asked})
@@ -70,22 +73,14 @@ def spec_problems(spec: Spec, space: Space) -> list[Problem]:
     from trainers import data_spec
     from trainers.model import peft_problems
 
-    found = search_problems(spec.sweep, space) + _engine_problems(spec)
+    found = search_problems(spec.sweep, space) + _device_problems(spec, space)
     found += [p for p in peft_problems(spec.train.peft, spec.train.model) if p.key[:5] == "model"]
     return found + data_spec.spec_problems(spec.train.data)
 
 
-def _engine_problems(spec: Spec) -> list[Problem]:
-    """What this version's engine does not do."""
-    found = []
-    if spec.engine.devices_per_trial > 1:
-        found.append(
-            Problem(
-                key="engine.devices_per_trial",
-                value=spec.engine.devices_per_trial,
-                message="a trial trains on one device; set it to 1, and trials run side by side.",
-            )
-        )
+def _device_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Devices and storage that no trial can use."""
+    found = _group_problems(spec, space)
     found += _gpu_problems(spec)
     if spec.storage is not None:
         found.append(
@@ -96,6 +91,30 @@ def _engine_problems(spec: Spec) -> list[Problem]:
             )
         )
     return found
+
+
+def _group_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Optimizer steps that cannot be shared out among a trial's devices."""
+    from trainers.ranks import indivisible
+
+    world = spec.engine.devices_per_trial
+    if world == 1:
+        return []
+    searched = searched_values(space)
+    batches, accumulations = (
+        searched.get(f"trainer.{name}", [getattr(spec.train, attribute)])
+        for name, attribute in (
+            ("per_device_train_batch_size", "batch_size"),
+            ("gradient_accumulation_steps", "accumulation_steps"),
+        )
+    )
+    return [
+        indivisible(batch, accumulation, world)
+        for batch in batches
+        for accumulation in accumulations
+        if isinstance(batch, int) and isinstance(accumulation, int)
+        if batch % world and accumulation % world
+    ][:1]
 
 
 def _gpu_problems(spec: Spec) -> list[Problem]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,17 @@ VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "status": "where a sweep stands: status RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
+}
+_USERS_DISK = {
+    errno.ENOSPC: "Free some room, or choose another run_dir=...; what was written before is whole",
+    errno.EDQUOT: "Free some room, or choose another run_dir=...; what was written before is whole",
+    errno.EROFS: "Choose a run_dir=... that can be written",
+    errno.EACCES: "Choose a run_dir=... that can be written",
+    errno.EPERM: "Choose a run_dir=... that can be written",
+    errno.ENOTDIR: "A folder is needed there: choose another run_dir=...",
+    errno.EEXIST: "A folder is needed there: choose another run_dir=...",
+    errno.EISDIR: "A file is needed there",
+    errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
 _HELP = ("-h", "--help", "help")
 
@@ -29,6 +41,12 @@ def main(argv: Sequence[str]) -> int:
     except SweepError as error:
         print(scrub(str(error)), file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in _USERS_DISK:
+            raise
+        what = f"{error.filename}: " if error.filename else ""
+        print(scrub(f"{what}{error.strerror}. {_USERS_DISK[error.errno]}"), file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

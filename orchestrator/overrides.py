@@ -32,6 +32,7 @@ FREE_KEYS = (
     "engine",
     "run_dir",
     "name",
+    "accept_changes",
 )
 
 SPACE = "sweep.space"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shlex
@@ -16,10 +17,12 @@ from omegaconf import OmegaConf
 
 from orchestrator import compose
 from orchestrator.checks import read_space, spec_problems, training_problems
+from orchestrator.engines import engine_problems
+from orchestrator.preflight import Findings, changes, largest, rehearsal_line, room_line
 from sweeps.errors import ConfigError, Problem, SweepError
 from sweeps.files import RunFolder, write_text
 from sweeps.history import History
-from sweeps.reading import read_spec
+from sweeps.reading import read_spec, section_problems
 from sweeps.secrets import scrub
 from sweeps.space import Space
 from sweeps.spec import Spec
@@ -28,6 +31,7 @@ _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("optuna", "ray", "wandb"),
 )
+_ROOMS = ("sweeps", "trainers", "orchestrator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +55,16 @@ def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
     Raises:
         ConfigError: everything that is wrong with it.
     """
-    config, base, name, run_dir = compose.compose_config(argv)
-    problems: list[Problem] = []
+    return read_config(*compose.compose_config(argv))
+
+
+def read_config(
+    config: Mapping[str, Any], base: Mapping[str, Any], name: str, run_dir: str
+) -> tuple[Spec, Space]:
+    """The same, of what `compose_config` returned."""
+    problems = section_problems(config)
+    if problems:
+        raise ConfigError(problems)
     spec = read_spec(
         config,
         base=base,
@@ -66,6 +78,8 @@ def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
     problems += training_problems(config["trainer"], config["peft"], space, device)
     if spec is not None:
         problems += spec_problems(spec, space)
+    if spec is not None and not problems:
+        problems += engine_problems(spec, space)
     if problems or spec is None:
         raise ConfigError(problems)
     return spec, space
@@ -106,51 +120,78 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
 
 
 def prepare_training(
-    spec: Spec, space: Space, folder: RunFolder, past: History, argv: Sequence[str]
+    spec: Spec,
+    space: Space,
+    folder: RunFolder,
+    past: History,
+    argv: Sequence[str],
+    rehearse: Path | None = None,
 ) -> Ready:
-    """Read, check and tokenize the data, look at the model; nothing is on a device yet.
+    """Read, check and tokenize the data, look at the model, memory and disk.
+
+    Nothing is on a device, unless `rehearse` names a folder for one real step.
 
     Raises:
-        SweepError, ConfigError: whatever makes data or model unfit; or either has changed since
-            the sweep's first start.
+        SweepError, ConfigError: everything that makes data, model or machine unfit, together; or
+            data or model have changed since the sweep's last start.
     """
-    from trainers.data import prepare
+    from trainers.data import fingerprint, prepare
     from trainers.model import choose, fingerprint_base, target_problems
+    from trainers.model_source import require_weights
+    from trainers.needs import needs
     from trainers.settings import notes
 
-    problems = target_problems(spec.train.model, spec.train.peft)
-    if problems:
-        raise ConfigError(problems)
+    findings = Findings()
     device = guess_device(spec)
     trains_base = spec.train.peft.get("method") == "full"
-    runtime = choose(spec.train.model, device, trains_base=trains_base)
-    data = prepare(spec.train, folder.data)
-    examples = spec.sweep.budget.rows(len(data.train))
-    _check_schedules(spec, space, examples)
+    searched = _searched(space)
+    base = ""
+    with findings.part():
+        require_weights(spec.train.model)
+        base = fingerprint_base(spec.train.model)
+        _check_ground(past, "base", base, accept=spec.accept_changes)
+        findings.add(target_problems(spec.train.model, spec.train.peft))
+    with findings.part():
+        runtime = choose(spec.train.model, device, trains_base=trains_base)
+        big = largest(spec.train, searched)
+        room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
+    with findings.part():
+        # Before it is prepared: what lies there is the old data's.
+        _check_ground(past, "data", fingerprint(spec.train), accept=spec.accept_changes)
+        data = prepare(spec.train, folder.data)
+        examples = spec.sweep.budget.rows(len(data.train))
+        _check_schedules(spec, space, examples)
+    findings.refuse()
     facts = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "command": scrub(command_line(argv)),
         "data": data.fingerprint,
-        "base": fingerprint_base(spec.train.model),
+        "base": base,
         "examples": examples,
         "versions": versions(),
+        "code": code(),
     }
-    _check_ground(past, facts)
     epochs = examples / len(data.train)
     said = notes(
         spec.train.trainer,
-        searched=_searched(space),
+        searched=searched,
         device=device,
         evaluations=spec.sweep.evaluations,
     )
     lines = [
         f"model: {spec.train.model.path}, {spec.train.peft.get('method')}; {runtime.why}",
+        room,
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), "
         f"{spec.sweep.evaluations} evaluations",
         *said,
+        *changes(past.driver, facts),
     ]
+    if rehearse:
+        with findings.part():
+            lines.append(rehearsal_line(big, data, rehearse, device))
+        findings.refuse()
     return Ready(examples=examples, facts=facts, lines=lines)
 
 
@@ -192,16 +233,25 @@ def _check_schedules(spec: Spec, space: Space, examples: int) -> None:
         raise ConfigError(problems)
 
 
-def _check_ground(past: History, facts: Mapping[str, Any]) -> None:
+def _check_ground(past: History, name: str, now: str, *, accept: bool) -> None:
     """The data and the base model of a sweep do not change under its feet."""
-    names = {"data": "the training data", "base": "the base model"}
-    for name, words in names.items():
-        before = past.driver.get(name)
-        if before is not None and before != facts[name]:
-            raise SweepError(
-                f"{words} changed since this sweep began ({before}, now {facts[name]}): its trials "
-                "could not be compared. Give back the old one, or choose another run_dir=..."
-            )
+    words = {"data": "the training data", "base": "the base model"}[name]
+    before = past.driver.get(name)
+    if before is not None and before != now and not accept:
+        raise SweepError(
+            f"{words} changed since this sweep began ({before}, now {now}): its trials could not "
+            "be compared. Give back the old one, choose another run_dir=..., or accept it with "
+            "accept_changes=true"
+        )
+
+
+def code() -> str:
+    """A hash of this program's own source."""
+    seen = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    for path in sorted(p for room in _ROOMS for p in (root / room).rglob("*.py")):
+        seen.update(path.read_bytes())
+    return seen.hexdigest()[:16]
 
 
 def run_folder(spec: Spec) -> RunFolder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.card import is_ready, proof_of, write_best
+from orchestrator.dealing import Rules
 from orchestrator.display import Display
+from orchestrator.engines import choose, planned_trials, rules
 from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
+from orchestrator.preflight import tracking_line
 from orchestrator.preparation import (
     Ready,
     claim_folder,
@@ -73,6 +77,8 @@ def _leave_no_trace(folder: RunFolder) -> None:
     remove_tree(folder.data)
     with suppress(OSError):  # other things of the user's lie in it
         folder.root.rmdir()
+        if folder.root.parent.name == "outputs":
+            folder.root.parent.rmdir()
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -81,8 +87,17 @@ def plan(argv: Sequence[str]) -> int:
     folder = run_folder(spec)
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch:
-        ready = prepare_training(spec, space, RunFolder(Path(scratch)), History(), argv)
-    display.plan([*plan_lines(spec, space, folder), *ready.lines, "nothing was started"])
+        # Where the sweep has begun its data is there, and what has changed since can be told.
+        begun = folder.ledger.exists() and not spec.accept_changes
+        past = read_history(folder.ledger) if begun else History()
+        place = folder if begun else RunFolder(Path(scratch))
+        rehearsal = place.root / ".rehearsal"
+        os.environ.setdefault("WANDB_DATA_DIR", scratch)
+        os.environ.setdefault("WANDB_CACHE_DIR", scratch)
+        tracking = _Background(lambda: tracking_line(spec.tracking))
+        ready = prepare_training(spec, space, place, past, argv, rehearse=rehearsal)
+        lines = [*ready.lines, tracking.result()]
+    display.plan([*plan_lines(spec, space, folder), *lines, "nothing was started"])
     return 0
 
 
@@ -161,6 +176,10 @@ class Driver:
                 self._leave_now()
             reason = str(error).strip().partition("\n")[0].rstrip(".")
             raise SweepError(f"The Coordinator's process died: {reason}. {self._go_on()}") from None
+        except ray.exceptions.RayTaskError as error:  # its words, without the traceback around them
+            if isinstance(error.cause, SweepError):
+                raise error.cause from None
+            raise
         finally:
             self._display.close()
             stop_ray()
@@ -171,40 +190,45 @@ class Driver:
         from orchestrator.tracking import Tracker
         from orchestrator.worker import Post
 
-        self._office = self._open_office(ready)
+        engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
+        workers = min(placement.slots, self._most_workers())
+        spread = rules(self._spec, self._space, workers=workers, lanes=engine.lanes)
+        self._office = self._open_office(ready, spread)
         self._tracker = Tracker(
             self._spec.tracking,
             self._folder,
             sweep_name=self._folder.root.name,
             public=self._spec.public,
         )
-        engine = "engine: solo, one trial on each device"
-        self._display.plan([f"{engine}; {placement.where}", self._tracker.start()])
-        most = self._most_workers()
-        slots = live_slots(self._spec.engine, placement.gpus, most)
+        self._tracker.begin()
+        self._display.plan([f"{engine.why}; {placement.where}"])
+        slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
         post = Post(
             root=self._folder.root,
             examples=ready.examples,
             cpus=placement.cpus,
             gpus=placement.gpus,
+            lanes=engine.lanes,
+            fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
+            devices=placement.devices,
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)
-        workers = Workers(self._office, post, placement, slots, scratch)
+        tune = Workers(self._office, post, placement, slots, scratch)
         began = time.monotonic()
-        workers.start()
+        tune.start()
         try:
             with Pulse(self._office) as pulse:
-                self._loop(workers, pulse, began)
+                self._loop(tune, pulse, began)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if workers.error is not None:
+        if tune.error is not None:
             if self._signals.seen:  # Tune's processes took the signal, too
                 self._leave_now()
-            raise SweepError(f"Ray Tune stopped: {workers.error}. {self._go_on()}")
+            raise SweepError(f"Ray Tune stopped: {tune.error}. {self._go_on()}")
         return self._finish(ray.get(self._office.finish.remote()))
 
-    def _open_office(self, ready: Ready) -> Any:
+    def _open_office(self, ready: Ready, spread: Rules) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -212,7 +236,7 @@ class Driver:
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-        office = remote.remote(self._spec, self._space, self._folder.root)
+        office = remote.remote(self._spec, self._space, self._folder.root, spread)
         ray.get(office.begin.remote(dict(ready.facts)))
         found = proof_of(self._folder)
         if found:
@@ -221,11 +245,7 @@ class Driver:
 
     def _most_workers(self) -> int:
         """No more workers than trials, or than the user allows."""
-        size = self._space.size() if self._space.dimensions else 1
-        limits = [self._spec.sweep.max_concurrent]
-        configs = [n for n in (size, self._spec.sweep.trials) if n is not None]
-        if configs:
-            limits.append(min(configs) * self._spec.sweep.repeats)
+        limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
         return min([n for n in limits if n is not None], default=10**6)
 
     # ------------------------------------------------------------------ while it runs
@@ -252,6 +272,8 @@ class Driver:
 
     def _follow(self) -> None:
         """Pass on what the ledger and the trials' metrics say since the last look."""
+        if line := self._tracker.news():
+            self._display.note(line)
         for event in self._tail.read():
             self._history.apply(event)
             self._tracker.on_event(event)
@@ -290,15 +312,15 @@ class Driver:
         found = best(self._history)
         if found is not None and books["proof"] is not None:
             write_best(self._folder, self._spec, self._history, found, books["proof"], self._argv)
-        notes = []
+        notes = list(books["notes"])
         if books["proof_error"]:
             notes.append(f"The best checkpoint could not be made ready: {books['proof_error']}")
         if books["stopping"]:
             notes.append(f"Stopped before the end: {books['stopping']}.")
         lines = self._tracker.finish({}, _TRACKING_END_S)
         self._show(proof_of(self._folder), books["importance"] or {}, [*notes, *lines])
-        code = self._exit_code(books["stopping"], books["proof_error"])
-        if self._signals.seen or (books["stopping"] and code == 0):
+        code = 1 if books["broken"] else self._exit_code(books["stopping"], books["proof_error"])
+        if self._signals.seen or books["broken"] or (books["stopping"] and code == 0):
             self._display.note(self._go_on())
         return code
 

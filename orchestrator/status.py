@@ -25,7 +25,7 @@ from sweeps.errors import LedgerDamagedError, SweepError, nearest
 from sweeps.files import RunFolder
 from sweeps.history import History
 from sweeps.knobs import effects, importance
-from sweeps.ledger import Event, parse
+from sweeps.ledger import Event, check, parse
 from sweeps.ranking import best, ranked
 from sweeps.study import export_study, study_of
 from sweeps.trial import State
@@ -51,7 +51,7 @@ def status(run_dir: Path, console: Console | None = None) -> int:
     holder = lock_holder(folder.lock)
     history = read_history(folder.ledger)
     if holder is None:
-        _stop_running(history)
+        history.stop_running()
     progress = read_progress(folder, history)
     rows = ranked(history)
     show(console, [title(history), *_driver(history, progress, holder), Text()])
@@ -69,8 +69,19 @@ def read_history(ledger: Path) -> History:
     """The ledger's events added up; a torn last line, which may be in the making, is left out."""
     # Nothing here is garbage, and looking for some would take a third of the time.
     gc.disable()
+    history = History()
+    number = 0
     try:
-        return History.replay(_events(ledger))
+        for event in _events(ledger):
+            number += 1
+            check(event)
+            history.apply(event)
+        return history
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise LedgerDamagedError(
+            f"{ledger}, line {number} does not follow from the lines before it ({error!r}). "
+            "Restore the file from a copy."
+        ) from error
     finally:
         gc.enable()
 
@@ -106,13 +117,6 @@ def _events(ledger: Path) -> Iterator[Event]:
                 damaged = number, line
             else:
                 yield event
-
-
-def _stop_running(history: History) -> None:
-    """Without a driver nothing runs, whatever the ledger's last word was."""
-    for record in history.trials.values():
-        if record.state is State.RUNNING:
-            record.state = State.WAITING
 
 
 def _driver(

@@ -123,18 +123,24 @@ def knob_part(
 
 
 def failures(rows: Sequence[Row], folder: RunFolder) -> list[RenderableType]:
-    """Trials that diverged or failed, by reason."""
-    bad = [row for row in rows if row.status in (State.DIVERGED, State.FAILED)]
+    """Trials that diverged or failed, and those that went on with less memory, by reason."""
+    bad = [
+        row
+        for row in rows
+        if row.status in (State.DIVERGED, State.FAILED) or (row.status.is_finished() and row.error)
+    ]
     if not bad:
         return []
-    by_reason = sorted(bad, key=lambda row: (row.status is State.DIVERGED, row.error, row.number))
+    by_reason = sorted(
+        bad, key=lambda row: (row.status is not State.FAILED, row.status, row.error, row.number)
+    )
     parts: list[RenderableType] = [Text(), Text("What went wrong", style="bold")]
     groups = [list(group) for _, group in groupby(by_reason, lambda row: (row.status, row.error))]
     for group in groups[:MOST_FAILURES]:
         numbers = ", ".join(str(row.number) for row in group[:8])
         more = f" and {len(group) - 8} more" if len(group) > 8 else ""
         word = "trial" if len(group) == 1 else "trials"
-        style = "yellow" if group[0].status is State.DIVERGED else "red"
+        style = "red" if group[0].status is State.FAILED else "yellow"
         parts.append(
             Text(f"{group[0].status}: {word} {numbers}{more}", style=style)
             + Text(f": {group[0].error or 'no reason was given'}", style="default")

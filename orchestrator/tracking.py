@@ -67,17 +67,35 @@ class Tracker:
         self._failures: list[str] = []
         self._trouble = ""  # why tracking was given up
         self._told_dropped = False
+        self._told_link = False
 
-    def start(self) -> str:
-        """Choose online or offline, and say which in one line. Waits `START_S` at most."""
-        if is_off(self._tracking):
-            return "W&B: off"
+    def begin(self) -> None:
+        """Start looking for a server, in the background; `news` says what came of it."""
+        if is_off(self._tracking) or self._thread is not None:
+            return
         # Read here: what the driver appends from now on comes as events.
         self._past = list(Tail(self._folder.ledger).read())
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
-        if not self._decided.wait(START_S):
+
+    def news(self) -> str | None:
+        """Whether it is online or offline, in one line; once, when it is known. Never waits."""
+        if self._told_link or not (self._thread is None or self._decided.is_set()):
+            return None
+        self._told_link = True
+        return self._line()
+
+    def start(self) -> str:
+        """`begin`, and wait `START_S` at most for the news."""
+        self.begin()
+        self._told_link = True
+        if self._thread is not None and not self._decided.wait(START_S):
             return f"W&B: still looking for a server; its files go to {self._folder.tracking}"
+        return self._line()
+
+    def _line(self) -> str:
+        if self._thread is None:
+            return "W&B: off"
         if self._trouble:
             return f"W&B: off: {self._trouble}"
         if self._link.online:

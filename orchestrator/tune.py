@@ -32,10 +32,11 @@ _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What a worker takes, and how many fit."""
+    """What a worker takes of each of its devices, and how many workers fit."""
 
     cpus: float
     gpus: float
+    devices: int
     slots: int
     nodes: int
     where: str
@@ -114,19 +115,30 @@ def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
     gpus = engine.gpus_per_trial
     if gpus == "auto":
         gpus = 1.0 if most_gpus else 0.0
-    slots = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
+    devices = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
     here = "this machine" if cluster.kind == "local" else f"the largest of {len(nodes)} nodes"
-    if slots < 1:
+    if devices < 1:
         raise ConfigError(_too_much(engine.cpus_per_trial, gpus, nodes, here))
+    slots = devices // engine.devices_per_trial
+    if slots < 1:
+        raise ConfigError([_too_many(engine.devices_per_trial, devices)])
     what = f"{gpus:g} GPU" if gpus else f"{engine.cpus_per_trial:g} CPU"
+    if engine.devices_per_trial > 1:
+        what = f"{engine.devices_per_trial} x {what}"
     where = "this machine" if cluster.kind == "local" else f"{len(nodes)} nodes of the cluster"
     return Placement(
         cpus=engine.cpus_per_trial,
         gpus=gpus,
+        devices=engine.devices_per_trial,
         slots=slots,
         nodes=len(nodes),
         where=f"{slots} at once on {where}, {what} each",
     )
+
+
+def _too_many(asked: int, there: int) -> Problem:
+    message = f"a trial would wait for ever: there is room for {there} in all."
+    return Problem(key="engine.devices_per_trial", value=asked, message=message)
 
 
 def _too_much(
@@ -188,12 +200,17 @@ class Workers(threading.Thread):
         # What goes wrong in a worker is told by the Coordinator; Tune would add its own traceback.
         for name in ("ray", "ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        from orchestrator.group import GroupWorker
         from orchestrator.searcher import Deaths, WorkerSearcher
         from orchestrator.worker import Worker
 
-        resources = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
+        one = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
+        is_group = self._placement.devices > 1  # its processes take the devices, not it
         trainable = tune.with_resources(
-            tune.with_parameters(Worker, office=self._office, post=self._post), resources
+            tune.with_parameters(
+                GroupWorker if is_group else Worker, office=self._office, post=self._post
+            ),
+            {"CPU": 0} if is_group else one,
         )
         tuner = tune.Tuner(
             trainable,
@@ -226,7 +243,7 @@ def live_slots(engine: EngineSpec, gpus: float, most: int) -> Callable[[], int]:
         if time.monotonic() - seen[0] > 1.0:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             fit = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
-            seen = (time.monotonic(), min(fit, most))
+            seen = (time.monotonic(), min(fit // engine.devices_per_trial, most))
         return seen[1]
 
     return count

@@ -19,21 +19,29 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.actor import Job
 from sweeps.trial import Decision, Report, State
 
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
-_IDLE_S = 0.3  # between two asks where there is nothing to do now
 
 
 @dataclass(frozen=True, kw_only=True)
 class Post:
-    """What a worker needs to know beside its trial."""
+    """What a worker needs to know beside its trials.
+
+    Attributes:
+        cpus, gpus: of each of its devices.
+        lanes: trials that may share its device; 1: each trains alone, with SFTTrainer.
+        fits_unknown: `lanes` is a bound; how many fit on the GPU is measured as they come.
+        devices: that each trial takes.
+    """
 
     root: Path
     examples: int
     cpus: float
     gpus: float
+    lanes: int = 1
+    fits_unknown: bool = False
+    devices: int = 1
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -43,22 +51,14 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._office = office
         self._post = post
         self._name = f"worker {config['worker']}"
-        _settle_in(post)
+        settle_in(post)
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
-        with _importing():
+        with importing():
             from orchestrator.bench import Bench
 
-        bench = Bench(self._office, self._post, self._name, self._where)
-        while not bench.is_worn:
-            job: Job = ray.get(self._office.next_job.remote(self._name))
-            if job.kind == "leave":
-                break
-            if job.kind == "wait":
-                time.sleep(_IDLE_S)
-                continue
-            bench.do(job)
+        Bench(self._office, self._post, self._name, self._where).work()
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -69,7 +69,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
+def importing() -> Iterator[None]:
     """Import much, faster: a million new objects, and the collector would look for garbage in vain.
 
     It does not look at them later either, which would cost more than a short trial.
@@ -82,7 +82,7 @@ def _importing() -> Iterator[None]:
         gc.enable()
 
 
-def _settle_in(post: Post) -> None:
+def settle_in(post: Post) -> None:
     """Set what must be set before torch is imported."""
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -137,6 +137,9 @@ class Line:
         decision: Decision = ray.get(self.office.report.remote(self.key, self.attempt, report))
         return decision
 
+    def may_commit(self) -> None:
+        ray.get(self.office.may_commit.remote(self.key, self.attempt))
+
     def committed(self, step: int, size_bytes: int) -> None:
         ray.get(self.office.committed.remote(self.key, self.attempt, step, size_bytes))
 
@@ -146,6 +149,12 @@ class Line:
         self._send()
         ending = {"state": state, **more}
         ray.get(self.office.end.remote(self.worker, self.key, self.attempt, ending))
+
+    def out_of_memory(self, reason: str, error: str) -> None:
+        """To be tried again with a smaller micro-batch, or ended, as the Coordinator says."""
+        self._send()
+        call = self.office.out_of_memory
+        ray.get(call.remote(self.worker, self.key, self.attempt, reason, error))
 
     def _send(self) -> None:
         """Hand the rows over; the answer is read the next time, so that nobody waits for it."""

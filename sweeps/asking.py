@@ -43,6 +43,7 @@ class Asking:
         self._search = Search(spec.sweep, space, spec.seed)
         self._tried: set[str] = set()
         self._told: set[int] = set()  # Optuna trials that have their result
+        self._repeatable: dict[int, None] = {}  # configs that may be worth another seed, in order
         self._exhausted = False
 
     @property
@@ -51,6 +52,7 @@ class Asking:
 
     def settle(self) -> None:
         """The replay is over: a sweep that has tried everything need not be asked to know it."""
+        self._search.settle()
         finite = not self._space.is_continuous
         self._exhausted = finite and first_untried(self._space, self._tried) is None
 
@@ -60,9 +62,8 @@ class Asking:
         """Whether there may be another config to try."""
         if self._exhausted:
             return False
-        configs = {record.config for record in self._history.trials.values()}
         limit = self._spec.sweep.trials
-        return limit is None or len(configs) < limit
+        return limit is None or self._history.config_count < limit
 
     def suggest(self) -> Suggestion | None:
         """A config that was not tried before. Repeated ones are told their known value."""
@@ -75,6 +76,7 @@ class Asking:
             self._tried.add(picked_id(suggestion.picked))
             key = trial_key(config_of(self._spec, suggestion.values))
             if key not in self._history.trials:
+                self._repeatable[suggestion.number] = None
                 return suggestion
             doubles += 1
             self._write("ask", trial=None, duplicate=key, **suggestion.to_json())
@@ -87,13 +89,13 @@ class Asking:
         if wanted == 1:
             return None
         first_alone = self._spec.sweep.pruner != "none"
-        for config, repeats in self._history.by_config().items():
-            first = repeats[0]
-            if len(repeats) >= wanted or (first_alone and first.state is not State.COMPLETED):
-                continue
-            if any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats):
-                continue
-            return Suggestion(config, {}, first.values, repeat=len(repeats))
+        for config in list(self._repeatable):
+            repeats = self._history.repeats(config)
+            spoilt = any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats)
+            if len(repeats) >= wanted or spoilt:
+                del self._repeatable[config]
+            elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
+                return Suggestion(config, {}, repeats[0].values, repeat=len(repeats))
         return None
 
     def _next(self, doubles: int) -> Suggestion | None:
@@ -113,6 +115,12 @@ class Asking:
             return False
         value = report.metrics[self._spec.sweep.metric]
         return self._search.report(record.config, report.index, value)
+
+    def replay_report(self, record: Record, report: Report) -> None:
+        """Do again what a report in the ledger did."""
+        if not (record.repeat or record.config in self._told):
+            value = report.metrics[self._spec.sweep.metric]
+            self._search.replay_report(record.config, report.index, value)
 
     def tell_result(self, config: int) -> None:
         """Tell how a config ended, once nothing more will come of it."""
@@ -146,3 +154,5 @@ class Asking:
         self._tried.add(picked_id(event["choices"]))
         if event["trial"] is None:
             self._tell_double(event["config"], self._history.trials[event["duplicate"]])
+        else:
+            self._repeatable[event["config"]] = None

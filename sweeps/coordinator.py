@@ -6,25 +6,30 @@ every engine call it. Its memory is what a replay of the ledger gives, so its de
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import optuna
 from omegaconf import OmegaConf
 
-from sweeps.asking import Asking
-from sweeps.errors import LedgerDamagedError, StaleAttemptError
+from sweeps.books import Books
+from sweeps.errors import LedgerWriteError, StaleAttemptError
 from sweeps.files import RunFolder, append_lines, write_text
-from sweeps.history import History, Record
-from sweeps.ledger import Event, Ledger
+from sweeps.history import Record
+from sweeps.reading import read_train
 from sweeps.resolve import config_of, trial_key
-from sweeps.retention import clean
+from sweeps.retention import Retention
 from sweeps.search import Suggestion
 from sweeps.secrets import masked, scrub
 from sweeps.space import Space
 from sweeps.spec import Spec
 from sweeps.trial import Decision, Report, State, Trial
+
+log = logging.getLogger(__name__)
 
 
 class Coordinator:
@@ -39,14 +44,16 @@ class Coordinator:
         self._space = space
         self._folder = folder
         self._guard = threading.RLock()
-        self._ledger = Ledger(folder.ledger)
-        self.history = History()
-        self._asking = Asking(spec, space, self.history, self._write)
-        self._trials: dict[str, Trial] = {}
+        self._books = Books(spec, space, folder)
+        self.history = self._books.history
+        self._asking = self._books.asking
+        self._write = self._books.write
+        self._retention = Retention(folder, self.history, spec.sweep.keep)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
+        ended = self.history.trials.values()
+        self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
         self._base_holder: str | None = None
         self._stopping = ""
-        self._replay_all()
 
     # ------------------------------------------------------------------ a driver's life
 
@@ -58,20 +65,21 @@ class Coordinator:
             self._write(
                 "attempt", number=self.history.attempts + 1, spec=self._spec.public, **facts
             )
-            for record in list(self.history.trials.values()):
-                if record.pruned_at is not None and not record.state.is_finished():
+            self._retention.begin()
+            for record in self.history.unfinished():
+                if record.pruned_at is not None:
                     self._end(record, State.PRUNED)
-            clean(self._folder, self.history, self._spec.sweep.keep)
 
     def interrupt(self, reason: str) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
         with self._guard:
-            if not self._stopping:
+            if not self.stopping:
                 self._stopping = reason
-                self._write("interrupt", reason=reason)
+                with suppress(LedgerWriteError):  # then it stops for that reason, and says so
+                    self._write("interrupt", reason=reason)
 
     def close(self) -> None:
-        self._ledger.close()
+        self._books.close()
 
     @property
     def study(self) -> optuna.Study:
@@ -79,21 +87,35 @@ class Coordinator:
         return self._asking.study
 
     def trial(self, key: str) -> Trial:
-        return self._trials[key]
+        record = self.history.trials[key]
+        config = self._books.configs.get(key)
+        return Trial(
+            key=key,
+            number=record.number,
+            seed=record.seed,
+            values=record.values,
+            config=config or config_of(self._spec, record.values, record.repeat),
+            halvings=record.halvings,
+        )
 
     @property
     def stopping(self) -> str:
         """Why no more trials are handed out; empty while they are."""
-        return self._stopping
+        return self._books.broken or self._stopping
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether `stopping` is a failure of the sweep itself."""
+        return bool(self._books.broken)
 
     @property
     def is_finished(self) -> bool:
         """Whether no trial will be handed out any more, whatever happens to those that run."""
         with self._guard:
-            if self._stopping:
+            if self.stopping:
                 return True
-            open_trials = any(not r.state.is_finished() for r in self.history.trials.values())
-            return not (open_trials or self._asking.repeat() or self._asking.wants_config())
+            more = self._asking.repeat() or self._asking.wants_config()
+            return not (self.history.unfinished() or more)
 
     # ------------------------------------------------------------------ handing out
 
@@ -103,13 +125,20 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self._stopping:
+            if self.stopping:
                 return None
-            for record in self.history.trials.values():
+            for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
                     return self._hand_out(record.key)
-            suggestion = self._asking.repeat() or self._asking.suggest()
-            return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
+            try:
+                suggestion = self._asking.repeat() or self._asking.suggest()
+                return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
+            except LedgerWriteError:
+                return None
+            except Exception as error:  # else every worker that asks would die of it, for ever
+                log.debug("asking", exc_info=error)
+                self._books.break_off(f"no trial could be made ({type(error).__name__}: {error})")
+                return None
 
     def give_back(self, key: str) -> None:
         """A trial that was handed out could not be started: it waits again."""
@@ -118,7 +147,7 @@ class Coordinator:
 
     def _hand_out(self, key: str) -> Trial:
         self._handed.add(key)
-        return self._trials[key]
+        return self.trial(key)
 
     def _new_trial(self, suggestion: Suggestion) -> str:
         config = config_of(self._spec, suggestion.values, suggestion.repeat)
@@ -134,17 +163,8 @@ class Coordinator:
             seed=config["seed"],
             **suggestion.to_json(),
         )
-        self._remember(self.history.trials[key], config)
+        self._books.configs[key] = config
         return key
-
-    def _remember(self, record: Record, config: Mapping[str, Any]) -> None:
-        self._trials[record.key] = Trial(
-            key=record.key,
-            number=record.number,
-            seed=record.seed,
-            values=record.values,
-            config=config,
-        )
 
     # ------------------------------------------------------------------ while a trial trains
 
@@ -160,7 +180,7 @@ class Coordinator:
         """
         with self._guard:
             record = self.history.trials[key]
-            if record.state.is_finished() or self._stopping:
+            if record.state.is_finished() or self.stopping:
                 return None
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
@@ -190,8 +210,9 @@ class Coordinator:
         """Take training metrics; they go to the trial's metrics.jsonl, not into the ledger."""
         with self._guard:
             self._check(key, attempt)
-            append_lines(self._folder.metrics(key), rows)
-            return Decision.STOP if self._stopping else Decision.CONTINUE
+            with suppress(OSError):  # rows for the eye; a full disk shows at the next checkpoint
+                append_lines(self._folder.metrics(key), rows)
+            return Decision.STOP if self.stopping else Decision.CONTINUE
 
     def report(self, key: str, attempt: int, report: Report) -> Decision:
         """Take a report and decide. A report that is known already is not told twice.
@@ -215,7 +236,7 @@ class Coordinator:
                 self._report(record, report)
             if record.pruned_at is not None:
                 return Decision.PRUNE
-            return Decision.STOP if self._stopping else Decision.CONTINUE
+            return Decision.STOP if self.stopping else Decision.CONTINUE
 
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         """A checkpoint lies whole on disk. Checkpoints that need not stay are removed.
@@ -224,12 +245,21 @@ class Coordinator:
             StaleAttemptError: a newer attempt at this trial has begun.
         """
         with self._guard:
-            self._check(key, attempt)
+            record = self._check(key, attempt)
             path = self._folder.checkpoint(key, step).relative_to(self._folder.root)
             self._write(
                 "checkpoint", trial=key, attempt=attempt, step=step, path=str(path), bytes=size
             )
-            clean(self._folder, self.history, self._spec.sweep.keep, only=key)
+            self._retention.committed(record)
+
+    def may_commit(self, key: str, attempt: int) -> None:
+        """Asked right before a checkpoint takes its name.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun, or it has ended.
+        """
+        with self._guard:
+            self._check(key, attempt)
 
     def end(
         self,
@@ -246,8 +276,7 @@ class Coordinator:
         with self._guard:
             record = self._check(key, attempt)
             reason = scrub(reason)
-            if error:
-                write_text(self._folder.error(key), scrub(error))
+            self._keep_error(key, error)
             self._end(record, state, kind=kind, reason=reason, totals=totals)
             if kind == "bug":
                 self._stop_if_all_fail_alike(reason)
@@ -265,9 +294,34 @@ class Coordinator:
             self._handed.discard(key)
             if record.state.is_finished():
                 return False
-            if error:
-                write_text(self._folder.error(key), scrub(error))
-            return self._retry(record, scrub(reason))
+            try:
+                self._keep_error(key, error)
+                return self._retry(record, scrub(reason))
+            except LedgerWriteError:
+                return False
+
+    def out_of_memory(self, key: str, attempt: int, reason: str, error: str = "") -> bool:
+        """A trial ran out of memory; True where it is tried again with half the micro-batch.
+
+        Once, from its last checkpoint; it costs none of its retries.
+        """
+        with self._guard:
+            record = self._check(key, attempt)
+            self._keep_error(key, error)
+            whole = read_train(self.trial(key).config).halved(record.halvings)
+            half = whole.halved() if whole is not None else None
+            assert whole is not None
+            size = f"micro-batch {whole.batch_size} x {whole.accumulation_steps}"
+            if record.halvings or half is None:
+                why = "at half the micro-batch too" if record.halvings else "it cannot be halved"
+                reason = f"{scrub(reason)} ({size}: {why})"
+                self._end(record, State.FAILED, kind="oom", reason=reason)
+                return False
+            self._handed.discard(key)
+            note = f"out of memory at {size}, goes on with "
+            note += f"{half.batch_size} x {half.accumulation_steps}"
+            self._write("retry", trial=key, attempt=attempt, kind="oom", reason=note)
+            return True
 
     def _check(self, key: str, attempt: int) -> Record:
         record = self.history.trials[key]
@@ -318,44 +372,20 @@ class Coordinator:
         event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
         self._write("end", trial=record.key, attempt=record.attempt, **event)
         self._handed.discard(record.key)
+        self._books.configs.pop(record.key, None)
+        if kind == "bug":
+            self._same_errors[reason] += 1
         self._asking.tell_result(record.config)
-        clean(self._folder, self.history, self._spec.sweep.keep)
+        self._retention.ended(record)
 
     def _stop_if_all_fail_alike(self, reason: str) -> None:
-        alike = [r for r in self.history.trials.values() if r.kind == "bug" and r.reason == reason]
+        alike = self._same_errors[reason]
         limit = self._spec.sweep.max_same_error
-        if len(alike) >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
-            self.interrupt(f"the first {len(alike)} trials failed with the same error")
+        if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
+            self.interrupt(f"the first {alike} trials failed with the same error")
 
-    # ------------------------------------------------------------------ the ledger
-
-    def _write(self, event: str, **fields: Any) -> None:
-        self.history.apply(self._ledger.append(event, **fields))
-
-    def _replay_all(self) -> None:
-        for number, event in enumerate(self._ledger.events, start=1):
-            try:
-                self._replay(event)
-            except (KeyError, TypeError, ValueError, AssertionError) as error:
-                self._ledger.close()
-                raise LedgerDamagedError(
-                    f"{self._folder.ledger}, line {number} does not follow from the lines before "
-                    f"it ({error!r}). Restore the file from a copy, or choose another run_dir=..."
-                ) from error
-        self._ledger.events.clear()
-        self._asking.settle()
-
-    def _replay(self, event: Event) -> None:
-        """Fold the event into the history, and do again what it did to Optuna."""
-        kind = event["event"]
-        if kind == "report" and event["index"] > 0:
-            record = self.history.trials[event["trial"]]
-            self._asking.tell_report(record, Report.from_json(event))
-        self.history.apply(event)
-        if kind == "ask":
-            self._asking.replay_ask(event)
-        if kind == "ask" and event["trial"] is not None:
-            record = self.history.trials[event["trial"]]
-            self._remember(record, config_of(self._spec, record.values, record.repeat))
-        if kind == "end":
-            self._asking.tell_result(self.history.trials[event["trial"]].config)
+    def _keep_error(self, key: str, error: str) -> None:
+        """A traceback goes to the trial's error.txt, if it can be written."""
+        if error:
+            with suppress(OSError):
+                write_text(self._folder.error(key), scrub(error))

@@ -134,5 +134,6 @@ def label(option: Any) -> Label:
 def set_by(dimension: Dimension) -> tuple[str, ...]:
     """The config keys that a dimension sets."""
     if isinstance(dimension, Choice) and isinstance(dimension.options[0], Mapping):
-        return tuple(dict.fromkeys(key for option in dimension.options for key in option))
+        mappings = [option for option in dimension.options if isinstance(option, Mapping)]
+        return tuple(dict.fromkeys(key for option in mappings for key in option))
     return (dimension.name,)

@@ -25,6 +25,10 @@ class LedgerDamagedError(SweepError):
     """A line in the middle of the ledger cannot be read."""
 
 
+class LedgerWriteError(SweepError):
+    """The ledger cannot be written, so the sweep cannot go on: nothing may happen unrecorded."""
+
+
 class StaleAttemptError(Exception):
     """A worker of an older attempt spoke: its trial is in other hands now, so it must stop."""
 
@@ -52,6 +56,9 @@ class ConfigError(SweepError):
         count = len(self.problems)
         head = "1 problem in the config:" if count == 1 else f"{count} problems in the config:"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in self.problems)]))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[Sequence[Problem]]]:
+        return type(self), (self.problems,)  # from one process to another
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeps import faults
 from sweeps.errors import FolderHeldError, SweepError
 
 STEP_PREFIX = "step-"
@@ -104,20 +106,57 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_synced(path: Path, data: bytes, what: str) -> None:
+    """Write a file and bring it to disk; `what` names it among the fault points."""
+    with open(path, "wb") as file:
+        faults.passing(f"{what}.middle", lambda: os.write(file.fileno(), data[: len(data) // 2]))
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` as a whole: readers see the old text or the new, never a part."""
+    faults.passing("text.before")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(draft, text.encode(), "text")
+        faults.passing("text.rename")
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+    faults.passing("text.after")
+
+
+def publish(draft: Path, final: Path, what: str = "folder") -> None:
+    """Give a whole folder its name, in place of what has it now."""
+    sync_folder(draft)
+    faults.passing(f"{what}.rename")
+    remove_tree(final)
+    os.replace(draft, final)
+    sync_folder(final.parent)
+
+
+def append_synced(file: io.RawIOBase, data: bytes, path: Path) -> None:
+    """Append to a file of the ledger's kind: all of `data` is on disk, or nothing of it.
+
+    Raises:
+        OSError: it could not be written, and the file is as it was before.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        faults.passing("ledger.before")
+        faults.passing("ledger.middle", lambda: file.write(data[: len(data) // 2]))
+        if file.write(data) != len(data):  # a full disk takes a part, and says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), size)  # half a line would damage the next one
+        raise
+    faults.passing("ledger.after")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
@@ -144,6 +183,7 @@ def remove_tree(folder: Path) -> None:
         os.replace(folder, doomed)
     except FileNotFoundError:
         return
+    faults.passing("remove.middle")
     shutil.rmtree(doomed, ignore_errors=True)
 
 

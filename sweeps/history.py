@@ -7,6 +7,7 @@ the live table and tracking build their own from the file.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from sweeps.spec import Direction
 from sweeps.trial import Report, State
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, slots=True)
 class Record:
     """One trial, as its events tell it."""
 
@@ -29,7 +30,9 @@ class Record:
     picked: Mapping[str, Any] = field(default_factory=dict)  # as Optuna names the choices
     state: State = State.WAITING
     attempt: int = 0
-    retries: int = 0
+    retries: int = 0  # of the infrastructure; counted against sweep.max_retries
+    halvings: int = 0  # of the micro-batch, after running out of memory
+    memory_note: str = ""  # what was halved, and from what
     worker: str = ""
     device: str = ""
     started: float | None = None  # seconds since the epoch, this attempt
@@ -72,6 +75,8 @@ class History:
     latest: float | None = None  # time of the last event
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
     _values: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    _unfinished: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
+    _counts: Counter[State] = field(default_factory=Counter, repr=False, compare=False)
 
     @classmethod
     def replay(cls, events: Iterable[Event]) -> History:
@@ -119,8 +124,29 @@ class History:
         stopped = any(record.state is not State.COMPLETED for record in repeats)
         return stopped or len(repeats) >= expected
 
+    @property
+    def config_count(self) -> int:
+        """Configs that were asked for; their repeats count as one."""
+        return len(self._configs)
+
+    def unfinished(self) -> list[Record]:
+        """Trials that wait or run, in the order in which they were asked for."""
+        return list(self._unfinished.values())
+
     def count(self, *states: State) -> int:
-        return sum(record.state in states for record in self.trials.values())
+        return sum(self._counts[state] for state in states)
+
+    def stop_running(self) -> None:
+        """Nothing runs any more, whatever the ledger's last word was: its driver is gone."""
+        for record in self._unfinished.values():
+            self._move(record, State.WAITING)
+
+    def _move(self, record: Record, state: State) -> None:
+        self._counts[record.state] -= 1
+        self._counts[state] += 1
+        record.state = state
+        if state.is_finished():
+            self._unfinished.pop(record.key, None)
 
     def _on_sweep(self, event: Event) -> None:
         self.name = event["name"]
@@ -135,9 +161,7 @@ class History:
         self.interrupted = False
         if "spec" in event:
             self.spec = event["spec"]  # keys that may change on the same folder
-        for record in self.trials.values():
-            if record.state is State.RUNNING:  # its worker died with the driver before
-                record.state = State.WAITING
+        self.stop_running()  # their workers died with the driver before
 
     def _on_ask(self, event: Event) -> None:
         if event.get("trial") is None:
@@ -153,10 +177,12 @@ class History:
         )
         self.trials[record.key] = record
         self._configs.setdefault(record.config, {})[record.key] = record
+        self._unfinished[record.key] = record
+        self._counts[record.state] += 1
 
     def _on_start(self, event: Event) -> None:
         record = self.trials[event["trial"]]
-        record.state = State.RUNNING
+        self._move(record, State.RUNNING)
         record.attempt = event["attempt"]
         record.worker = event.get("worker", "")
         record.device = event.get("device", "")
@@ -180,13 +206,17 @@ class History:
 
     def _on_retry(self, event: Event) -> None:
         record = self.trials[event["trial"]]
-        record.state = State.WAITING
-        record.retries += 1
+        self._move(record, State.WAITING)
         record.reason = event["reason"]
+        if event.get("kind") == "oom":
+            record.halvings += 1
+            record.memory_note = event["reason"]
+        else:
+            record.retries += 1
 
     def _on_end(self, event: Event) -> None:
         record = self.trials[event["trial"]]
-        record.state = State(event["state"])
+        self._move(record, State(event["state"]))
         record.kind = event.get("kind", "")
         record.reason = event.get("reason", "")
         record.ended = event["time"]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
+import math
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from sweeps.errors import LedgerDamagedError
-from sweeps.files import sync_folder
+from sweeps.files import append_synced, sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -23,19 +25,83 @@ EVENTS = frozenset(
 )
 
 
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a trial's key is a folder's name, so no more than that
+_COUNTS = ("step", "examples", "tokens")
+_NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "sweep": {"name": str, "spec": dict},
+    "attempt": {},
+    "ask": {"config": int},
+    "start": {"trial": str, "attempt": int},
+    "report": {"index": int, **dict.fromkeys(_COUNTS, int), "metrics": dict, "decision": str},
+    "checkpoint": {"trial": str, "step": int},
+    "retry": {"trial": str, "reason": str},
+    "end": {"trial": str, "state": str},
+    "interrupt": {},
+}
+_NEW_TRIAL = {"number": int, "repeat": int, "seed": int, "params": dict}
+_OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
+    **{
+        "attempt": int,
+        "kind": str,
+        "reason": str,
+        "worker": str,
+        "device": str,
+        "time": (int, float),
+    },
+    **{"choices": dict, "by_hand": bool, "totals": dict, "metrics": dict, "spec": dict},
+    **{"time": (int, float), "duplicate": str, "trial": (str, NoneType)},
+}
+
+
+def check(event: Event) -> None:
+    """Raise ValueError where a field is missing, or is not what we write there.
+
+    What a line says of the lines before it is for the reader of them all.
+    """
+    needed = dict(_NEEDED[event["event"]])
+    if event["event"] == "ask" and event.get("trial") is not None:
+        needed |= _NEW_TRIAL
+    for name, kind in needed.items():
+        if name not in event:
+            raise ValueError(f"{name} is missing")
+        _check_type(name, event[name], kind)
+    for name, kind in _OPTIONAL.items():
+        if name in event:
+            _check_type(name, event[name], kind)
+    for name in ("trial", "duplicate"):
+        if event.get(name) is not None and not _KEY.fullmatch(event[name]):
+            raise ValueError(f"{name} is no key: {event[name]!r:.40}")
+    for name in ("metrics", "totals"):
+        for key, value in event.get(name, {}).items():
+            if not (isinstance(value, int | float) and math.isfinite(value)):
+                raise ValueError(f"{name}.{key} is no number: {value!r:.40}")
+
+
+def _check_type(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
+    is_bool_for_int = isinstance(value, bool) and kind is int
+    if not isinstance(value, kind) or is_bool_for_int or (kind is int and not -1 < value < 2**63):
+        raise ValueError(f"{name} = {value!r:.40}")
+
+
 class Ledger:
     """Appends events to `path`, each on disk before `append` returns.
 
     Opening it mends a torn last line, the trace of a kill in the middle of a write: the line is
     cut off with a warning, since nothing was promised for it yet.
 
+    Args:
+        each: is given the number and the event of every line there is, one at a time: a long
+            sweep's events all together would take a gigabyte. Without it they go to `events`.
+
     Raises:
         LedgerDamagedError: on opening, where any other line cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, each: Callable[[int, Event], None] | None = None) -> None:
         self.path = path
-        self.events: list[Event] = _mend(path) if path.exists() else []
+        self.events: list[Event] = []
+        if path.exists():
+            _mend(path, each or (lambda _, event: self.events.append(event)))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the sweep's life)
         sync_folder(path.parent)  # the file's name, too, must outlive a crash
 
@@ -47,45 +113,33 @@ class Ledger:
         """
         assert event in EVENTS, event
         line: Event = {"event": event, "time": round(time.time(), 3), **fields}
-        self._write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        append_synced(self._file, json.dumps(line, allow_nan=False).encode() + b"\n", self.path)
         return line
-
-    def _write(self, data: bytes) -> None:
-        size = os.fstat(self._file.fileno()).st_size
-        try:
-            written = self._file.write(data)
-            if written != len(data):  # a full disk takes a part, and says nothing
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(self._file.fileno())
-        except OSError:
-            os.ftruncate(self._file.fileno(), size)  # half a line would damage the next one
-            raise
 
     def close(self) -> None:
         self._file.close()
 
 
-def _mend(path: Path) -> list[Event]:
-    events: list[Event] = []
+def _mend(path: Path, each: Callable[[int, Event], None]) -> None:
     good_bytes = 0
     with open(path, "rb") as file:
-        lines = file.readlines()
-    for number, line in enumerate(lines, start=1):
-        event = parse(line)
-        if event is None:
-            if number < len(lines):
-                raise LedgerDamagedError(
-                    f"{path}, line {number} is damaged: {line[:60]!r}. Only a torn last line can "
-                    "be mended. Restore the file from a copy, or choose another run_dir=..."
-                )
-            log.warning("%s: the last line (%d) is torn and was dropped", path, number)
-            with open(path, "r+b") as file:
-                file.truncate(good_bytes)
-                os.fsync(file.fileno())
-            break
-        events.append(event)
-        good_bytes += len(line)
-    return events
+        for number, line in enumerate(file, start=1):
+            event = parse(line)
+            if event is None:
+                if file.read(1):
+                    raise LedgerDamagedError(
+                        f"{path}, line {number} is damaged: {line[:60]!r}. Only a torn last line "
+                        "can be mended. Restore the file from a copy, or choose another run_dir=..."
+                    )
+                log.warning("%s: the last line (%d) is torn and was dropped", path, number)
+                break
+            each(number, event)
+            good_bytes += len(line)
+        else:
+            return
+    with open(path, "r+b") as file:
+        file.truncate(good_bytes)
+        os.fsync(file.fileno())
 
 
 def parse(line: bytes) -> Event | None:
@@ -96,8 +150,8 @@ def parse(line: bytes) -> Event | None:
         event = json.loads(line)
     except ValueError:
         return None
-    known = isinstance(event, Mapping) and event.get("event") in EVENTS
-    return dict(event) if known else None
+    name = event.get("event") if isinstance(event, dict) else None
+    return event if isinstance(name, str) and name in EVENTS else None
 
 
 class Tail:
@@ -112,15 +166,15 @@ class Tail:
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._offset)
-                chunk = file.read()
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        return
+                    self._offset += len(line)
+                    try:
+                        value = json.loads(line)
+                    except ValueError:
+                        continue
+                    if isinstance(value, dict):
+                        yield value
         except FileNotFoundError:
             return
-        end = chunk.rfind(b"\n") + 1
-        self._offset += end
-        for line in chunk[:end].splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value

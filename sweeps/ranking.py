@@ -44,7 +44,8 @@ class Row:
         eval_loss: the value ranked, the best over the trial's reports; of an unfinished or pruned
             trial the best so far; None where it diverged or failed.
         best_step: optimizer steps done when that was measured.
-        error: one line; empty where nothing went wrong.
+        error: one line; empty where nothing went wrong. A trial that ran out of memory and went on
+            with half the micro-batch says so here, whatever became of it.
         values: the searched config keys and what they were set to.
     """
 
@@ -210,9 +211,12 @@ def _measure(record: Record, name: str) -> float | None:
 
 
 def _error(record: Record) -> str:
-    """The reason on one line, after the kind of failure where the status does not say it."""
+    """The reason on one line, after the kind of failure where the status does not say it.
+
+    Of a trial that went well too, where it trained with another micro-batch than its config says.
+    """
     if record.state in (State.COMPLETED, State.PRUNED):
-        return ""
+        return record.memory_note
     reason = " ".join(record.reason.split())
     if record.kind in ("", record.state) or not record.state.is_finished():
         return reason or record.kind

@@ -57,6 +57,7 @@ _TOP = {
     "name": str | None,
     "run_dir": str | None,
     "storage": str | None,
+    "accept_changes": bool,
 }
 _SECTIONS = ("model", "data", "peft", "trainer", "engine", "sweep", "tracking", "cluster")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -122,6 +123,7 @@ def read_spec(
         name=name,
         run_dir=run_dir,
         storage=top["storage"],
+        accept_changes=top["accept_changes"],
         seed=top["seed"],
         engine=engine,
         sweep=sweep,
@@ -131,6 +133,20 @@ def read_spec(
         base=base,
         public=public,
     )
+
+
+def section_problems(config: Mapping[str, Any]) -> list[Problem]:
+    """Sections that are no sections: nothing can be asked of them, so nothing else is looked at."""
+    return [
+        Problem(
+            key=name,
+            value=config.get(name),
+            message="must hold settings; choose one of its "
+            f"files, as in conf/{name}/, or set {name}.KEY=...",
+        )
+        for name in _SECTIONS
+        if not isinstance(config.get(name), Mapping)
+    ]
 
 
 def read_train(config: Mapping[str, Any]) -> TrainSpec:

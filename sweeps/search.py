@@ -19,6 +19,7 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
+from sweeps import rebuild
 from sweeps.errors import Problem
 from sweeps.space import Choice, Dimension, Label, Space
 from sweeps.spec import SearchSpec
@@ -77,12 +78,18 @@ class Search:
             pruner=make_pruner(spec),
         )
         self._trials: dict[int, optuna.Trial] = {}
+        # Filled while the ledger is replayed, then made into the study's trials; None: the sampler
+        # or the pruner has a state of its own, so everything is done again, step by step.
+        self._past: dict[int, rebuild.Past] | None = None
+        if spec.search not in _STATEFUL and rebuild.can_rebuild(self.study.pruner):
+            self._past = {}
         self._grid: Iterator[dict[str, Label]] | None = (
             space.grid() if spec.search == "grid" else None
         )
 
     def ask(self) -> Suggestion | None:
         """The next config; None where a grid is used up."""
+        self.settle()
         if self._grid is None:
             return self._ask(sampler=self._sampler())
         picked = next(self._grid, None)
@@ -93,6 +100,7 @@ class Search:
 
         None where a finite space holds no other; a continuous one is drawn from at random.
         """
+        self.settle()
         if self._space.is_continuous:
             random = optuna.samplers.RandomSampler(seed=_own_seed(self._seed, self._next_number))
             return dataclasses.replace(self._ask(sampler=random), by_hand=True)
@@ -101,6 +109,12 @@ class Search:
 
     def replay_ask(self, picked: Mapping[str, Label], *, by_hand: bool = False) -> None:
         """Do again an ask that the ledger holds."""
+        if self._past is not None:
+            if self._grid is not None and not by_hand:
+                next(self._grid, None)
+            number = len(self._past)
+            self._past[number] = rebuild.Past(number=number, picked=dict(picked))
+            return
         if by_hand:
             self._impose(picked)
             return
@@ -118,23 +132,56 @@ class Search:
                 again.number,
             )
 
+    def replay_report(self, number: int, index: int, value: float) -> None:
+        """Do again what a report did; what was decided on it is in the ledger."""
+        if self._past is not None:
+            self._past[number].values[index] = value
+        else:
+            trial = self._trials[number]
+            trial.report(value, index)
+            if index < self._spec.evaluations:
+                trial.should_prune()  # for what the pruner notes
+
+    def settle(self) -> None:
+        """The replay is over, if there was one: make the study what it adds up to."""
+        past, self._past = self._past, None
+        if not past:
+            return
+        kinds = {d.name: rebuild.distribution(d) for d in self._space.dimensions}
+        for one in past.values():
+            rebuild.add(self.study, one, kinds, self._spec.evaluations)
+            if one.state is TrialState.RUNNING:
+                self.study.sampler = optuna.samplers.RandomSampler(seed=0)
+                added = self.study.get_trials(deepcopy=False)[one.number]
+                self._trials[one.number] = optuna.Trial(self.study, added._trial_id)
+
     def report(self, number: int, index: int, value: float) -> bool:
         """Tell an intermediate value; True where the trial should be pruned.
 
         The last report is never a reason to prune: all of the budget has been spent by then.
         """
+        self.settle()
         trial = self._trials[number]
         trial.report(value, index)
         return index < self._spec.evaluations and trial.should_prune()
 
     def complete(self, number: int, value: float) -> None:
-        self.study.tell(self._trials.pop(number), value)
+        self._tell(number, TrialState.COMPLETE, value)
 
     def prune(self, number: int) -> None:
-        self.study.tell(self._trials.pop(number), state=TrialState.PRUNED)
+        self._tell(number, TrialState.PRUNED)
 
     def fail(self, number: int) -> None:
-        self.study.tell(self._trials.pop(number), state=TrialState.FAIL)
+        self._tell(number, TrialState.FAIL)
+
+    def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
+        if self._past is None:
+            self.study.tell(self._trials.pop(number), value, state=state)
+            return
+        one = self._past[number]
+        one.state, one.value = state, value
+        if state is TrialState.PRUNED and one.values:
+            one.value = one.values[max(one.values)]  # as `Study.tell` does
 
     def _impose(self, picked: Mapping[str, Label]) -> Suggestion:
         self.study.enqueue_trial(dict(picked))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Direction = Literal["minimize", "maximize"]
@@ -53,7 +53,7 @@ class DataSpec:
 class EngineSpec:
     """Where a trial trains."""
 
-    kind: Literal["auto", "solo"] = "auto"
+    kind: Literal["auto", "packed", "solo"] = "auto"
     lanes: int | Literal["auto"] = "auto"
     cpus_per_trial: float = 1
     gpus_per_trial: float | Literal["auto"] = "auto"
@@ -147,6 +147,26 @@ class TrainSpec:
         """Micro-batches of an optimizer step."""
         return int(self.trainer.get("gradient_accumulation_steps", 1))
 
+    def halved(self, times: int = 1) -> TrainSpec | None:
+        """The same training with smaller micro-batches and as much more accumulation.
+
+        The rows of an optimizer step stay the same, so an odd micro-batch goes to the largest
+        divisor of them that is not above its half. None where it is one row already.
+        """
+        spec = self
+        for _ in range(times):
+            rows = spec.batch_size * spec.accumulation_steps
+            half = spec.batch_size // 2
+            if not half:
+                return None
+            batch = next(size for size in range(half, 0, -1) if rows % size == 0)
+            smaller = {
+                "per_device_train_batch_size": batch,
+                "gradient_accumulation_steps": rows // batch,
+            }
+            spec = replace(spec, trainer={**spec.trainer, **smaller})
+        return spec
+
     def steps(self, examples: int) -> int:
         """Optimizer steps for `examples` rows; the last one may be smaller."""
         return math.ceil(examples / (self.batch_size * self.accumulation_steps))
@@ -178,3 +198,4 @@ class Spec:
     train: TrainSpec
     base: Mapping[str, Any]
     public: Mapping[str, Any]  # the whole resolved config, secrets masked: sweep.yaml
+    accept_changes: bool = False  # go on where the data or the base model is not what it was

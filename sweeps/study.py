@@ -11,17 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.history import History, Record
+from sweeps.rebuild import distribution
 from sweeps.search import STUDY_NAME
-from sweeps.space import Choice, Dimension, parse_space
+from sweeps.space import parse_space
 from sweeps.trial import State
 
 
@@ -52,7 +48,7 @@ def export_study(history: History, path: Path) -> None:
 def _trials(history: History) -> list[FrozenTrial]:
     sweep = history.spec.get("sweep", {})
     space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
-    kinds = {dimension.name: _distribution(dimension) for dimension in space.dimensions}
+    kinds = {dimension.name: distribution(dimension) for dimension in space.dimensions}
     return [_trial(history, records, kinds) for records in history.by_config().values()]
 
 
@@ -94,10 +90,3 @@ def _clock(time_s: float | None) -> datetime | None:
     """Optuna keeps local times without a zone; ours are UTC, so that folders compare."""
     return None if time_s is None else datetime.fromtimestamp(time_s, UTC).replace(tzinfo=None)
 
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if isinstance(dimension, Choice):
-        return CategoricalDistribution(dimension.labels)
-    if dimension.integer:
-        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
-    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)

@@ -6,6 +6,7 @@ import enum
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,8 @@ class Trial:
         values: the searched config keys and what they are set to, e.g. `trainer.optim: sgd`.
         config: the resolved training config: sections model, data, peft, trainer, and seed,
             budget and evaluations (see `sweeps.spec.TrainSpec`).
+        halvings: how often its micro-batch is to be halved (`TrainSpec.halved`), since it ran out
+            of memory; the config, and with it the key, stay what they are.
     """
 
     key: str
@@ -53,9 +56,10 @@ class Trial:
     seed: int
     values: Mapping[str, Any]
     config: Mapping[str, Any]
+    halvings: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
     """What a trial measured at one evaluation.
 
@@ -93,7 +97,8 @@ class Report:
             step=int(data["step"]),
             examples=int(data["examples"]),
             tokens=int(data["tokens"]),
-            metrics=dict(data["metrics"]),
+            # A long sweep holds hundreds of thousands of these, under the same few names.
+            metrics={sys.intern(name): value for name, value in data["metrics"].items()},
         )
 
 

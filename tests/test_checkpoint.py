@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from training import BASE, KEY, Recorder, copy_of_reference, reference, run, stop_at
 
-from sweeps.errors import SweepError
+from sweeps.errors import StaleAttemptError, SweepError
 from sweeps.files import RunFolder
 from sweeps.trial import Report, State
 from trainers import checkpoint
@@ -305,15 +305,77 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     commits: list[Path] = []
     real = checkpoint.commit
 
-    def full_at_the_second(draft: Path, final: Path, made: Manifest) -> int:
+    def full_at_the_second(draft: Path, final: Path, made: Manifest, **more: Any) -> int:
         commits.append(final)
         if len(commits) == 2:
             raise OSError(28, "No space left on device")
-        return real(draft, final, made)
+        return real(draft, final, made, **more)
 
     monkeypatch.setattr(checkpoint, "commit", full_at_the_second)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="the disk is full: a checkpoint takes about"):
         run(tmp_path)
     seen = Recorder(to_row=stop_at(0), welcome=False)
     run(tmp_path, seen=seen)
     assert seen.step == 2
+
+
+# ---------------------------------------------------------------------- older attempts
+
+
+def test_an_older_attempt_does_not_commit_over_a_newer_one(tmp_path: Path) -> None:
+    newer = commit(tmp_path, step=5, attempt=2)
+    for step in (3, 5, 7):  # behind it, at it, and ahead of it
+        with pytest.raises(StaleAttemptError, match=r"attempt 1 at trial .*step-000005 is of att"):
+            commit(tmp_path, step=step, attempt=1)
+        shutil.rmtree(tmp_path / ".draft-1")
+    assert [path.name for path in tmp_path.iterdir()] == [newer.name]
+    assert verify(newer).attempt == 2
+    assert commit(tmp_path, step=7, attempt=2).is_dir()
+    assert commit(tmp_path, step=9, attempt=3).is_dir()
+
+
+def test_the_last_word_before_the_rename_is_the_coordinators(tmp_path: Path) -> None:
+    def over() -> None:
+        raise StaleAttemptError("a newer attempt has begun")
+
+    draft = write_draft(tmp_path)
+    with pytest.raises(StaleAttemptError, match="newer"), checkpoint.writing(draft):
+        checkpoint.commit(draft, tmp_path / "step-000003", manifest(), ask=over)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fenced_trial_stops_and_leaves_what_is_there(tmp_path: Path) -> None:
+    before = run(tmp_path, seen=Recorder(to_row=stop_at(2)))
+    assert set(before.checkpoints) == {2}
+    held = verify(before.checkpoints[2])
+    with pytest.raises(StaleAttemptError):
+        run(tmp_path, seen=Recorder(fenced=True))
+    assert set(before.checkpoints) == {2}
+    assert verify(before.checkpoints[2]) == held
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),  # safetensors
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"),  # torch
+    ],
+)
+def test_a_full_disk_is_told_with_the_room_it_takes(
+    tmp_path: Path, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(tmp_path)
+    draft = write_draft(tmp_path)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with (
+        pytest.raises(
+            checkpoint.DiskFullError,
+            match=r"a checkpoint takes about \d.* MB are free.*sweep\.keep",
+        ),
+        checkpoint.writing(draft),
+    ):
+        raise error
+    assert not draft.exists()
+    assert verify(tmp_path / "step-000003")

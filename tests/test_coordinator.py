@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -31,6 +32,11 @@ from sweeps import asking
 from sweeps.coordinator import Coordinator
 from sweeps.errors import LedgerDamagedError, StaleAttemptError
 from sweeps.files import RunFolder
+from sweeps.ranking import ranked
+from sweeps.reading import read_train
+from sweeps.resolve import config_of
+from sweeps.space import Space
+from sweeps.spec import Spec
 from sweeps.trial import Decision, State, Trial
 
 PRUNERS = ("none", "median", "percentile", "asha", "hyperband", "patient")
@@ -519,3 +525,93 @@ def test_the_same_config_has_the_same_key_in_another_folder_and_another_seed_has
         keys.append([trial.key for trial in asked])
     assert keys[0] == keys[1]
     assert len(set(keys[0])) == 8
+
+
+# ---------------------------------------------------------------------- out of memory
+
+
+def batched(size: int, accumulation: int, **sweep: Any) -> tuple[Spec, Space]:
+    """A sweep of one trial with this micro-batch."""
+    spec, space = make({LR: "choice(1e-4)"}, search="grid", trials=None, **sweep)
+    trainer = {
+        **spec.base["trainer"],
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": accumulation,
+    }
+    return dataclasses.replace(spec, base={**spec.base, "trainer": trainer}), space
+
+
+def test_out_of_memory_a_trial_is_tried_once_with_half_the_micro_batch(tmp_path: Path) -> None:
+    made = batched(8, 2, max_retries=0)  # which it does not use up
+    coordinator = open_sweep(made, tmp_path)
+    trial = coordinator.ask()
+    assert trial is not None
+    attempt = begin(coordinator, trial)
+    coordinator.report(trial.key, attempt, report(1, 3.0))
+    assert coordinator.out_of_memory(trial.key, attempt, "CUDA out of memory", "Traceback ...")
+    with pytest.raises(StaleAttemptError):
+        coordinator.may_commit(trial.key, attempt)
+
+    coordinator = open_sweep(made, tmp_path)  # a driver that begins anew knows it, too
+    again = coordinator.ask()
+    assert again is not None
+    assert (again.key, again.config, again.halvings) == (trial.key, trial.config, 1)
+    halved = read_train(again.config).halved(again.halvings)
+    assert halved is not None
+    assert (halved.batch_size, halved.accumulation_steps) == (4, 4)
+    attempt = begin(coordinator, again)
+    coordinator.may_commit(again.key, attempt)
+    coordinator.end(again.key, attempt, State.COMPLETED)
+    (row,) = ranked(coordinator.history)
+    assert row.error == "out of memory at micro-batch 8 x 2, goes on with 4 x 4"
+    assert coordinator.history.trials[again.key].retries == 0
+    assert "Traceback" in RunFolder(tmp_path).error(again.key).read_text()
+
+
+def test_out_of_memory_twice_a_trial_has_failed(tmp_path: Path) -> None:
+    coordinator = open_sweep(batched(8, 2), tmp_path)
+    trial = coordinator.ask()
+    assert trial is not None
+    assert coordinator.out_of_memory(trial.key, begin(coordinator, trial), "CUDA out of memory")
+    attempt = begin(coordinator, trial)
+    assert not coordinator.out_of_memory(trial.key, attempt, "CUDA out of memory")
+    (row,) = ranked(coordinator.history)
+    assert row.status is State.FAILED
+    assert row.error == ("oom: CUDA out of memory (micro-batch 4 x 4: at half the micro-batch too)")
+
+
+def test_a_micro_batch_of_one_cannot_be_halved(tmp_path: Path) -> None:
+    coordinator = open_sweep(batched(1, 16), tmp_path)
+    trial = coordinator.ask()
+    assert trial is not None
+    assert not coordinator.out_of_memory(trial.key, begin(coordinator, trial), "out of memory")
+    assert ranked(coordinator.history)[0].error.endswith(
+        "(micro-batch 1 x 16: it cannot be halved)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "halved"),
+    [(8, 1, (4, 2)), (6, 2, (3, 4)), (3, 1, (1, 3)), (9, 2, (3, 6)), (5, 4, (2, 10)), (1, 4, None)],
+)
+def test_halved_the_optimizer_sees_as_many_rows(
+    size: int, accumulation: int, halved: tuple[int, int] | None
+) -> None:
+    spec, _ = batched(size, accumulation)
+    small = read_train(config_of(spec, {})).halved()
+    assert (None if small is None else (small.batch_size, small.accumulation_steps)) == halved
+
+
+def test_a_searcher_that_breaks_stops_the_sweep_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coordinator = open_sweep(make(), tmp_path)
+
+    def fail(*_: object) -> None:
+        raise ValueError("singular matrix")
+
+    monkeypatch.setattr("sweeps.search.Search.ask", fail)
+    assert coordinator.ask() is None
+    assert coordinator.is_broken
+    assert coordinator.is_finished
+    assert "ValueError: singular matrix" in coordinator.stopping

@@ -59,7 +59,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
     made: list[Command] = []
 
     def command(*words: str) -> Command:
-        made.append(Command((*SMALL, *words), tmp_path_factory.mktemp("sweep")))
+        made.append(Command((*SMALL, "engine=solo", *words), tmp_path_factory.mktemp("sweep")))
         return made[-1]
 
     yield command

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sweeps.errors import StaleAttemptError
 from sweeps.files import RunFolder
 from sweeps.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
 from sweeps.trial import Decision, Report
@@ -91,6 +92,7 @@ class Recorder:
     base: bool = False
     welcome: bool = True
     attempt: int = 1
+    fenced: bool = False  # told before a commit that its attempt is over
     step: int | None = None  # where the trial began
     known: list[Report] = field(default_factory=list)  # reports it began with
     rows: list[Mapping[str, float]] = field(default_factory=list)
@@ -111,6 +113,10 @@ class Recorder:
     def report(self, report: Report) -> Decision:
         self.reports.append(report)
         return self.to_report(report)
+
+    def may_commit(self) -> None:
+        if self.fenced:
+            raise StaleAttemptError("a newer attempt has begun")
 
     def committed(self, step: int, size_bytes: int) -> None:
         self.commits.append((step, size_bytes))

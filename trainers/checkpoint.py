@@ -7,18 +7,21 @@ is there that the manifest does not name.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sweeps.errors import SweepError
-from sweeps.files import checkpoint_step, remove_tree, sync_folder
+from sweeps import faults
+from sweeps.errors import StaleAttemptError, SweepError
+from sweeps.files import checkpoint_step, publish, write_synced
 from sweeps.trial import Report
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,13 @@ MANIFEST = "MANIFEST.json"
 _STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError)
+
+
+class DiskFullError(OSError):
+    """There is no room for a checkpoint; the message says how much it takes."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class CheckpointError(Exception):
@@ -59,20 +69,78 @@ class Manifest:
         return [Report.from_json(report) for report in self.reports]
 
 
-def commit(draft: Path, final: Path, manifest: Manifest) -> int:
-    """Turn a written `draft` into the checkpoint `final`; returns its size in bytes."""
+def commit(
+    draft: Path, final: Path, manifest: Manifest, *, ask: Callable[[], None] = lambda: None
+) -> int:
+    """Turn a written `draft` into the checkpoint `final`; returns its size in bytes.
+
+    Args:
+        ask: called last of all, before the checkpoint takes its name; raises where this attempt is
+            over.
+
+    Raises:
+        StaleAttemptError: a newer attempt at the trial has committed here already.
+    """
+    faults.passing("checkpoint.before")
     names = sorted(path for path in draft.rglob("*") if path.is_file())
     files = {str(path.relative_to(draft)): _seal(path) for path in names}
     text = json.dumps(asdict(manifest) | {"files": files}, indent=1, allow_nan=False)
-    with open(draft / MANIFEST, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(draft)
-    remove_tree(final)  # the same step, of an attempt that could not say so, or no longer whole
-    os.replace(draft, final)
-    sync_folder(final.parent)
+    write_synced(draft / MANIFEST, text.encode(), "checkpoint")
+    ask()
+    _refuse_older(final.parent, manifest)
+    publish(draft, final, "checkpoint")  # also over the same step of an attempt that died untold
+    faults.passing("checkpoint.after")
     return sum(size for size, _ in files.values())
+
+
+def _refuse_older(checkpoints: Path, manifest: Manifest) -> None:
+    """A worker whose driver is gone may live on: what a newer attempt wrote stays."""
+    for path in _folders(checkpoints):
+        if checkpoint_step(path) is None:
+            continue
+        try:
+            newest = int(json.loads((path / MANIFEST).read_bytes())["attempt"])
+        except _UNREADABLE:
+            continue  # not whole: to be replaced
+        if newest > manifest.attempt:
+            raise StaleAttemptError(
+                f"attempt {manifest.attempt} at trial {manifest.key} is over: {path} is of "
+                f"attempt {newest}"
+            )
+
+
+@contextmanager
+def writing(draft: Path) -> Iterator[None]:
+    """Write and commit `draft` in here: what fails leaves no part of it behind, and says why.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = disk_full(error, draft)
+        shutil.rmtree(draft, ignore_errors=True)
+        if full is not None:
+            raise full from error
+        raise
+
+
+def disk_full(error: Exception, draft: Path) -> DiskFullError | None:
+    """What to tell where writing `draft` failed for want of room; None where that was not why."""
+    whole = [_bytes(path) for path in _folders(draft.parent) if checkpoint_step(path) is not None]
+    free = shutil.disk_usage(draft.parent).free / 2**20
+    # safetensors names the disk in other words, and torch.save does not name it at all.
+    said = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(error)
+    failed_to_write = "inline_container" in str(error) or "file write failed" in str(error)
+    if not said and not (failed_to_write and free < 1 + max(whole, default=0) / 2**20):
+        return None
+    size = f"about {max(whole) / 2**20:.1f}" if whole else f"more than {_bytes(draft) / 2**20:.1f}"
+    return DiskFullError(
+        errno.ENOSPC,
+        f"the disk is full: a checkpoint takes {size} MB, and {free:.1f} MB are free. The "
+        "checkpoints before it are whole. Free some room, or lower sweep.keep",
+    )
 
 
 def verify(folder: Path) -> Manifest:
@@ -140,6 +208,10 @@ def clear_drafts(checkpoints: Path) -> None:
 
 def _folders(parent: Path) -> list[Path]:
     return [path for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _seal(path: Path) -> tuple[int, str]:

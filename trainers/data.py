@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset, load_from_disk
 
 from sweeps.errors import SweepError
-from sweeps.files import remove_tree, sync_folder, write_text
+from sweeps.files import publish, sync_folder, write_text
 from sweeps.spec import TrainSpec
 from trainers import rows
 from trainers.data_identity import fingerprint
@@ -28,7 +28,7 @@ from trainers.data_report import DataReport, lengths
 from trainers.preparation import tokenized
 from trainers.tokenization import silence
 
-__all__ = ["PreparedData", "fingerprint", "load", "prepare", "stream", "tokens_seen"]
+__all__ = ["PreparedData", "fingerprint", "load", "order", "prepare", "stream", "tokens_seen"]
 
 _SPLITS = ("train", "eval", "test")
 _REPORT = "report.json"
@@ -100,15 +100,16 @@ def stream(train: Dataset, examples: int, seed: int) -> Dataset:
     Each epoch is a permutation of its own, drawn from `seed` and the epoch's number; the last one
     may be partial. Two streams of the same seed agree as far as the shorter one goes.
     """
-    return train.select(_order(len(train), examples, seed))
+    return train.select(order(len(train), examples, seed))
 
 
 def tokens_seen(train: Dataset, examples: int, seed: int) -> np.ndarray[Any, Any]:
     """Tokens of the stream up to and with each of its rows, [examples]; reads no token."""
-    return np.cumsum(lengths(train)[_order(len(train), examples, seed)])
+    return np.cumsum(lengths(train)[order(len(train), examples, seed)])
 
 
-def _order(rows: int, examples: int, seed: int) -> np.ndarray[Any, Any]:
+def order(rows: int, examples: int, seed: int) -> np.ndarray[Any, Any]:
+    """Which of `rows` rows a trial sees, in its order, [examples]."""
     epochs = [
         np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
         for epoch in range(math.ceil(examples / rows))
@@ -128,12 +129,10 @@ def _save(folder: Path, parts: Mapping[str, Dataset], report: Mapping[str, Any])
                 part.save_to_disk(str(draft / name))
         write_text(draft / _REPORT, json.dumps(report, indent=1))
         _sync_tree(draft)
-        remove_tree(folder)
-        os.replace(draft, folder)
+        publish(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    sync_folder(folder.parent)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -57,14 +57,14 @@ class Rows:
         rows = sorted(
             ((row["input_ids"], row["labels"]) for row in dataset), key=lambda row: len(row[0])
         )
-        budget = max(1, min(most_tokens, _LOGIT_BYTES // (8 * vocab_size)))
-        self._batches = [_pad(batch, pad_token_id) for batch in _batches(rows, budget)]
-        self.tokens = sum(int((labels[:, 1:] != IGNORED).sum()) for _, _, labels in self._batches)
+        self.most_tokens = max(1, min(most_tokens, _LOGIT_BYTES // (8 * vocab_size)))  # of a pass
+        self.batches = [_pad(batch, pad_token_id) for batch in _batches(rows, self.most_tokens)]
+        self.tokens = sum(int((labels[:, 1:] != IGNORED).sum()) for _, _, labels in self.batches)
 
     @torch.no_grad()
     def measure(self, model: torch.nn.Module) -> Measured:
         """The loss of `model` over these rows; its training mode is left as it was."""
-        with _precision(model):
+        with precision(model):
             return self._measure(model)
 
     def _measure(self, model: torch.nn.Module) -> Measured:
@@ -73,16 +73,16 @@ class Rows:
         was_training = model.training
         model.eval()
         try:
-            for ids, mask, labels in self._batches:
+            for ids, mask, labels in self.batches:
                 targets = labels[:, 1:]  # [rows, tokens - 1]
-                logits = _labelled_logits(model, ids.to(device), mask.to(device), targets)
-                total += _loss_sum(logits, targets.to(logits.device))
+                logits = labelled_logits(model, ids.to(device), mask.to(device), targets)
+                total += loss_sum(logits, targets.to(logits.device))
         finally:
             model.train(was_training)
         return Measured(loss=total.item() / max(1, self.tokens), tokens=self.tokens)
 
 
-def _labelled_logits(
+def labelled_logits(
     model: Any, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
     """Logits of the positions that have a target, [targets, vocabulary].
@@ -111,7 +111,7 @@ def _labelled_logits(
     return logits[0] if chosen else logits[wanted.to(logits.device)]
 
 
-def _loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of -log p over all targets; `logits` are those of the targets that are not ignored.
 
     Each stands in its own place among the ignored ones, so that the order of additions, and with it
@@ -137,7 +137,7 @@ def _rows(dataset: Dataset, spec: ModelSpec, vocab_size: int, most_tokens: int) 
     return Rows(dataset, pad_token_id=int(pad or 0), vocab_size=vocab_size, most_tokens=most_tokens)
 
 
-def _precision(model: torch.nn.Module) -> torch.autocast:
+def precision(model: torch.nn.Module) -> torch.autocast:
     """The autocast that the Trainer puts around a half-precision model on a GPU.
 
     It does so once training begins, and not for a model that was loaded again: without this the two

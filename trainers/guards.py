@@ -22,6 +22,13 @@ def require_finite(what: str, value: float, step: int) -> None:
         raise DivergedError(f"{what} is {value} at step {step}")
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine had no memory left for what was asked."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # of a CPU
+
+
 class Stopwatch:
     """Seconds spent training, with evaluation and saving left out.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,9 +47,46 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
     """
     from transformers import AutoConfig
 
+    _refuse_own_code(spec)
     with reading(spec) as path:
         config: PretrainedConfig = AutoConfig.from_pretrained(path, **source(spec))
     return config
+
+
+def _refuse_own_code(spec: ModelSpec) -> None:
+    """In our words, before the library's: code in a model's folder runs only where asked for."""
+    path = Path(resolve_path(spec.path)) / "config.json"
+    if spec.trust_remote_code or not path.is_file():
+        return
+    from transformers import CONFIG_MAPPING
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        own = "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # told by whoever reads all of it
+    if own:
+        raise SweepError(
+            f"model.path = {spec.path}: this model runs code of its own (auto_map in config.json). "
+            "Read it first; then model.trust_remote_code=true lets it run"
+        )
+
+
+def require_weights(spec: ModelSpec) -> None:
+    """Raise SweepError where a folder holds no weights of the only kind that is read."""
+    path = resolve_path(spec.path)
+    if not hub.is_local(path) or any(Path(path).glob("*.safetensors")):
+        return
+    other = sorted(p.name for p in Path(path).iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    there = (
+        f"; {', '.join(other[:3])} is a pickle, which can run code and is not opened"
+        if other
+        else ""
+    )
+    raise SweepError(
+        f"model.path = {spec.path}: this folder holds no *.safetensors{there}. Save the model "
+        "again with save_pretrained, which writes them"
+    )
 
 
 def context_tokens(config: PretrainedConfig) -> int | None:

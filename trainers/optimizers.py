@@ -73,13 +73,13 @@ def _weight(device: str) -> torch.nn.Sequential:
 
 
 def _build(name: str, model: torch.nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-    cls, kwargs = _class_and_kwargs(name, model, settings)
+    cls, kwargs = class_and_kwargs(name, model, settings)
     parameters = kwargs.pop("params", None) or list(model.parameters())
     optimizer: torch.optim.Optimizer = cls(parameters, **kwargs)
     return optimizer
 
 
-def _class_and_kwargs(
+def class_and_kwargs(
     name: str, model: torch.nn.Module | None, settings: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """The Trainer's own choice of class and arguments.
@@ -98,10 +98,10 @@ def _class_and_kwargs(
 @functools.cache
 def _reads(name: str, argument: str) -> bool:
     """Whether the optimizer looks at `argument` of trainer.optim_args: most ignore most of them."""
-    plain = _class_and_kwargs(name, None, {})
+    plain = class_and_kwargs(name, None, {})
     for value in _PROBE_VALUES:
         try:
-            if _class_and_kwargs(name, None, {"optim_args": f"{argument}={value}"}) != plain:
+            if class_and_kwargs(name, None, {"optim_args": f"{argument}={value}"}) != plain:
                 return True
         except (ValueError, TypeError, AttributeError):  # it was read, and the value refused
             return True

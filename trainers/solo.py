@@ -7,23 +7,16 @@ Overridden are evaluation (`trainers.evaluation`) and how a checkpoint reaches t
 
 from __future__ import annotations
 
-import functools
 import math
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from sweeps.files import RunFolder
+from sweeps import faults
 from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
 from trainers import checkpoint
@@ -40,47 +33,11 @@ from trainers.model import (
     no_bars,
 )
 from trainers.optimizers import state_bytes
+from trainers.progress import Record
 from trainers.settings import sft_config
+from trainers.task import Observer, Outcome, Task
 
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
-
-
-class Observer(Protocol):
-    """Whom a trial talks to while it trains. Calls return quickly, but for `report`."""
-
-    def begin(self, step: int, reports: list[Report]) -> bool:
-        """The trial goes on from `step`; False where there is nothing to do."""
-
-    def wants_base(self) -> bool:
-        """Whether to measure the base model first."""
-
-    def log(self, row: Mapping[str, float]) -> Decision: ...
-
-    def report(self, report: Report) -> Decision: ...
-
-    def committed(self, step: int, size_bytes: int) -> None: ...
-
-    @property
-    def attempt(self) -> int: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a trial ended; `state` is WAITING where it was told to stop and will go on later."""
-
-    state: State
-    totals: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """All that a worker needs to train one trial."""
-
-    key: str
-    train: TrainSpec
-    examples: int
-    folder: RunFolder
-    device: str
+__all__ = ["Observer", "Outcome", "SoloTrainer", "Task", "train"]
 
 
 def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
@@ -106,10 +63,10 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
         _report_base(model, evaluation, observer)
     trainer = _build(task, model, data, observer, base)
     trainer.evaluation_rows = evaluation
-    trainer.progress.reports = reports
+    trainer.progress.record.reports = reports
     trainer.progress.seconds_before = found[1].seconds if found else 0.0
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    return Outcome(state=trainer.progress.state, totals=trainer.progress.totals())
+    return Outcome(state=trainer.progress.state, totals=trainer.progress.record.totals())
 
 
 def _trains_base(spec: TrainSpec) -> bool:
@@ -139,8 +96,16 @@ def _build(
         peft_config=lora_config(spec.peft),
     )
     trainer.remove_callback(PrinterCallback)
-    tokens = tokens_seen(data.train, task.examples, spec.seed)
-    trainer.progress = Progress(task, trainer, observer, base, tokens)
+    record = Record(
+        task,
+        observer,
+        base=base,
+        tokens=tokens_seen(data.train, task.examples, spec.seed),
+        reports=[],
+        clock=Stopwatch(),
+        memory=PeakMemory(task.device),
+    )
+    trainer.progress = Progress(trainer, record)
     trainer.add_callback(trainer.progress)
     return trainer
 
@@ -199,46 +164,31 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
             self.model.save_pretrained(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        with self.progress.clock.paused():
-            draft = self.progress.draft()
+        draft = self.progress.record.draft()
+        with self.progress.clock.paused(), checkpoint.writing(draft):
             self.save_model(str(draft), _internal_call=True)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
             self._save_rng_state(str(draft))
             self.state.save_to_json(str(draft / "trainer_state.json"))
-            self.progress.commit(draft)
+            self.progress.record.commit(draft)
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
-    """Decides when to evaluate and save, talks to the observer, and keeps the trial's totals."""
+    """Decides when to log, evaluate and save, and lets the trial's record tell of it."""
 
-    def __init__(
-        self,
-        task: Task,
-        trainer: SoloTrainer,
-        observer: Observer,
-        base: str,
-        tokens: np.ndarray[Any, Any],  # [examples], seen up to and with each row
-    ) -> None:
-        self._task = task
+    def __init__(self, trainer: SoloTrainer, record: Record) -> None:
         self._trainer = trainer
-        self._observer = observer
-        self._base = base
-        self._tokens = tokens
-        self._due = task.train.report_steps(task.examples)
+        self.record = record
         self._loss = 0.0
-        self._state_bytes = 0
-        self.memory = PeakMemory(task.device)
         self.clock = Stopwatch()
         self.seconds_before = 0.0  # what earlier attempts spent
-        self.reports: list[Report] = []
         self.state = State.COMPLETED
 
-    # -- Trainer's events
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.clock = Stopwatch(self.seconds_before)
-        self._state_bytes = state_bytes(self._trainer.optimizer)  # of a trial that goes on
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.clock = self.record.clock = Stopwatch(self.seconds_before)
+        self.record.step = state.global_step
+        self.record.state_bytes = state_bytes(self._trainer.optimizer)  # of one that goes on
 
     def on_pre_optimizer_step(
         self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any
@@ -248,12 +198,19 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         if not self._trainer.is_scaling():
             require_finite("the gradient norm", self._trainer.grad_norm, state.global_step + 1)
 
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        faults.passing("batch")
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        faults.passing("batch")
+
     def on_step_end(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if not self._state_bytes:
-            self._state_bytes = state_bytes(self._trainer.optimizer)
-        if state.global_step in self._due:
+        self.record.stepped()
+        if not self.record.state_bytes:
+            self.record.state_bytes = state_bytes(self._trainer.optimizer)
+        if state.global_step in self.record.due:
             control.should_log = control.should_evaluate = control.should_save = True
 
     def on_log(
@@ -269,7 +226,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._loss = logs["loss"]
         names = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
         row = {name: logs[name] for name in names if math.isfinite(logs.get(name, math.nan))}
-        if self._observer.log({"step": state.global_step, **row, **self.totals()}) is Decision.STOP:
+        if self.record.log(row) is Decision.STOP:
             self._leave(control)
 
     def on_evaluate(
@@ -280,24 +237,13 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        totals = _without_counts(self.totals())
-        for index in self._due.get(state.global_step, []):
-            report = Report(
-                index=index,
-                step=state.global_step,
-                examples=self._examples,
-                tokens=self._tokens_seen,
-                metrics={**metrics, "train_loss": self._loss, **totals},
-            )
-            decision = self._observer.report(report)
-            self.reports.append(report)
-            if decision is Decision.PRUNE:
-                self.state = State.PRUNED
-                control.should_save = False  # nothing of a pruned trial is kept
-                control.should_training_stop = True
-                return
-            if decision is Decision.STOP:
-                self._leave(control)
+        told = self.record.report(eval_loss=metrics["eval_loss"], train_loss=self._loss)
+        if told is Decision.PRUNE:
+            self.state = State.PRUNED
+            control.should_save = False  # nothing of a pruned trial is kept
+            control.should_training_stop = True
+        elif told is Decision.STOP:
+            self._leave(control)
 
     def _leave(self, control: TrainerControl) -> None:
         if self._trainer.state.global_step < self._trainer.state.max_steps:
@@ -305,67 +251,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         control.should_save = True
         control.should_training_stop = True
 
-    # -- what it keeps
-
-    @property
-    def _examples(self) -> int:
-        spec = self._task.train
-        seen = self._trainer.state.global_step * spec.batch_size * spec.accumulation_steps
-        return min(seen, self._task.examples)
-
-    @property
-    def _tokens_seen(self) -> int:
-        return int(self._tokens[self._examples - 1]) if self._examples else 0
-
-    def totals(self) -> dict[str, float]:
-        """The trial so far: counts, seconds of training, speed and memory (MiB)."""
-        seconds = self.clock.seconds
-        return {
-            "steps": self._trainer.state.global_step,
-            "examples": self._examples,
-            "tokens": self._tokens_seen,
-            "seconds": seconds,
-            "tokens_per_second": self._tokens_seen / max(seconds, 1e-9),
-            "peak_memory_mb": self.memory.mb,
-            "optimizer_state_mb": self._state_bytes / 2**20,
-        }
-
-    def draft(self) -> Path:
-        """A fresh folder to write a checkpoint into."""
-        name = f".draft-{self._observer.attempt}-{self._trainer.state.global_step}-{time.time_ns()}"
-        draft = self._task.folder.checkpoints(self._task.key) / name
-        draft.mkdir(parents=True)
-        return draft
-
-    def commit(self, draft: Path) -> None:
-        step = self._trainer.state.global_step
-        manifest = checkpoint.Manifest(
-            key=self._task.key,
-            step=step,
-            attempt=self._observer.attempt,
-            base=self._base,
-            seconds=self.clock.seconds,
-            reports=[report.to_json() for report in self.reports],
-            versions=_versions(),
-        )
-        final = self._task.folder.checkpoint(self._task.key, step)
-        self._observer.committed(step, checkpoint.commit(draft, final, manifest))
-
-
-def _without_counts(totals: Mapping[str, float]) -> dict[str, float]:
-    return {name: v for name, v in totals.items() if name not in ("steps", "examples", "tokens")}
-
 
 def _no_card(_: str) -> None:
     """Stands in for PEFT's writer of model cards."""
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except ImportError:
-            continue  # not installed: nothing that it could have changed
-    return found

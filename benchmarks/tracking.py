@@ -1,0 +1,105 @@
+"""What a W&B server that is of no use costs a sweep: python -m benchmarks.tracking
+
+The same sweep with tracking off, and with W&B pointed at a server on this machine that works,
+refuses, hangs, or dies in the middle; they take turns. Compared is the time from the command to its
+end, and, since a short sweep is mostly starting and leaving, from the first step to the last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+from benchmarks.measure import ROOT, ledger, machine, sweep, table
+
+TARGET = 0.05
+KEY = "0123456789" * 4
+WAYS = ("off", "works", "refuses", "hangs", "dies in the middle", "hangs in the middle")
+_SETTINGS = ("engine=solo", "data.eval_limit=100")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=800, help="of each of 8 trials")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    asked = parser.parse_args()
+    taken: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(asked.rounds):
+            for way in asked.ways:
+                run_dir = Path(scratch) / f"{way} {number}".replace(" ", "-")
+                taken[way].append(timed(run_dir, way, asked.examples))
+    print(machine())
+    print(f"8 trials x {asked.examples} examples, medians of {asked.rounds} rounds in turn\n")
+    rows: list[tuple[object, ...]] = [
+        ("tracking", "command, s", "against off", "training, s", "against off", "target")
+    ]
+    for way in asked.ways:
+        row: list[object] = [way]
+        for part in range(2):
+            seconds = statistics.median(times[part] for times in taken[way])
+            off = statistics.median(times[part] for times in taken["off"] or taken[way])
+            row += [f"{seconds:.1f}", f"{seconds / off - 1:+.1%}"]
+        rows.append((*row, "" if way in ("off", "works") else f"within {TARGET:.0%}"))
+    print(table(*rows))
+
+
+def timed(run_dir: Path, way: str, examples: int) -> tuple[float, float]:
+    """Seconds of the command, and from the first trial's start to the last one's end."""
+    words = ("sweep=lr_grid", f"sweep.budget.examples={examples}", *_SETTINGS)
+    cpus = len(os.sched_getaffinity(0))
+    if way == "off":
+        cost = sweep(run_dir, *words, "tracking=off", cpus=cpus)
+    else:
+        with Server(way, run_dir) as url:
+            os.environ.update(WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+            cost = sweep(run_dir, *words, "tracking.mode=auto", cpus=cpus)
+    events = ledger(run_dir)
+    starts = [event["time"] for event in events if event["event"] == "start"]
+    ends = [event["time"] for event in events if event["event"] == "end"]
+    return cost.seconds, max(ends) - min(starts)
+
+
+class Server:
+    """The tests' stand-in for W&B, which turns bad at once or after the second trial's end."""
+
+    def __init__(self, way: str, run_dir: Path) -> None:
+        sys.path.insert(0, str(ROOT / "tests"))
+        from wandb_stub import WandbStub
+
+        at_once = {"refuses": "refuse", "hangs": "hang"}
+        self._stub = WandbStub(at_once.get(way, "ok"))
+        self._way = way
+        self._run_dir = run_dir
+        self._over = threading.Event()
+
+    def __enter__(self) -> str:
+        self._stub.__enter__()
+        if self._way.endswith("in the middle"):
+            threading.Thread(target=self._turn, daemon=True).start()
+        return str(self._stub.url)
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._stub.die()
+
+    def _turn(self) -> None:
+        path = self._run_dir / "ledger.jsonl"
+        while not self._over.wait(0.1):
+            if path.exists() and path.read_text().count('"event": "end"') >= 2:
+                break
+        if self._way.startswith("dies"):
+            self._stub.die()
+        else:
+            self._stub.manner = "hang"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Which worker gets which trial, where several share a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sweeps.trial import Trial
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How trials are spread.
+
+    Attributes:
+        workers: how many are expected; trials are shared out evenly between them.
+        at_once: trials that may train at once, over all workers.
+        planned: trials of the whole sweep; None where nobody knows.
+        in_turn: deal by number, trial n to seat n modulo workers. Which trials share a device, and
+            with it the last bits of their losses, is then the same in every run. Only for searches
+            that do not learn from results, since it asks ahead.
+    """
+
+    workers: int = 1
+    at_once: int = 10**6
+    planned: int | None = None
+    in_turn: bool = False
+
+
+class Dealer:
+    """Hands out what `ask` gives, and keeps who holds what."""
+
+    def __init__(self, rules: Rules, ask: Callable[[], Trial | None]) -> None:
+        self._rules = rules
+        self._ask = ask
+        self._holds: dict[str, set[str]] = {}
+        self._seats: dict[str, int] = {}
+        self._reserve: list[Trial] = []
+
+    def deal(self, worker: str, *, room: int, finished: int) -> Trial | None:
+        """The next trial for a worker that can train `room` at once; None: nothing now.
+
+        Args:
+            finished: trials of the sweep that have ended.
+        """
+        held = self._holds.setdefault(worker, set())
+        if len(held) >= min(room, self._share(finished)) or self.count >= self._rules.at_once:
+            return None
+        trial = self._next(self._seat(worker))
+        if trial is not None:
+            held.add(trial.key)
+        return trial
+
+    @property
+    def count(self) -> int:
+        """Trials that are in some worker's hands."""
+        return sum(len(held) for held in self._holds.values())
+
+    def holds(self, worker: str) -> bool:
+        return bool(self._holds.get(worker))
+
+    def took_back(self, worker: str, key: str) -> None:
+        """A worker is done with a trial."""
+        self._holds.get(worker, set()).discard(key)
+
+    def leaves(self, worker: str) -> list[str]:
+        """A worker is gone; the keys of what it held."""
+        self._seats.pop(worker, None)
+        return sorted(self._holds.pop(worker, set()))
+
+    def _share(self, finished: int) -> int:
+        """What falls to each worker of what is left."""
+        if self._rules.planned is None:
+            return 10**6
+        left = max(1, self._rules.planned - finished)
+        return math.ceil(left / max(self._rules.workers, len(self._seats)))
+
+    def _seat(self, worker: str) -> int:
+        if worker not in self._seats:
+            taken = set(self._seats.values())
+            self._seats[worker] = next(n for n in range(len(taken) + 1) if n not in taken)
+        return self._seats[worker]
+
+    def _next(self, seat: int) -> Trial | None:
+        if not self._rules.in_turn:
+            return self._ask()
+        mine = next((t for t in self._reserve if self._seat_of(t) == seat), None)
+        if mine is not None:
+            self._reserve.remove(mine)
+            return mine
+        while (trial := self._ask()) is not None:
+            if self._seat_of(trial) == seat:
+                return trial
+            self._reserve.append(trial)
+        return self._reserve.pop(0) if self._reserve else None  # rather out of turn than idle
+
+    def _seat_of(self, trial: Trial) -> int:
+        return trial.number % self._rules.workers

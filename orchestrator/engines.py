@@ -1,0 +1,103 @@
+"""Which engine a sweep's trials train in, how many share a device, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.checks import searched_values
+from orchestrator.dealing import Rules
+from sweeps.errors import Problem
+from sweeps.reading import read_train
+from sweeps.resolve import config_of
+from sweeps.space import Space
+from sweeps.spec import Spec
+
+# Measured with benchmarks/packing.py: on one core, more lanes gain little and take memory.
+_CPU_LANES = 8
+_GPU_LANES = 32  # at most; how many fit is measured as they come
+_LEARNING = ("tpe", "gp", "cmaes")  # searches that ask better the more results they have
+_ROUNDS = 4  # in so many rounds, at least, such a search gets its results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """`lanes` is 1 where each trial trains alone."""
+
+    lanes: int
+    why: str
+
+
+def engine_problems(spec: Spec, space: Space) -> list[Problem]:
+    """engine=packed, and trials that cannot share."""
+    if spec.engine.kind != "packed":
+        return []
+    if spec.engine.devices_per_trial > 1:
+        message = "lanes share one device: engine=solo, or engine.devices_per_trial=1."
+        return [Problem(key="engine.kind", value="packed", message=message)]
+    reasons = [reason for reason in obstacles(spec, space).values() if reason]
+    message = "; engine=auto trains what cannot share a device alone."
+    return [
+        Problem(key="engine.kind", value="packed", message=f"{reason}{message}")
+        for reason in dict.fromkeys(reasons)
+    ]
+
+
+def choose(spec: Spec, space: Space, *, on_gpu: bool) -> Choice:
+    """The engine for `spec`, in words too."""
+    devices = spec.engine.devices_per_trial
+    if devices > 1:
+        how = spec.train.trainer.get("strategy", "ddp")
+        return Choice(lanes=1, why=f"engine: solo, each trial on {devices} devices ({how})")
+    if spec.engine.kind == "solo":
+        return Choice(lanes=1, why="engine: solo, one trial on each device")
+    found = obstacles(spec, space)
+    reasons = list(dict.fromkeys(reason for reason in found.values() if reason))
+    most = spec.engine.lanes
+    lanes = most if most != "auto" else _GPU_LANES if on_gpu else _CPU_LANES
+    if all(found.values()):
+        return Choice(lanes=1, why=f"engine: solo, one trial on each device ({reasons[0]})")
+    if lanes == 1:
+        return Choice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
+    why = f"engine: packed, up to {lanes} trials share a device and its base model"
+    if reasons:
+        why += f"; alone where {'; '.join(reasons)}"
+    return Choice(lanes=lanes, why=why)
+
+
+def rules(spec: Spec, space: Space, *, workers: int, lanes: int) -> Rules:
+    """How trials are spread over the workers."""
+    sweep = spec.sweep
+    planned = planned_trials(spec, space)
+    at_once = sweep.max_concurrent or 10**6
+    if sweep.search in _LEARNING and sweep.max_concurrent is None and planned is not None:
+        at_once = max(workers, math.ceil(planned / _ROUNDS))
+    in_turn = lanes > 1 and sweep.search not in _LEARNING and sweep.pruner == "none"
+    return Rules(workers=workers, at_once=at_once, planned=planned, in_turn=in_turn)
+
+
+def planned_trials(spec: Spec, space: Space) -> int | None:
+    """Trials of the whole sweep, repeats counted; None where it ends with its time only."""
+    size = space.size() if space.dimensions else 1
+    configs = [n for n in (size, spec.sweep.trials) if n is not None]
+    return min(configs) * spec.sweep.repeats if configs else None
+
+
+def obstacles(spec: Spec, space: Space) -> dict[str, str]:
+    """Why trials cannot be lanes ("" where they can), for each value searched, one at a time."""
+    from trainers.packed.sharing import obstacle
+
+    return {
+        name: obstacle(read_train(config_of(spec, values)))
+        for name, values in _variants(spec, space)
+    }
+
+
+def _variants(spec: Spec, space: Space) -> Iterator[tuple[str, dict[str, object]]]:
+    searched = searched_values(space)
+    first = {key: values[0] for key, values in searched.items() if values}
+    yield "", first
+    for key, values in searched.items():
+        for value in values[1:]:
+            yield f"{key}={value}", {**first, key: value}

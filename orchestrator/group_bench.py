@@ -1,0 +1,66 @@
+"""The benches of a group's ranks: the first leads, the others follow it from trial to trial."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator.bench import Bench, Waiting
+from orchestrator.worker import Line, Post
+from sweeps.errors import StaleAttemptError
+from trainers import solo
+from trainers.guards import DivergedError
+from trainers.ranks import FirstSpeaks, Ranks
+from trainers.task import Outcome
+
+
+class RankFailed(Exception):
+    """A rank could not go on; the others cannot either."""
+
+
+class Leader(Bench):
+    """Rank 0: gets the jobs, has the others join in, and tells how trials end."""
+
+    def __init__(self, office: Any, post: Post, worker: str, where: str, between: Ranks) -> None:
+        super().__init__(office, post, worker, where)
+        self._between = between
+
+    def work(self) -> None:
+        super().work()
+        self._between.together(lambda: None)  # nothing more to train
+
+    def _train_alone(self, waiting: Waiting) -> None:
+        self._between.together(lambda: waiting)
+        line = self._line(waiting.trial)
+        try:
+            outcome = _train(self, waiting, line)
+        except (StaleAttemptError, DivergedError) as error:
+            self._settle(line, None, error)
+        except Exception as error:
+            # The others may be in the middle of a sum that never comes: this group is over.
+            raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
+        else:
+            self._settle(line, outcome, None)
+
+
+class Follower(Bench):
+    """Any other rank."""
+
+    def __init__(self, office: Any, post: Post, worker: str, where: str, between: Ranks) -> None:
+        super().__init__(office, post, worker, where)
+        self._between = between
+
+    def work(self) -> None:
+        while (waiting := self._between.together(_nothing)) is not None:
+            try:
+                _train(self, waiting, None)
+            except (StaleAttemptError, DivergedError):
+                continue  # rank 0 has seen it, too, and tells
+            self._give_back()
+
+
+def _nothing() -> Waiting | None:
+    raise AssertionError("only rank 0 is asked")
+
+
+def _train(bench: Bench, waiting: Waiting, line: Line | None) -> Outcome:
+    return solo.train(bench._task(waiting), bench._rows(), FirstSpeaks(line, Ranks.here()))

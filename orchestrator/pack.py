@@ -1,0 +1,69 @@
+"""A packed worker's lanes: an engine, and for each lane the line to the Coordinator."""
+
+from __future__ import annotations
+
+import torch
+
+from orchestrator.worker import Line
+from sweeps.spec import TrainSpec
+from trainers.data import PreparedData
+from trainers.guards import held_mb
+from trainers.packed.engine import Engine
+from trainers.packed.sharing import Shared
+from trainers.task import Outcome, Task
+
+_SETTLED = 8  # advances after which the lanes' memory has shown itself
+_SHARE = 0.9  # of a GPU's memory that lanes may fill
+
+
+class Pack:
+    """Trials of one group, which train together on one base model."""
+
+    def __init__(self, group: Shared, train: TrainSpec, data: PreparedData, device: str) -> None:
+        self.group = group
+        self._device = device
+        self._engine = Engine(train, data, device=device)
+        self._lines: dict[str, Line] = {}
+        self._base_mb = held_mb(device)
+        self._since_attach = 0
+
+    @property
+    def count(self) -> int:
+        return len(self._lines)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._lines
+
+    def room(self, most: int) -> int:
+        """How many lanes fit on this GPU, at most `most`, judged by those that train.
+
+        It doubles at most, and only once those that came last have shown what they take. Where a
+        lane turns out larger after all, the engine splits its passes.
+        """
+        if not self.count:
+            return 1
+        if self._since_attach < _SETTLED:
+            return self.count
+        free, _ = torch.cuda.mem_get_info(self._device)
+        usable_mb = _SHARE * (free + torch.cuda.memory_reserved(self._device)) / 2**20
+        peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
+        return min(most, lanes_that_fit(self._base_mb, peak_mb, self.count, usable_mb))
+
+    def attach(self, task: Task, line: Line) -> None:
+        """Begin or go on with a trial as a lane; raises whatever building it raises."""
+        if self._engine.attach(task, line):
+            self._lines[task.key] = line
+            self._since_attach = 0
+
+    def advance(self) -> list[tuple[Line, Outcome | None, Exception | None]]:
+        """One micro-step of all lanes; those that ended with it."""
+        ended = self._engine.advance()
+        self._since_attach += 1
+        return [(self._lines.pop(one.task.key), one.outcome, one.error) for one in ended]
+
+
+def lanes_that_fit(base: float, peak: float, count: int, usable: float) -> int:
+    """Lanes that fit where `count` of them made `peak` of `base`; twice as many at most. In MB."""
+    a_lane = max(1.0, (peak - base) / count)
+    return max(1, min(2 * count, int((usable - base) // a_lane)))

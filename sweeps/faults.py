@@ -1,0 +1,114 @@
+"""Failures on demand, and a witness of what was trained: for the tests of what must be survived.
+
+SWEEPS_FAULT=ACTION:POINT:N[+][:FLAG] lets the N-th passing of POINT in a process fail (N+: that one
+and all after it). With FLAG, a path, it fails in one process only: the one that makes that file.
+
+    kill    the process kills itself, as `kill -9` would
+    full    the disk is full: OSError, ENOSPC
+    oom     the memory is full: MemoryError
+
+SWEEPS_WITNESS=PATH lets every optimizer step append a line to PATH.
+
+Where neither is set, a passing costs one look at a cached None.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+FAULT = "SWEEPS_FAULT"
+WITNESS = "SWEEPS_WITNESS"
+POINTS = frozenset(
+    (
+        *("ledger.before", "ledger.middle", "ledger.after"),
+        *("text.before", "text.middle", "text.rename", "text.after"),
+        # after the files and before the manifest; in it; before the rename; before the ledger line
+        *("checkpoint.before", "checkpoint.middle", "checkpoint.rename", "checkpoint.after"),
+        *("remove.middle", "folder.rename"),  # a tree half removed; a prepared folder
+        *("batch", "step"),  # before a micro-batch; after an optimizer step
+    )
+)
+ACTIONS = ("kill", "full", "oom")
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """One armed fault; `passed` counts in this process."""
+
+    action: str
+    point: str
+    number: int
+    lasting: bool = False
+    flag: str = ""
+    passed: int = 0
+
+    def is_due(self) -> bool:
+        self.passed += 1
+        due = self.passed >= self.number if self.lasting else self.passed == self.number
+        return due and (not self.flag or _make(self.flag))
+
+    def happen(self) -> None:
+        if self.action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.action == "oom":
+            raise MemoryError(f"out of memory, as {FAULT} asked for")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def passing(point: str, tear: Callable[[], object] | None = None) -> None:
+    """Fail here if that was asked for; `tear` does the half of the work that is done by then."""
+    fault = _armed()
+    if fault is not None and fault.point == point and fault.is_due():
+        if tear is not None:
+            tear()
+        fault.happen()
+
+
+def witness(*words: object) -> None:
+    """Append a line to the witness, if there is one."""
+    path = _witness()
+    if path is None:
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def parse(text: str) -> Fault:
+    """Raises ValueError where `text` is no fault: a test that arms nothing would show nothing."""
+    action, point, number, *flag = text.split(":", 3)
+    if action not in ACTIONS or point not in POINTS:
+        raise ValueError(f"{FAULT}={text}: {ACTIONS} at one of {sorted(POINTS)}")
+    return Fault(
+        action=action,
+        point=point,
+        number=int(number.removesuffix("+")),
+        lasting=number.endswith("+"),
+        flag=flag[0] if flag else "",
+    )
+
+
+@functools.cache
+def _armed() -> Fault | None:
+    text = os.environ.get(FAULT)
+    return parse(text) if text else None
+
+
+@functools.cache
+def _witness() -> str | None:
+    return os.environ.get(WITNESS) or None
+
+
+def _make(flag: str) -> bool:
+    try:
+        os.close(os.open(flag, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,91 @@
+"""Which engine a sweep gets, how many trials share a device, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.checks import read_space
+from orchestrator.compose import compose_config
+from orchestrator.dealing import Rules
+from orchestrator.engines import choose, engine_problems, rules
+from orchestrator.pack import lanes_that_fit
+from sweeps.errors import Problem
+from sweeps.reading import read_spec
+from sweeps.space import Space
+from sweeps.spec import Spec
+
+
+def read(*words: str) -> tuple[Spec, Space]:
+    config, base, name, run_dir = compose_config(words)
+    problems: list[Problem] = []
+    paths = {"default_name": name, "default_run_dir": run_dir}
+    spec = read_spec(config, base=base, public={}, problems=problems, **paths)
+    space = read_space(config, problems)
+    assert spec is not None
+    assert not problems
+    return spec, space
+
+
+@pytest.mark.parametrize(
+    ("words", "lanes", "why"),
+    [
+        ([], 8, "packed, up to 8 trials share a device"),
+        (["engine.lanes=3"], 3, "packed, up to 3 trials"),
+        (["engine.lanes=1"], 1, "solo, one trial on each device (engine.lanes=1)"),
+        (["engine=solo"], 1, "solo, one trial on each device"),
+        (["peft=full"], 1, "peft.method=full: each trial trains the whole model"),
+        (["peft.use_dora=true"], 1, "peft.use_dora=True"),
+        (["engine.devices_per_trial=2"], 1, "each trial on 2 devices (ddp)"),
+        (
+            ["trainer.neftune_noise_alpha=null,5"],
+            8,
+            "alone where trainer.neftune_noise_alpha=5: its noise is drawn for a whole batch",
+        ),
+    ],
+)
+def test_auto_packs_what_can_share_and_says_why_not(words: list[str], lanes: int, why: str) -> None:
+    choice = choose(*read(*words), on_gpu=False)
+    assert choice.lanes == lanes
+    assert why in choice.why
+
+
+def test_packed_is_refused_where_trials_cannot_share() -> None:
+    (problem,) = engine_problems(*read("engine=packed", "peft=full"))
+    assert problem.key == "engine.kind"
+    assert "engine=auto" in str(problem)
+    assert engine_problems(*read("engine=packed")) == []
+
+
+def spread(*words: str, workers: int = 2, lanes: int = 8) -> Rules:
+    return rules(*read(*words), workers=workers, lanes=lanes)
+
+
+def test_a_grid_is_dealt_in_turn_so_that_two_runs_agree() -> None:
+    assert spread() == Rules(workers=2, planned=8, in_turn=True)
+    assert spread("sweep.repeats=3").planned == 24
+
+
+def test_a_search_that_learns_gets_its_results_in_rounds() -> None:
+    found = spread("sweep=joint")  # 24 trials
+    assert not found.in_turn
+    assert found.at_once == 6
+    assert spread("sweep=joint", "sweep.max_concurrent=1").at_once == 1
+    assert spread("sweep=joint", workers=16).at_once == 16  # but no device is idle
+
+
+def test_what_is_pruned_is_not_dealt_ahead() -> None:
+    assert not spread("sweep.pruner=median").in_turn
+
+
+def test_one_lane_has_no_turns() -> None:
+    more: dict[str, Any] = {"lanes": 1}
+    assert not spread(**more).in_turn
+
+
+def test_lanes_grow_by_what_those_that_train_take() -> None:
+    assert lanes_that_fit(1000, 1100, 1, 10_000) == 2  # at most twice as many
+    assert lanes_that_fit(1000, 1800, 8, 10_000) == 16
+    assert lanes_that_fit(1000, 2600, 16, 3_000) == 20  # 100 MB each
+    assert lanes_that_fit(1000, 9000, 1, 3_000) == 1  # never none

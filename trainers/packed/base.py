@@ -1,0 +1,171 @@
+"""The base model of a pack, and the passes of lanes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sweeps.errors import SweepError
+from sweeps.spec import TrainSpec
+from trainers.evaluation import IGNORED
+from trainers.model import choose, load_base, load_tokenizer
+from trainers.packed.head import Head
+from trainers.packed.layer import Part, Pass, Switch
+from trainers.packed.rows import MicroBatch
+
+if TYPE_CHECKING:
+    from trainers.packed.lane import Lane
+
+
+class Base:
+    """One frozen model for all lanes of a device."""
+
+    def __init__(self, train: TrainSpec, chosen: SimpleNamespace, device: str) -> None:
+        self.device = torch.device(device)
+        self.model: Any = load_base(train.model, device)
+        self.model.requires_grad_(False)
+        self.switch = Switch()
+        self._modules = dict(self.model.named_modules())
+        self._head = Head(self.model)
+        self._computes = self._autocast(train, device)
+        self._again = bool(chosen.gradient_checkpointing)
+        self._pad = _pad_id(train)
+        if self._again:
+            self.model.gradient_checkpointing_enable(chosen.gradient_checkpointing_kwargs)
+            self.model.enable_input_require_grads()
+        self.model.train()
+
+    @staticmethod
+    def _autocast(train: TrainSpec, device: str) -> torch.dtype | None:
+        """Autocast as in `trainers.sft`: on a GPU, for a half-precision base."""
+        dtype = choose(train.model, device).dtype
+        if dtype == torch.float16:
+            raise SweepError(
+                "this GPU computes in float16, and each trial would need a loss scale of its own: "
+                "engine=solo, or model.dtype=float32"
+            )
+        return dtype if device.startswith("cuda") and dtype == torch.bfloat16 else None
+
+    def hook(self, names: Iterator[str]) -> None:
+        """Let lanes add to these modules."""
+        for name in names:
+            self.switch.hook(name, self._modules[name])
+
+    @contextmanager
+    def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[None]:
+        """Within, the rows of the model's batch belong to lanes as `parts` say."""
+        computes = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        if self.device.type == "cpu":
+            computes = None
+        self.switch.now = Pass(
+            parts=parts,
+            tokens=tokens,
+            computes=self._computes if trains else computes,
+            again=trains and self._again,
+        )
+        try:
+            yield
+        finally:
+            self.switch.now = None
+
+    def train_pass(
+        self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradients of a micro-batch of each lane, neighbours in the pack, to the banks.
+
+        Returns:
+            Of each lane its share of its window's loss, and the share of tokens predicted best.
+        """
+        parts = parts_of(lanes, batches=batches)
+        plan = _Plan(lanes, batches, self._pad)
+        with self.passing(parts, plan.tokens, trains=True):
+            losses, hits = self._forward(plan)
+            losses.sum().backward()
+        return losses.detach(), hits
+
+    def _forward(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, index, targets, owner, window, own = plan.tensors(self.device)
+        with self._computing():
+            # Rows are padded on the right and attention is causal: no mask is needed.
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+            loss, is_first = self._head.score(chosen, targets)
+        sums = torch.zeros_like(window)
+        return (
+            sums.index_add(0, owner, loss) / window,
+            sums.index_add(0, owner, is_first.to(sums.dtype)) / own,
+        )
+
+    def _computing(self) -> Any:
+        if self._computes is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self._computes)
+
+
+class _Plan:
+    """The rows of lanes as one batch, built on the host and sent at once."""
+
+    def __init__(self, lanes: Sequence[Lane], batches: Sequence[MicroBatch], pad: int) -> None:
+        self.tokens = max(batch.tokens for batch in batches)
+        self._ids = np.full((sum(lane.bank.shape.rows for lane in lanes), self.tokens), pad)
+        index, targets, owner = [], [], []
+        row = 0
+        for place, (lane, batch) in enumerate(zip(lanes, batches, strict=True)):
+            for offset, (ids, labels) in enumerate(batch.rows):
+                self._ids[row + offset, : len(ids)] = ids
+                where = np.flatnonzero(labels[1:] != IGNORED)
+                index.append(where + (row + offset) * self.tokens)
+                targets.append(labels[1:][where])
+                owner.append(np.full(len(where), place))
+            row += lane.bank.shape.rows
+        self._of_labels = np.stack([np.concatenate(each) for each in (index, targets, owner)])
+        counts = [[batch.window_labels for batch in batches], [batch.labels for batch in batches]]
+        self._counts = np.maximum(np.array(counts, dtype=np.float32), 1)
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Token ids [rows, tokens]; of each label its position, target and lane; labels of each
+        lane's window and micro-batch."""
+        arrays = (self._ids.astype(np.int64), self._of_labels.astype(np.int64), self._counts)
+        ids, of_labels, counts = (_sent(torch.from_numpy(array), device) for array in arrays)
+        return ids, *of_labels, *counts
+
+
+def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type != "cuda":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def parts_of(
+    lanes: Sequence[Lane], *, batches: Sequence[MicroBatch] | None = None, rows: int | None = None
+) -> list[Part]:
+    """Neighbouring lanes, by bank; with `rows` of each lane instead of a training micro-batch."""
+    parts: list[Part] = []
+    row = 0
+    for place, lane in enumerate(lanes):
+        bank = lane.bank
+        slot = next(i for i, each in enumerate(bank.slots) if each is lane.slot)
+        own = rows or bank.shape.rows
+        if not parts or parts[-1].bank is not bank or parts[-1].last != slot:
+            parts.append(Part(bank=bank, first=slot, last=slot, row=row, rows=own))
+        parts[-1].last = slot + 1
+        if batches is not None:
+            shape = (len(batches[place].rows), batches[place].tokens)
+            parts[-1].shapes = [*parts[-1].shapes, shape]
+            parts[-1].streams = [*(parts[-1].streams or []), lane.stream]
+        row += own
+    for part in parts:
+        if part.streams is not None and not any(each.probability for each in part.streams):
+            part.streams = None
+    return parts
+
+
+def _pad_id(train: TrainSpec) -> int:
+    tokenizer = load_tokenizer(train.model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad or 0)

@@ -1,0 +1,245 @@
+"""One trial in a pack: all that is its own between two micro-steps."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from sweeps import faults
+from sweeps.trial import Decision, State
+from trainers import checkpoint
+from trainers.guards import require_finite
+from trainers.packed.adapter import Adapter
+from trainers.packed.bank import Bank, Slot
+from trainers.packed.dropout import Stream
+from trainers.packed.rows import MicroBatch, Windows
+from trainers.packed.settings import log_every
+from trainers.packed.stepping import Stepping
+from trainers.progress import Record
+from trainers.task import Outcome, Task
+
+
+@dataclass(kw_only=True)
+class Lane:
+    """A trial's adapter, optimizer, data order and counts; see `advance` of the engine.
+
+    Attributes:
+        steps: optimizer steps of the whole trial.
+        leaving: it was told to stop.
+        loss: sum of the micro-batches' losses since the last log.
+        hits: sum of their shares of tokens predicted best, and how many there were.
+    """
+
+    task: Task
+    chosen: SimpleNamespace
+    record: Record
+    adapter: Adapter
+    bank: Bank
+    slot: Slot
+    stepping: Stepping
+    windows: Windows
+    stream: Stream
+    steps: int
+    device: torch.device
+    history: list[dict[str, float]]
+    leaving: bool = False
+    in_window: bool = False  # its gradient holds micro-batches already
+    loss: torch.Tensor = field(init=False)
+    hits: torch.Tensor = field(init=False)
+    batches: int = 0
+    _unread: list[tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    _alive: torch.Tensor | None = None  # on a GPU: no bad number was seen so far
+    _rate: float = 0.0
+    _norm: float = 0.0
+    _last_log: int = 0
+    _train_loss: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._last_log = self.record.step
+        self._clear()
+
+    def _clear(self) -> None:
+        self.loss = torch.zeros((), device=self.device)
+        self.hits = torch.zeros((), device=self.device)
+        self.batches = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.record.step >= self.steps
+
+    def take(self) -> MicroBatch:
+        """The rows of its next micro-batch."""
+        faults.passing("batch")
+        return self.windows.next(self.record.step)
+
+    def add(self, loss: torch.Tensor, hits: torch.Tensor) -> None:
+        """A micro-batch was passed: its share of the window's loss, and of tokens predicted."""
+        self.loss = self.loss + loss
+        self.hits = self.hits + hits
+        self.batches += 1
+        self.in_window = True
+
+    def step(self) -> None:
+        """Take the optimizer step whose window is full.
+
+        On a CPU a bad number is found before the step. On a GPU to look would be to wait: there the
+        step is undone on the device, as are all after it, and `read` finds out.
+
+        Raises:
+            DivergedError: a number was not finite.
+        """
+        norm = self.stepping.clip()
+        self._unread.append((self.record.step + 1, self.loss, norm))
+        if self.device.type == "cuda":
+            self._masked_step(norm)
+        else:
+            self.read()
+            self._rate = self.stepping.step()
+        self.bank.changed()
+        self.in_window = False
+        self.record.stepped()
+        if not self.record.state_bytes:
+            self.record.state_bytes = self.stepping.state_bytes
+
+    def _masked_step(self, norm: torch.Tensor) -> None:
+        is_good = torch.isfinite(self.loss) & torch.isfinite(norm)
+        self._alive = is_good if self._alive is None else self._alive & is_good
+        before = self.slot.weights.clone()
+        self._rate = self.stepping.step()
+        self.slot.weights.copy_(torch.where(self._alive, self.slot.weights, before))
+
+    def read(self) -> None:
+        """Look at the numbers of the steps since the last look; the one wait for the device.
+
+        Raises:
+            DivergedError: the first that was not finite.
+        """
+        if not self._unread:
+            return
+        values = torch.stack([torch.stack([x, n.to(x.dtype)]) for _, x, n in self._unread]).tolist()
+        steps = [step for step, *_ in self._unread]
+        self._unread.clear()
+        for step, (loss, norm) in zip(steps, values, strict=True):
+            require_finite("the training loss", loss, step)
+            require_finite("the gradient norm", norm, step)
+        self._norm = values[-1][1]
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to evaluate, report and save at this step."""
+        return self.record.step in self.record.due
+
+    @property
+    def is_to_log(self) -> bool:
+        step = self.record.step
+        first = step == 1 and self.chosen.logging_first_step
+        return first or self.is_due or step % log_every(self.chosen, self.steps) == 0
+
+    def log(self) -> None:
+        """Tell of the steps since the last log."""
+        self.read()
+        loss, hits = torch.stack([self.loss, self.hits]).tolist()
+        self._train_loss = loss / (self.record.step - self._last_log)
+        row = {
+            "loss": self._train_loss,
+            "learning_rate": self._rate,
+            "grad_norm": self._norm,
+            "mean_token_accuracy": hits / self.batches,
+        }
+        self._last_log = self.record.step
+        self._clear()
+        self.history.append({"step": self.record.step, **row})
+        if self.record.log(_finite(row)) is Decision.STOP:
+            self.leaving = True
+
+    def report(self, eval_loss: float) -> Decision:
+        """Report an evaluation at this step.
+
+        Raises:
+            DivergedError: it is not finite.
+        """
+        require_finite("eval_loss", eval_loss, self.record.step)
+        decision = self.record.report(eval_loss=eval_loss, train_loss=self._train_loss)
+        self.stepping.evaluated(eval_loss)
+        self.leaving = self.leaving or decision is Decision.STOP
+        return decision
+
+    def outcome(self, state: State) -> Outcome:
+        return Outcome(state=state, totals=self.record.totals())
+
+    def commit(self) -> None:
+        """Write a checkpoint that SFTTrainer could go on from."""
+        self.read()
+        draft = self.record.draft()
+        with checkpoint.writing(draft):
+            self.adapter.save(self.stepping.matrices(), draft)
+            torch.save(self.stepping.state_dict(), draft / "optimizer.pt")
+            torch.save(self.stepping.schedule.state_dict(), draft / "scheduler.pt")
+            torch.save(self._random_states(), draft / "rng_state.pth")
+            (draft / "trainer_state.json").write_text(json.dumps(self._trainer_state()))
+            self.record.commit(draft)
+
+    def _random_states(self) -> dict[str, Any]:
+        seed = self.task.train.seed
+        states: dict[str, Any] = {
+            "python": random.Random(seed).getstate(),
+            "numpy": np.random.RandomState(seed).get_state(),
+            "cpu": first_state(seed),
+        }
+        return states | {self.stream.device_type: self.stream.state}
+
+    def _trainer_state(self) -> dict[str, Any]:
+        train = self.task.train
+        return {
+            "global_step": self.record.step,
+            "max_steps": self.steps,
+            "num_train_epochs": 1,
+            "epoch": self.record.examples / self.task.examples,
+            "logging_steps": log_every(self.chosen, self.steps),
+            "train_batch_size": train.batch_size,
+            "log_history": self.history,
+        }
+
+    def restore(self, folder: Path) -> None:
+        """Go on from a checkpoint, a lane's or a solo run's; the adapter is loaded already."""
+        options = {"map_location": "cpu", "weights_only": True}
+        self.stepping.load_state_dict(torch.load(folder / "optimizer.pt", **options))
+        self.stepping.schedule.load_state_dict(torch.load(folder / "scheduler.pt", **options))
+        self.record.state_bytes = self.stepping.state_bytes
+
+
+def first_state(seed: int) -> torch.Tensor:
+    """The CPU's random state at a solo run's first dropout: a loader of rows has drawn once."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        iter(DataLoader([0]))  # type: ignore[arg-type]
+        return torch.random.get_rng_state()
+
+
+def saved_state(folder: Path, device_type: str) -> torch.Tensor:
+    """The random state in a checkpoint."""
+    from transformers.trainer_pt_utils import safe_globals
+
+    with safe_globals():
+        states = torch.load(folder / "rng_state.pth", weights_only=True)
+    state: torch.Tensor = states[device_type]
+    return state
+
+
+def saved_history(folder: Path) -> list[dict[str, float]]:
+    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+    return list(state.get("log_history") or [])
+
+
+def _finite(row: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if math.isfinite(value)}

@@ -1,0 +1,208 @@
+"""A linear layer of the base, and what the lanes add to it: each lane's A and B on its own rows.
+
+    rows of the batch     lane 0   lane 0   lane 1   lane 1   lane 2        (x: [rows, tokens, in])
+    base layer            ------------ one matmul over all rows ------------
+    bank 0 (r=8, 2 rows)  [lanes 0, 1: batched matmuls]
+    bank 1 (r=4, 1 row)                                       [lane 2: one]
+
+Lanes of one bank are neighbours in the batch, so their rows are one view
+[lanes, rows x tokens, in]. Gradients go straight into the bank: no graph node, no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from trainers.packed.bank import Bank
+from trainers.packed.dropout import Stream
+
+
+@dataclass(kw_only=True)
+class Part:
+    """Neighbouring lanes of one bank in a pass.
+
+    Attributes:
+        first, last: their slots in the bank.
+        row: of the batch, where they begin; each has `rows` rows.
+        shapes: (rows, tokens) of each lane's own micro-batch, without what pads it here.
+        streams: for each lane its dropout; None where none of them has any, or they evaluate.
+    """
+
+    bank: Bank
+    first: int
+    last: int
+    row: int
+    rows: int
+    shapes: Sequence[tuple[int, int]] = ()
+    streams: Sequence[Stream] | None = None
+
+    @property
+    def lanes(self) -> int:
+        return self.last - self.first
+
+
+@dataclass(kw_only=True)
+class Pass:
+    """How the rows of a batch belong to lanes.
+
+    Attributes:
+        computes: the number type of autocast; None without it.
+        again: activations are computed anew in the backward pass.
+    """
+
+    parts: list[Part]
+    tokens: int  # of a row, padding included
+    computes: torch.dtype | None = None
+    again: bool = False
+
+
+@dataclass
+class Switch:
+    """The pass that layers are in; None leaves them to the base alone."""
+
+    now: Pass | None = None
+    hooked: dict[str, Any] = field(default_factory=dict)
+
+    def hook(self, name: str, module: torch.nn.Module) -> None:
+        """Let a linear layer of the base add what the lanes of the pass at hand have for it."""
+        if name in self.hooked:
+            return
+        anchor = torch.zeros((), requires_grad=True)  # so that a backward pass comes by
+        fresh = type(module) is torch.nn.Linear  # its result is nobody else's: written in place
+
+        def add(_: torch.nn.Module, given: tuple[Any, ...], base: torch.Tensor) -> Any:
+            if self.now is None:
+                return None
+            return _LanesSum.apply(base, given[0], anchor, self.now, name, fresh)
+
+        if type(module).__name__ == "Linear8bitLt":
+            _lane_by_lane(self, module)
+        self.hooked[name] = module.register_forward_hook(add)
+
+
+def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
+    """LLM.int8() quantizes by what is largest in the batch: a lane's batch is its own rows."""
+    whole = module.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if switch.now is None:
+            return whole(x)
+        sizes = [part.rows for part in switch.now.parts for _ in range(part.lanes)]
+        rows = x.view(-1, switch.now.tokens, x.shape[-1]).split(sizes)
+        return torch.cat([whole(lane) for lane in rows]).view(*x.shape[:-1], -1)
+
+    module.forward = forward
+
+
+class _LanesSum(torch.autograd.Function):
+    """base + scaling B A dropout(x), of each lane its own; gradients of A, B go to the banks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        base: torch.Tensor,  # [rows, tokens, out], or [rows x tokens, out]
+        x: torch.Tensor,  # [rows, tokens, in], likewise
+        anchor: torch.Tensor,
+        now: Pass,
+        name: str,
+        fresh: bool,
+    ) -> torch.Tensor:
+        if fresh:
+            ctx.mark_dirty(base)
+        result = base if fresh else base.clone()
+        flat_x, flat_result = x.reshape(-1, x.shape[-1]), result.view(-1, result.shape[-1])
+        kept: list[torch.Tensor | None] = [x]
+        for part in now.parts:
+            if not part.bank.has(name):
+                kept += [None, None]
+                continue
+            ours = _own(part, now, flat_x, name)
+            noise = _noise(part, now, name, ours)
+            dropped = ours if noise is None else ours * noise
+            a = part.bank.view(name, "A", part.first, part.last, ours.dtype)  # [lanes, r, in]
+            b = part.bank.view(name, "B", part.first, part.last, ours.dtype)  # [lanes, out, r]
+            scale = part.bank.scaling(name, part.first, part.last)
+            low = torch.bmm(dropped, a.transpose(1, 2))  # [lanes, rows x tokens, r]
+            target = _rows(part, now, flat_result)
+            if ours.dtype == torch.float32 == target.dtype:
+                low = low.mul_(scale)
+                target.baddbmm_(low, b.transpose(1, 2))
+            else:  # rounded where PEFT rounds
+                target += (torch.bmm(low, b.transpose(1, 2)) * scale).to(ours.dtype)
+            kept += [low, noise]
+        ctx.save_for_backward(*kept)
+        ctx.now, ctx.name = now, name
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        x, *kept = ctx.saved_tensors
+        now, name = ctx.now, ctx.name
+        flat_x, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+        wanted = ctx.needs_input_grad[1]
+        grad_x = torch.zeros_like(flat_x) if wanted else None
+        for part, low, noise in zip(now.parts, kept[::2], kept[1::2], strict=True):
+            if low is None:
+                continue
+            ours = _own(part, now, flat_x, name)
+            dropped = ours if noise is None else ours * noise
+            above = _rows(part, now, flat_grad).to(ours.dtype)  # [lanes, rows x tokens, out]
+            a = part.bank.view(name, "A", part.first, part.last, ours.dtype)
+            b = part.bank.view(name, "B", part.first, part.last, ours.dtype)
+            scale = part.bank.scaling(name, part.first, part.last)
+            if ours.dtype == torch.float32 == grad.dtype:  # `low` carries the scale
+                grad_low = torch.bmm(above, b).mul_(scale)
+            else:
+                above = (above * scale).to(ours.dtype)
+                grad_low = torch.bmm(above, b)
+            _accumulate(part, name, "B", above.transpose(1, 2), low)
+            _accumulate(part, name, "A", grad_low.transpose(1, 2), dropped)
+            if grad_x is not None:
+                back = torch.bmm(grad_low, a)
+                back = back if noise is None else back.mul_(noise)
+                _rows(part, now, grad_x).copy_(back)
+        return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
+
+
+def _accumulate(part: Part, name: str, side: str, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left @ right to the gradients of the part's lanes."""
+    grads = part.bank.view(name, side, part.first, part.last, None)
+    if left.dtype == torch.float32 == grads.dtype:
+        grads.baddbmm_(left, right)
+    else:
+        grads += torch.bmm(left, right)
+
+
+def _rows(part: Part, now: Pass, flat: torch.Tensor) -> torch.Tensor:
+    """The part's share of a batch [rows x tokens, features]: [lanes, rows x tokens, features]."""
+    begin, length = part.row * now.tokens, part.rows * now.tokens
+    return flat[begin : begin + part.lanes * length].view(part.lanes, length, flat.shape[-1])
+
+
+def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
+    """The part's inputs in the type that its matmuls compute in."""
+    total = max(each.row + each.rows * each.lanes for each in now.parts) * now.tokens
+    if flat.shape[0] != total:
+        raise RuntimeError(
+            f"{name} is given {flat.shape[0]} positions where the batch has {total}: this model's "
+            "layers cannot be shared by lanes. engine=solo trains it"
+        )
+    return _rows(part, now, flat).to(now.computes or part.bank.weights.dtype)
+
+
+def _noise(part: Part, now: Pass, name: str, ours: torch.Tensor) -> torch.Tensor | None:
+    """Dropout of the part's lanes, [lanes, rows x tokens, in]; None where none has any."""
+    if part.streams is None:
+        return None
+    noise = torch.ones_like(ours)
+    by_row = noise.view(part.lanes, part.rows, now.tokens, ours.shape[-1])
+    for place, (stream, (rows, tokens)) in enumerate(zip(part.streams, part.shapes, strict=True)):
+        if stream.probability:
+            by_row[place, :rows, :tokens] = stream.noise(
+                name, (rows, tokens, ours.shape[-1]), ours.dtype, again=now.again
+            )
+    return noise
