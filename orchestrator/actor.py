@@ -129,10 +129,10 @@ class CoordinatorActor:
         if self._barren > _BARREN_STARTS and not self._dealer.count:
             self.interrupt(f"workers die before they can train anything: {reason}", False)
 
-    def let_go(self, worker: str, key: str, reason: str) -> None:
+    def let_go(self, worker: str, key: str, reason: str, full_disk: bool = False) -> None:
         """A worker cannot go on with a trial, through no fault of the trial's."""
         self._dealer.took_back(worker, key)
-        self._coordinator.lost(key, reason)
+        self._coordinator.lost(key, reason, full_disk=full_disk)
         self._table.refresh(self._coordinator.history)
 
     def next_job(self, worker: str, room: int = 1) -> Job:

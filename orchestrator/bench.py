@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import time
@@ -191,7 +192,8 @@ class Bench:
         words = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {words[0][:200]}"
         if isinstance(error, OSError):
-            ray.get(self._office.let_go.remote(self._worker, line.key, reason))
+            full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            ray.get(self._office.let_go.remote(self._worker, line.key, reason, full_disk))
             return
         if not line.attempt and not line.begin(0, []):  # the Coordinator has to know of the attempt
             return

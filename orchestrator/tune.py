@@ -27,6 +27,7 @@ _QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
 }
 _STOP_S = 10.0
+_NEXT_TO_NOTHING = {"memory": 2**20}  # bytes; Tune places no trial that asks for nothing
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
 
 
@@ -210,7 +211,7 @@ class Workers(threading.Thread):
             tune.with_parameters(
                 GroupWorker if is_group else Worker, office=self._office, post=self._post
             ),
-            {"CPU": 0} if is_group else one,
+            _NEXT_TO_NOTHING if is_group else one,
         )
         tuner = tune.Tuner(
             trainable,

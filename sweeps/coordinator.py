@@ -287,12 +287,19 @@ class Coordinator:
             self._check(key, attempt)
             self._handed.discard(key)
 
-    def lost(self, key: str, reason: str, error: str = "") -> bool:
-        """A worker is gone for good; True where the trial will be tried again."""
+    def lost(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
+        """A worker is gone for good; True where the trial will be tried again.
+
+        With `full_disk`, where its retries are spent, the sweep stops and the trial waits: every
+        other trial would fail of the same, and for good.
+        """
         with self._guard:
             record = self.history.trials[key]
             self._handed.discard(key)
             if record.state.is_finished():
+                return False
+            if full_disk and record.retries >= self._spec.sweep.max_retries:
+                self._books.break_off(reason)
                 return False
             try:
                 self._keep_error(key, error)

@@ -78,8 +78,10 @@ def check(event: Event) -> None:
 
 
 def _check_type(name: str, value: Any, kind: type | tuple[type, ...]) -> None:
-    is_bool_for_int = isinstance(value, bool) and kind is int
-    if not isinstance(value, kind) or is_bool_for_int or (kind is int and not -1 < value < 2**63):
+    fits = isinstance(value, kind)
+    if kind is int:
+        fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+    if not fits:
         raise ValueError(f"{name} = {value!r:.40}")
 
 

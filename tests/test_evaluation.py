@@ -92,8 +92,8 @@ def test_batches_keep_to_their_budget_and_a_longer_row_stands_alone() -> None:
 def test_a_large_vocabulary_makes_small_batches(rows: Dataset) -> None:
     small = Rows(rows, pad_token_id=0, vocab_size=4096)
     large = Rows(rows, pad_token_id=0, vocab_size=2**20)
-    assert len(large._batches) > len(small._batches)
-    assert max(ids.numel() for ids, _, _ in large._batches) <= 64
+    assert len(large.batches) > len(small.batches)
+    assert max(ids.numel() for ids, _, _ in large.batches) <= 64
     assert large.tokens == small.tokens
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, load_from_disk
+from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from sweeps.errors import SweepError
 from sweeps.files import publish, sync_folder, write_text
@@ -28,7 +28,16 @@ from trainers.data_report import DataReport, lengths
 from trainers.preparation import tokenized
 from trainers.tokenization import silence
 
-__all__ = ["PreparedData", "fingerprint", "load", "order", "prepare", "stream", "tokens_seen"]
+__all__ = [
+    "PreparedData",
+    "filled_up",
+    "fingerprint",
+    "load",
+    "order",
+    "prepare",
+    "stream",
+    "tokens_seen",
+]
 
 _SPLITS = ("train", "eval", "test")
 _REPORT = "report.json"
@@ -101,6 +110,22 @@ def stream(train: Dataset, examples: int, seed: int) -> Dataset:
     may be partial. Two streams of the same seed agree as far as the shorter one goes.
     """
     return train.select(order(len(train), examples, seed))
+
+
+def filled_up(rows: Dataset, multiple: int) -> Dataset:
+    """`rows` with empty ones after them, up to a multiple; nothing in those is learnt or counted.
+
+    Ranks must have batches of the same number and size, or they would wait for each other.
+    """
+    missing = -len(rows) % multiple
+    if not missing:
+        return rows
+    ids = rows[len(rows) - 1]["input_ids"][:2]
+    empty = Dataset.from_dict(
+        {"input_ids": [ids] * missing, "labels": [[-100] * len(ids)] * missing},
+        features=rows.select_columns(["input_ids", "labels"]).features,
+    )
+    return concatenate_datasets([rows.select_columns(["input_ids", "labels"]), empty])
 
 
 def tokens_seen(train: Dataset, examples: int, seed: int) -> np.ndarray[Any, Any]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from sweeps.spec import ModelSpec
+from trainers.ranks import Ranks
 from trainers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -62,24 +63,29 @@ class Rows:
         self.tokens = sum(int((labels[:, 1:] != IGNORED).sum()) for _, _, labels in self.batches)
 
     @torch.no_grad()
-    def measure(self, model: torch.nn.Module) -> Measured:
-        """The loss of `model` over these rows; its training mode is left as it was."""
-        with precision(model):
-            return self._measure(model)
+    def measure(self, model: torch.nn.Module, ranks: Ranks | None = None) -> Measured:
+        """The loss of `model` over these rows; its training mode is left as it was.
 
-    def _measure(self, model: torch.nn.Module) -> Measured:
+        Args:
+            ranks: processes that hold the same model, and measure a share of the rows each.
+        """
+        with precision(model):
+            return self._measure(model, ranks or Ranks())
+
+    def _measure(self, model: torch.nn.Module, ranks: Ranks) -> Measured:
         device = next(model.parameters()).device
         total = torch.zeros((), dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
         try:
-            for ids, mask, labels in self.batches:
+            for ids, mask, labels in self.batches[ranks.rank :: ranks.world]:
                 targets = labels[:, 1:]  # [rows, tokens - 1]
                 logits = labelled_logits(model, ids.to(device), mask.to(device), targets)
                 total += loss_sum(logits, targets.to(logits.device))
         finally:
             model.train(was_training)
-        return Measured(loss=total.item() / max(1, self.tokens), tokens=self.tokens)
+        loss = ranks.sum(total.item()) / max(1, self.tokens)
+        return Measured(loss=loss, tokens=self.tokens)
 
 
 def labelled_logits(

@@ -20,6 +20,8 @@ from trainers.task import Observer
 
 Value = TypeVar("Value")
 
+_speaking = False  # rank 0 is in a call for all: what it asks in there, it asks for itself
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
@@ -46,14 +48,18 @@ class Ranks:
 
     def together(self, call: Callable[[], Value]) -> Value:
         """What `call` returns or raises on rank 0, on every rank; the others do not call it."""
-        if self.world == 1:
+        global _speaking
+        if self.world == 1 or _speaking:
             return call()
         told: list[Any] = [None, None]
         if self.is_first:
+            _speaking = True
             try:
                 told[0] = call()
             except Exception as error:
                 told[1] = error
+            finally:
+                _speaking = False
         dist.broadcast_object_list(told, src=0, group=self.group)
         if told[1] is not None:
             raise told[1]

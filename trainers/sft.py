@@ -12,6 +12,7 @@ from trl.trainer.sft_config import SFTConfig
 from sweeps.errors import ConfigError, Problem
 from sweeps.spec import TrainSpec
 from trainers.fields import field_problems
+from trainers.ranks import per_rank
 from trainers.schedule import WATCHING, arguments, fault, names
 from trainers.schedulers import unknown_name
 
@@ -55,7 +56,13 @@ def construction_problems(trainer: Mapping[str, Any]) -> list[Problem]:
 
 
 def sft_config(
-    train: TrainSpec, *, output_dir: Path, examples: int, runtime_dtype: str, device: str
+    train: TrainSpec,
+    *,
+    output_dir: Path,
+    examples: int,
+    runtime_dtype: str,
+    device: str,
+    world: int = 1,
 ) -> SFTConfig:
     """The SFTConfig of one trial; every field the user gave passes through unchanged.
 
@@ -66,12 +73,13 @@ def sft_config(
         examples: rows of the stream.
         runtime_dtype: "float32", "bfloat16" or "float16": the weights' type, `auto` resolved.
         device: "cpu", "cuda" or "cuda:1".
+        world: processes that train the trial together, a device each.
 
     Raises:
         ConfigError: a field is not the trial's to set, or the schedule cannot run.
     """
     steps = train.steps(examples)
-    given = dict(train.trainer)
+    given = dict(per_rank(train, world).trainer)
     found = field_problems(given) or schedule_problems(given, steps=steps)
     if found:
         raise ConfigError(found)

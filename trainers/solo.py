@@ -8,6 +8,8 @@ Overridden are evaluation (`trainers.evaluation`) and how a checkpoint reaches t
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
 from trainers import checkpoint
 from trainers.adapters import in_training_type
-from trainers.data import PreparedData, stream, tokens_seen
+from trainers.data import PreparedData, filled_up, stream, tokens_seen
 from trainers.evaluation import Rows, rows_for
 from trainers.guards import PeakMemory, Stopwatch, require_finite
 from trainers.model import (
@@ -34,6 +36,7 @@ from trainers.model import (
 )
 from trainers.optimizers import state_bytes
 from trainers.progress import Record
+from trainers.ranks import Ranks
 from trainers.settings import sft_config
 from trainers.task import Observer, Outcome, Task
 
@@ -49,19 +52,21 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
         torch.OutOfMemoryError, and whatever the libraries raise.
     """
     spec = task.train
+    ranks = Ranks.here()
     base = fingerprint_base(spec.model)
     checkpoints = task.folder.checkpoints(task.key)
-    found = checkpoint.newest(checkpoints, key=task.key, base=base)
+    found = ranks.together(lambda: checkpoint.newest(checkpoints, key=task.key, base=base))
     reports = found[1].trial_reports() if found else []
     if not observer.begin(found[1].step if found else 0, reports):
         return Outcome(state=State.WAITING)
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    checkpoint.clear_drafts(checkpoints)
+    if ranks.is_first:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        checkpoint.clear_drafts(checkpoints)
     model = load_base(spec.model, task.device, trains_base=_trains_base(spec))
     evaluation = rows_for(data.evaluation, model, spec.model)
     if observer.wants_base():  # before there is an adapter: some change the base as they start
-        _report_base(model, evaluation, observer)
-    trainer = _build(task, model, data, observer, base)
+        _report_base(model, evaluation, observer, ranks)
+    trainer = _build(task, model, data, observer, base, ranks)
     trainer.evaluation_rows = evaluation
     trainer.progress.record.reports = reports
     trainer.progress.seconds_before = found[1].seconds if found else 0.0
@@ -74,7 +79,7 @@ def _trains_base(spec: TrainSpec) -> bool:
 
 
 def _build(
-    task: Task, model: Any, data: PreparedData, observer: Observer, base: str
+    task: Task, model: Any, data: PreparedData, observer: Observer, base: str, ranks: Ranks
 ) -> SoloTrainer:
     spec = task.train
     tokenizer = load_tokenizer(spec.model)
@@ -86,15 +91,19 @@ def _build(
         examples=task.examples,
         runtime_dtype=str(runtime.dtype).removeprefix("torch."),
         device=task.device,
+        world=ranks.world,
     )
+    rows = stream(data.train, task.examples, spec.seed)
+    together = arguments.per_device_train_batch_size * ranks.world
     trainer = SoloTrainer(
         model=model,
         args=arguments,
-        train_dataset=stream(data.train, task.examples, spec.seed),
+        train_dataset=rows if ranks.world == 1 else filled_up(rows, together),
         eval_dataset=data.evaluation,
         processing_class=tokenizer,
         peft_config=lora_config(spec.peft),
     )
+    trainer.ranks = ranks
     trainer.remove_callback(PrinterCallback)
     record = Record(
         task,
@@ -110,9 +119,9 @@ def _build(
     return trainer
 
 
-def _report_base(model: torch.nn.Module, rows: Rows, observer: Observer) -> None:
+def _report_base(model: torch.nn.Module, rows: Rows, observer: Observer, ranks: Ranks) -> None:
     """Report 0: the base model before any step."""
-    measured = rows.measure(model)
+    measured = rows.measure(model, ranks)
     require_finite("the base model's eval_loss", measured.loss, 0)
     metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
     observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
@@ -121,13 +130,14 @@ def _report_base(model: torch.nn.Module, rows: Rows, observer: Observer) -> None
 class SoloTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with one measure of evaluation loss and committed checkpoints."""
 
+    ranks: Ranks
     evaluation_rows: Rows
     progress: Progress
     grad_norm: float = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.progress.clock.paused():
-            measured = self.evaluation_rows.measure(self.model)
+            measured = self.evaluation_rows.measure(self.model, self.ranks)
             require_finite("eval_loss", measured.loss, self.state.global_step)
             metrics = {"eval_loss": measured.loss}
             control = self.callback_handler.on_evaluate(
@@ -148,7 +158,7 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
 
     def loss_so_far(self) -> float:
         """Sum of the step losses that were not logged yet; not finite where any was not."""
-        return float(self._tr_loss)
+        return self.ranks.sum(float(self._tr_loss))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -164,14 +174,20 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
             self.model.save_pretrained(output_dir, state_dict=state_dict)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        draft = self.progress.record.draft()
+        draft = self.ranks.together(self.progress.record.draft)
         with self.progress.clock.paused(), checkpoint.writing(draft):
             self.save_model(str(draft), _internal_call=True)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
-            self._save_rng_state(str(draft))
-            self.state.save_to_json(str(draft / "trainer_state.json"))
-            self.progress.record.commit(draft)
+            self._save_rng_state(str(draft))  # each rank its own
+            self.ranks.wait()
+            self.ranks.together(lambda: self._commit(draft))
+
+    def _commit(self, draft: Path) -> None:
+        self.state.save_to_json(str(draft / "trainer_state.json"))
+        if self.ranks.world > 1:  # for whoever goes on with one device
+            shutil.copyfile(draft / "rng_state_0.pth", draft / "rng_state.pth")
+        self.progress.record.commit(draft)
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,135 @@
+"""Trials on two devices each: the numbers of one device, also when a process dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from real_sweeps import GRID, SMALL, Command, losses, of, under_way
+from training import prepared, train_spec
+
+from orchestrator.preparation import read_command
+from sweeps.errors import ConfigError
+from sweeps.spec import TrainSpec
+from trainers.data import filled_up
+from trainers.ranks import per_rank
+
+TWO = ("engine.devices_per_trial=2", "cluster.cpus=2")
+HANG_S = "20"  # far longer than a step takes here
+
+
+# ---------------------------------------------------------------------- what each rank trains
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "ours"),
+    [(8, 4, (8, 2)), (8, 2, (8, 1)), (8, 1, (4, 1)), (6, 3, (3, 3))],
+)
+def test_accumulation_is_shared_out_else_the_micro_batch(
+    batch: int, accumulation: int, ours: tuple[int, int]
+) -> None:
+    spec = train_spec(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
+    rank: TrainSpec = per_rank(spec, 2)
+    assert (rank.batch_size, rank.accumulation_steps) == ours
+
+
+def test_what_cannot_be_shared_out_is_refused_with_the_ways_out() -> None:
+    words = ["sweep=lr_grid", "engine.devices_per_trial=2"]
+    with pytest.raises(ConfigError, match=r"3 micro-batches of 5 rows, and neither can be divided"):
+        read_command(
+            [
+                *words,
+                "trainer.per_device_train_batch_size=5",
+                "trainer.gradient_accumulation_steps=2,3",
+            ]
+        )
+
+
+def test_lanes_do_not_span_devices() -> None:
+    with pytest.raises(ConfigError, match="lanes share one device"):
+        read_command(["sweep=lr_grid", "engine=packed", "engine.devices_per_trial=2"])
+
+
+def test_rows_that_fill_up_teach_nothing() -> None:
+    rows = prepared().train.select(range(5))
+    filled = filled_up(rows, 4)
+    assert len(filled) == 8
+    assert filled[4]["input_ids"] == rows[4]["input_ids"]
+    assert set(filled[7]["labels"]) == {-100}
+    assert filled_up(rows, 5) is rows
+
+
+# ---------------------------------------------------------------------- whole sweeps
+
+Make = Callable[..., Command]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
+    """Makes commands; whatever is left of their processes is ended in the end."""
+    made: list[Command] = []
+
+    def command(*words: str) -> Command:
+        root = tmp_path_factory.mktemp("group")
+        made.append(
+            Command(
+                (*SMALL, GRID, "sweep.trials=2", "tracking=off", *words),
+                root,
+                {"SWEEPS_HANG_S": HANG_S},
+            )
+        )
+        return made[-1]
+
+    yield command
+    for one in made:
+        if one.process is not None:
+            one.clear_up()
+
+
+@pytest.mark.slow
+def test_two_devices_give_the_numbers_of_one_whatever_happens_to_them(make: Make) -> None:
+    alone = make("engine=solo")
+    assert alone.run() == 0, alone.output
+    group = make(*TWO)
+    group.start()
+    first = group.wait_until(under_way)
+    os.kill(other_rank(group), signal.SIGKILL)
+    group.wait_until(lambda events: of(events, "start", first)[1:])
+    group.wait_until(lambda events: len(of(events, "checkpoint")) >= 3)
+    os.kill(other_rank(group), signal.SIGSTOP)  # it hangs; the first one waits, but not for ever
+    assert group.wait() == 0, group.output
+    assert len(of(group.events(), "retry")) == 2
+    assert "each trial on 2 devices (ddp)" in group.output
+    expected = losses(alone.events())
+    assert {key: pytest.approx(v, rel=1e-5) for key, v in expected.items()} == losses(
+        group.events()
+    )
+
+
+def other_rank(group: Command) -> int:
+    """The process of the running trial's group that does not speak for it."""
+    speaker = int(of(group.events(), "start")[-1]["worker"].rpartition(":")[2])
+    ours = {pid for pid in children(parent(speaker)) if "TrainWorker" in name(pid)}
+    (other,) = ours - {speaker}
+    return other
+
+
+def children(pid: int) -> set[int]:
+    return {int(p.name) for p in Path("/proc").glob("[0-9]*") if parent(int(p.name)) == pid}
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
