@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from training import Recorder, scratch
 
 from sweeps.files import RunFolder
 from sweeps.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
+from sweeps.trial import State
 from trainers import solo
 from trainers.data import PreparedData
 from trainers.model import load_tokenizer
@@ -60,9 +61,7 @@ def short_rows() -> PreparedData:
         return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
     train, evaluation = rows(120), rows(24)
-    return PreparedData(
-        train=train, evaluation=evaluation, test=None, fingerprint="", report=None
-    )
+    return PreparedData(train=train, evaluation=evaluation, test=None, fingerprint="", report=None)
 
 
 def small(
@@ -107,12 +106,11 @@ class Pack:
     ended: dict[int, Ended]
     examples: int
 
-    def attach(self, spec: TrainSpec, seen: Recorder | None = None, place: int | None = None) -> int:
-        place = len(self.specs) if place is None else place
-        self.specs[place:] = [spec]
-        self.seen[place:] = [seen or Recorder()]
-        self.attached = self.engine.attach(task(self.root, spec, place, self.examples), self.seen[-1])
-        return place
+    def attach(self, spec: TrainSpec, seen: Recorder | None = None) -> bool:
+        place = len(self.specs)
+        self.specs.append(spec)
+        self.seen.append(seen or Recorder())
+        return self.engine.attach(task(self.root, spec, place, self.examples), self.seen[place])
 
     def advance(self, times: int = 1) -> None:
         for _ in range(times):
@@ -124,14 +122,20 @@ class Pack:
             self.advance()
         return self
 
+    def state(self, place: int) -> State:
+        """How a lane ended; what it raised is raised here."""
+        ended = self.ended[place]
+        if ended.error is not None:
+            raise ended.error
+        assert ended.outcome is not None
+        return ended.outcome.state
+
     def checkpoint(self, place: int, step: int) -> Path:
         return RunFolder(self.root).checkpoint(key(place), step)
 
 
 def task(root: Path, spec: TrainSpec, place: int, examples: int) -> Task:
-    return Task(
-        key=key(place), train=spec, examples=examples, folder=RunFolder(root), device="cpu"
-    )
+    return Task(key=key(place), train=spec, examples=examples, folder=RunFolder(root), device="cpu")
 
 
 def pack(
@@ -182,8 +186,15 @@ def alone_once(spec: TrainSpec, examples: int = EXAMPLES) -> tuple[Path, Recorde
     return _alone(repr(spec), examples)
 
 
-def variant(spec: TrainSpec, **changes: Any) -> TrainSpec:
-    return replace(spec, **changes)
+def adapter(folder: Path) -> torch.Tensor:
+    """All weights of a checkpoint's adapter, in one vector."""
+    from safetensors.torch import load_file
+
+    weights = load_file(str(folder / "adapter_model.safetensors"))
+    return torch.cat([weights[name].double().flatten() for name in sorted(weights)])
 
 
-Answer = Callable[[Any], Any]
+def distance(ours: Path, theirs: Path) -> float:
+    """Relative L2 between the adapters of two checkpoints."""
+    a, b = adapter(ours), adapter(theirs)
+    return float((a - b).norm() / b.norm())

@@ -18,6 +18,7 @@ CONFIG: dict[str, Any] = {
     "seed": 0,
     "name": None,
     "run_dir": None,
+    "accept_changes": False,
     "storage": None,
     "model": {"path": "tiny", "dtype": "auto"},
     "data": {"source": "docstrings", "columns": {}},

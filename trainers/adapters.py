@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,10 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
     from peft import get_peft_model
 
     try:
-        return in_training_type(get_peft_model(model, config))
+        with warnings.catch_warnings():
+            # PEFT asks by the old name of activation checkpointing.
+            warnings.simplefilter("ignore", FutureWarning)
+            return in_training_type(get_peft_model(model, config))
     except ValueError as error:
         raise SweepError(f"peft: {str(error).splitlines()[0]}") from error
 

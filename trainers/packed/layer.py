@@ -128,7 +128,7 @@ class _LanesSum(torch.autograd.Function):
             scale = part.bank.scaling(name, part.first, part.last)
             low = torch.bmm(dropped, a.transpose(1, 2))  # [lanes, rows x tokens, r]
             target = _rows(part, now, flat_result)
-            if ours.dtype == torch.float32 == target.dtype:
+            if _adds_in_place(ours, target, now):
                 low = low.mul_(scale)
                 target.baddbmm_(low, b.transpose(1, 2))
             else:  # rounded where PEFT rounds
@@ -144,7 +144,10 @@ class _LanesSum(torch.autograd.Function):
         now, name = ctx.now, ctx.name
         flat_x, flat_grad = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         wanted = ctx.needs_input_grad[1]
-        grad_x = torch.zeros_like(flat_x) if wanted else None
+        grad_x = None
+        if wanted:  # a bank may have no adapter here
+            is_whole = all(low is not None for low in kept[::2])
+            grad_x = torch.empty_like(flat_x) if is_whole else torch.zeros_like(flat_x)
         for part, low, noise in zip(now.parts, kept[::2], kept[1::2], strict=True):
             if low is None:
                 continue
@@ -154,7 +157,7 @@ class _LanesSum(torch.autograd.Function):
             a = part.bank.view(name, "A", part.first, part.last, ours.dtype)
             b = part.bank.view(name, "B", part.first, part.last, ours.dtype)
             scale = part.bank.scaling(name, part.first, part.last)
-            if ours.dtype == torch.float32 == grad.dtype:  # `low` carries the scale
+            if _adds_in_place(ours, grad, now):  # `low` carries the scale
                 grad_low = torch.bmm(above, b).mul_(scale)
             else:
                 above = (above * scale).to(ours.dtype)
@@ -162,10 +165,22 @@ class _LanesSum(torch.autograd.Function):
             _accumulate(part, name, "B", above.transpose(1, 2), low)
             _accumulate(part, name, "A", grad_low.transpose(1, 2), dropped)
             if grad_x is not None:
-                back = torch.bmm(grad_low, a)
-                back = back if noise is None else back.mul_(noise)
-                _rows(part, now, grad_x).copy_(back)
+                target = _rows(part, now, grad_x)
+                if noise is None and target.dtype == ours.dtype:
+                    torch.bmm(grad_low, a, out=target)
+                else:
+                    back = torch.bmm(grad_low, a)
+                    target.copy_(back if noise is None else back.mul_(noise))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
+
+
+def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
+    """Whether B A x is added to the base's result by the matmul itself.
+
+    Without autocast, PEFT rounds it to the adapter's half precision first: then so do we.
+    """
+    is_exact = ours.dtype == torch.float32 or now.computes is not None
+    return is_exact and ours.dtype == target.dtype
 
 
 def _accumulate(part: Part, name: str, side: str, left: torch.Tensor, right: torch.Tensor) -> None:

@@ -1,0 +1,176 @@
+"""Thirty steps and more of lanes beside SFTTrainer: every optimizer, schedule and accumulation."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from packs import alone_once, distance, key, pack, short_rows, small, small_base
+from training import LORA, Recorder, prepared, run, train_spec
+
+from sweeps.files import RunFolder
+from sweeps.spec import ModelSpec, TrainSpec
+from trainers.evaluation import rows_for
+from trainers.export import load_trained
+from trainers.optimizers import available
+
+STEPS = 32
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "constant_with_warmup": {"warmup_steps": 3},
+    "linear": {"warmup_steps": 0.1},
+    "cosine": {},
+    "warmup_stable_decay": {"warmup_steps": 3, "lr_scheduler_kwargs": {"num_decay_steps": 0.25}},
+}
+RATES = {
+    "sgd": 0.05,
+    "adagrad": 5e-3,
+    **dict.fromkeys(("rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit"), 3e-4),
+    **dict.fromkeys(("lion_32bit", "lion_8bit"), 2e-4),
+}
+# The same on a CPU as one of the others: paged ones run unpaged, and some have two names.
+TWINS = ("adamw_bnb_8bit", "paged_", "rmsprop_bnb_32bit")
+
+
+def trial(optimizer: str, schedule: str, accumulation: int, **more: Any) -> TrainSpec:
+    seed = len(optimizer) + 10 * len(schedule) + accumulation
+    return small(
+        optim=optimizer,
+        lr_scheduler_type=schedule,
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=2,
+        learning_rate=RATES.get(optimizer, 1e-3),
+        weight_decay=0.01,
+        peft={"r": 16, "lora_alpha": 16},
+        seed=seed,
+        evaluations=2,
+        **SCHEDULES[schedule] | more,
+    )
+
+
+def optimizers() -> list[str]:
+    plain = [name for name in available("cpu") if not name.startswith(TWINS)]
+    return [*plain, "paged_adamw_32bit"]
+
+
+def matrix() -> list[TrainSpec]:
+    """Each optimizer with each schedule, accumulations in turn; adamw_torch with all of both."""
+    turns = [
+        trial(optimizer, schedule, (1, 2, 4)[(row + column) % 3])
+        for row, optimizer in enumerate(optimizers())
+        for column, schedule in enumerate(SCHEDULES)
+    ]
+    every = [trial("adamw_torch", *each) for each in product(SCHEDULES, (1, 2, 4))]
+    return list({repr(spec): spec for spec in [*turns, *every]}.values())
+
+
+def assert_parity(ours: Recorder, theirs: Recorder) -> None:
+    assert len(ours.losses) == len(theirs.losses) >= 30
+    off = [mine / other - 1 for mine, other in zip(ours.losses, theirs.losses, strict=True)]
+    assert max(map(abs, off)) < 1e-4
+    assert abs(statistics.mean(off)) < 1e-5  # no drift to one side
+    for mine, other in zip(ours.measured, theirs.measured, strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_every_optimizer_and_schedule(tmp_path: Path, accumulation: int) -> None:
+    specs = [spec for spec in matrix() if spec.accumulation_steps == accumulation]
+    examples = STEPS * 2 * accumulation
+    made = pack(tmp_path, specs, examples=examples).finish()
+    for place, spec in enumerate(specs):
+        folder, theirs = alone_once(spec, examples)
+        assert_parity(made.seen[place], theirs)
+        # 8-bit states are rounded: a last bit may tip a weight to the next of 256 steps.
+        near = 1e-3 if "8bit" in spec.trainer["optim"] else 1e-4
+        last = RunFolder(folder).checkpoint(key(0), STEPS)
+        assert distance(made.checkpoint(place, STEPS), last) < near, spec.trainer["optim"]
+
+
+@pytest.mark.slow
+def test_unlike_lanes_for_long(tmp_path: Path) -> None:
+    specs = [
+        small(
+            peft={"r": rank, "lora_dropout": dropout, "lora_alpha": 2 * rank},
+            seed=rank,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            weight_decay=decay,
+            learning_rate=1e-3,
+        )
+        for rank, dropout, batch, accumulation, decay in [
+            (2, 0.0, 1, 4, 0.0),
+            (4, 0.1, 2, 1, 0.1),
+            (8, 0.3, 3, 2, 0.0),
+            (16, 0.05, 4, 1, 0.01),
+        ]
+    ]
+    made = pack(tmp_path, specs, examples=200).finish()
+    for place, spec in enumerate(specs):
+        folder, theirs = alone_once(spec, 200)
+        assert_parity(made.seen[place], theirs)
+        last = theirs.commits[-1][0]
+        folders = made.checkpoint(place, last), RunFolder(folder).checkpoint(key(0), last)
+        assert distance(*folders) < 1e-4
+
+
+@pytest.mark.slow
+def test_at_an_unstable_rate_the_first_steps_are_equal(tmp_path: Path) -> None:
+    specs = [replace(small(learning_rate=rate), seed=2) for rate in (1e-2, 0.1)]
+    made = pack(tmp_path, specs).finish()
+    for place, spec in enumerate(specs):
+        theirs = alone_once(spec)[1].losses[:5]
+        assert made.seen[place].losses[:5] == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_quantized_and_recomputing_packs(
+    tmp_path: Path, quantization: Any, recomputes: bool
+) -> None:
+    """A quantized base trains adapters in bfloat16, where a last bit is 0.4%: losses show it."""
+    model = replace(small_base(), quantization=quantization)
+    method = "lora" if quantization == "none" else "qlora"
+    specs = [
+        small(
+            model=model,
+            peft={"method": method, "lora_dropout": 0.1, "r": rank},
+            seed=rank,
+            gradient_checkpointing=recomputes,
+            learning_rate=1e-3,
+        )
+        for rank in (4, 4, 8)
+    ]
+    made = pack(tmp_path, specs, examples=80).finish()
+    rel = 1e-5 if quantization == "none" else 1e-3
+    for place, spec in enumerate(specs):
+        theirs = alone_once(spec, 80)[1]
+        assert made.seen[place].losses == pytest.approx(theirs.losses, rel=rel)
+        for mine, other in zip(made.seen[place].measured, theirs.measured, strict=True):
+            assert mine == pytest.approx(other, rel=rel)
+    last = made.seen[2].reports[-1]
+    model_again = load_trained(made.checkpoint(2, last.step), model, "cpu")
+    measured = rows_for(short_rows().evaluation, model_again, model).measure(model_again)
+    assert measured.loss == pytest.approx(last.metrics["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_embedded_model(tmp_path: Path) -> None:
+    specs = [
+        train_spec(peft={**LORA, "lora_dropout": 0.1}),
+        train_spec(
+            peft={**LORA, "r": 8}, per_device_train_batch_size=2, lr_scheduler_type="linear"
+        ),
+    ]
+    made = pack(tmp_path / "pack", specs, data=prepared()).finish()
+    for place, spec in enumerate(specs):
+        theirs = run(tmp_path / str(place), spec).seen
+        assert made.seen[place].losses == pytest.approx(theirs.losses, rel=1e-5)
+        for mine, other in zip(made.seen[place].measured, theirs.measured, strict=True):
+            assert mine == pytest.approx(other, rel=1e-6)
+    assert isinstance(specs[0].model, ModelSpec)
