@@ -243,7 +243,15 @@ class Bench:
     # ------------------------------------------------------------------ what it works with
 
     def _line(self, trial: Trial) -> Line:
-        return Line(self._office, self._worker, self._where, trial.key, self._device, self._notice)
+        return Line(
+            office=self._office,
+            worker=self._worker,
+            where=self._where,
+            key=trial.key,
+            device=self._device,
+            notice=self._notice,
+            shelf=self._shelf,
+        )
 
     def _task(self, waiting: Waiting) -> Task:
         self._shelf.fetch(waiting.trial.key)
