@@ -36,9 +36,10 @@ faults: setup  ## kills, full disks, dead trackers: whole sweeps, half an hour (
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
 test-cluster: setup  ## several machines, Slurm, object storage (SYSTEM=1 installs what apt has)
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[cluster-test]'
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
 ifdef SYSTEM
-	-apt-get install -y --no-install-recommends $(CLUSTER_PACKAGES)
+	-apt-get update -q
+	-apt-get install -y -q --no-install-recommends $(CLUSTER_PACKAGES)
 endif
 	$(BIN)/python -m pytest tests/cluster -rfs -m cluster $(ARGS)
 
