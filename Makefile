@@ -4,9 +4,10 @@ BIN := .venv/bin
 # One thread a process: two processes with two threads each on two cores run fifty times slower.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
+CLUSTER_PACKAGES := iproute2 mount util-linux munge slurm-client slurmctld slurmd shellcheck
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-fast faults check lint types layers tiny-model bench clean
+.PHONY: help setup sweep test test-fast faults test-cluster check lint types layers tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,15 +25,23 @@ sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
 check: lint types layers  ## what CI runs: lint, types, layers, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
 
 test-fast: setup  ## the quick tests only
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster" $(ARGS)
 
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, half an hour (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
+
+test-cluster: setup  ## several machines, Slurm, object storage (SYSTEM=1 installs what apt has)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check 'moto[server]>=5'
+ifdef SYSTEM
+	-apt-get update -q
+	-apt-get install -y -q --no-install-recommends $(CLUSTER_PACKAGES)
+endif
+	$(BIN)/python -m pytest tests/cluster -rfs -m cluster $(ARGS)
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -6,6 +6,8 @@ and the last job of a sweep, proving the best checkpoint, given to a worker that
 
 from __future__ import annotations
 
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from sweeps.table import Table
 from sweeps.trial import Decision, Report, State, Trial
 
 _BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
+_IDLE_S = 60.0  # nobody but workers that take no trials: then the sweep stops
 _PROOF_TRIES = 3  # workers that may die while they prove the best
 
 
@@ -66,8 +69,14 @@ class CoordinatorActor:
         self._asked: set[str] = set()  # workers that came so far as to ask for a job
         self._barren = 0
         self._wants_proof = True
+        self._idle: dict[str, str] = {}  # worker -> why it takes no trials
+        self._idle_since: float | None = None  # while no other worker is there
 
     # -- for the driver
+
+    def outlive_signals(self) -> None:
+        """A batch system sends SIGTERM to every process of a job: trials still have to commit."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def begin(self, facts: Mapping[str, Any]) -> None:
         self._coordinator.begin(**facts)
@@ -83,7 +92,17 @@ class CoordinatorActor:
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
+        self._look_at_idle()
         return self._coordinator.is_finished and not self._has_to_prove()
+
+    def _look_at_idle(self) -> None:
+        """Stop where, for a while, nobody has been there but workers that take no trials."""
+        if not self._idle or self._asked:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > _IDLE_S and not self._coordinator.is_finished:
+            self.interrupt("; ".join(sorted(set(self._idle.values()))), False)
 
     def wants_worker(self) -> bool:
         """Whether a new worker would find something to do as things are: while one proves, no."""
@@ -125,9 +144,20 @@ class CoordinatorActor:
             self._proof.deaths += 1
             if self._proof.deaths >= _PROOF_TRIES:
                 self._proof.error = f"{self._proof.deaths} workers died while they proved it"
-        self._barren = 0 if worker in self._asked else self._barren + 1
+        self._barren = 0 if worker in self._asked | set(self._idle) else self._barren + 1
+        self._asked.discard(worker)
+        self._idle.pop(worker, None)
         if self._barren > _BARREN_STARTS and not self._dealer.count:
             self.interrupt(f"workers die before they can train anything: {reason}", False)
+
+    def left(self, worker: str) -> None:
+        """A worker leaves of its own accord; trials that it has not begun are handed out again."""
+        self._asked.discard(worker)
+        for key in self._dealer.leaves(worker):
+            self._coordinator.give_back(key)
+
+    def sits_out(self, worker: str, reason: str) -> None:
+        self._idle[worker] = reason
 
     def let_go(self, worker: str, key: str, reason: str, full_disk: bool = False) -> None:
         """A worker cannot go on with a trial, through no fault of the trial's."""

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from orchestrator.actor import Job
+from orchestrator.leaving import Notice
+from orchestrator.shelf import Shelf
 from orchestrator.worker import Line, Post
 from sweeps.errors import LedgerWriteError, StaleAttemptError
-from sweeps.files import RunFolder
 from sweeps.reading import read_train
 from sweeps.spec import TrainSpec
 from sweeps.trial import State, Trial
@@ -47,12 +48,22 @@ class Waiting:
 class Bench:
     """One device's work place. Lanes train while there are any; other work waits for their end."""
 
-    def __init__(self, office: Any, post: Post, worker: str, where: str) -> None:
+    def __init__(
+        self,
+        office: Any,
+        post: Post,
+        worker: str,
+        where: str,
+        notice: Notice | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
         self._office = office
         self._post = post
         self._worker = worker
         self._where = where
-        self._folder = RunFolder(post.root)
+        self._notice = notice
+        self._shelf = shelf or Shelf(post.root, post.mark, post.storage)
+        self._folder = self._shelf.folder
         self._device = "cuda" if post.gpus else "cpu"
         self._data: PreparedData | None = None
         self._pack: Pack | None = None
@@ -63,17 +74,24 @@ class Bench:
         logging.getLogger("transformers").setLevel(logging.ERROR)
 
     def work(self) -> None:
-        """Until told to leave, or until memory is not given back: better a fresh process then."""
+        """Until told to leave, or the node has to go, or memory is not given back: then a fresh
+        process is better."""
         while True:
             leave = self._fill()
             if self._pack is not None and not self._pack.is_empty:
                 self._advance(self._pack)
+            elif self._has_to_leave:
+                return  # what waits in the queue has not begun: the Coordinator hands it out again
             elif self._queue:
                 self._begin(self._queue[0])
             elif leave or self._is_worn:
                 return
             else:
                 time.sleep(_IDLE_S)
+
+    @property
+    def _has_to_leave(self) -> bool:
+        return self._notice is not None and self._notice.is_given
 
     # ------------------------------------------------------------------ asking
 
@@ -91,7 +109,7 @@ class Bench:
         return False
 
     def _has_room(self) -> bool:
-        if self._is_worn or time.monotonic() < self._ask_again:
+        if self._is_worn or self._has_to_leave or time.monotonic() < self._ask_again:
             return False
         if any(waiting.group is None for waiting in self._queue):
             return False
@@ -174,6 +192,8 @@ class Bench:
     def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
         """Tell how a trial ended."""
         self._ask_again = 0.0
+        if not isinstance(error, StaleAttemptError):
+            self._shelf.forget(line.key)
         if outcome is not None:
             line.end(outcome.state, totals=dict(outcome.totals))
         elif isinstance(error, StaleAttemptError):
@@ -213,8 +233,10 @@ class Bench:
         try:
             train = read_train(job.trial.config)
             draft = self._folder.best_draft
+            self._shelf.fetch(job.trial.key)
             assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
             result = prove(draft, train, self._rows(), expected=job.expected, device=self._device)
+            self._shelf.hand_in_draft()
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
         ray.get(self._office.proven.remote(self._worker, job.trial.key, job.step, result, error))
@@ -223,9 +245,18 @@ class Bench:
     # ------------------------------------------------------------------ what it works with
 
     def _line(self, trial: Trial) -> Line:
-        return Line(self._office, self._worker, self._where, trial.key, self._device)
+        return Line(
+            office=self._office,
+            worker=self._worker,
+            where=self._where,
+            key=trial.key,
+            device=self._device,
+            notice=self._notice,
+            shelf=self._shelf,
+        )
 
     def _task(self, waiting: Waiting) -> Task:
+        self._shelf.fetch(waiting.trial.key)
         return Task(
             key=waiting.trial.key,
             train=waiting.train,
@@ -236,7 +267,7 @@ class Bench:
 
     def _rows(self) -> PreparedData:
         if self._data is None:
-            self._data = load(self._folder.data)
+            self._data = load(self._shelf.data())
         return self._data
 
     def _give_back(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from orchestrator.places import place_problems
 from sweeps.errors import Problem, nearest
 from sweeps.search import search_problems
 from sweeps.space import Choice, Interval, Space, parse_space, set_by
@@ -82,15 +83,7 @@ def _device_problems(spec: Spec, space: Space) -> list[Problem]:
     """Devices and storage that no trial can use."""
     found = _group_problems(spec, space)
     found += _gpu_problems(spec)
-    if spec.storage is not None:
-        found.append(
-            Problem(
-                key="storage",
-                value=spec.storage,
-                message="checkpoints lie in the run folder; put run_dir on a shared file system.",
-            )
-        )
-    return found
+    return found + place_problems(spec)
 
 
 def _group_problems(spec: Spec, space: Space) -> list[Problem]:

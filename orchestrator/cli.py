@@ -62,9 +62,10 @@ def _dispatch(argv: list[str]) -> int:
         return status(_status_arguments(argv[1:]))
     if first == "export":
         from orchestrator.export import export
+        from orchestrator.places import fetched
 
         options = _export_arguments(argv[1:])
-        return export(options.run_dir, merge=options.merge, to=options.to)
+        return export(fetched(options.run_dir), merge=options.merge, to=options.to)
     if first == "plan":
         from orchestrator.run import plan
 
@@ -82,14 +83,16 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _status_arguments(argv: Sequence[str]) -> Path:
+    from orchestrator.places import fetched
+
     parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
-    parser.add_argument("run_dir", type=Path)
-    return Path(_parse(parser, argv).run_dir)
+    parser.add_argument("run_dir")
+    return fetched(_parse(parser, argv).run_dir)
 
 
 def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m orchestrator export")
-    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("run_dir")
     parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
     parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
     return _parse(parser, argv)

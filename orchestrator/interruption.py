@@ -10,6 +10,7 @@ from types import FrameType
 from typing import Any
 
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_ECHO_S = 1.0  # a batch system signals every process, and its script passes the signal on
 _PULSE_S = 0.5
 
 
@@ -22,6 +23,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.seen: list[signal.Signals] = []
+        self._taken = 0.0
         self._leave: Callable[[], object] | None = None
         self._old: dict[signal.Signals, Any] = {}
 
@@ -49,6 +51,10 @@ class Signals:
         return SIGNAL_EXIT[self.seen[0]]
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        echo = bool(self.seen) and number == self.seen[-1] == signal.SIGTERM
+        if echo and time.monotonic() - self._taken < _ECHO_S:
+            return
+        self._taken = time.monotonic()
         self.seen.append(signal.Signals(number))
         if self._leave is None:
             raise SystemExit(self.exit_code)

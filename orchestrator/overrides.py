@@ -30,6 +30,7 @@ FREE_KEYS = (
     "tracking",
     "cluster",
     "engine",
+    "storage",
     "run_dir",
     "name",
     "accept_changes",

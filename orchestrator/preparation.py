@@ -252,7 +252,3 @@ def code() -> str:
     for path in sorted(p for room in _ROOMS for p in (root / room).rglob("*.py")):
         seen.update(path.read_bytes())
     return seen.hexdigest()[:16]
-
-
-def run_folder(spec: Spec) -> RunFolder:
-    return RunFolder(Path(spec.run_dir).absolute())

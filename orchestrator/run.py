@@ -9,17 +9,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.card import is_ready, proof_of, write_best
+from orchestrator.copies import Copies, bring_back
 from orchestrator.dealing import Rules
 from orchestrator.display import Display
 from orchestrator.engines import choose, planned_trials, rules
 from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
+from orchestrator.nodes import Roomless, leave_mark, require_nodes
+from orchestrator.places import places_of, unanswered
 from orchestrator.preflight import tracking_line
 from orchestrator.preparation import (
     Ready,
@@ -27,7 +30,6 @@ from orchestrator.preparation import (
     command_line,
     prepare_training,
     read_command,
-    run_folder,
 )
 from orchestrator.progress import read_progress
 from orchestrator.status import read_history
@@ -38,14 +40,19 @@ from sweeps.errors import SweepError
 from sweeps.files import Lock, RunFolder, remove_tree
 from sweeps.history import History
 from sweeps.knobs import effects
+from sweeps.lease import Lease
 from sweeps.ledger import Tail
 from sweeps.ranking import best
 from sweeps.space import Space
 from sweeps.spec import Spec
+from sweeps.store import Store
 from sweeps.trial import State
 
 _TICK_S = 0.2
+# What a sweep stops for that is no end of it.
+_FAILURES = ("same error", "workers die", "does not see run_dir", Roomless.REASON)
 _TRACKING_END_S = 15.0
+_COPIES_END_S = 100.0  # under the two minutes that a spot instance or a batch system leaves
 _SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended by it, too
 _RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
@@ -57,15 +64,34 @@ def run(argv: Sequence[str]) -> int:
         SweepError: refused before anything was trained.
     """
     spec, space = read_command(argv)
-    folder = run_folder(spec)
+    folder, store = places_of(spec)
     lock = Lock(folder.lock)
     try:
-        claim_folder(folder, spec)
-        with Signals() as signals:
-            return Driver(spec, space, folder, argv, signals).run()
+        with ExitStack() as stack:
+            lease = stack.enter_context(_taken(store, folder, spec)) if store else None
+            claim_folder(folder, spec)
+            signals = stack.enter_context(Signals())
+            copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
+            return Driver(spec, space, folder, argv, signals, copies).run()
     finally:
         _leave_no_trace(folder)
         lock.release()
+
+
+@contextmanager
+def _taken(store: Store, folder: RunFolder, spec: Spec) -> Iterator[Lease]:
+    """Hold the sweep in a store, and fetch what is there; raises SweepError where it is no use."""
+    lease = Lease(store)
+    try:
+        lease.take(say=print)
+        bring_back(store, folder, checkpoints=spec.cluster.kind == "local")
+    except OSError as error:
+        raise unanswered(store, error) from None
+    try:
+        yield lease
+    finally:
+        with suppress(OSError):
+            lease.give_back()
 
 
 def _leave_no_trace(folder: RunFolder) -> None:
@@ -84,7 +110,7 @@ def _leave_no_trace(folder: RunFolder) -> None:
 def plan(argv: Sequence[str]) -> int:
     """Check everything that `run` would and say what it would do; trains nothing."""
     spec, space = read_command(argv)
-    folder = run_folder(spec)
+    folder, _ = places_of(spec)
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch:
         # Where the sweep has begun its data is there, and what has changed since can be told.
@@ -124,6 +150,7 @@ class Driver:
         folder: RunFolder,
         argv: Sequence[str],
         signals: Signals,
+        copies: Copies | None = None,
     ) -> None:
         self._spec = spec
         self._space = space
@@ -133,6 +160,7 @@ class Driver:
         self._tail = Tail(folder.ledger)
         self._rows: dict[str, Tail] = {}
         self._signals = signals
+        self._copies = copies
         self._display = Display(folder, spec.public)
         self._office: Any = None
         self._tracker: Any = None
@@ -150,7 +178,8 @@ class Driver:
         # Ray's processes end with the thread that started them, so that thread is this one.
         start_ray(self._spec.cluster)
         self._signals.take_over()
-        placement = place(self._spec.engine, self._spec.cluster)  # refuses what does not fit
+        # Refuses what does not fit.
+        placement = place(self._spec.engine, self._spec.cluster, self._most_workers())
         ready: Ready = preparing.result()
         self._display.plan(ready.lines)
         self._signals.collect(self._leave_now)
@@ -202,6 +231,9 @@ class Driver:
         )
         self._tracker.begin()
         self._display.plan([f"{engine.why}; {placement.where}"])
+        mark = self._mark()
+        if self._copies is not None:
+            self._begin_copies(self._copies)
         slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
         post = Post(
             root=self._folder.root,
@@ -211,6 +243,8 @@ class Driver:
             lanes=engine.lanes,
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
             devices=placement.devices,
+            mark=mark,
+            storage=self._copies.store.place if self._copies is not None else "",
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)
@@ -218,8 +252,8 @@ class Driver:
         began = time.monotonic()
         tune.start()
         try:
-            with Pulse(self._office) as pulse:
-                self._loop(tune, pulse, began)
+            with Pulse(self._office) as pulse, Roomless(slots) as roomless:
+                self._loop(tune, pulse, began, roomless)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if tune.error is not None:
@@ -227,6 +261,22 @@ class Driver:
                 self._leave_now()
             raise SweepError(f"Ray Tune stopped: {tune.error}. {self._go_on()}")
         return self._finish(ray.get(self._office.finish.remote()))
+
+    def _mark(self) -> str:
+        """On a cluster: see that its nodes can take part, and say which cannot."""
+        if self._spec.cluster.kind == "local":
+            return ""
+        mark = leave_mark(self._folder.root)
+        unfit = require_nodes(self._folder.root, mark, has_store=self._copies is not None)
+        self._display.plan(unfit)
+        return mark
+
+    def _begin_copies(self, copies: Copies) -> None:
+        try:
+            copies.begin()
+        except OSError as error:
+            raise unanswered(copies.store, error) from None
+        self._display.plan([f"copies: {copies.store}"])
 
     def _open_office(self, ready: Ready, spread: Rules) -> Any:
         import ray
@@ -237,6 +287,7 @@ class Driver:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
         office = remote.remote(self._spec, self._space, self._folder.root, spread)
+        office.outlive_signals.remote()
         ray.get(office.begin.remote(dict(ready.facts)))
         found = proof_of(self._folder)
         if found:
@@ -250,7 +301,9 @@ class Driver:
 
     # ------------------------------------------------------------------ while it runs
 
-    def _loop(self, workers: threading.Thread, pulse: Pulse, began: float) -> None:
+    def _loop(
+        self, workers: threading.Thread, pulse: Pulse, began: float, roomless: Roomless
+    ) -> None:
         interrupted = False
         budget = self._spec.sweep.time_budget_s
         while workers.is_alive():
@@ -264,6 +317,13 @@ class Driver:
                 self._leave_now()
             if pulse.ray_silent_s() > _RAY_SILENCE_S:
                 raise SweepError(f"Ray does not answer any more. {self._go_on()}")
+            if line := roomless.news():
+                self._display.note(line)
+            if roomless.is_over:
+                self._office.interrupt.remote(roomless.REASON, False)
+                break  # a worker that waits for its place would keep Tune for ever
+            if interrupted and roomless.seconds > _SILENCE_S:
+                break
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
                 self._display.note("The time budget is spent: trials commit and wait.")
@@ -272,8 +332,11 @@ class Driver:
 
     def _follow(self) -> None:
         """Pass on what the ledger and the trials' metrics say since the last look."""
-        if line := self._tracker.news():
-            self._display.note(line)
+        for news in (self._tracker.news, self._copies.news if self._copies else str):
+            if line := news():
+                self._display.note(line)
+        if self._copies is not None and self._copies.lost is not None:
+            raise self._copies.lost
         for event in self._tail.read():
             self._history.apply(event)
             self._tracker.on_event(event)
@@ -310,6 +373,8 @@ class Driver:
     def _finish(self, books: Mapping[str, Any]) -> int:
         self._display.close()
         found = best(self._history)
+        if self._copies is not None:
+            self._copies.take_draft()
         if found is not None and books["proof"] is not None:
             write_best(self._folder, self._spec, self._history, found, books["proof"], self._argv)
         notes = list(books["notes"])
@@ -318,6 +383,8 @@ class Driver:
         if books["stopping"]:
             notes.append(f"Stopped before the end: {books['stopping']}.")
         lines = self._tracker.finish({}, _TRACKING_END_S)
+        if self._copies is not None:
+            lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(proof_of(self._folder), books["importance"] or {}, [*notes, *lines])
         code = 1 if books["broken"] else self._exit_code(books["stopping"], books["proof_error"])
         if self._signals.seen or books["broken"] or (books["stopping"] and code == 0):
@@ -350,7 +417,7 @@ class Driver:
         if self._history.count(State.COMPLETED) == 0 or proof_error:
             self._tell_failure()
             return 1
-        if "same error" in stopping or "workers die" in stopping:
+        if any(words in stopping for words in _FAILURES):
             self._tell_failure()
             return 1
         return 4 if self._history.count(State.FAILED) else 0

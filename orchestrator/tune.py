@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.nodes import alive_nodes, share_of_gpu
 from sweeps.errors import ConfigError, Problem, SweepError
 from sweeps.spec import ClusterSpec, EngineSpec
 
 _QUIET = {
-    "RAY_AUTH_MODE": "disabled",  # else ray.init writes a token into the home folder
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -52,6 +52,7 @@ def start_ray(cluster: ClusterSpec) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if cluster.kind == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written into ~/.ray
         # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
@@ -81,7 +82,8 @@ def start_ray(cluster: ClusterSpec) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         raise SweepError(
             f"cluster.address = {cluster.address}: no Ray cluster answers ({error}). Start one "
-            "with `ray start --head`, name its address, or take cluster=local."
+            "with `ray start --head`, name its address, or take cluster=local. One that asks for "
+            "a token wants RAY_AUTH_MODE=token here, too."
         ) from None
 
 
@@ -103,19 +105,21 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
+def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placement:
     """How many workers fit on the cluster as it is now.
+
+    Args:
+        most: workers that there is work for.
 
     Raises:
         ConfigError: not even one does; says what there is.
     """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive_nodes()]
     most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
     gpus = engine.gpus_per_trial
     if gpus == "auto":
         gpus = 1.0 if most_gpus else 0.0
+    gpus = share_of_gpu(gpus, int(sum(node.get("GPU", 0) for node in nodes)), most)
     devices = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
     here = "this machine" if cluster.kind == "local" else f"the largest of {len(nodes)} nodes"
     if devices < 1:
@@ -123,9 +127,12 @@ def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
     slots = devices // engine.devices_per_trial
     if slots < 1:
         raise ConfigError([_too_many(engine.devices_per_trial, devices)])
-    what = f"{gpus:g} GPU" if gpus else f"{engine.cpus_per_trial:g} CPU"
+    what = f"{gpus:.3g} GPU" if gpus else f"{engine.cpus_per_trial:g} CPU"
     if engine.devices_per_trial > 1:
         what = f"{engine.devices_per_trial} x {what}"
+    what += " each"
+    if 0 < gpus < 1:
+        what += f": {int(1 / gpus + 1e-9)} share a GPU, which Ray fills before the next"
     where = "this machine" if cluster.kind == "local" else f"{len(nodes)} nodes of the cluster"
     return Placement(
         cpus=engine.cpus_per_trial,
@@ -133,7 +140,7 @@ def place(engine: EngineSpec, cluster: ClusterSpec) -> Placement:
         devices=engine.devices_per_trial,
         slots=slots,
         nodes=len(nodes),
-        where=f"{slots} at once on {where}, {what} each",
+        where=f"{slots} at once on {where}, {what}",
     )
 
 
@@ -235,14 +242,12 @@ class Workers(threading.Thread):
 
 def live_slots(engine: EngineSpec, gpus: float, most: int) -> Callable[[], int]:
     """How many workers fit now; the cluster is looked at once a second at most."""
-    import ray
-
     seen: tuple[float, int] = (-1.0, 0)
 
     def count() -> int:
         nonlocal seen
         if time.monotonic() - seen[0] > 1.0:
-            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            nodes = [node["Resources"] for node in alive_nodes()]
             fit = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
             seen = (time.monotonic(), min(fit // engine.devices_per_trial, most))
         return seen[1]

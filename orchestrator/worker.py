@@ -19,8 +19,11 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.leaving import Notice
+from orchestrator.shelf import Shelf
 from sweeps.trial import Decision, Report, State
 
+_SIT_S = 2.0
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
 
 
@@ -33,6 +36,9 @@ class Post:
         lanes: trials that may share its device; 1: each trains alone, with SFTTrainer.
         fits_unknown: `lanes` is a bound; how many fit on the GPU is measured as they come.
         devices: that each trial takes.
+        mark: the word in the run folder by which a node knows that it sees the same one; empty
+            where there is but one node.
+        storage: where copies of the run folder lie; empty for none.
     """
 
     root: Path
@@ -42,6 +48,8 @@ class Post:
     lanes: int = 1
     fits_unknown: bool = False
     devices: int = 1
+    mark: str = ""
+    storage: str = ""
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -52,14 +60,27 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._post = post
         self._name = f"worker {config['worker']}"
         settle_in(post)
+        self._notice = Notice(ray.get_runtime_context().get_node_id())
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
+        shelf = Shelf(self._post.root, self._post.mark, self._post.storage)
+        if not shelf.is_usable:
+            self._sit_out()
+            return {"done": True}
         with importing():
             from orchestrator.bench import Bench
 
-        Bench(self._office, self._post, self._name, self._where).work()
+        Bench(self._office, self._post, self._name, self._where, self._notice, shelf).work()
+        ray.get(self._office.left.remote(self._name))
         return {"done": True}
+
+    def _sit_out(self) -> None:
+        """Keep the place of a worker that would not see the run folder either, and do nothing."""
+        host = socket.gethostname()
+        ray.get(self._office.sits_out.remote(self._name, f"node {host} does not see run_dir"))
+        while not (self._notice.is_given or ray.get(self._office.is_done.remote())):
+            time.sleep(_SIT_S)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: trials commit their own checkpoints."""
@@ -110,6 +131,8 @@ class Line:
     where: str
     key: str
     device: str
+    notice: Notice | None = None
+    shelf: Shelf | None = None
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)
     _sent: float = 0.0
@@ -130,17 +153,26 @@ class Line:
         self._rows.append(row)
         if time.monotonic() - self._sent >= _LOG_EVERY_S:
             self._send()
-        return Decision.STOP if self._stop else Decision.CONTINUE
+        return Decision.STOP if self._stop or self._has_to_leave else Decision.CONTINUE
 
     def report(self, report: Report) -> Decision:
         self._send()
         decision: Decision = ray.get(self.office.report.remote(self.key, self.attempt, report))
+        if decision is Decision.CONTINUE and self._has_to_leave:
+            return Decision.STOP
         return decision
+
+    @property
+    def _has_to_leave(self) -> bool:
+        """The node is about to go: the trial commits and goes on elsewhere."""
+        return self.notice is not None and self.notice.is_given
 
     def may_commit(self) -> None:
         ray.get(self.office.may_commit.remote(self.key, self.attempt))
 
     def committed(self, step: int, size_bytes: int) -> None:
+        if self.shelf is not None:
+            self.shelf.committed(self.key, step, self.attempt)
         ray.get(self.office.committed.remote(self.key, self.attempt, step, size_bytes))
 
     def end(self, state: State, **more: Any) -> None:

@@ -282,10 +282,16 @@ class Coordinator:
                 self._stop_if_all_fail_alike(reason)
 
     def leave(self, key: str, attempt: int) -> None:
-        """A worker leaves a trial unfinished, its checkpoint committed: it waits for the next."""
+        """A worker leaves a trial unfinished, its checkpoint committed: it waits for the next.
+
+        While the sweep goes on that is the worker's node's doing, and costs none of its retries.
+        """
         with self._guard:
             self._check(key, attempt)
             self._handed.discard(key)
+            if not self._stopping:
+                reason = "its node is about to go"
+                self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
 
     def lost(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
         """A worker is gone for good; True where the trial will be tried again.

@@ -211,7 +211,7 @@ class History:
         if event.get("kind") == "oom":
             record.halvings += 1
             record.memory_note = event["reason"]
-        else:
+        elif event.get("kind") != "moved":
             record.retries += 1
 
     def _on_end(self, event: Event) -> None:

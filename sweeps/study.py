@@ -89,4 +89,3 @@ def _state(records: Sequence[Record]) -> TrialState:
 def _clock(time_s: float | None) -> datetime | None:
     """Optuna keeps local times without a zone; ours are UTC, so that folders compare."""
     return None if time_s is None else datetime.fromtimestamp(time_s, UTC).replace(tzinfo=None)
-

@@ -60,14 +60,7 @@ class Command:
         }
         with open(self.root / "output.txt", "wb") as output:
             self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "orchestrator",
-                    *self.words,
-                    f"run_dir={self.run_dir}",
-                    *more,
-                ],
+                self.words_to_run(*more),
                 cwd=self.root / "cwd",
                 env=environment,
                 stdout=output,
@@ -75,6 +68,10 @@ class Command:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
+
+    def words_to_run(self, *more: str) -> list[str]:
+        run_dir = f"run_dir={self.run_dir}"
+        return [sys.executable, "-m", "orchestrator", *self.words, run_dir, *more]
 
     def run(self, *more: str) -> int:
         self.start(*more)

@@ -63,6 +63,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A head with one CPU and no GPU, joined; more nodes are added by the test."""
     for name, value in _QUIET.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     import ray
     from ray.cluster_utils import Cluster
 
@@ -171,7 +172,7 @@ def stand_in() -> type:
 class Room:
     """An office and its workers as the driver runs them, told by the ledger."""
 
-    def __init__(self, root: Path, engine: EngineSpec | None = None) -> None:
+    def __init__(self, root: Path, engine: EngineSpec | None = None, most: int = 100) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -181,12 +182,12 @@ class Room:
         self.folder.root.mkdir()
         spec, space = make({LR: "tag(log, interval(1e-5, 1e-2))"}, trials=TRIALS)
         engine = engine or EngineSpec()
-        self.placement = place(engine, JOINED)
+        self.placement = place(engine, JOINED, most)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
         self.office: Any = actor.remote(spec, space, self.folder.root)
         ray.get(self.office.begin.remote({"host": "box", "pid": 1}))
-        slots = live_slots(engine, self.placement.gpus, most=100)
+        slots = live_slots(engine, self.placement.gpus, most)
         self.workers = Workers(self.office, None, self.placement, slots, root / "tune")
         self.workers.start()
 
@@ -270,6 +271,21 @@ def test_many_workers_start_together(
     assert set(shares.values()) == {2}  # two on each GPU
     history = room.finish()
     assert history.count(State.COMPLETED) == len(history.trials) >= 8
+
+
+@pytest.mark.slow
+def test_fewer_trials_than_halves_of_gpus_get_a_gpu_each(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray would put two on the first GPU, two on the second, and leave the others idle."""
+    monkeypatch.setattr("orchestrator.worker.Worker", stand_in())
+    cluster.add_node(num_cpus=8, num_gpus=4)
+    cluster.wait_for_nodes()
+    room = Room(tmp_path, engine=EngineSpec(gpus_per_trial=0.5), most=4)
+    assert room.placement.where == "4 at once on 2 nodes of the cluster, 1 GPU each"
+    room.wait_for(lambda: len(room.running()) == 4)
+    assert len({record.device for record in room.running()}) == 4
+    room.finish()
 
 
 @pytest.mark.slow

@@ -1,0 +1,52 @@
+"""Whether a worker's node is about to go: then its trials commit and leave while they can.
+
+Ray drains a node that is preempted, scaled down, or whose `ray start --block` was sent SIGTERM; a
+batch system may send SIGTERM to the worker itself.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+_LOOK_S = 1.0
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that Ray is about to lose; empty where it cannot say."""
+    import ray
+
+    try:
+        return set(ray._private.state.state.get_draining_nodes())
+    except (AttributeError, RuntimeError, OSError, ray.exceptions.RayError):
+        return set()  # it is no part of Ray's public interface
+
+
+class Notice(threading.Thread):
+    """Looks out for one worker, from a thread of its own. Made in the process's main thread.
+
+    The first SIGTERM only gives notice; the next one does what it did before.
+    """
+
+    def __init__(self, node: str) -> None:
+        super().__init__(name="notice", daemon=True)
+        self._node = node
+        self._given = threading.Event()
+        self._before = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._take)
+        self.start()
+
+    @property
+    def is_given(self) -> bool:
+        return self._given.is_set()
+
+    def run(self) -> None:
+        while not self._given.wait(_LOOK_S):
+            if self._node in draining_nodes():
+                self._given.set()
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self._before is not None:
+            signal.signal(number, self._before)
+        self._given.set()

@@ -1,0 +1,184 @@
+"""The nodes of a cluster: which can take part, how many trials each holds, how GPUs are shared."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.leaving import draining_nodes
+from sweeps.errors import SweepError
+from sweeps.files import write_text
+
+_SLOTS_EVERY_S = 1.0
+_NOTE_S = 10.0
+_PATIENCE_S = 600.0
+_LOOK_S = 60.0  # a node starts a process for it
+_MARK = ".here"
+
+
+def alive_nodes() -> list[Mapping[str, Any]]:
+    """The nodes that may take a trial now."""
+    import ray
+
+    leaving = draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def share_of_gpu(asked: float, gpus: int, most: int) -> float:
+    """The fraction that each of `most` trials at once is given: never less than was asked for.
+
+    Ray fills one GPU before it takes the next. With room to spare, larger shares spread the trials.
+    """
+    if not 0 < asked < 1 or gpus < 1:
+        return asked
+    on_each = min(int(1 / asked + 1e-9), max(1, math.ceil(most / gpus)))
+    return max(asked, 1 / on_each)
+
+
+class Roomless(threading.Thread):
+    """Watches for a cluster that has lost every node with room for a trial.
+
+    Nodes come back, on spot instances; but no sweep waits for them for ever. It looks from a thread
+    of its own, since Ray does not answer where its head is gone.
+    """
+
+    REASON = "no node of the cluster has room for a trial"
+
+    def __init__(self, slots: Callable[[], int]) -> None:
+        super().__init__(name="roomless", daemon=True)
+        self._slots = slots
+        self._since: float | None = None
+        self._told = False
+        self._over = threading.Event()
+
+    def __enter__(self) -> Roomless:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def run(self) -> None:
+        while not self._over.wait(_SLOTS_EVERY_S):
+            self.look()
+
+    def look(self) -> None:
+        if self._slots() > 0:
+            self._since = None
+        elif self._since is None:
+            self._since = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """For how long there has been no room."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def is_over(self) -> bool:
+        return self.seconds > _PATIENCE_S
+
+    def news(self) -> str:
+        """Something to say, once."""
+        roomless = self.seconds > _NOTE_S
+        if roomless == self._told:
+            return ""
+        self._told = roomless
+        if not roomless:
+            return "a node has joined that has room: the sweep goes on"
+        return f"{self.REASON}: waiting {_PATIENCE_S / 60:.0f} minutes for one to join"
+
+
+# ---------------------------------------------------------------------- who sees the run folder
+
+
+def leave_mark(root: Path) -> str:
+    """Write a word into the run folder that tells it from any other of the same name."""
+    word = uuid.uuid4().hex
+    write_text(root / _MARK, word)
+    return word
+
+
+def sees(root: Path, word: str) -> bool:
+    """Whether this machine's `root` is the folder that was marked, not its own of that name."""
+    try:
+        return (root / _MARK).read_text(encoding="utf-8") == word
+    except OSError:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What one node said; `missing` is empty where it can take part."""
+
+    node: str
+    host: str
+    missing: str
+
+
+def require_nodes(root: Path, word: str, *, has_store: bool) -> list[str]:
+    """Ask each node whether it can take part; what the user should know of those that cannot.
+
+    Args:
+        has_store: there are copies of the run folder, for nodes that do not see it.
+
+    Raises:
+        SweepError: none of those that could hold a trial can.
+    """
+    looks = _look_everywhere("" if has_store else str(root), word)
+    unfit = [look for look in looks if look.missing]
+    lines = [f"node {look.host} takes no trials: {look.missing}" for look in unfit]
+    if looks and len(unfit) == len(looks):
+        raise SweepError("; ".join(lines))
+    return lines
+
+
+def _look_everywhere(root: str, word: str) -> list[Look]:
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    for node in alive_nodes():
+        if not node["Resources"].get("CPU"):
+            continue  # no trial would go there
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        look = ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        asked[look.remote(root, word)] = node
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_S)
+    return [_answer(call, asked[call]) for call in done] + [
+        Look(node=asked[call]["NodeID"], host=_name(asked[call]), missing="it does not answer")
+        for call in late
+    ]
+
+
+def _answer(call: Any, node: Mapping[str, Any]) -> Look:
+    import ray
+
+    try:
+        missing = ray.get(call)
+    except ray.exceptions.RayError as error:
+        words = str(getattr(error, "cause", None) or error).strip().splitlines() or ["unknown"]
+        missing = f"it cannot run this checkout ({words[-1][:200]})"
+    return Look(node=node["NodeID"], host=_name(node), missing=missing)
+
+
+def _look(root: str, word: str) -> str:
+    """Runs on the node; by its import it also shows that the packages are there."""
+    if not root:
+        return ""
+    here = Path(root)
+    if sees(here, word):
+        return "" if os.access(here, os.W_OK) else f"it may not write to {root}"
+    why = "has another folder of that name" if here.exists() else "does not see it"
+    return f"run_dir {root} is not shared, this node {why}; storage=... would do without"
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return str(node.get("NodeManagerHostname") or node["NodeManagerAddress"])

@@ -1,0 +1,67 @@
+"""Where a sweep's files lie: a run folder on this machine, and its copy elsewhere if asked for."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from sweeps.errors import Problem, SweepError
+from sweeps.files import RunFolder
+from sweeps.secrets import scrub
+from sweeps.spec import Spec
+from sweeps.store import Store, is_uri, place_problem
+
+
+def places_of(spec: Spec) -> tuple[RunFolder, Store | None]:
+    """The run folder, and the store of its copies: run_dir itself, or a folder under `storage`."""
+    if is_uri(spec.run_dir):
+        return local_folder(spec.run_dir), Store(spec.run_dir)
+    folder = RunFolder(Path(spec.run_dir).absolute())
+    store = Store(spec.storage).under(folder.root.name) if spec.storage else None
+    return folder, store
+
+
+def local_folder(place: str) -> RunFolder:
+    """Where the files of run_dir=s3://... lie on this machine while it drives."""
+    name = place.rstrip("/").rpartition("/")[2] or "run"
+    digest = hashlib.sha256(place.rstrip("/").encode()).hexdigest()[:8]
+    return RunFolder(Path("outputs", f"{name}-{digest}").absolute())
+
+
+def place_problems(spec: Spec) -> list[Problem]:
+    """What can be said against run_dir and storage before either is asked."""
+    found = []
+    if is_uri(spec.run_dir) and (why := place_problem(spec.run_dir)):
+        found.append(Problem(key="run_dir", value=scrub(spec.run_dir), message=why))
+    if spec.storage is not None and (why := place_problem(spec.storage)):
+        found.append(Problem(key="storage", value=scrub(spec.storage), message=why))
+    if spec.storage is not None and is_uri(spec.run_dir):
+        message = "run_dir is a storage already; leave one of the two out."
+        found.append(Problem(key="storage", value=scrub(spec.storage), message=message))
+    return found
+
+
+def fetched(run_dir: str) -> Path:
+    """The local folder of a run_dir that `status` or `export` is given, fetched where it is none.
+
+    Raises:
+        SweepError: there is no sweep, or the place does not answer.
+    """
+    if not is_uri(run_dir):
+        return Path(run_dir)
+    from orchestrator.copies import bring_back
+
+    folder = local_folder(run_dir)
+    try:
+        bring_back(Store(run_dir), folder, checkpoints=False)
+    except OSError as error:
+        raise unanswered(Store(run_dir), error) from None
+    return folder.root
+
+
+def unanswered(store: Store, error: OSError) -> SweepError:
+    words = scrub(str(error)).strip().splitlines()[0][:300]
+    return SweepError(
+        f"{store} cannot be used: {words}. Each node needs the credentials in its environment, or "
+        "a role; AWS_ENDPOINT_URL names a server of your own."
+    )

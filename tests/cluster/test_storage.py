@@ -1,0 +1,146 @@
+"""A sweep whose run folder has its copy on an S3 server, and goes on from that copy alone."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from network import Network
+from objects import ObjectServer, no_server
+from real_sweeps import GRID, SMALL, Command, losses, of, under_way
+from test_network import OnMachine, hosts
+
+from sweeps.store import FILES, Store
+
+pytestmark = pytest.mark.cluster
+
+WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "sweep.budget.examples=512", "sweep.keep=1")
+
+
+class Stored(Command):
+    """A command whose run_dir is a place in the bucket; its local folder is in the working one."""
+
+    place: str
+
+    @property
+    def run_dir(self) -> Path:
+        found = list(self.root.glob("cwd/outputs/*"))
+        return found[0] if found else self.root / "none"
+
+    def words_to_run(self, *more: str) -> list[str]:
+        words = super().words_to_run(*more)
+        return [f"run_dir={self.place}" if w.startswith("run_dir=") else w for w in words]
+
+
+def stored(root: Path, place: str, *more: str) -> Stored:
+    root.mkdir(exist_ok=True)
+    command = Stored((*WORDS, "cluster.cpus=2", *more), root)
+    command.place = place
+    return command
+
+
+def last_losses(command: Command) -> dict[str, float]:
+    return {trial: values[-1] for trial, values in losses(command.events()).items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    command = Command((*WORDS, "cluster.cpus=2"), tmp_path_factory.mktemp("undisturbed"))
+    assert command.run() == 0, command.output
+    return last_losses(command)
+
+
+def test_the_driver_is_killed_and_starts_elsewhere_from_nothing(
+    bucket: ObjectServer, tmp_path: Path, ended: list[Command], undisturbed: dict[str, float]
+) -> None:
+    place = f"{bucket.uri}/team/grid"
+    store = Store(place)
+    first = stored(tmp_path / "first", place)
+    ended.append(first)
+    first.start()
+    trial = first.wait_until(under_way)
+    first.wait_until(lambda _: any(FILES in name for name in store.tree(f"trials/{trial}")))
+    first.send(signal.SIGKILL)
+    first.wait()
+    before = {event["trial"] for event in of(first.events(), "end")}
+    shutil.rmtree(first.root / "cwd")
+
+    second = stored(tmp_path / "second", place)
+    ended.append(second)
+    code = second.run()
+    assert code == 0, second.output
+    events = second.events()
+    again = [event for event in of(events, "start", trial) if event["attempt"] > 1]
+    assert trial in before or again[0]["step"] > 0, "it goes on from the checkpoint in the bucket"
+    assert last_losses(second) == undisturbed
+    assert f"copied to {place}" in second.output
+
+    kept = {name.partition("/")[0] for name in store.tree("trials") if "/checkpoints/" in name}
+    assert len(kept) == 1, "sweep.keep=1 holds there, too"
+    assert store.files_of("best")
+    lines = (second.run_dir / "ledger.jsonl").read_bytes()
+    assert store.read("ledger/000000.jsonl") == lines
+
+    third = stored(tmp_path / "third", place)
+    ended.append(third)
+    assert third.run() == 0, third.output
+    assert "This sweep had ended already." in third.output
+    assert (third.run_dir / "best" / "trial.yaml").is_file()
+
+
+def test_nodes_that_share_no_folder(
+    network: Network, tmp_path: Path, ended: list[Command], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's machine has the run folder, the others an empty one; they share the bucket."""
+    if why := no_server():
+        pytest.skip(why)
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    head = network.add("head")
+    far = [network.add(name, shared) for name in ("first", "second")]
+    with ObjectServer(tmp_path / "server.txt", head) as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        address = network.start(head, *far)
+        words = ("cluster=ray", f"cluster.address={address}", f"storage={bucket.uri}/x")
+        command = OnMachine((*WORDS, *words), shared)
+        command.machine = head
+        ended.append(command)
+        command.start()
+        command.wait_until(lambda events: hosts(events) == {"first", "second"})
+        lost = command.wait_until(under_way)
+        node = of(command.events(), "start", lost)[0]["worker"].partition(":")[0]
+        next(machine for machine in far if machine.name == node).processes[0].terminate()
+        code = command.wait()
+    assert code == 0, command.output
+    starts = of(command.events(), "start", lost)
+    ended_there = len(starts) == 1
+    assert ended_there or starts[1]["step"] > 0, "fetched from the bucket by the other node"
+    assert {e.get("kind") for e in of(command.events(), "retry")} <= {"moved"}
+    assert [row["status"] for row in command.rows()] == ["completed"] * 4
+    assert (command.run_dir / "best" / "trial.yaml").is_file()
+
+
+def test_a_store_that_is_silent_for_a_while_stops_nothing(
+    bucket: ObjectServer, tmp_path: Path, ended: list[Command]
+) -> None:
+    command = stored(tmp_path / "first", f"{bucket.uri}/silent")
+    ended.append(command)
+    command.start()
+    command.wait_until(under_way)
+    bucket.stall(True)
+    command.wait_until(lambda events: len(of(events, "end")) >= 3)
+    bucket.stall(False)
+    assert command.wait() == 0, command.output
+    stored_lines = Store(command.place).read("ledger/000000.jsonl")
+    assert stored_lines == (command.run_dir / "ledger.jsonl").read_bytes()
+
+
+def test_a_bucket_that_is_not_there(bucket: ObjectServer, tmp_path: Path) -> None:
+    command = stored(tmp_path / "first", "s3://no-such-bucket/x")
+    assert command.run() == 1
+    assert "s3://no-such-bucket/x cannot be used: " in command.output
+    assert "credentials" in command.output
+    assert not of(command.events(), "attempt")
