@@ -5,8 +5,9 @@
 
 Nothing is evaluated, logged or saved while it is timed. `one batch` is the limit: a plain PEFT
 model, all rows of all lanes as one micro-batch of one adapter. `one at a time` is the same model
-with the rows of one lane. Both have the pack's own head, attention, threads and AdamW. Weights are
-random: speed does not depend on them.
+with the rows of one lane, in a bare loop. Both have the pack's own head, attention, threads and
+AdamW. Weights are random: speed does not depend on them. MiB is the peak of the device; on a CPU of
+this process, with what else it holds.
 """
 
 from __future__ import annotations
@@ -192,6 +193,27 @@ def plain(setup: Setup, spec: TrainSpec, data: Any) -> Callable[[], None]:
     return step
 
 
+def sft_trainer(setup: Setup, spec: TrainSpec, data: Any, root: Path) -> str:
+    """One trial at a time as users train it; without TRL, that it is not there."""
+    try:
+        from trainers import solo
+    except ImportError:
+        return "SFTTrainer: TRL is not installed"
+    steps = 20 * setup.steps
+    task = Task(
+        key="f" * 10,
+        train=spec,
+        examples=steps * spec.batch_size,
+        folder=RunFolder(root),
+        device=setup.device,
+    )
+    seconds = solo.train(task, data, Silent()).totals["seconds"]
+    speed = steps * spec.batch_size * setup.tokens / seconds
+    return (
+        f"SFTTrainer, one at a time: {speed:,.0f} tokens/s, {1000 * seconds / steps:.1f} ms a step"
+    )
+
+
 def timed(setup: Setup, step: Callable[[], None]) -> float:
     """Seconds of a step."""
     began = time.perf_counter()
@@ -306,6 +328,9 @@ def main() -> None:
                 f"\nmicro-batch {rows}, rows of {setup.tokens} tokens, r=8 on all linear layers\n"
             )
             print(by_lanes(setup, model, data, Path(folder), rows), flush=True)
+            print(
+                f"\n{sft_trainer(setup, trial(setup, model, rows), data, Path(folder, str(rows)))}"
+            )
             print(f"\n{unlike(setup, model, data, Path(folder), rows)}\n", flush=True)
     print(torch.cuda.get_device_name() if asked.device == "cuda" else machine())
 

@@ -235,7 +235,8 @@ def test_workers_follow_the_nodes_that_come_and_go(
     room.wait_for(lambda: len(retried(room.history())) == 2)
     history = room.finish()
     assert all(home not in record.device for record in retried(history))
-    assert history.count(State.COMPLETED) == len(history.trials)
+    # One whose node went as the sweep was told to stop waits for the next start.
+    assert history.count(State.COMPLETED, State.WAITING) == len(history.trials)
     assert most_at_once(room.folder.ledger) <= 5
 
 

@@ -195,6 +195,27 @@ def test_a_bad_evaluation_is_found_and_nothing_is_committed(
     assert made.state(1) is State.COMPLETED
 
 
+def test_on_a_gpu_a_bad_step_is_undone_at_once_and_found_at_the_next_look(tmp_path: Path) -> None:
+    specs = [small(seed=seed, logging_steps=5, evaluations=1) for seed in (1, 2)]
+    made = pack(tmp_path / "gpu", specs)
+    lanes = {lane.task.key: lane for lane in made.engine._lanes}
+    for lane in lanes.values():
+        lane.looks_later = True
+    made.advance(4)
+    bad = lanes[key(0)]
+    bad.slot.grads.fill_(math.inf)
+    bad.in_window = True  # what a micro-batch left there
+    before = bad.slot.weights.clone()
+    made.advance(4)  # steps 3 and 4
+    assert torch.equal(bad.slot.weights, before)
+    assert made.ended == {}
+    made.finish()
+    with pytest.raises(DivergedError, match=r"the gradient norm is (nan|inf) at step 3"):
+        made.state(0)
+    assert made.seen[0].commits == []
+    assert_same(made.seen[1], pack(tmp_path / "cpu", specs).finish().seen[1])
+
+
 # -- checkpoints
 
 
@@ -297,7 +318,7 @@ def test_out_of_memory_the_pack_goes_on_in_smaller_groups(
     with caplog.at_level(logging.WARNING, "trainers.packed"):
         made = pack(tmp_path, specs).finish()
     assert [record.message for record in caplog.records] == [
-        "out of memory: from now on 2 of 4 trials pass at once"
+        "out of memory: from now on at most 2 trials pass at once"
     ]
     assert calls[:6] == [4, 4, 4, 4, 2, 2]
     for place, spec in enumerate(specs):
@@ -344,7 +365,7 @@ def test_a_lane_gives_its_memory_back(tmp_path: Path) -> None:
     made = pack(
         tmp_path, [small(), small(seed=4), small(peft={"r": 9})], [Recorder(), pruning, pruning]
     )
-    banks = made.engine._banks
+    banks = made.engine._builder.banks
     assert sorted(len(bank.weights) for bank in banks.values()) == [1, 2]
     made.advance(4)
     assert [len(bank.weights) for bank in banks.values()] == [1]

@@ -14,6 +14,7 @@ from training import LORA, Recorder, prepared, run, train_spec
 
 from sweeps.files import RunFolder
 from sweeps.spec import ModelSpec, TrainSpec
+from trainers import evaluation, sft
 from trainers.evaluation import rows_for
 from trainers.export import load_trained
 from trainers.optimizers import available
@@ -157,6 +158,26 @@ def test_quantized_and_recomputing_packs(
     model_again = load_trained(made.checkpoint(2, last.step), model, "cpu")
     measured = rows_for(short_rows().evaluation, model_again, model).measure(model_again)
     assert measured.loss == pytest.approx(last.metrics["eval_loss"], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_under_autocast_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 a last bit is 0.4%: losses of 30 steps show that nothing is left out."""
+
+    def on_gpu(dtype: str, _: str) -> dict[str, bool]:
+        return {"bf16": dtype == "bfloat16", "fp16": False, "use_cpu": True}
+
+    monkeypatch.setattr(sft, "_precision", on_gpu)
+    monkeypatch.setattr(evaluation, "_AUTOCAST_DEVICES", ("cpu",))
+    model = replace(small_base(), dtype="bfloat16")
+    specs = [small(model=model, peft={"r": rank, "lora_dropout": 0.1}) for rank in (4, 8)]
+    made = pack(tmp_path, specs, examples=240).finish()
+    for place, spec in enumerate(specs):
+        theirs = alone_once(spec, 240)[1]
+        assert made.seen[place].losses == pytest.approx(theirs.losses, rel=5e-3)
+        for mine, other in zip(made.seen[place].measured, theirs.measured, strict=True):
+            assert mine == pytest.approx(other, rel=5e-3)
+    assert made.seen[0].losses != made.seen[1].losses
 
 
 @pytest.mark.slow

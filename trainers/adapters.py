@@ -55,10 +55,9 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
     from peft import get_peft_model
 
     try:
-        with warnings.catch_warnings():
-            # PEFT asks by the old name of activation checkpointing.
-            warnings.simplefilter("ignore", FutureWarning)
-            return in_training_type(get_peft_model(model, config))
+        # PEFT asks by the old name. (catch_warnings would not be safe among threads.)
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return in_training_type(get_peft_model(model, config))
     except ValueError as error:
         raise SweepError(f"peft: {str(error).splitlines()[0]}") from error
 

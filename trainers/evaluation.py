@@ -149,13 +149,16 @@ def precision(model: torch.nn.Module) -> torch.autocast:
     It does so once training begins, and not for a model that was loaded again: without this the two
     would differ by the rounding of every adapter.
     """
+    dtype = autocast_dtype(model)
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def autocast_dtype(model: torch.nn.Module) -> torch.dtype | None:
+    """What that autocast computes in; None where there is none."""
     weight = next(model.parameters())
     is_half = weight.dtype in (torch.bfloat16, torch.float16)
-    return torch.autocast(
-        weight.device.type,
-        dtype=weight.dtype if is_half else None,
-        enabled=is_half and weight.device.type in _AUTOCAST_DEVICES,
-    )
+    return weight.dtype if is_half and weight.device.type in _AUTOCAST_DEVICES else None
 
 
 Row = tuple[list[int], list[int]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ import torch
 
 from sweeps.errors import SweepError
 from sweeps.spec import TrainSpec
-from trainers.evaluation import IGNORED
-from trainers.model import choose, load_base, load_tokenizer
+from trainers.evaluation import IGNORED, autocast_dtype, precision
+from trainers.model import load_base, load_tokenizer
+from trainers.packed.adapter import Adapter, fresh
 from trainers.packed.head import Head
 from trainers.packed.layer import Part, Pass, Switch
 from trainers.packed.rows import MicroBatch
@@ -32,24 +33,32 @@ class Base:
         self.switch = Switch()
         self._modules = dict(self.model.named_modules())
         self._head = Head(self.model)
-        self._computes = self._autocast(train, device)
-        self._again = bool(chosen.gradient_checkpointing)
-        self._pad = _pad_id(train)
-        if self._again:
-            self.model.gradient_checkpointing_enable(chosen.gradient_checkpointing_kwargs)
-            self.model.enable_input_require_grads()
-        self.model.train()
-
-    @staticmethod
-    def _autocast(train: TrainSpec, device: str) -> torch.dtype | None:
-        """Autocast as in `trainers.sft`: on a GPU, for a half-precision base."""
-        dtype = choose(train.model, device).dtype
-        if dtype == torch.float16:
+        self._computes = autocast_dtype(self.model)
+        if self._computes == torch.float16:
             raise SweepError(
                 "this GPU computes in float16, and each trial would need a loss scale of its own: "
                 "engine=solo, or model.dtype=float32"
             )
-        return dtype if device.startswith("cuda") and dtype == torch.bfloat16 else None
+        self._again = bool(chosen.gradient_checkpointing)
+        self._pad = _pad_id(train)
+        self._options = chosen.gradient_checkpointing_kwargs
+        self._recompute()
+        if self._again:
+            self.model.enable_input_require_grads()
+        self.model.train()
+
+    def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
+        """What SFTTrainer would begin with; see `trainers.packed.adapter.fresh`."""
+        if self._again:  # else PEFT adds a hook for it each time
+            self.model.gradient_checkpointing_disable()
+        try:
+            return fresh(self.model, peft, seed)
+        finally:
+            self._recompute()
+
+    def _recompute(self) -> None:
+        if self._again:
+            self.model.gradient_checkpointing_enable(self._options)
 
     def hook(self, names: Iterator[str]) -> None:
         """Let lanes add to these modules."""
@@ -59,13 +68,10 @@ class Base:
     @contextmanager
     def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[None]:
         """Within, the rows of the model's batch belong to lanes as `parts` say."""
-        computes = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        if self.device.type == "cpu":
-            computes = None
         self.switch.now = Pass(
             parts=parts,
             tokens=tokens,
-            computes=self._computes if trains else computes,
+            computes=self._computes,
             again=trains and self._again,
         )
         try:
@@ -90,7 +96,7 @@ class Base:
 
     def _forward(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
         ids, index, targets, owner, window, own = plan.tensors(self.device)
-        with self._computing():
+        with precision(self.model):
             # Rows are padded on the right and attention is causal: no mask is needed.
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
             chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
@@ -100,11 +106,6 @@ class Base:
             sums.index_add(0, owner, loss) / window,
             sums.index_add(0, owner, is_first.to(sums.dtype)) / own,
         )
-
-    def _computing(self) -> Any:
-        if self._computes is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=self._computes)
 
 
 class _Plan:

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from sweeps import faults
 from sweeps.trial import Decision, State
-from trainers import checkpoint
 from trainers.guards import require_finite
 from trainers.packed.adapter import Adapter
 from trainers.packed.bank import Bank, Slot
@@ -35,6 +28,7 @@ class Lane:
 
     Attributes:
         steps: optimizer steps of the whole trial.
+        looks_later: on a GPU, where to look at a number is to wait for it.
         leaving: it was told to stop.
         loss: sum of the micro-batches' losses since the last log.
         hits: sum of their shares of tokens predicted best, and how many there were.
@@ -52,6 +46,7 @@ class Lane:
     steps: int
     device: torch.device
     history: list[dict[str, float]]
+    looks_later: bool = field(init=False)
     leaving: bool = False
     in_window: bool = False  # its gradient holds micro-batches already
     loss: torch.Tensor = field(init=False)
@@ -65,6 +60,7 @@ class Lane:
     _train_loss: float = 0.0
 
     def __post_init__(self) -> None:
+        self.looks_later = self.device.type == "cuda"
         self._last_log = self.record.step
         self._clear()
 
@@ -100,7 +96,7 @@ class Lane:
         """
         norm = self.stepping.clip()
         self._unread.append((self.record.step + 1, self.loss, norm))
-        if self.device.type == "cuda":
+        if self.looks_later:
             self._masked_step(norm)
         else:
             self.read()
@@ -176,69 +172,6 @@ class Lane:
 
     def outcome(self, state: State) -> Outcome:
         return Outcome(state=state, totals=self.record.totals())
-
-    def commit(self) -> None:
-        """Write a checkpoint that SFTTrainer could go on from."""
-        self.read()
-        draft = self.record.draft()
-        with checkpoint.writing(draft):
-            self.adapter.save(self.stepping.matrices(), draft)
-            torch.save(self.stepping.state_dict(), draft / "optimizer.pt")
-            torch.save(self.stepping.schedule.state_dict(), draft / "scheduler.pt")
-            torch.save(self._random_states(), draft / "rng_state.pth")
-            (draft / "trainer_state.json").write_text(json.dumps(self._trainer_state()))
-            self.record.commit(draft)
-
-    def _random_states(self) -> dict[str, Any]:
-        seed = self.task.train.seed
-        states: dict[str, Any] = {
-            "python": random.Random(seed).getstate(),
-            "numpy": np.random.RandomState(seed).get_state(),
-            "cpu": first_state(seed),
-        }
-        return states | {self.stream.device_type: self.stream.state}
-
-    def _trainer_state(self) -> dict[str, Any]:
-        train = self.task.train
-        return {
-            "global_step": self.record.step,
-            "max_steps": self.steps,
-            "num_train_epochs": 1,
-            "epoch": self.record.examples / self.task.examples,
-            "logging_steps": log_every(self.chosen, self.steps),
-            "train_batch_size": train.batch_size,
-            "log_history": self.history,
-        }
-
-    def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint, a lane's or a solo run's; the adapter is loaded already."""
-        options = {"map_location": "cpu", "weights_only": True}
-        self.stepping.load_state_dict(torch.load(folder / "optimizer.pt", **options))
-        self.stepping.schedule.load_state_dict(torch.load(folder / "scheduler.pt", **options))
-        self.record.state_bytes = self.stepping.state_bytes
-
-
-def first_state(seed: int) -> torch.Tensor:
-    """The CPU's random state at a solo run's first dropout: a loader of rows has drawn once."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        iter(DataLoader([0]))  # type: ignore[arg-type]
-        return torch.random.get_rng_state()
-
-
-def saved_state(folder: Path, device_type: str) -> torch.Tensor:
-    """The random state in a checkpoint."""
-    from transformers.trainer_pt_utils import safe_globals
-
-    with safe_globals():
-        states = torch.load(folder / "rng_state.pth", weights_only=True)
-    state: torch.Tensor = states[device_type]
-    return state
-
-
-def saved_history(folder: Path) -> list[dict[str, float]]:
-    state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-    return list(state.get("log_history") or [])
 
 
 def _finite(row: Mapping[str, float]) -> dict[str, float]:
