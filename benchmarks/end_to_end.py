@@ -55,7 +55,7 @@ def short_rows(folder: Path) -> None:
     from trainers.rows import read
 
     tokenizer = AutoTokenizer.from_pretrained(_MODEL)
-    texts = [str(row["completion"]) for row in read(DataSpec(source="docstrings"))]
+    texts = [str(row["completion"]) for row in read(DataSpec(source="docstrings")).train]
     cut = dict.fromkeys(
         tokenizer.decode(tokenizer(text)["input_ids"][: _SHORT_TOKENS - 1]) for text in texts
     )

@@ -18,7 +18,7 @@ from trainers.data import filled_up
 from trainers.ranks import per_rank
 
 TWO = ("engine.devices_per_trial=2", "cluster.cpus=2")
-HANG_S = "20"  # far longer than a step takes here
+HANG_S = "12"  # far longer than a step takes here
 
 
 # ---------------------------------------------------------------------- what each rank trains
