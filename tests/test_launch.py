@@ -16,13 +16,21 @@ from orchestrator.compose import compose_config
 
 LAUNCH = REPOSITORY / "launch"
 
-# Of KubeRay's RayJob definition (ray.io/v1, v1.4): the fields of a job and of its groups, all of
-# them, and of a pod's template those that are used here. The whole is over a megabyte.
+# KubeRay's published definition of a RayJob is over a megabyte, and we found no package of PyPI,
+# npm or Debian that carries it (2026-11). This is no copy of it, but what it says (ray.io/v1, of
+# KubeRay 1.2 and later) of every field that the template uses or its readers may add: names, types,
+# and what is required in the strictest of those versions. A field that is not named here is a
+# mistake, as it is for `kubectl apply --validate=strict`. What it says of pods is Kubernetes' own
+# definition of them: tests/cluster/test_manifest.py takes that from PyPI.
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-_INTEGER = {"type": "integer", "minimum": 0}
+_INTEGER = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}  # int32; we need none below 0
+_NUMBER = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)"
 _QUANTITIES = {
     "type": "object",
-    "additionalProperties": {"type": "string", "pattern": r"^[0-9.]+([KMGTPE]i|[numkMGTPE])?$"},
+    "additionalProperties": {
+        "anyOf": [{"type": "integer"}, {"type": "string"}],
+        "pattern": rf"^[+-]?{_NUMBER}([KMGTPE]i|[numkMGTPE]|[eE][+-]?{_NUMBER})?$",
+    },
 }
 
 
@@ -56,7 +64,7 @@ _TEMPLATE = _closed(
     ),
 )
 _HEAD = _closed(
-    ("template",),
+    ("rayStartParams", "template"),
     template=_TEMPLATE,
     rayStartParams=_TEXTS,
     serviceType=_TEXT,
@@ -64,7 +72,7 @@ _HEAD = _closed(
     headService={"type": "object"},
 )
 _WORKERS = _closed(
-    ("groupName", "template"),
+    ("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
     groupName=_TEXT,
     replicas=_INTEGER,
     minReplicas=_INTEGER,
@@ -148,6 +156,35 @@ def test_kuberay_takes_the_job() -> None:
         drain = {e["name"]: e["value"] for e in pod["containers"][0]["env"]}
         drain_s = int(drain["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"])
         assert drain_s < pod["terminationGracePeriodSeconds"], "Kubernetes would kill it before"
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "said"),
+    [
+        (("spec",), {"backofLimit": 5}, "backofLimit"),
+        (("spec",), {"backoffLimit": "5"}, "'5' is not of type 'integer'"),
+        (("spec", "rayClusterSpec", "headGroupSpec"), {"rayStartParams": {"num-cpus": 0}}, "0 is"),
+        (("spec", "rayClusterSpec", "workerGroupSpecs", 0), {"replicas": 2.5}, "2.5 is not"),
+        (
+            (
+                *("spec", "rayClusterSpec", "workerGroupSpecs", 0),
+                *("template", "spec", "containers", 0, "resources", "limits"),
+            ),
+            {"memory": "32GB"},
+            "'32GB' does not match",
+        ),
+    ],
+)
+def test_a_mistake_in_the_job_is_found(
+    place: tuple[Any, ...], wrong: dict[str, Any], said: str
+) -> None:
+    job = load("rayjob.yaml")
+    part: Any = job
+    for step in place:
+        part = part[step]
+    part.update(wrong)
+    with pytest.raises(jsonschema.ValidationError, match=re.escape(said)):
+        jsonschema.validate(job, RAY_JOB)
 
 
 def test_the_job_is_for_the_ray_that_is_locked() -> None:

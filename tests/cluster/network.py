@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import remains
 from real_sweeps import PATIENCE_S, REPOSITORY
 
 _RAY = (sys.executable, "-m", "ray.scripts.scripts", "start")
 # In a namespace of its own for the network (ip netns exec), mounts (also that) and the host name.
 _ENTER = """
+set -e
 hostname "$0"
 mount --bind "$1" /tmp/ray
 for hidden in $2; do mount -t tmpfs none "$hidden"; done
@@ -24,17 +27,28 @@ shift 2
 exec "$@"
 """
 PORT = 6379
+_IP_S = 20  # far more than `ip` takes
 
 
+@functools.cache
 def obstacle() -> str:
-    """Why there can be no such network here; empty where there can."""
+    """Why there can be no such network here; empty where there can: one was made, and is gone."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", "mount", "unshare"):
         if shutil.which(tool) is None:
             return f"network namespaces need {tool} (Debian: iproute2, mount, util-linux)"
-    made = subprocess.run(["unshare", "-n", "-m", "-u", "true"], capture_output=True, text=True)
-    return f"no namespaces here: {made.stderr.strip()}" if made.returncode else ""
+    try:
+        with tempfile.TemporaryDirectory() as scratch, Network(Path(scratch)) as tried:
+            tried.add("one")
+            two = tried.add("two")
+            for words in (["true"], ["ip", "route", "get", "10.77.0.1"]):
+                subprocess.run(two.words(words), check=True, capture_output=True, timeout=_IP_S)
+    except subprocess.CalledProcessError as error:
+        return f"no network namespaces here: {' '.join(error.cmd[:4])}: {error.stderr.decode()}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no network namespaces here: {error}"
+    return ""
 
 
 @dataclass(kw_only=True)
@@ -92,25 +106,27 @@ class Network:
     def __init__(self, root: Path) -> None:
         self._root = root / "machines"
         self._root.mkdir()
-        self._switch = f"sw{os.getpid()}"
+        self._switch = f"{remains.NAMESPACE}{os.getpid()}"
         self.machines: list[Machine] = []
 
     def __enter__(self) -> Network:
         Path("/tmp/ray").mkdir(exist_ok=True)
-        _ip("netns", "add", self._switch)
-        _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", self._switch, "addr", "add", "10.77.0.254/24", "dev", "br0")
-        _ip("-n", self._switch, "link", "set", "br0", "up")
+        try:
+            _ip("netns", "add", self._switch)
+            _ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
+            _ip("-n", self._switch, "addr", "add", "10.77.0.254/24", "dev", "br0")
+            _ip("-n", self._switch, "link", "set", "br0", "up")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for machine in self.machines:
-            for number in _processes_in(machine.namespace):
-                os.kill(number, signal.SIGKILL)
+            remains.remove_namespace(machine.namespace)
             for process in machine.processes:
-                process.wait()
-            _ip("netns", "del", machine.namespace)
-        _ip("netns", "del", self._switch)
+                process.wait(_IP_S)
+        remains.remove_namespace(self._switch)
 
     def add(self, name: str, *hidden: Path) -> Machine:
         number = len(self.machines) + 1
@@ -122,6 +138,7 @@ class Network:
             hidden=hidden,
         )
         machine.scratch.mkdir()
+        self.machines.append(machine)
         inside = machine.namespace
         _ip("netns", "add", inside)
         _ip(
@@ -133,7 +150,6 @@ class Network:
         for link in ("lo", "eth0"):
             _ip("-n", inside, "link", "set", link, "up")
         _ip("-n", inside, "route", "add", "default", "via", "10.77.0.254")
-        self.machines.append(machine)
         return machine
 
     def start(self, head: Machine, *workers: Machine, cpus: int = 1) -> str:
@@ -160,12 +176,5 @@ def _wait_for(words: str, machine: Machine) -> None:
         time.sleep(0.1)
 
 
-def _processes_in(namespace: str) -> list[int]:
-    found = subprocess.run(
-        ["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True
-    )
-    return [int(word) for word in found.stdout.split()]
-
-
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
+    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=_IP_S)

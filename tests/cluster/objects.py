@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
@@ -14,6 +13,9 @@ from pathlib import Path
 from network import Machine
 
 BUCKET = "sweeps"
+# Of the environment that tests/cluster/install.sh makes.
+PYTHON = Path(sys.prefix) / "cluster" / "bin" / "python"
+_START_S = 120
 _MAKE_BUCKET = """
 import sys, urllib.request
 request = urllib.request.Request(sys.argv[1], method="PUT", data=b"")
@@ -23,9 +25,12 @@ urllib.request.urlopen(request, timeout=5).close()
 
 def no_server() -> str:
     """Why none can be started here; empty where one can."""
-    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-        return "moto's server is not installed (pip install 'moto[server]')"
-    return ""
+    if not PYTHON.exists():
+        return "moto's server is not installed (`make test-cluster` does it, from PyPI)"
+    asked = subprocess.run(
+        [PYTHON, "-c", "import moto.server"], capture_output=True, text=True, timeout=_START_S
+    )
+    return f"moto's server does not start: {asked.stderr[-200:]}" if asked.returncode else ""
 
 
 class ObjectServer:
@@ -61,14 +66,16 @@ class ObjectServer:
     def __enter__(self) -> ObjectServer:
         with open(self._output, "wb") as output:
             self._process = subprocess.Popen(
-                self._there("-m", "moto.server", "-H", self._host, "-p", str(self._port)),
+                self._there(PYTHON, "-m", "moto.server", "-H", self._host, "-p", str(self._port)),
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
             )
         url = f"http://{self._host}:{self._port}/{BUCKET}"
-        deadline = time.monotonic() + 60
-        while subprocess.run(self._there("-c", _MAKE_BUCKET, url), capture_output=True).returncode:
+        make = self._there(sys.executable, "-c", _MAKE_BUCKET, url)
+        deadline = time.monotonic() + _START_S
+        while subprocess.run(make, capture_output=True, timeout=_START_S).returncode:
+            assert self._process.poll() is None, self._output.read_text()
             assert time.monotonic() < deadline, self._output.read_text()
             time.sleep(0.2)
         return self
@@ -77,13 +84,13 @@ class ObjectServer:
         assert self._process is not None
         self.stall(False)
         self._process.kill()
-        self._process.wait()
+        self._process.wait(_START_S)
 
     def stall(self, stalled: bool) -> None:
         """Let it answer nothing for a while."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP if stalled else signal.SIGCONT)
 
-    def _there(self, *words: str) -> list[str]:
-        command = [sys.executable, *words]
+    def _there(self, *words: str | Path) -> list[str]:
+        command = [str(word) for word in words]
         return command if self._machine is None else self._machine.words(command)

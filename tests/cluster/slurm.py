@@ -6,12 +6,17 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from real_sweeps import PATIENCE_S
 
-_TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "squeue")
+_TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "scontrol", "squeue", "sinfo", "scancel")
+_ASK_S = 60  # Slurm's own patience with a controller that does not answer is shorter
+_STOP_S = 20
+_JOBS = 3  # more than a test submits
 NODES = ("left", "right")
 _CONF = """
 ClusterName=loopback
@@ -22,6 +27,7 @@ AuthType=auth/munge
 AuthInfo=socket={root}/munge/socket
 CredType=cred/munge
 SlurmctldPort={port}
+FirstJobId={first_job}
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool.%n
 SlurmctldPidFile={root}/slurmctld.pid
@@ -32,11 +38,10 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-SwitchType=switch/none
 MailProg=/bin/true
 ReturnToService=2
 JobRequeue=1
-KillWait=30
+KillWait=15
 SchedulerParameters=sched_interval=2
 NodeName={nodes} NodeAddr=127.0.0.1 NodeHostname={host} Port=[{first}-{last}] CPUs={cpus}
 PartitionName=all Nodes=ALL Default=YES State=UP
@@ -50,14 +55,26 @@ def no_slurm() -> str:
     missing = [tool for tool in _TOOLS if shutil.which(tool) is None]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: slurmctld slurmd slurm-client munge)"
+    try:
+        socket.gethostbyname(socket.gethostname())
+    except OSError as error:
+        return f"this machine's host name {socket.gethostname()} leads nowhere: {error}"
     return ""
 
 
+class SlurmRefusesError(Exception):
+    """One of Slurm's daemons does not run on this machine; its words."""
+
+
 class Slurm:
-    """Started when entered; everything it is made of lies under `root`."""
+    """Started when entered; everything it is made of lies under `root`.
+
+    Only what its jobs write into $TMPDIR lies elsewhere: Ray's sockets there want a short path.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._scratch = ""
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Slurm:
@@ -65,7 +82,8 @@ class Slurm:
             (self._root / name).mkdir(parents=True)
         for folder in (self._root, self._root / "munge"):
             folder.chmod(0o755)
-        port = _free_ports(len(NODES) + 1)
+        self._scratch = tempfile.mkdtemp(prefix="slurm-")
+        port = _free_ports(len(NODES) + 1, 16817)
         text = _CONF.format(
             root=self._root,
             host=socket.gethostname(),
@@ -73,6 +91,8 @@ class Slurm:
             port=port,
             first=port + 1,
             last=port + len(NODES),
+            # The batch script takes port 20000 and the job's number for Ray.
+            first_job=_free_ports(_JOBS, 20001 + port % 5000) - 20000,
             cpus=os.cpu_count(),
         )
         (self._root / "slurm.conf").write_text(text)
@@ -80,27 +100,53 @@ class Slurm:
         self._start("slurmctld", "-D", "-c")
         for node in NODES:
             self._start("slurmd", "-D", "-N", node)
-        self._wait(lambda: self.ask("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
+        idle = ("sinfo", "-h", "-t", "idle", "-o", "%D")
+        self._wait_for_daemons(lambda: self.ask(*idle, check=False).strip() == "2")
         return self
 
+    def _wait_for_daemons(self, condition: Callable[[], bool]) -> None:
+        def done() -> bool:
+            if any(daemon.poll() is not None for daemon in self._daemons):
+                self.__exit__()
+                raise SlurmRefusesError(self._logs())
+            return condition()
+
+        self._wait(done)
+
     def __exit__(self, *_: object) -> None:
+        """What the jobs' processes do not do by then, `remains` does for them."""
         self.ask("scancel", "--user=root", check=False)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _STOP_S
         while self.ask("squeue", "-h", check=False).strip() and time.monotonic() < deadline:
             time.sleep(0.5)
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
-            daemon.wait(30)
+            try:
+                daemon.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+                daemon.wait(_STOP_S)
+        shutil.rmtree(self._scratch, ignore_errors=True)
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "SLURM_CONF": str(self._root / "slurm.conf")}
+        where = {"SLURM_CONF": str(self._root / "slurm.conf"), "TMPDIR": self._scratch}
+        return {**os.environ, **where}
 
     def ask(self, *words: str, check: bool = True, **more: str) -> str:
-        done = subprocess.run(
-            words, env={**self.environment, **more}, capture_output=True, text=True
-        )
+        try:
+            done = subprocess.run(
+                words,
+                env={**self.environment, **more},
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=_ASK_S,
+            )
+        except subprocess.TimeoutExpired:
+            assert not check, f"{words}: no answer\n{self._logs()}"
+            return ""
         assert done.returncode == 0 or not check, f"{words}: {done.stderr}{self._logs()}"
         return done.stdout
 
@@ -125,8 +171,8 @@ class Slurm:
         key.chmod(0o600)
         files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "seed-file": "seed"}
         options = [f"--{option}={folder / name}" for option, name in files.items()]
-        self._start("munged", "-F", "--force", *options, f"--log-file={folder / 'log'}")
-        self._wait(lambda: (folder / "socket").exists())
+        self._start("munged", "-F", "--force", *options, f"--log-file={self._root / 'munge.txt'}")
+        self._wait_for_daemons(lambda: (folder / "socket").exists())
 
     def _start(self, *words: str) -> None:
         with open(self._root / "daemons.txt", "ab") as output:
@@ -135,8 +181,7 @@ class Slurm:
             )
         self._daemons.append(daemon)
 
-    def _wait(self, condition: object) -> None:
-        assert callable(condition)
+    def _wait(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, self._logs()
@@ -146,13 +191,13 @@ class Slurm:
         return "\n".join(path.read_text()[-2000:] for path in sorted(self._root.glob("*.txt")))
 
 
-def _free_ports(count: int) -> int:
+def _free_ports(count: int, start: int) -> int:
     """The first of so many ports in a row that nobody listens on."""
-    for first in range(16817, 32000, count):
+    for first in range(start, 32000, count):
         try:
             for port in range(first, first + count):
                 with socket.socket() as listener:
-                    listener.bind(("127.0.0.1", port))
+                    listener.bind(("", port))
         except OSError:
             continue
         return first

@@ -11,7 +11,7 @@ from real_sweeps import GRID, SMALL, Command, Events, losses, of
 
 pytestmark = pytest.mark.cluster
 
-WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "cluster=ray", "sweep.budget.examples=2048")
+WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "cluster=ray", "sweep.budget.examples=1024")
 
 
 class OnMachine(Command):
@@ -101,7 +101,9 @@ def test_a_node_that_is_to_go_gives_its_trials_away(
 ) -> None:
     """SIGTERM to `ray start`, as Kubernetes and spot instances send it: a step is lost at most."""
     head, first, second = (network.add(name) for name in ("head", "first", "second"))
-    command = sweep_on(head, tmp_path, network.start(head, first, second))
+    # Long enough that no trial ends between the notice and the second at which it is looked for.
+    budget = "sweep.budget.examples=2048"
+    command = sweep_on(head, tmp_path, network.start(head, first, second), budget)
     ended.append(command)
     command.start()
 

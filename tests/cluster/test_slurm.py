@@ -16,7 +16,7 @@ from slurm import NODES, Slurm
 
 pytestmark = pytest.mark.cluster
 
-WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "sweep.budget.examples=1024")
+WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "sweep.budget.examples=512")
 # What a user edits: the overrides.
 _SMALL_JOB = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=20")
 
