@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,8 +78,11 @@ def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
             f"{size(found.checkpoint_mb)}), and {size(free_mb)} are free. Free some room, lower "
             "sweep.keep or sweep.max_concurrent, or choose a run_dir=... on another disk."
         )
+    of_what = f"the {size(memory_mb)} memory of {memory_of}"
+    if math.isinf(memory_mb):
+        of_what = f"the memory of {memory_of}"
     return (
-        f"needs at least {size(found.memory_mb)} of the {size(memory_mb)} memory of {memory_of} a "
+        f"needs at least {size(found.memory_mb)} of {of_what} a "
         f"trial ({found.trained:,} trained parameters), and about {size(disk_mb)} of "
         f"{size(free_mb)} disk"
     )
@@ -116,6 +120,8 @@ def rehearsal_line(train: TrainSpec, data: PreparedData, folder: Path, device: s
     from trainers.guards import is_out_of_memory
     from trainers.rehearsal import rehearse
 
+    if math.isinf(device_memory_mb(device)[0]):
+        return "no step was tried: this machine has no GPU to try it on"
     try:
         found = rehearse(train, data, folder, device)
     except SweepError:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.nodes import sees
 from sweeps.errors import SweepError
-from sweeps.files import STEP_PREFIX, RunFolder, checkpoint_step, remove_tree
+from sweeps.files import STEP_PREFIX, RunFolder, checkpoint_step, in_turn, remove_tree
 from sweeps.store import Store
 
 log = logging.getLogger(__name__)
@@ -51,11 +51,13 @@ class Shelf:
         return self._shares or self._store is not None
 
     def data(self) -> Path:
-        """The tokenized data's folder, fetched where it is not here yet."""
+        """The tokenized data's folder; a node's first worker fetches it, the others wait."""
         folder = self.folder.data
-        if not self._shares and not folder.is_dir():
-            assert self._store is not None
-            if not self._store.get_folder("data", folder):
+        if self._shares:
+            return folder
+        assert self._store is not None
+        with in_turn(self.folder.root / ".data.turn"):
+            if not folder.is_dir() and not self._store.get_folder("data", folder):
                 raise SweepError(f"{self._store} holds no data/: it was removed")
         return folder
 

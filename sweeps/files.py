@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,15 @@ def remove_tree(folder: Path) -> None:
         return
     faults.passing("remove.middle")
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process of this machine at a time; the kernel lets go of `path` where it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class Lock:

@@ -52,6 +52,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CUDA device with bfloat16, as far as choosing is concerned."""
+    monkeypatch.setattr(runtime, "_has_gpu", lambda: True)
     monkeypatch.setattr(runtime, "_has_bfloat16", lambda: True)
 
 
@@ -161,7 +162,17 @@ def test_gpu_computes_in_bfloat16_but_trains_its_base_in_float32() -> None:
     assert choose(TINY, "cuda", trains_base=True).dtype == torch.float32
 
 
+def test_a_driver_without_a_gpu_refuses_nothing_that_a_workers_gpu_may_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "_has_gpu", lambda: False)
+    for spec in (TINY, ModelSpec(path="tiny", dtype="bfloat16")):
+        assert choose(spec, "cuda").dtype == torch.bfloat16
+    assert "this machine has none" in choose(TINY, "cuda").why
+
+
 def test_gpu_without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_has_gpu", lambda: True)
     monkeypatch.setattr(runtime, "_has_bfloat16", lambda: False)
     assert choose(TINY, "cuda:1").dtype == torch.float32
     assert choose(ModelSpec(path="tiny", quantization="nf4"), "cuda").dtype == torch.float16

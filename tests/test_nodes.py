@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,27 @@ def test_a_trial_moves_between_nodes_by_the_store(
     third = shelf_of(tmp_path, "third", monkeypatch)
     third.fetch("k")
     assert (third.folder.checkpoint("k", 24) / "adapter").read_text() == "second 24"
+
+
+def test_the_workers_of_a_node_fetch_the_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows").write_text("all of them")
+    Store(str(tmp_path / "store")).put_folder(tmp_path / "data", "data")
+    get_folder, fetched = Store.get_folder, []
+
+    def slow(self: Store, name: str, folder: Path) -> bool:
+        fetched.append(name)
+        time.sleep(0.3)
+        return get_folder(self, name, folder)
+
+    monkeypatch.setattr(Store, "get_folder", slow)
+    shelves = [shelf_of(tmp_path, "node", monkeypatch) for _ in range(4)]
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda shelf: (shelf.data() / "rows").read_text(), shelves))
+    assert found == ["all of them"] * 4
+    assert fetched == ["data"]
 
 
 def test_without_the_folder_and_without_a_store_a_worker_is_of_no_use(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from driving import make
 from training import TINY, prepared, train_spec
 
@@ -129,3 +130,11 @@ def test_changed_data_is_refused_and_may_be_accepted(
     assert "accept_changes=true" in said
     assert main([*words, "accept_changes=true"]) == 0
     assert "one real step of 8 of the longest rows" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_driver_without_a_gpu_plans_for_those_of_other_nodes(tmp_path: Path) -> None:
+    said = rehearsal_line(train_spec(), prepared(), tmp_path, "cuda")
+    assert said == "no step was tried: this machine has no GPU to try it on"
+    room = room_line(make()[0], PLENTY, "cuda", tmp_path)
+    assert "of the memory of a GPU that is not on this machine a trial" in room

@@ -74,6 +74,8 @@ def _dtype(spec: ModelSpec, device: str, *, trains_base: bool) -> tuple[str, str
         # In bfloat16 an update below 1/256 of its weight is rounded away: at usual learning rates
         # most are. Autocast (trainer.bf16) still computes in bfloat16.
         return "float32", "weights that are trained need its precision"
+    if not _has_gpu():  # a worker on another node decides for itself, when it loads the model
+        return "bfloat16", "as long as the GPUs, of which this machine has none, compute in it"
     if _has_bfloat16():
         return "bfloat16", "this GPU computes in it"
     if spec.quantization != "none":
@@ -86,16 +88,24 @@ def _dtype_problems(dtype_name: str, device: str) -> list[Problem]:
     if device == "cpu" and dtype_name == "float16":
         message = "on a CPU, training in float16 loses small gradients; float32 or bfloat16"
         return [Problem(key=key, value=dtype_name, message=message)]
-    if device.startswith("cuda") and dtype_name == "bfloat16" and not _has_bfloat16():
+    is_here = device.startswith("cuda") and _has_gpu()
+    if is_here and dtype_name == "bfloat16" and not _has_bfloat16():
         message = "this GPU does not compute in bfloat16; float16 or float32"
         return [Problem(key=key, value=dtype_name, message=message)]
     return []
 
 
+def _has_gpu() -> bool:
+    """Whether there is one to ask: a driver may sit on a node without."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _has_bfloat16() -> bool:
     import torch
 
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _quantization_problems(spec: ModelSpec, config: PretrainedConfig) -> list[Problem]:
