@@ -2,13 +2,15 @@
 
 10,000 short trials go through one Coordinator, 8, 64 or 512 at once, each with its asks, starts,
 reports, checkpoints and ends, all written to a real ledger. Shown: how long one call takes, at the
-beginning and at the end, and what the ledger and the memory come to. Calls must not grow with the
-number of trials; a suggestion of TPE does, which looks at them all.
+end too, and then without the waits for the disk (fsync); what the ledger and the memory come to.
+Reports must not grow with the number of trials, nor with how many run at once; a suggestion of TPE
+does, which looks at them all.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -22,26 +24,31 @@ from benchmarks.measure import machine, table
 
 REPORT_MS = 10
 REPORTS = 4  # of a trial
+PRUNED = {
+    f"grid, {pruner}": (*SEARCHES["grid"], f"sweep.pruner={pruner}")
+    for pruner in ("asha", "hyperband", "median")
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--widths", type=int, nargs="+", default=[8, 64, 512])
-    parser.add_argument("--search", choices=[*SEARCHES], default="grid")
+    parser.add_argument("--search", choices=[*SEARCHES, *PRUNED], default="grid")
     asked = parser.parse_args()
-    head = ("at once", "call", "median, ms", "99 of 100", "median of the last 1,000", "target")
-    rows: list[tuple[object, ...]] = [head]
+    head = ("at once", "call", "median, ms", "99 of 100", "median of the last 1,000")
+    rows: list[tuple[object, ...]] = [(*head, "and without the disk", "target")]
     sizes = []
     for width in asked.widths:
         with tempfile.TemporaryDirectory() as scratch:
             times, ledger_mb, memory_mb = apart(
-                simulate, Path(scratch), SEARCHES[asked.search], asked.trials, width
+                simulate, Path(scratch), (SEARCHES | PRUNED)[asked.search], asked.trials, width
             )
         sizes.append(f"{width} at once: ledger {ledger_mb:.0f} MB, memory {memory_mb:.0f} MB")
-        for call, taken in times.items():
+        for call in ("ask", "start", "report", "committed", "end"):
             target = f"at most {REPORT_MS}, flat" if call == "report" else ""
-            rows.append((width, call, *in_ms(taken), target))
+            dry = in_ms(times[f"{call}, dry"])[2]
+            rows.append((width, call, *in_ms(times[call]), dry, target))
     print(machine())
     print(f"{asked.trials:,} trials by {asked.search}, {REPORTS} reports each\n")
     print(table(*rows))
@@ -58,7 +65,7 @@ def in_ms(taken: list[float]) -> tuple[str, str, str]:
 def simulate(
     root: Path, words: tuple[str, ...], trials: int, width: int
 ) -> tuple[dict[str, list[float]], float, float]:
-    """Seconds of each call by its name; MB of the ledger and of memory."""
+    """Seconds of each call by its name, and without the disk; MB of the ledger and of memory."""
     from sweeps.coordinator import Coordinator
     from sweeps.files import RunFolder
     from sweeps.trial import Report, State
@@ -69,10 +76,14 @@ def simulate(
     coordinator.begin()
     times: dict[str, list[float]] = defaultdict(list)
 
+    disk = Disk()
+
     def timed(name: str, call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
-        began = time.perf_counter()
+        began, on_disk = time.perf_counter(), disk.seconds
         answer = call(*arguments, **more)
-        times[name].append(time.perf_counter() - began)
+        taken = time.perf_counter() - began
+        times[name].append(taken)
+        times[f"{name}, dry"].append(taken - (disk.seconds - on_disk))
         return answer
 
     running: list[tuple[str, int, int]] = []  # key, attempt, reports made
@@ -102,6 +113,20 @@ def simulate(
             running.append((key, attempt, index))
     size_mb = (root / "ledger.jsonl").stat().st_size / 2**20
     return dict(times), size_mb, held_mb("VmHWM") - before
+
+
+class Disk:
+    """From when it is made, the seconds that this process has waited for its disk."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._sync = os.fsync
+        os.fsync = self._wait
+
+    def _wait(self, descriptor: int) -> None:
+        began = time.perf_counter()
+        self._sync(descriptor)
+        self.seconds += time.perf_counter() - began
 
 
 if __name__ == "__main__":

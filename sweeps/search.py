@@ -21,6 +21,7 @@ from optuna.trial import TrialState
 
 from sweeps import rebuild
 from sweeps.errors import Problem
+from sweeps.pruning import Brackets, Halving, Percentile
 from sweeps.space import Choice, Dimension, Label, Space
 from sweeps.spec import SearchSpec
 
@@ -234,17 +235,13 @@ def _own_seed(seed: int, number: int) -> int:
 def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
     """The pruner of `sweep.pruner`; its resource is the report's index, 1 to `evaluations`."""
     options = dict(spec.pruner_options)
-    if spec.pruner == "median":
-        return optuna.pruners.MedianPruner(**options)
-    if spec.pruner == "percentile":
-        return optuna.pruners.PercentilePruner(**{"percentile": 50.0, **options})
+    if spec.pruner in ("median", "percentile"):
+        return Percentile(**options)
     if spec.pruner == "asha":
-        return optuna.pruners.SuccessiveHalvingPruner(
-            **{"min_resource": 1, "reduction_factor": 2, **options}
-        )
+        return Halving(**{"min_resource": 1, "reduction_factor": 2, **options})
     if spec.pruner == "hyperband":
         ladder = {"min_resource": 1, "max_resource": spec.evaluations, "reduction_factor": 2}
-        return optuna.pruners.HyperbandPruner(**{**ladder, **options})
+        return Brackets(**{**ladder, **options})
     if spec.pruner == "patient":
         return optuna.pruners.PatientPruner(None, **{"patience": 1, **options})
     return optuna.pruners.NopPruner()
