@@ -21,6 +21,7 @@ from sweeps.errors import LedgerWriteError, StaleAttemptError
 from sweeps.reading import read_train
 from sweeps.spec import TrainSpec
 from sweeps.trial import State, Trial
+from trainers import kept
 from trainers.data import PreparedData, load
 from trainers.export import assemble, prove
 from trainers.guards import DivergedError, free_memory, held_mb, is_out_of_memory
@@ -143,6 +144,8 @@ class Bench:
     def _begin(self, first: Waiting) -> None:
         """The device is free: train what has waited longest, and what can train with it."""
         self._pack = None
+        if first.group is not None:
+            kept.let_go()
         free_memory()
         if first.group is None:
             self._queue.popleft()
@@ -228,6 +231,7 @@ class Bench:
     def _prove(self, job: Job) -> None:
         assert job.trial is not None
         self._pack = None
+        kept.let_go()
         result: dict[str, float] = {}
         error = ""
         try:
@@ -272,7 +276,7 @@ class Bench:
 
     def _give_back(self) -> None:
         free_memory()
-        held = held_mb(self._device)
+        held = held_mb(self._device) - kept.held_mb()
         if self._held_first is None:
             self._held_first = held
             gc.freeze()  # what is left are modules and caches: not to be looked through each time

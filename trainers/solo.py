@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from sweeps import faults
 from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
-from trainers import checkpoint
+from trainers import checkpoint, kept
 from trainers.adapters import in_training_type
 from trainers.data import PreparedData, filled_up, stream, tokens_seen
 from trainers.evaluation import Rows, rows_for
@@ -62,7 +62,7 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     if ranks.is_first:
         checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clear_drafts(checkpoints)
-    model = load_base(spec.model, task.device, trains_base=_trains_base(spec))
+    model = _base_of(spec, task.device, ranks)
     evaluation = rows_for(data.evaluation, model, spec.model)
     if observer.wants_base():  # before there is an adapter: some change the base as they start
         _report_base(model, evaluation, observer, ranks)
@@ -72,6 +72,13 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     trainer.progress.seconds_before = found[1].seconds if found else 0.0
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     return Outcome(state=trainer.progress.state, totals=trainer.progress.record.totals())
+
+
+def _base_of(spec: TrainSpec, device: str, ranks: Ranks) -> Any:
+    """Kept from trial to trial, where no other process has a part in it."""
+    if ranks.world == 1:
+        return kept.base_for(spec, device)
+    return load_base(spec.model, device, trains_base=_trains_base(spec))
 
 
 def _trains_base(spec: TrainSpec) -> bool:
