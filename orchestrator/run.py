@@ -301,9 +301,7 @@ class Driver:
 
     # ------------------------------------------------------------------ while it runs
 
-    def _loop(
-        self, workers: threading.Thread, pulse: Pulse, began: float, roomless: Roomless
-    ) -> None:
+    def _loop(self, workers: Workers, pulse: Pulse, began: float, roomless: Roomless) -> None:
         interrupted = False
         budget = self._spec.sweep.time_budget_s
         while workers.is_alive():
@@ -317,7 +315,7 @@ class Driver:
                 self._leave_now()
             if pulse.ray_silent_s() > _RAY_SILENCE_S:
                 raise SweepError(f"Ray does not answer any more. {self._go_on()}")
-            if line := roomless.news():
+            if line := roomless.news() or (not roomless.seconds and workers.news()):
                 self._display.note(line)
             if roomless.is_over:
                 self._office.interrupt.remote(roomless.REASON, False)

@@ -45,10 +45,18 @@ class WorkerSearcher(Searcher):  # type: ignore[misc]
 
 
 class Deaths(tune.Callback):  # type: ignore[misc]
-    """Tells the Coordinator whose process has died, so that its trial is handed out again."""
+    """Tells the Coordinator whose process has died, so that its trial is handed out again.
+
+    Attributes:
+        placed: workers that were given their devices and a process so far.
+    """
 
     def __init__(self, office: Any) -> None:
         self._office = office
+        self.placed = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.placed += 1
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # Tune's own `get_error` reads a copy that is not there yet.

@@ -27,6 +27,7 @@ _QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
 }
 _STOP_S = 10.0
+_PLACED_S = 60.0  # more than a worker's imports take from a slow disk
 _NEXT_TO_NOTHING = {"memory": 2**20}  # bytes; Tune places no trial that asks for nothing
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
 
@@ -194,7 +195,18 @@ class Workers(threading.Thread):
         self._placement = placement
         self._slots = slots
         self._scratch = scratch
+        self._began = time.monotonic()
+        self._placed: Callable[[], int] = lambda: 0
+        self._told = False
         self.error: Exception | None = None
+
+    def news(self) -> str:
+        """Something to say, once: others hold what the cluster has, and nobody would know."""
+        late = time.monotonic() - self._began > _PLACED_S
+        if self._told or not late or self._placed():
+            return ""
+        self._told = True
+        return "no trial could be placed yet: other jobs hold the cluster. Waiting for them"
 
     def run(self) -> None:
         try:
@@ -212,6 +224,8 @@ class Workers(threading.Thread):
         from orchestrator.searcher import Deaths, WorkerSearcher
         from orchestrator.worker import Worker
 
+        deaths = Deaths(self._office)
+        self._placed = lambda: deaths.placed
         one = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
         is_group = self._placement.devices > 1  # its processes take the devices, not it
         trainable = tune.with_resources(
@@ -232,7 +246,7 @@ class Workers(threading.Thread):
                 # A dead worker is not tried again: the searcher suggests a new one, where there is
                 # room. Each trial's own budget of failures is the Coordinator's.
                 failure_config=tune.FailureConfig(max_failures=0),
-                callbacks=[Deaths(self._office)],
+                callbacks=[deaths],
                 verbose=0,
                 log_to_file=False,
             ),

@@ -290,6 +290,40 @@ def test_fewer_trials_than_halves_of_gpus_get_a_gpu_each(
 
 
 @pytest.mark.slow
+def test_a_cluster_that_others_hold_is_waited_for_and_that_is_said(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr("orchestrator.worker.Worker", stand_in())
+    monkeypatch.setattr("orchestrator.tune._PLACED_S", 1.0)
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    cluster.wait_for_nodes()
+
+    @ray.remote(num_gpus=1)
+    class Other:
+        def ready(self) -> bool:
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.ready.remote())
+    room = Room(tmp_path)
+    said: list[str] = []
+
+    def has_spoken() -> bool:
+        said.append(room.workers.news())
+        return bool(said[-1])
+
+    room.wait_for(has_spoken)
+    assert said[-1].startswith("no trial could be placed yet: other jobs hold the cluster.")
+    assert not room.running()
+    ray.kill(other)
+    room.wait_for(lambda: len(room.running()) == 1)
+    assert not room.workers.news()
+    room.finish()
+
+
+@pytest.mark.slow
 def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
