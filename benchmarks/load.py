@@ -64,10 +64,10 @@ def apart(call: Callable[..., Any], *arguments: Any) -> Any:
         return pool.apply(call, arguments)
 
 
-def read_sweep(words: tuple[str, ...], reports: int) -> tuple[Any, Any]:
+def read_sweep(words: tuple[str, ...], reports: int, trials: int = 20_000) -> tuple[Any, Any]:
     from orchestrator.preparation import read_command
 
-    more = (f"sweep.evaluations={reports}", "sweep.trials=20000", "engine=solo")
+    more = (f"sweep.evaluations={reports}", f"sweep.trials={trials}", "engine=solo")
     return read_command(["sweep=lr_grid", *words, *more])
 
 

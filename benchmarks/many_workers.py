@@ -112,7 +112,7 @@ def sweep(
     from orchestrator.tune import Workers, live_slots, place
 
     orchestrator.worker.Worker = stand_in(root / "times")  # type: ignore[misc]
-    spec, space = read_sweep((*words, f"sweep.trials={trials}"), REPORTS)
+    spec, space = read_sweep(words, REPORTS, trials)
     run_dir = root / "run"
     run_dir.mkdir()
     (root / "times").mkdir()
