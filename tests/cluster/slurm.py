@@ -41,7 +41,7 @@ SelectTypeParameters=CR_Core
 MailProg=/bin/true
 ReturnToService=2
 JobRequeue=1
-KillWait=30
+KillWait=60
 SchedulerParameters=sched_interval=2
 NodeName={nodes} NodeAddr=127.0.0.1 NodeHostname={host} Port=[{first}-{last}] CPUs={cpus}
 PartitionName=all Nodes=ALL Default=YES State=UP
