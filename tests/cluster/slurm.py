@@ -106,9 +106,10 @@ class Slurm:
 
     def _wait_for_daemons(self, condition: Callable[[], bool]) -> None:
         def done() -> bool:
-            if any(daemon.poll() is not None for daemon in self._daemons):
+            ended = [str(one.args) for one in self._daemons if one.poll() is not None]
+            if ended:
                 self.__exit__()
-                raise SlurmRefusesError(self._logs())
+                raise SlurmRefusesError(f"{', '.join(ended)} ended at once: {self._logs(300)}")
             return condition()
 
         self._wait(done)
@@ -187,8 +188,8 @@ class Slurm:
             assert time.monotonic() < deadline, self._logs()
             time.sleep(0.3)
 
-    def _logs(self) -> str:
-        return "\n".join(path.read_text()[-2000:] for path in sorted(self._root.glob("*.txt")))
+    def _logs(self, most: int = 2000) -> str:
+        return "\n".join(path.read_text()[-most:] for path in sorted(self._root.glob("*.txt")))
 
 
 def _free_ports(count: int, start: int) -> int:
