@@ -6,6 +6,7 @@ import fcntl
 import gc
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -44,10 +45,27 @@ def status(run_dir: Path, console: Console | None = None) -> int:
         SweepError: where `run_dir` holds no sweep; names what lies nearby.
         LedgerDamagedError: where the ledger cannot be read.
     """
-    console = console or make_console()
     folder = RunFolder(run_dir)
     if not folder.ledger.is_file():
         raise SweepError(_not_found(folder))
+    with _uncollected():
+        _show(folder, console or make_console())
+    return 0
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no garbage within: of a long ledger's objects none is, and it would take seconds."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _show(folder: RunFolder, console: Console) -> None:
     holder = lock_holder(folder.lock)
     history = read_history(folder.ledger)
     if holder is None:
@@ -62,28 +80,24 @@ def status(run_dir: Path, console: Console | None = None) -> int:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
     show(console, [*failures(rows, folder), Text(), *_last(history, folder)])
-    return 0
 
 
 def read_history(ledger: Path) -> History:
     """The ledger's events added up; a torn last line, which may be in the making, is left out."""
-    # Nothing here is garbage, and looking for some would take a third of the time.
-    gc.disable()
     history = History()
     number = 0
     try:
-        for event in _events(ledger):
-            number += 1
-            check(event)
-            history.apply(event)
+        with _uncollected():
+            for event in _events(ledger):
+                number += 1
+                check(event)
+                history.apply(event)
         return history
     except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise LedgerDamagedError(
             f"{ledger}, line {number} does not follow from the lines before it ({error!r}). "
             "Restore the file from a copy."
         ) from error
-    finally:
-        gc.enable()
 
 
 def lock_holder(lock: Path) -> str | None:

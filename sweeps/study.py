@@ -22,15 +22,21 @@ from sweeps.trial import State
 
 
 def study_of(history: History) -> optuna.Study:
-    """An in-memory study, a trial for each config: its repeats' mean, its first run's reports."""
+    """An in-memory study for importances, a trial for each config: the mean of its repeats.
+
+    Reports matter to none of them, and of a long sweep Optuna would copy hundreds of thousands.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, direction=history.direction)
-    study.add_trials(_trials(history))
+    study.add_trials(_trials(history, reports=False))
     return study
 
 
 def export_study(history: History, path: Path) -> None:
-    """Write the study as an SQLite file; an older one is replaced as a whole."""
+    """Write the study as an SQLite file, with the reports of each config's first run.
+
+    An older one is replaced as a whole.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     draft.unlink(missing_ok=True)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -39,21 +45,27 @@ def export_study(history: History, path: Path) -> None:
         study = optuna.create_study(
             storage=storage, study_name=history.name or STUDY_NAME, direction=history.direction
         )
-        study.add_trials(_trials(history))
+        study.add_trials(_trials(history, reports=True))
     finally:
         storage.engine.dispose()
     os.replace(draft, path)
 
 
-def _trials(history: History) -> list[FrozenTrial]:
+def _trials(history: History, *, reports: bool) -> list[FrozenTrial]:
     sweep = history.spec.get("sweep", {})
     space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
     kinds = {dimension.name: distribution(dimension) for dimension in space.dimensions}
-    return [_trial(history, records, kinds) for records in history.by_config().values()]
+    return [
+        _trial(history, records, kinds, reports=reports) for records in history.by_config().values()
+    ]
 
 
 def _trial(
-    history: History, records: Sequence[Record], kinds: dict[str, BaseDistribution]
+    history: History,
+    records: Sequence[Record],
+    kinds: dict[str, BaseDistribution],
+    *,
+    reports: bool,
 ) -> FrozenTrial:
     first = records[0]
     settled = history.is_settled(first.config)
@@ -71,7 +83,8 @@ def _trial(
         user_attrs={"trial": first.key, "number": first.number},
         system_attrs={},
         intermediate_values={
-            index: report.metrics[history.metric] for index, report in first.reports.items()
+            index: report.metrics[history.metric]
+            for index, report in (first.reports if reports else {}).items()
         },
         datetime_start=_clock(began) or _clock(history.began),
         datetime_complete=_clock(ended) if settled else None,

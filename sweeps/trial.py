@@ -78,8 +78,8 @@ class Report:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bad = [name for name, value in self.metrics.items() if not math.isfinite(value)]
-        assert not bad, f"a report holds finite numbers only; not finite: {bad}"
+        finite = all(map(math.isfinite, self.metrics.values()))
+        assert finite, f"a report holds finite numbers only: {self.metrics}"
 
     def to_json(self) -> dict[str, Any]:
         return {
