@@ -19,12 +19,13 @@ _TOP = 5
 
 
 def proof_of(folder: RunFolder) -> dict[str, Any] | None:
-    """What best/trial.yaml says, or None where there is no best/ yet."""
-    path = folder.best / "trial.yaml"
-    if not path.is_file():
-        return None
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return data if isinstance(data, dict) and "proof" in data else None
+    """What best/trial.yaml says, or None where there is no best/ yet, or none that can be read."""
+    try:
+        data = yaml.safe_load((folder.best / "trial.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # it is proven again
+    is_ours = isinstance(data, dict) and {"trial", "step"} <= data.keys()
+    return data if is_ours and isinstance(data.get("proof"), dict) else None
 
 
 def is_ready(folder: RunFolder, found: Best | None) -> bool:

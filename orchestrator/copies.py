@@ -16,7 +16,7 @@ from pathlib import Path
 
 from orchestrator.shelf import checkpoint_name, fetch_checkpoints, split_name, take_draft
 from sweeps.errors import FolderHeldError
-from sweeps.files import RunFolder
+from sweeps.files import REPORT, RunFolder
 from sweeps.history import History
 from sweeps.lease import Lease
 from sweeps.ledger import Tail
@@ -218,7 +218,9 @@ class Copies(threading.Thread):
             for path in self._folder.data.rglob("*")
             if path.is_file()
         }
-        if files != here:
+        # Other data may have files of the same sizes: its report has a fingerprint.
+        report = (self._folder.data / REPORT).read_bytes()
+        if files != here or self._store.read(f"data/{REPORT}") != report:
             self._store.put_folder(self._folder.data, "data")
 
     def _copy_small(self, paths: Iterable[Path]) -> None:

@@ -135,7 +135,7 @@ class Store:
     def get_folder(self, name: str, folder: Path) -> bool:
         """Copy a whole folder here, in place of what is there; False where none is whole."""
         files = self.files_of(name)
-        if files is None or any(".." in PurePosixPath(file).parts for file in files):
+        if files is None or not all(map(_is_plain, files)):
             return False
         draft = folder.with_name(f".{folder.name}.{os.getpid()}.fetched")
         shutil.rmtree(draft, ignore_errors=True)
@@ -157,13 +157,17 @@ class Store:
         return sorted({path.partition("/")[0] for path in self.tree(name)})
 
     def tree(self, name: str) -> list[str]:
-        """The files under a folder, at any depth, by their names from there."""
+        """The files under a folder, at any depth, by their names from there.
+
+        An object's name may be anything: one that would lead out of a folder is passed over.
+        """
         from pyarrow import fs
 
         root = self._path(name) if name else self._opened[1]
         selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
         found = self._opened[0].get_file_info(selector)
-        return sorted(i.path[len(root) + 1 :] for i in found if i.type == fs.FileType.File)
+        files = (i.path[len(root) + 1 :] for i in found if i.type == fs.FileType.File)
+        return sorted(filter(_is_plain, files))
 
     def remove(self, name: str) -> None:
         """Remove a folder, its list first, so that half of it never counts."""
@@ -178,6 +182,12 @@ class Store:
             self._opened[0].delete_file(self._path(name))
         except FileNotFoundError:
             pass
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name lies in the folder that it is looked for in."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 class _Writing:

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
+from orchestrator.copies import Copies
 from sweeps import lease, ledger_copy
 from sweeps.errors import FolderHeldError, SweepError
+from sweeps.files import REPORT, RunFolder
 from sweeps.lease import Lease
 from sweeps.ledger import Ledger
 from sweeps.ledger_copy import LedgerCopy
@@ -75,9 +78,50 @@ def test_a_folder_that_is_written_again_loses_its_old_files(store: Store, tmp_pa
     assert contents(tmp_path / "store" / "best").keys() == {"new", "both", FILES}
 
 
-def test_a_list_that_leads_out_of_the_folder_is_refused(store: Store, tmp_path: Path) -> None:
-    store.write(f"evil/{FILES}", json.dumps({"../../../home": 1}).encode())
+@pytest.mark.parametrize("name", ["../../../home", "/tmp/{}/home", "a/../../home", ""])
+def test_a_list_that_leads_out_of_the_folder_is_refused(
+    name: str, store: Store, tmp_path: Path
+) -> None:
+    name = name.format(tmp_path.name)
+    store.write(f"evil/{FILES}", json.dumps({name: 0}).encode())
+    store.write("home", b"")
+    before = set(tmp_path.rglob("*"))
     assert not store.get_folder("evil", tmp_path / "back")
+    assert set(tmp_path.rglob("*")) == before
+
+
+class Hostile:
+    """An object storage, where a name may be anything."""
+
+    type_name = "s3"
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def get_file_info(self, _: object) -> list[fs.FileInfo]:
+        return [fs.FileInfo(f"bucket/run/{name}", fs.FileType.File) for name in self._names]
+
+
+def test_an_object_whose_name_leads_elsewhere_is_passed_over() -> None:
+    store = Store("s3://bucket/run")
+    names = ("trials/ab/config.yaml", "trials/../../evil/config.yaml", "trials//etc/config.yaml")
+    store.__dict__["_opened"] = (Hostile(*names), "bucket/run")
+    assert store.tree("") == ["trials//etc/config.yaml", "trials/ab/config.yaml"]
+    assert store.tree("trials") == ["ab/config.yaml"]
+
+
+def test_other_data_of_the_same_size_is_copied(store: Store, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    for text in ("one", "two"):
+        make_folder(folder.data, rows=text)
+        (folder.data / REPORT).write_text(text)
+        folder.ledger.touch()
+        lease = Lease(store)
+        lease.take(say=print)
+        copies = Copies(store, folder, 1, lease)
+        copies.begin()
+        copies.finish(10.0)
+        assert contents(tmp_path / "store" / "data")["rows"] == text
 
 
 @pytest.mark.parametrize("place", ["s3://", "s4://bucket", "bucket/path", "s3:///"])
