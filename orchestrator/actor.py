@@ -9,17 +9,20 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from orchestrator.dealing import Dealer, Rules
+from orchestrator.gate import Gate
 from sweeps.coordinator import Coordinator
+from sweeps.errors import LedgerWriteError
 from sweeps.files import RunFolder
 from sweeps.knobs import importance
 from sweeps.ranking import best
 from sweeps.space import Space
-from sweeps.spec import Spec
+from sweeps.spec import Spec, TrainSpec
 from sweeps.study import export_study, study_of
 from sweeps.table import Table
 from sweeps.trial import Decision, Report, State, Trial
@@ -34,13 +37,16 @@ class Job:
     """What a worker is to do next.
 
     Attributes:
-        kind: train a trial; prove the best checkpoint; wait, nothing to do now; leave for good.
+        kind: train a trial; rehearse a step; prove the best checkpoint; wait, nothing to do now;
+            leave for good.
+        spec: what to rehearse.
         alone: the trial is to share its device with no other.
         expected: for prove, the loss that was reported at `step`.
     """
 
-    kind: Literal["train", "prove", "wait", "leave"]
+    kind: Literal["train", "rehearse", "prove", "wait", "leave"]
     trial: Trial | None = None
+    spec: TrainSpec | None = None
     alone: bool = False
     step: int = 0
     expected: float = 0.0
@@ -64,6 +70,7 @@ class CoordinatorActor:
         self._spec = spec.sweep
         self._coordinator = Coordinator(spec, space, self._folder)
         self._dealer = Dealer(rules or Rules(), self._coordinator.ask)
+        self._gate = Gate(facts={}, train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that came so far as to ask for a job
@@ -78,7 +85,18 @@ class CoordinatorActor:
         """A batch system sends SIGTERM to every process of a job: trials still have to commit."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def begin(self, facts: Mapping[str, Any]) -> None:
+    def begin(self, facts: Mapping[str, Any], rehearsal: TrainSpec | None = None) -> None:
+        """Hand out trials; with `rehearsal`, after one step of it has been trained."""
+        nothing_to_train = self._coordinator.is_finished
+        self._gate = Gate(facts=facts, train=None if nothing_to_train else rehearsal)
+        if self._gate.is_open:
+            self._open()
+
+    def _open(self, found: Mapping[str, Any] | None = None) -> None:
+        self._gate.train = None
+        facts = dict(self._gate.facts)
+        if found is not None:
+            facts["rehearsal"] = {**facts["rehearsal"], **found}
         self._coordinator.begin(**facts)
         self._table.refresh(self._coordinator.history)
 
@@ -87,11 +105,18 @@ class CoordinatorActor:
 
     def interrupt(self, reason: str, prove: bool) -> None:
         """Stop handing out trials; with `prove`, the best so far is still made ready."""
+        if self._gate.refusal:
+            return
+        if not self._gate.is_open:
+            with suppress(LedgerWriteError):  # then it stops for that reason, and says so
+                self._open()
         self._wants_proof = self._wants_proof and prove
         self._coordinator.interrupt(reason)
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
+        if self._gate.refusal:
+            return True
         self._look_at_idle()
         return self._coordinator.is_finished and not self._has_to_prove()
 
@@ -110,6 +135,8 @@ class CoordinatorActor:
 
     def finish(self) -> dict[str, Any]:
         """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
+        if self._gate.refusal:
+            return {"refusal": self._gate.refusal, "traceback": self._gate.traceback}
         unwritten = []
         try:
             self._table.write(self._coordinator.history)
@@ -134,6 +161,7 @@ class CoordinatorActor:
 
         Where none comes so far as to ask for a job, the sweep stops: nor would the next.
         """
+        self._gate.died(worker, reason)
         held = self._dealer.leaves(worker)
         for key in held:
             self._coordinator.lost(key, "its worker's process died")
@@ -153,6 +181,7 @@ class CoordinatorActor:
     def left(self, worker: str) -> None:
         """A worker leaves of its own accord; trials that it has not begun are handed out again."""
         self._asked.discard(worker)
+        self._gate.left(worker)
         for key in self._dealer.leaves(worker):
             self._coordinator.give_back(key)
 
@@ -169,6 +198,11 @@ class CoordinatorActor:
         """What a worker is to do that can train `room` trials at once."""
         self._asked.add(worker)
         self._barren = 0
+        if self._gate.refusal:
+            return Job(kind="leave")
+        if not self._gate.is_open:
+            spec = self._gate.take(worker)
+            return Job(kind="rehearse", spec=spec) if spec else Job(kind="wait")
         trial = self._dealer.deal(worker, room=room, finished=self._finished())
         if trial is not None:
             return Job(kind="train", trial=trial, alone=self._is_last_try(trial.key))
@@ -179,6 +213,21 @@ class CoordinatorActor:
             return self._prove_job(worker)
         self._dealer.leaves(worker)
         return Job(kind="leave")
+
+    def rehearsed(
+        self, worker: str, found: Mapping[str, Any] | None, refusal: str = "", traceback: str = ""
+    ) -> None:
+        """What a step of the largest micro-batch came to; or why there can be no sweep."""
+        self._gate.left(worker)
+        if self._gate.is_open:
+            return  # the sweep was interrupted in the meantime
+        if found is None:
+            self._gate.refuse(refusal, traceback)
+            return
+        try:
+            self._open(found)
+        except LedgerWriteError as error:
+            self._gate.refuse(str(error))
 
     def _finished(self) -> int:
         return self._coordinator.history.count(*(state for state in State if state.is_finished()))

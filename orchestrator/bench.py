@@ -8,7 +8,8 @@ import logging
 import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -17,6 +18,7 @@ from orchestrator.actor import Job
 from orchestrator.leaving import Notice
 from orchestrator.shelf import Shelf
 from orchestrator.worker import Line, Post
+from sweeps import faults
 from sweeps.errors import LedgerWriteError, StaleAttemptError
 from sweeps.reading import read_train
 from sweeps.spec import TrainSpec
@@ -25,11 +27,14 @@ from trainers import kept
 from trainers.data import PreparedData, load
 from trainers.export import assemble, prove
 from trainers.guards import DivergedError, free_memory, held_mb, is_out_of_memory
+from trainers.ranks import Ranks
 from trainers.task import Outcome, Task
 
 if TYPE_CHECKING:
     from orchestrator.pack import Pack
+    from trainers.packed.base import Base
     from trainers.packed.sharing import Shared
+    from trainers.rehearsal import Rehearsal, Train
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +73,7 @@ class Bench:
         self._device = "cuda" if post.gpus else "cpu"
         self._data: PreparedData | None = None
         self._pack: Pack | None = None
+        self._spare: tuple[Shared, Base] | None = None  # of the rehearsal, for the first pack
         self._queue: deque[Waiting] = deque()
         self._ask_again = 0.0
         self._held_first: float | None = None
@@ -100,6 +106,9 @@ class Bench:
         """Ask for trials while there is room; True where told to leave."""
         while self._has_room():
             job: Job = ray.get(self._office.next_job.remote(self._worker, self._room()))
+            if job.kind == "rehearse":
+                self._rehearse(job)
+                continue
             if job.kind == "prove":
                 self._prove(job)
                 continue
@@ -139,11 +148,51 @@ class Bench:
 
         return None if obstacle(train) else shared(train)
 
+    # ------------------------------------------------------------------ before the first trial
+
+    def _rehearse(self, job: Job) -> None:
+        """One step of the largest micro-batch, by the engine that will train the trials."""
+        from orchestrator.preflight import failed_step
+
+        assert job.spec is not None
+        found: Rehearsal | None = None
+        why = text = ""
+        try:
+            found = self._step(job.spec)
+        except Exception as error:
+            why, text = failed_step(error, job.spec)
+        told = asdict(found) if found is not None else None
+        ray.get(self._office.rehearsed.remote(self._worker, told, why, text))
+
+    def _step(self, train: TrainSpec) -> Rehearsal:
+        from trainers.rehearsal import rehearse
+
+        faults.passing("rehearsal")
+        place = self._folder.scratch / "rehearsal"
+        engine = self._in_a_lane(train) or solo_train()
+        return rehearse(train, self._rows(), place, self._device, engine, Ranks.here())
+
+    def _in_a_lane(self, train: TrainSpec) -> Train | None:
+        """Train as a lane; None where it trains alone. The base stays for the first pack."""
+        group = self._group(train)
+        if group is None:
+            return None
+        from trainers.packed.base import Base
+        from trainers.packed.engine import train_alone
+        from trainers.packed.settings import settings
+
+        base = Base(train, settings(train), self._device)
+        self._spare = group, base
+        return partial(train_alone, base=base)
+
     # ------------------------------------------------------------------ training
 
     def _begin(self, first: Waiting) -> None:
         """The device is free: train what has waited longest, and what can train with it."""
         self._pack = None
+        spare, self._spare = self._spare, None
+        base = spare[1] if spare is not None and spare[0] == first.group else None
+        del spare
         if first.group is not None:
             kept.let_go()
         free_memory()
@@ -157,7 +206,7 @@ class Bench:
         together = [waiting for waiting in self._queue if waiting.group == first.group]
         self._queue = deque(one for one in self._queue if one.group != first.group)
         try:
-            self._pack = Pack(first.group, first.train, self._rows(), self._device)
+            self._pack = Pack(first.group, first.train, self._rows(), self._device, base)
         except Exception as error:
             for waiting in together:
                 self._fail(self._line(waiting.trial), error)
@@ -180,11 +229,9 @@ class Bench:
             self._ask_again = 0.0
 
     def _train_alone(self, waiting: Waiting) -> None:
-        from trainers import solo
-
         line = self._line(waiting.trial)
         try:
-            outcome = solo.train(self._task(waiting), self._rows(), line)
+            outcome = solo_train()(self._task(waiting), self._rows(), line)
         except Exception as error:
             self._settle(line, None, error)
         else:
@@ -281,3 +328,10 @@ class Bench:
             self._held_first = held
             gc.freeze()  # what is left are modules and caches: not to be looked through each time
         self._is_worn = held > self._held_first + _LEAK_MB
+
+
+def solo_train() -> Train:
+    """SFTTrainer's engine: its import takes seconds, which packs need not pay."""
+    from trainers import solo
+
+    return solo.train

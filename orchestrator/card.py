@@ -24,7 +24,7 @@ def proof_of(folder: RunFolder) -> dict[str, Any] | None:
         data = yaml.safe_load((folder.best / "trial.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None  # it is proven again
-    is_ours = isinstance(data, dict) and {"trial", "step"} <= data.keys()
+    is_ours = isinstance(data, dict) and {"trial", "number", "step", "eval_loss"} <= data.keys()
     return data if is_ours and isinstance(data.get("proof"), dict) else None
 
 

@@ -71,11 +71,15 @@ def _dispatch(argv: list[str]) -> int:
 
         return plan(argv[1:])
     if first and "=" not in first and not first.startswith(("-", "~", "+")):
+        from orchestrator.compose import groups
+
         near = nearest(first, VERBS)
         hint = f" Did you mean {near}?" if near else ""
+        if first in (known := groups()):
+            hint = f" Did you mean {first}=CHOICE, one of {', '.join(known[first])}?"
         raise SweepError(
-            f"{first}: no such verb; there are {', '.join(VERBS)}. Overrides are written "
-            f"key=value.{hint} See python -m orchestrator --help."
+            f"{first}: no such verb; there are {', '.join(VERBS)}, and without one the sweep runs. "
+            f"Overrides are written key=value.{hint} See python -m orchestrator --help."
         )
     from orchestrator.run import run
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from orchestrator.card import proof_of
+from orchestrator.status import not_found
 from sweeps.errors import SweepError
 from sweeps.files import RunFolder
 from sweeps.reading import read_train
@@ -19,6 +20,8 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
         SweepError: there is no best/, nothing to merge, or the target is taken.
     """
     folder = RunFolder(run_dir.absolute())
+    if not folder.ledger.is_file():
+        raise SweepError(not_found(RunFolder(run_dir)))
     proof = proof_of(folder)
     if proof is None:
         raise SweepError(

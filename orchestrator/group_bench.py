@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
+import ray
+
+from orchestrator.actor import Job
 from orchestrator.bench import Bench, Waiting
 from orchestrator.worker import Line, Post
 from sweeps.errors import StaleAttemptError
+from sweeps.spec import TrainSpec
 from trainers import solo
 from trainers.guards import DivergedError
 from trainers.ranks import FirstSpeaks, Ranks
@@ -27,6 +32,15 @@ class Leader(Bench):
     def work(self) -> None:
         super().work()
         self._between.together(lambda: None)  # nothing more to train
+
+    def _rehearse(self, job: Job) -> None:
+        assert job.spec is not None
+        self._between.together(lambda: job.spec)
+        try:
+            found = self._step(job.spec)
+        except Exception as error:
+            raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
+        ray.get(self._office.rehearsed.remote(self._worker, asdict(found)))
 
     def _train_alone(self, waiting: Waiting) -> None:
         self._between.together(lambda: waiting)
@@ -52,13 +66,16 @@ class Follower(Bench):
     def work(self) -> None:
         while (waiting := self._between.together(_nothing)) is not None:
             try:
-                _train(self, waiting, None)
+                if isinstance(waiting, TrainSpec):
+                    self._step(waiting)
+                else:
+                    _train(self, waiting, None)
             except (StaleAttemptError, DivergedError):
                 continue  # rank 0 has seen it, too, and tells
             self._give_back()
 
 
-def _nothing() -> Waiting | None:
+def _nothing() -> Waiting | TrainSpec | None:
     raise AssertionError("only rank 0 is asked")
 
 

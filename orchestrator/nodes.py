@@ -14,13 +14,12 @@ from typing import Any
 
 from orchestrator.leaving import draining_nodes
 from sweeps.errors import SweepError
-from sweeps.files import write_text
+from sweeps.files import RunFolder, write_text
 
 _SLOTS_EVERY_S = 1.0
 _NOTE_S = 10.0
 _PATIENCE_S = 600.0
 _LOOK_S = 60.0  # a node starts a process for it
-_MARK = ".here"
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
@@ -102,14 +101,14 @@ class Roomless(threading.Thread):
 def leave_mark(root: Path) -> str:
     """Write a word into the run folder that tells it from any other of the same name."""
     word = uuid.uuid4().hex
-    write_text(root / _MARK, word)
+    write_text(RunFolder(root).mark, word)
     return word
 
 
 def sees(root: Path, word: str) -> bool:
     """Whether this machine's `root` is the folder that was marked, not its own of that name."""
     try:
-        return (root / _MARK).read_text(encoding="utf-8") == word
+        return (RunFolder(root).mark).read_text(encoding="utf-8") == word
     except OSError:
         return False
 

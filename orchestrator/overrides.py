@@ -103,6 +103,12 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
     if word.startswith("-"):
         message = "is no option. Overrides are written key=value; see --help."
         return Problem(key=key, message=message)
+    if key.lstrip("+~").startswith("hydra.") and not key.endswith("searchpath"):
+        message = "Hydra's own settings are not used; run_dir=... says where files go."
+        return Problem(key=key, message=message)
+    if key in known and not sign:
+        message = f"is written {key}=CHOICE: one of {', '.join(known[key])}."
+        return Problem(key=key, message=message)
     if not key.strip() or (not sign and not key.startswith("~")):
         near = nearest(key, known)
         return Problem(
@@ -126,8 +132,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
     try:
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except HydraException as error:
-        reason = _SECRET_REASON if is_secret_key(key) else str(error).splitlines()[0]
-        return Problem(key=key, message=f"cannot be read: {reason}. Quote it in the shell?")
+        reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
+        message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
+        return Problem(key=key, message=message)
     group = key.split("@")[0]
     if group in known:
         return _take_group(word, prefix, group, text, known[group], is_search, into)
@@ -141,6 +148,15 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
     else:
         into.for_hydra.append(f"++{word}")  # unknown names are found, with the rest, by `reading`
     return None
+
+
+def _in_words(said: str) -> str:
+    """What Hydra's parser says, without the names of its tokens."""
+    line = said.splitlines()[0].partition(" expecting ")[0]
+    if "'<EOF>'" in line:
+        return "it ends where more should follow"
+    found = re.search(r"'(.*)'", line)
+    return f"it makes no sense from {found[1]} on" if found else line
 
 
 def _cut(word: str) -> tuple[str, str, str]:

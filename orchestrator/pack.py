@@ -8,6 +8,7 @@ from orchestrator.worker import Line
 from sweeps.spec import TrainSpec
 from trainers.data import PreparedData
 from trainers.guards import held_mb
+from trainers.packed.base import Base
 from trainers.packed.engine import Engine
 from trainers.packed.sharing import Shared
 from trainers.task import Outcome, Task
@@ -19,10 +20,17 @@ _SHARE = 0.9  # of a GPU's memory that lanes may fill
 class Pack:
     """Trials of one group, which train together on one base model."""
 
-    def __init__(self, group: Shared, train: TrainSpec, data: PreparedData, device: str) -> None:
+    def __init__(
+        self,
+        group: Shared,
+        train: TrainSpec,
+        data: PreparedData,
+        device: str,
+        base: Base | None = None,
+    ) -> None:
         self.group = group
         self._device = device
-        self._engine = Engine(train, data, device=device)
+        self._engine = Engine(train, data, device=device, base=base)
         self._lines: dict[str, Line] = {}
         self._base_mb = held_mb(device)
         self._since_attach = 0

@@ -47,6 +47,7 @@ def fetched(run_dir: str) -> Path:
     Raises:
         SweepError: there is no sweep, or the place does not answer.
     """
+    run_dir = run_dir.removeprefix("run_dir=")  # as it is written for the other verbs
     if not is_uri(run_dir):
         return Path(run_dir)
     from orchestrator.copies import bring_back

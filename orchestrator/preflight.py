@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.errors import ConfigError, Problem, SweepError
+from sweeps.errors import ConfigError, Problem, SweepError, first_line
+from sweeps.secrets import scrub
 from sweeps.spec import Spec, TrackingSpec, TrainSpec
 
 if TYPE_CHECKING:
-    from trainers.data import PreparedData
     from trainers.needs import Needs
 
 _CHECKPOINTS_OF_A_RUNNING_TRIAL = 4  # the last two, the best, and the one that is being written
@@ -111,32 +112,38 @@ def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpe
     return replace(train, trainer=trainer, peft=peft)
 
 
-def rehearsal_line(train: TrainSpec, data: PreparedData, folder: Path, device: str) -> str:
-    """Train one step for real.
+def failed_step(error: Exception, train: TrainSpec) -> tuple[str, str]:
+    """Why one step of the largest micro-batch did not come to its end, for the user; and the
+    traceback, where what went wrong was not foreseen."""
+    from trainers.guards import DivergedError, is_out_of_memory
 
-    Raises:
-        SweepError: it fails, in the library's words.
-    """
-    from trainers.guards import is_out_of_memory
-    from trainers.rehearsal import rehearse
+    what = f"one step of the largest micro-batch ({train.batch_size} of the longest rows)"
+    first = first_line(error)
+    if is_out_of_memory(error):
+        return (
+            f"{what} runs out of memory, and half of it does, too ({first}). Lower "
+            "trainer.per_device_train_batch_size or data.max_length, set "
+            "trainer.gradient_checkpointing=true, or take a smaller model",
+            "",
+        )
+    if isinstance(error, SweepError | DivergedError):
+        return f"{what} fails: {first}", ""
+    text = scrub("".join(traceback.format_exception(error)))
+    return f"{what} fails: {type(error).__name__}: {first}", text
 
-    if math.isinf(device_memory_mb(device)[0]):
-        return "no step was tried: this machine has no GPU to try it on"
-    try:
-        found = rehearse(train, data, folder, device)
-    except SweepError:
-        raise
-    except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        how = "runs out of memory" if is_out_of_memory(error) else "fails"
-        raise SweepError(
-            f"one step of the largest micro-batch ({train.batch_size} of the longest rows) {how}: "
-            f"{type(error).__name__}: {first}"
-        ) from error
+
+def step_line(found: Mapping[str, Any]) -> str:
+    """What a `trainers.rehearsal.Rehearsal` came to."""
+    halved = ""
+    if found["too_many"]:
+        halved = (
+            f"; {found['too_many']} rows run out of memory: trials with so many go on with half, "
+            "and twice the accumulation"
+        )
     return (
-        f"one real step of {found.rows} of the longest rows ({found.tokens:,} tokens), evaluation "
-        f"and checkpoint: {found.seconds:.1f} s, at most {size(found.peak_mb)} of memory, "
-        f"{size(found.checkpoint_mb)} a checkpoint"
+        f"one real step of {found['rows']} of the longest rows ({found['tokens']:,} tokens), "
+        f"evaluation and checkpoint: {found['seconds']:.1f} s, at most {size(found['peak_mb'])} "
+        f"of memory, {size(found['checkpoint_mb'])} a checkpoint{halved}"
     )
 
 
@@ -179,6 +186,19 @@ def size(mb: float) -> str:
     if mb == float("inf"):
         return "an unknown amount"
     return f"{mb / 1024:.1f} GB" if mb >= 1024 else f"{mb:.1f} MB"
+
+
+def check_place(root: Path) -> None:
+    """See that a run folder can be made, without making it.
+
+    Raises:
+        SweepError: something else has its name, or it could not be written.
+    """
+    above = existing(root)
+    taken = next((path for path in (root, *root.parents) if path.exists()), above)
+    if taken != above or not os.access(above, os.W_OK | os.X_OK):
+        why = "is no folder" if taken != above else "cannot be written"
+        raise SweepError(f"run_dir = {root}: {taken} {why}. Choose another run_dir=...")
 
 
 def existing(path: Path) -> Path:

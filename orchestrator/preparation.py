@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
+import re
 import shlex
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from omegaconf import OmegaConf
 
 from orchestrator import compose
 from orchestrator.checks import read_space, spec_problems, training_problems
 from orchestrator.engines import engine_problems
-from orchestrator.preflight import Findings, changes, largest, rehearsal_line, room_line
+from orchestrator.preflight import (
+    Findings,
+    changes,
+    device_memory_mb,
+    failed_step,
+    largest,
+    room_line,
+    step_line,
+)
 from sweeps.errors import ConfigError, Problem, SweepError
-from sweeps.files import RunFolder, write_text
+from sweeps.files import RunFolder, is_prepared, write_text
 from sweeps.history import History
 from sweeps.reading import read_spec, section_problems
 from sweeps.secrets import scrub
 from sweeps.space import Space
-from sweeps.spec import Spec
+from sweeps.spec import Spec, TrainSpec
+from sweeps.trial import fingerprint
+
+if TYPE_CHECKING:
+    from trainers.data import PreparedData
+
+Facts = dict[str, Any]
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("optuna", "ray", "wandb"),
 )
+SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
 _ROOMS = ("sweeps", "trainers", "orchestrator")
 
 
@@ -42,11 +60,27 @@ class Ready:
         examples: training examples per trial, counted.
         facts: what the ledger should know of this start.
         lines: what the data and the model are, for the user.
+        largest: the training that takes the most memory.
+        data: its rows.
     """
 
     examples: int
     facts: Mapping[str, Any]
     lines: Sequence[str]
+    largest: TrainSpec
+    data: PreparedData
+
+    def rehearsed(self, past: History, device: str, *, packed: bool) -> Facts:
+        """What to tell the ledger of the rehearsal: what is known of it, or its identity alone.
+
+        It is known where the last start did the same step: same training and data, device, engine,
+        libraries and code.
+        """
+        decisive = [asdict(self.largest), device, packed]
+        decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
+        identity = fingerprint(decisive, 16)
+        before = past.driver.get("rehearsal") or {}
+        return dict(before) if before.get("identity") == identity else {"identity": identity}
 
 
 def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
@@ -103,10 +137,8 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
     Raises:
         SweepError: the folder holds another sweep; the differences are shown.
     """
-    if folder.spec.exists():
-        written = OmegaConf.to_container(OmegaConf.load(folder.spec))
-        assert isinstance(written, dict)
-        changed = compose.differences(spec, {str(key): value for key, value in written.items()})
+    if folder.has_begun and folder.spec.exists():  # else nothing was trained by what it says
+        changed = compose.differences(spec, _written(folder))
         if changed:
             rows = "\n".join(
                 f"  {key}: there {there!r}, now {now!r}" for key, there, now in changed
@@ -115,8 +147,57 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
                 f"{folder.root} holds another sweep:\n{rows}\n"
                 "Give the same settings to go on with it, or choose another run_dir=..."
             )
-    head = "# The resolved config of this sweep; secrets are left out.\n"
-    write_text(folder.spec, head + OmegaConf.to_yaml(OmegaConf.create(dict(spec.public))))
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
+    write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
+
+
+def _written(folder: RunFolder) -> dict[str, Any]:
+    """What sweep.yaml says."""
+    try:
+        config = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict):
+        raise SweepError(
+            f"{folder.spec} cannot be read: it says what this folder's sweep is. Restore it from a "
+            "copy, or choose another run_dir=..."
+        )
+    return {str(key): value for key, value in config.items()}
+
+
+def refuse_strangers(folder: RunFolder) -> None:
+    """See that nothing of the user's lies where a sweep would write.
+
+    Raises:
+        SweepError: there is no sweep in the folder, and files of the names that one has.
+    """
+    if folder.has_begun:
+        return
+    ours = (folder.trials, folder.best, folder.tracking, folder.table, folder.study)
+    there = [path for path in ours if path.exists()]
+    # These may be of a start that was killed before its ledger began.
+    there += [
+        path
+        for path, is_ours in (
+            (folder.data, is_prepared),
+            (folder.spec, lambda path: _begins(path, rf"{re.escape(SPEC_HEAD)}\n")),
+            (folder.lock, lambda path: _begins(path, r"(\S+, pid \d+)?\n?$")),
+        )
+        if path.exists() and not is_ours(path)
+    ]
+    if there:
+        names = ", ".join(path.name for path in there)
+        raise SweepError(
+            f"{folder.root} holds no sweep, but has {names} in it, which a sweep would write over. "
+            "Choose another run_dir=..., a folder that is empty or new."
+        )
+
+
+def _begins(path: Path, pattern: str) -> bool:
+    try:
+        return re.match(pattern, path.read_text(encoding="utf-8")) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def prepare_training(
@@ -125,17 +206,14 @@ def prepare_training(
     folder: RunFolder,
     past: History,
     argv: Sequence[str],
-    rehearse: Path | None = None,
 ) -> Ready:
-    """Read, check and tokenize the data, look at the model, memory and disk.
-
-    Nothing is on a device, unless `rehearse` names a folder for one real step.
+    """Read, check and tokenize the data, look at the model, memory and disk; on no device.
 
     Raises:
         SweepError, ConfigError: everything that makes data, model or machine unfit, together; or
             data or model have changed since the sweep's last start.
     """
-    from trainers.data import fingerprint, prepare
+    from trainers import data as source
     from trainers.model import choose, fingerprint_base, target_problems
     from trainers.model_source import require_weights
     from trainers.needs import needs
@@ -146,19 +224,22 @@ def prepare_training(
     trains_base = spec.train.peft.get("method") == "full"
     searched = _searched(space)
     base = ""
+    unknown: Sequence[Problem] = ()
     with findings.part():
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
+        unknown = target_problems(spec.train.model, spec.train.peft)
+        findings.add(unknown)
         _check_ground(past, "base", base, accept=spec.accept_changes)
-        findings.add(target_problems(spec.train.model, spec.train.peft))
     with findings.part():
         runtime = choose(spec.train.model, device, trains_base=trains_base)
         big = largest(spec.train, searched)
-        room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
+        if not unknown:  # else PEFT would say the same in other words
+            room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
-        _check_ground(past, "data", fingerprint(spec.train), accept=spec.accept_changes)
-        data = prepare(spec.train, folder.data)
+        _check_ground(past, "data", source.fingerprint(spec.train), accept=spec.accept_changes)
+        data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
         _check_schedules(spec, space, examples)
     findings.refuse()
@@ -188,11 +269,29 @@ def prepare_training(
         *said,
         *changes(past.driver, facts),
     ]
-    if rehearse:
-        with findings.part():
-            lines.append(rehearsal_line(big, data, rehearse, device))
-        findings.refuse()
-    return Ready(examples=examples, facts=facts, lines=lines)
+    return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
+
+
+def rehearsal_line(ready: Ready, past: History, folder: Path, device: str) -> str:
+    """One step in this process, for `plan`; or what is known of it.
+
+    Raises:
+        SweepError: it fails; in the library's words.
+    """
+    known = ready.rehearsed(past, device, packed=False)
+    if "rows" not in known:
+        if math.isinf(device_memory_mb(device)[0]):
+            return "no step was tried: this machine has no GPU to try it on"
+        from trainers import solo
+        from trainers.rehearsal import rehearse
+
+        try:
+            found = rehearse(ready.largest, ready.data, folder, device, solo.train)
+        except Exception as error:
+            why, _ = failed_step(error, ready.largest)
+            raise SweepError(why) from error
+        known = asdict(found)
+    return step_line(known)
 
 
 def command_line(argv: Sequence[str]) -> str:

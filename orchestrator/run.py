@@ -23,21 +23,32 @@ from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
 from orchestrator.nodes import Roomless, leave_mark, require_nodes
 from orchestrator.places import places_of, unanswered
-from orchestrator.preflight import tracking_line
+from orchestrator.preflight import Findings, check_place, step_line, tracking_line
 from orchestrator.preparation import (
     Ready,
     claim_folder,
     command_line,
+    guess_device,
     prepare_training,
     read_command,
+    refuse_strangers,
+    rehearsal_line,
 )
 from orchestrator.progress import read_progress
 from orchestrator.status import read_history
 from orchestrator.summary import summary
-from orchestrator.tune import Placement, Workers, live_slots, place, start_ray
+from orchestrator.tune import (
+    Placement,
+    Workers,
+    knock,
+    live_slots,
+    own_session,
+    place,
+    start_ray,
+)
 from sweeps.coordinator import Coordinator
 from sweeps.errors import SweepError
-from sweeps.files import Lock, RunFolder, remove_tree
+from sweeps.files import Lock, RunFolder, is_prepared, remove_tree, write_text
 from sweeps.history import History
 from sweeps.knobs import effects
 from sweeps.lease import Lease
@@ -65,6 +76,7 @@ def run(argv: Sequence[str]) -> int:
     """
     spec, space = read_command(argv)
     folder, store = places_of(spec)
+    refuse_strangers(folder)
     lock = Lock(folder.lock)
     try:
         with ExitStack() as stack:
@@ -96,11 +108,12 @@ def _taken(store: Store, folder: RunFolder, spec: Spec) -> Iterator[Lease]:
 
 def _leave_no_trace(folder: RunFolder) -> None:
     """Take back what was written for a sweep that was refused before it began."""
-    if folder.ledger.exists():
+    if folder.has_begun:
         return
-    for path in (folder.spec, folder.lock):
+    for path in (folder.spec, folder.lock, folder.ledger, folder.mark):
         path.unlink(missing_ok=True)
-    remove_tree(folder.data)
+    if is_prepared(folder.data):
+        remove_tree(folder.data)
     with suppress(OSError):  # other things of the user's lie in it
         folder.root.rmdir()
         if folder.root.parent.name == "outputs":
@@ -111,18 +124,25 @@ def plan(argv: Sequence[str]) -> int:
     """Check everything that `run` would and say what it would do; trains nothing."""
     spec, space = read_command(argv)
     folder, _ = places_of(spec)
+    refuse_strangers(folder)
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch:
         # Where the sweep has begun its data is there, and what has changed since can be told.
         begun = folder.ledger.exists() and not spec.accept_changes
         past = read_history(folder.ledger) if begun else History()
         place = folder if begun else RunFolder(Path(scratch))
-        rehearsal = place.root / ".rehearsal"
         os.environ.setdefault("WANDB_DATA_DIR", scratch)
         os.environ.setdefault("WANDB_CACHE_DIR", scratch)
         tracking = _Background(lambda: tracking_line(spec.tracking))
-        ready = prepare_training(spec, space, place, past, argv, rehearse=rehearsal)
-        lines = [*ready.lines, tracking.result()]
+        findings = Findings()
+        with findings.part():
+            check_place(folder.root)
+            knock(spec.cluster)
+        with findings.part():
+            ready = prepare_training(spec, space, place, past, argv)
+        findings.refuse()
+        step = rehearsal_line(ready, past, Path(scratch, "rehearsal"), guess_device(spec))
+        lines = [*ready.lines, step, tracking.result()]
     display.plan([*plan_lines(spec, space, folder), *lines, "nothing was started"])
     return 0
 
@@ -162,11 +182,14 @@ class Driver:
         self._signals = signals
         self._copies = copies
         self._display = Display(folder, spec.public)
+        self._attempts = 0  # before this one
+        self._is_broken = False
         self._office: Any = None
         self._tracker: Any = None
 
     def run(self) -> int:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
+        self._attempts = past.attempts
         if past.spec and self._is_over():
             self._history = past
             self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
@@ -175,15 +198,18 @@ class Driver:
         preparing = _Background(
             lambda: prepare_training(self._spec, self._space, self._folder, past, self._argv)
         )
-        # Ray's processes end with the thread that started them, so that thread is this one.
-        start_ray(self._spec.cluster)
-        self._signals.take_over()
-        # Refuses what does not fit.
-        placement = place(self._spec.engine, self._spec.cluster, self._most_workers())
-        ready: Ready = preparing.result()
+        findings = Findings()
+        with findings.part():
+            # Ray's processes end with the thread that started them, so that thread is this one.
+            start_ray(self._spec.cluster)
+            self._signals.take_over()
+            placement = place(self._spec.engine, self._spec.cluster, self._most_workers())
+        with findings.part():
+            ready: Ready = preparing.result()
+        findings.refuse()
         self._display.plan(ready.lines)
         self._signals.collect(self._leave_now)
-        return self._sweep(ready, placement)
+        return self._sweep(ready, past, placement)
 
     def _is_over(self) -> bool:
         """Whether a start would find nothing to do: all trials ended and best/ is made."""
@@ -193,27 +219,34 @@ class Driver:
         finally:
             coordinator.close()
 
-    def _sweep(self, ready: Ready, placement: Placement) -> int:
+    def _sweep(self, ready: Ready, past: History, placement: Placement) -> int:
         import ray
 
         from orchestrator.tune import stop_ray
 
         try:
-            return self._watch(ready, placement)
+            return self._watch(ready, past, placement)
         except ray.exceptions.RayActorError as error:
             if self._signals.seen:  # it was meant for Ray's processes, too
                 self._leave_now()
             reason = str(error).strip().partition("\n")[0].rstrip(".")
-            raise SweepError(f"The Coordinator's process died: {reason}. {self._go_on()}") from None
+            raise self._broken(f"The Coordinator's process died: {reason}") from None
         except ray.exceptions.RayTaskError as error:  # its words, without the traceback around them
             if isinstance(error.cause, SweepError):
                 raise error.cause from None
             raise
         finally:
             self._display.close()
-            stop_ray()
+            stop_ray(keep_logs=self._is_broken)
 
-    def _watch(self, ready: Ready, placement: Placement) -> int:
+    def _broken(self, why: str) -> SweepError:
+        """Ray failed us: its logs stay, and are named."""
+        self._is_broken = True
+        logs = own_session()
+        where = f" Ray's own logs are in {logs}." if logs is not None else ""
+        return SweepError(f"{why}.{where} {self._go_on()}")
+
+    def _watch(self, ready: Ready, past: History, placement: Placement) -> int:
         import ray
 
         from orchestrator.tracking import Tracker
@@ -222,7 +255,9 @@ class Driver:
         engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
         workers = min(placement.slots, self._most_workers())
         spread = rules(self._spec, self._space, workers=workers, lanes=engine.lanes)
-        self._office = self._open_office(ready, spread)
+        device = "cuda" if placement.gpus else "cpu"
+        step = ready.rehearsed(past, device, packed=engine.lanes > 1)
+        self._office = self._open_office(ready, spread, step)
         self._tracker = Tracker(
             self._spec.tracking,
             self._folder,
@@ -259,7 +294,7 @@ class Driver:
         if tune.error is not None:
             if self._signals.seen:  # Tune's processes took the signal, too
                 self._leave_now()
-            raise SweepError(f"Ray Tune stopped: {tune.error}. {self._go_on()}")
+            raise self._broken(f"Ray Tune stopped: {tune.error}")
         return self._finish(ray.get(self._office.finish.remote()))
 
     def _mark(self) -> str:
@@ -278,7 +313,7 @@ class Driver:
             raise unanswered(copies.store, error) from None
         self._display.plan([f"copies: {copies.store}"])
 
-    def _open_office(self, ready: Ready, spread: Rules) -> Any:
+    def _open_office(self, ready: Ready, spread: Rules, step: Mapping[str, Any]) -> Any:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -288,7 +323,8 @@ class Driver:
         remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
         office = remote.remote(self._spec, self._space, self._folder.root, spread)
         office.outlive_signals.remote()
-        ray.get(office.begin.remote(dict(ready.facts)))
+        facts = {**ready.facts, "rehearsal": step}
+        ray.get(office.begin.remote(facts, None if "rows" in step else ready.largest))
         found = proof_of(self._folder)
         if found:
             ray.get(office.already_proven.remote(found["trial"], found["step"], found["proof"]))
@@ -314,7 +350,7 @@ class Driver:
             if interrupted and silent_s > _SILENCE_S:
                 self._leave_now()
             if pulse.ray_silent_s() > _RAY_SILENCE_S:
-                raise SweepError(f"Ray does not answer any more. {self._go_on()}")
+                raise self._broken("Ray does not answer any more")
             if line := roomless.news() or (not roomless.seconds and workers.news()):
                 self._display.note(line)
             if roomless.is_over:
@@ -337,6 +373,8 @@ class Driver:
             raise self._copies.lost
         for event in self._tail.read():
             self._history.apply(event)
+            if event["event"] == "attempt" and self._history.attempts > self._attempts:
+                self._tell_step(event.get("rehearsal") or {})
             self._tracker.on_event(event)
             if event["event"] == "start":
                 self._rows.setdefault(event["trial"], Tail(self._folder.metrics(event["trial"])))
@@ -349,6 +387,11 @@ class Driver:
             if not self._history.trials[key].state.is_finished()
         }
         self._display.update(self._history, read_progress(self._folder, self._history))
+
+    def _tell_step(self, found: Mapping[str, Any]) -> None:
+        """What one step came to, now or at a start before; nothing where none was done."""
+        if "rows" in found:
+            self._display.note(step_line(found))
 
     def _interrupt(self, name: str) -> None:
         self._display.note(
@@ -370,6 +413,8 @@ class Driver:
 
     def _finish(self, books: Mapping[str, Any]) -> int:
         self._display.close()
+        if "refusal" in books:
+            self._refuse(books["refusal"], books["traceback"])
         found = best(self._history)
         if self._copies is not None:
             self._copies.take_draft()
@@ -388,6 +433,15 @@ class Driver:
         if self._signals.seen or books["broken"] or (books["stopping"] and code == 0):
             self._display.note(self._go_on())
         return code
+
+    def _refuse(self, why: str, traceback: str) -> NoReturn:
+        """No step could be trained, so there is no sweep."""
+        self._tracker.finish({}, _TRACKING_END_S)
+        where = ""
+        if traceback:
+            write_text(self._folder.refusal, traceback)
+            where = f" The traceback is in {self._folder.refusal}."
+        raise SweepError(f"{why.rstrip('.')}. No trial was started.{where}")
 
     def _show(
         self, proof: Mapping[str, Any] | None, importance: Mapping[str, float], notes: Sequence[str]

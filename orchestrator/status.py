@@ -47,7 +47,7 @@ def status(run_dir: Path, console: Console | None = None) -> int:
     """
     folder = RunFolder(run_dir)
     if not folder.ledger.is_file():
-        raise SweepError(_not_found(folder))
+        raise SweepError(not_found(folder))
     with _uncollected():
         _show(folder, console or make_console())
     return 0
@@ -175,7 +175,7 @@ def _last(history: History, folder: RunFolder) -> list[RenderableType]:
     return lines
 
 
-def _not_found(folder: RunFolder) -> str:
+def not_found(folder: RunFolder) -> str:
     looked = f"{folder_text(folder.root)} holds no sweep: there is no {folder.ledger.name} in it."
     if not folder.root.is_dir():
         looked = (

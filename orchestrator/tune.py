@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import threading
 import time
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.nodes import alive_nodes, share_of_gpu
-from sweeps.errors import ConfigError, Problem, SweepError
+from sweeps.errors import ConfigError, Problem, SweepError, first_line
+from sweeps.secrets import scrub
 from sweeps.spec import ClusterSpec, EngineSpec
 
 _QUIET = {
@@ -48,7 +50,7 @@ def start_ray(cluster: ClusterSpec) -> None:
     """Start Ray on this machine, on loopback, or join a running cluster.
 
     Raises:
-        SweepError: the cluster cannot be reached.
+        SweepError: it does not start, or the cluster cannot be reached.
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
@@ -65,45 +67,85 @@ def start_ray(cluster: ClusterSpec) -> None:
         "ignore_reinit_error": True,
     }
     if cluster.kind == "local":
-        ray.init(
-            address="local",  # else it joins a cluster that runs on this machine
-            num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
-            num_gpus=cluster.gpus,
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            **common,
-        )
+        try:
+            ray.init(
+                address="local",  # else it joins a cluster that runs on this machine
+                num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
+                num_gpus=cluster.gpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **common,
+            )
+        except Exception as error:
+            raise _no_start(error) from error
         return
+    knock(cluster)
     try:
-        _knock(str(cluster.address))
         # Its nodes know nothing of our packages, which lie at the same place on each.
         path = f"{Path(__file__).parents[1]}:${{PYTHONPATH}}"
         common["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
         ray.init(address=cluster.address, **common)
     except (OSError, RuntimeError, ValueError) as error:
-        raise SweepError(
-            f"cluster.address = {cluster.address}: no Ray cluster answers ({error}). Start one "
-            "with `ray start --head`, name its address, or take cluster=local. One that asks for "
-            "a token wants RAY_AUTH_MODE=token here, too."
-        ) from None
+        raise _no_answer(cluster, error) from None
 
 
-def stop_ray() -> None:
-    """Let go of Ray, but do not wait long for a Ray that is gone."""
+def knock(cluster: ClusterSpec) -> None:
+    """See whether anything listens at a cluster's host:port; Ray itself would try for minutes.
+
+    Raises:
+        SweepError: nothing does.
+    """
+    if cluster.kind == "local":
+        return
+    host, sign, port = str(cluster.address).removeprefix("ray://").rpartition(":")
+    if sign and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise _no_answer(cluster, error) from None
+
+
+def _no_answer(cluster: ClusterSpec, error: Exception) -> SweepError:
+    return SweepError(
+        f"cluster.address = {scrub(str(cluster.address))}: no Ray cluster answers "
+        f"({first_line(error)}). Start one with `ray start --head`, name its address, or take "
+        "cluster=local. One that asks for a token wants RAY_AUTH_MODE=token here, too."
+    )
+
+
+def _no_start(error: Exception) -> SweepError:
+    words = first_line(error)[:300]
+    return SweepError(
+        f"Ray cannot be started on this machine ({type(error).__name__}: {words}). It keeps files "
+        "in /dev/shm and in the folder that RAY_TMPDIR names, else TMPDIR, else /tmp: there must "
+        "be room, and the folder's path must be short, since sockets lie in it."
+    )
+
+
+def stop_ray(*, keep_logs: bool = False) -> None:
+    """Let go of Ray, but do not wait long for a Ray that is gone.
+
+    Args:
+        keep_logs: of the Ray that was started here; else its folder is removed.
+    """
     import ray
 
     # It would say that it cannot set a signal handler back from a thread: `Signals` does that.
     logging.getLogger("ray._private.worker").setLevel(logging.CRITICAL)
+    session = None if keep_logs else own_session()
     closing = threading.Thread(target=ray.shutdown, daemon=True)
     closing.start()
     closing.join(_STOP_S)
+    if session is not None:
+        shutil.rmtree(session, ignore_errors=True)  # Ray itself leaves a folder of logs each time
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nothing listens at host:port; Ray itself would try for minutes."""
-    host, sign, port = address.removeprefix("ray://").rpartition(":")
-    if sign and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=5).close()
+def own_session() -> Path | None:
+    """The folder of the Ray that this process has started; None where it has joined one."""
+    from ray._private import worker  # there is no public way to ask
+
+    node = getattr(worker, "_global_node", None)
+    return Path(node.get_session_dir_path()) if node is not None and node.head else None
 
 
 def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placement:

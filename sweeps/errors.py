@@ -61,6 +61,17 @@ class ConfigError(SweepError):
         return type(self), (self.problems,)  # from one process to another
 
 
+def first_line(error: object) -> str:
+    """What a library's error says first; a line that does not end there takes the next with it."""
+    lines = [line.strip() for line in scrub(str(error)).splitlines() if line.strip()]
+    said = ""
+    for line in lines:
+        said = f"{said} {line}".strip()
+        if not line.endswith((":", ",")):
+            break
+    return said or "no message"
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was most likely meant to be, or None."""
     matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)

@@ -18,7 +18,8 @@ import errno
 import functools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 FAULT = "SWEEPS_FAULT"
@@ -31,9 +32,12 @@ POINTS = frozenset(
         *("checkpoint.before", "checkpoint.middle", "checkpoint.rename", "checkpoint.after"),
         *("remove.middle", "folder.rename"),  # a tree half removed; a prepared folder
         *("batch", "step"),  # before a micro-batch; after an optimizer step
+        "rehearsal",  # before the one step that precedes all trials
     )
 )
 ACTIONS = ("kill", "full", "oom")
+
+_suspended = False
 
 
 @dataclass(kw_only=True)
@@ -62,7 +66,7 @@ class Fault:
 
 def passing(point: str, tear: Callable[[], object] | None = None) -> None:
     """Fail here if that was asked for; `tear` does the half of the work that is done by then."""
-    fault = _armed()
+    fault = None if _suspended else _armed()
     if fault is not None and fault.point == point and fault.is_due():
         if tear is not None:
             tear()
@@ -72,13 +76,24 @@ def passing(point: str, tear: Callable[[], object] | None = None) -> None:
 def witness(*words: object) -> None:
     """Append a line to the witness, if there is one."""
     path = _witness()
-    if path is None:
+    if path is None or _suspended:
         return
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     try:
         os.write(descriptor, (" ".join(map(str, words)) + "\n").encode())
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Within, no point counts and nothing is witnessed: what is done there is no trial's."""
+    global _suspended
+    _suspended = True
+    try:
+        yield
+    finally:
+        _suspended = False
 
 
 def parse(text: str) -> Fault:

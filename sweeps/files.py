@@ -19,6 +19,7 @@ from typing import Any
 from sweeps import faults
 from sweeps.errors import FolderHeldError, SweepError
 
+REPORT = "report.json"  # in the folder of tokenized data
 STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
 
@@ -36,6 +37,11 @@ class RunFolder:
     @property
     def ledger(self) -> Path:
         return self.root / "ledger.jsonl"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the ledger says anything yet: before that, nothing was trained."""
+        return self.ledger.exists() and self.ledger.stat().st_size > 0
 
     @property
     def lock(self) -> Path:
@@ -73,14 +79,28 @@ class RunFolder:
         """Tune's own files while a driver lives; nothing in it is read back."""
         return self.root / ".tune"
 
+    @property
+    def mark(self) -> Path:
+        """A word by which another node knows that it sees this folder."""
+        return self.root / ".here"
+
+    @property
+    def trials(self) -> Path:
+        return self.root / "trials"
+
     def trial(self, key: str) -> Path:
-        return self.root / "trials" / key
+        return self.trials / key
 
     def trial_config(self, key: str) -> Path:
         return self.trial(key) / "config.yaml"
 
     def metrics(self, key: str) -> Path:
         return self.trial(key) / "metrics.jsonl"
+
+    @property
+    def refusal(self) -> Path:
+        """Why no trial could be started, where that was not foreseen: a traceback."""
+        return self.root / "error.txt"
 
     def error(self, key: str) -> Path:
         return self.trial(key) / "error.txt"
@@ -96,6 +116,11 @@ def checkpoint_step(folder: Path) -> int | None:
     """The step in a checkpoint folder's name, or None where it is no such folder."""
     digits = folder.name.removeprefix(STEP_PREFIX)
     return int(digits) if folder.name != digits and digits.isdecimal() else None
+
+
+def is_prepared(data: Path) -> bool:
+    """Whether a folder holds tokenized data, and not something of the user's."""
+    return (data / REPORT).is_file()
 
 
 def sync_folder(folder: Path) -> None:
@@ -205,8 +230,14 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held for our life)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held for our life)
+        except OSError as error:
+            raise SweepError(
+                f"run_dir = {path.parent}: no sweep can be written there ({error.strerror}: "
+                f"{error.filename}). Choose a run_dir=... that can be"
+            ) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

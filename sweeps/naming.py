@@ -31,6 +31,16 @@ _SHORT = {
     "neftune_noise_alpha": "neftune",
     "init_lora_weights": "init",
 }
+# What people type, where it is not near enough to the name to be found by its letters.
+SPOKEN = {short: name for name, short in reversed(_SHORT.items())} | {
+    "batch_size": "per_device_train_batch_size",
+    "accumulation": "gradient_accumulation_steps",
+    "grad_accum": "gradient_accumulation_steps",
+    "scheduler": "lr_scheduler_type",
+    "optimizer": "optim",
+    "rank": "r",
+    "modules": "target_modules",
+}
 _SPEAK_FOR_THEMSELVES = frozenset(
     (
         "lr_scheduler_type",

@@ -7,10 +7,11 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from typing import Any, Literal, TypeVar
 
 from sweeps.errors import Problem, nearest
+from sweeps.naming import SPOKEN
 from sweeps.spec import (
     BudgetSpec,
     ClusterSpec,
@@ -83,7 +84,8 @@ def read_spec(
     before = len(problems)
     for key in config:
         if key not in _TOP and key not in _SECTIONS:
-            problems.append(_unknown(key, [*_TOP, *_SECTIONS], ""))
+            unknown = _unknown(key, [*_TOP, *_SECTIONS], "")
+            problems.append(replace(unknown, nearest=_in_a_section(key, config) or unknown.nearest))
     top = {name: _value(name, kind, config.get(name), problems) for name, kind in _TOP.items()}
     name = top["name"] or default_name
     run_dir = top["run_dir"] or default_run_dir
@@ -260,6 +262,13 @@ def _words(hint: Any) -> list[str]:
     if typing.get_origin(hint) is Literal:
         return list(typing.get_args(hint))
     return [word for option in typing.get_args(hint) for word in _words(option)]
+
+
+def _in_a_section(key: str, config: Mapping[str, Any]) -> str | None:
+    """The full key, where a section has one of this name."""
+    name = SPOKEN.get(key, key)
+    sections = [part for part in _SECTIONS if name in (config.get(part) or {})]
+    return f"{sections[0]}.{name}" if sections else None
 
 
 def _unknown(key: str, names: list[str], section: str) -> Problem:

@@ -86,6 +86,82 @@ def test_a_verb_on_a_folder_without_a_sweep_says_so(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_group_without_a_choice_is_asked_for_one(refused: Refused) -> None:
+    assert "Did you mean sweep=CHOICE, one of accumulation, asha" in refused("sweep")
+    (said,) = lines(refused("seed=1", "model"))
+    assert said.startswith("model: is written model=CHOICE: one of hub, ")
+
+
+def test_a_verb_takes_its_folder_as_the_others_write_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in ("status", "export"):
+        assert main([verb, f"run_dir={tmp_path / 'absent'}"]) == 1
+        assert f"{tmp_path / 'absent'} is no folder" in capsys.readouterr().err
+
+
+def test_hydras_own_settings_are_refused_not_passed_over(refused: Refused) -> None:
+    (said,) = lines(refused("hydra.run.dir=elsewhere"))
+    assert said == (
+        "hydra.run.dir: Hydra's own settings are not used; run_dir=... says where files go."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("1e-4,", "it ends where more should follow"), ("{a", "it makes no sense from {a on")],
+)
+def test_what_cannot_be_read_is_told_without_a_parsers_words(
+    text: str, reason: str, refused: Refused
+) -> None:
+    (said,) = lines(refused(f"{RATE}={text}"))
+    assert said == f"{RATE}: cannot be read: {reason}. Is it whole, and quoted in the shell?"
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        *(("lr", RATE), ("learning_rate", RATE), ("trainer.lr", RATE)),
+        *(("batch_size", "trainer.per_device_train_batch_size"), ("rank", "peft.r")),
+        *(("optimizer", "trainer.optim"), ("trainer.scheduler", SCHEDULE)),
+    ],
+)
+def test_what_people_call_a_key_is_known(word: str, meant: str, refused: Refused) -> None:
+    (said,) = lines(refused(f"{word}=1"))
+    assert said.endswith(f"Did you mean {meant}?")
+
+
+@pytest.mark.parametrize("verb", ["", "plan"])
+@pytest.mark.parametrize("below", ["", "/run"])
+def test_a_run_dir_that_cannot_be(
+    verb: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    assert main([*([verb] if verb else []), *QUICK, _at(Path(f"{taken}{below}"))]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"run_dir = {taken}")
+    assert "Choose " in said
+    assert taken.read_text() == "mine"
+
+
+def test_a_plan_asks_whether_the_cluster_is_there(refused: Refused) -> None:
+    words = (
+        "cluster=ray",
+        "cluster.address=127.0.0.1:1",
+        "data=file",
+        "data.path=https://a/b.json",
+    )
+    first, second = refused(*words, verb="plan").strip().split("\n")
+    assert first.startswith("1. cluster.address = 127.0.0.1:1: no Ray cluster answers")
+    assert second.startswith("2. data.path = https://a/b.json: data is read from files on this")
+
+
+def test_target_modules_that_are_not_there_are_told_once(refused: Refused) -> None:
+    (said,) = lines(refused("peft.target_modules=[nope]", *QUICK, verb="plan"))
+    assert said.startswith("peft.target_modules = nope: the model has no module of this name")
+
+
 def test_options_are_no_overrides(refused: Refused) -> None:
     assert "--trials" in refused("--trials=5")
     assert "multirun" in refused("-m", f"{RATE}=1e-4,1e-3")

@@ -38,7 +38,7 @@ def test_accumulation_is_shared_out_else_the_micro_batch(
 
 def test_what_cannot_be_shared_out_is_refused_with_the_ways_out() -> None:
     words = ["sweep=lr_grid", "engine.devices_per_trial=2"]
-    with pytest.raises(ConfigError, match=r"3 micro-batches of 5 rows, and neither can be divided"):
+    with pytest.raises(ConfigError, match=r"3 x 5 rows, and neither can be divided"):
         read_command(
             [
                 *words,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,30 @@ from training import TINY, prepared, train_spec
 
 from orchestrator import preflight
 from orchestrator.cli import main
-from orchestrator.preflight import Findings, changes, largest, rehearsal_line, room_line, size
+from orchestrator.preflight import (
+    Findings,
+    changes,
+    failed_step,
+    largest,
+    room_line,
+    size,
+    step_line,
+)
+from orchestrator.preparation import Ready
 from sweeps.errors import ConfigError, Problem, SweepError
+from sweeps.history import History
+from sweeps.spec import TrainSpec
+from sweeps.trial import State
+from trainers import solo
+from trainers.data import PreparedData
+from trainers.guards import DivergedError
 from trainers.model import choose
 from trainers.needs import Needs, needs
-from trainers.rehearsal import rehearse
+from trainers.packed.base import Base
+from trainers.packed.engine import train_alone
+from trainers.packed.settings import settings
+from trainers.rehearsal import Train, rehearse
+from trainers.task import Observer, Outcome, Task
 
 PLENTY = Needs(trained=1000, memory_mb=10.0, checkpoint_mb=1.0)
 
@@ -74,25 +95,89 @@ def test_the_largest_of_what_is_searched_is_rehearsed() -> None:
     assert largest(train_spec(), {}) == train_spec()
 
 
-@pytest.mark.slow
-def test_one_real_step_is_done_once_and_leaves_no_checkpoint(tmp_path: Path) -> None:
-    spec = train_spec()
-    first = rehearse(spec, prepared(), tmp_path, "cpu")
-    assert first.rows == spec.batch_size
-    assert first.checkpoint_mb > 0
-    assert rehearse(spec, prepared(), tmp_path, "cpu") == first
-    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".json"]
-
-
-def test_a_step_that_fails_is_told_in_the_librarys_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ["solo", "packed"])
+def test_one_real_step_is_trained_by_either_engine_and_leaves_nothing(
+    engine: str, tmp_path: Path
 ) -> None:
-    def fail(*_: object) -> None:
-        raise MemoryError("tried to allocate 80 GiB")
+    spec = train_spec(learning_rate=1e30, lr_scheduler_type="cosine_with_min_lr")
+    folder = tmp_path / "rehearsal"
+    found = rehearse(spec, prepared(), folder, "cpu", ENGINES[engine](spec))
+    longest = sorted(map(len, prepared().train["input_ids"]))[-spec.batch_size :]
+    assert (found.rows, found.tokens, found.too_many) == (spec.batch_size, sum(longest), 0)
+    assert found.checkpoint_mb > 0
+    assert list(tmp_path.iterdir()) == []
+    assert f"one real step of 4 of the longest rows ({sum(longest)} tokens)" in step_line(
+        asdict(found)
+    )
 
-    monkeypatch.setattr("trainers.rehearsal.rehearse", fail)
-    with pytest.raises(SweepError, match=r"4 of the longest rows\) runs out of memory.*80 GiB"):
-        rehearsal_line(train_spec(), prepared(), tmp_path, "cpu")
+
+def lane(spec: TrainSpec) -> Train:
+    return partial(train_alone, base=Base(spec, settings(spec), "cpu"))
+
+
+ENGINES: dict[str, Any] = {"solo": lambda _: solo.train, "packed": lane}
+
+
+def short_of_memory(most: int) -> Train:
+    """An engine that takes micro-batches of so many rows and no more."""
+
+    def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
+        (task.folder.trial(task.key) / "half written").mkdir(parents=True)
+        if task.train.batch_size > most:
+            raise MemoryError("tried to allocate 80 GiB")
+        observer.committed(1, 2**20)
+        return Outcome(state=State.COMPLETED)
+
+    return train
+
+
+def test_a_micro_batch_that_does_not_fit_is_halved_once_as_a_trials_would_be(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "rehearsal"
+    found = rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
+    assert (found.rows, found.too_many) == (2, 4)
+    assert "4 rows run out of memory: trials with so many go on with half" in step_line(
+        asdict(found)
+    )
+    with pytest.raises(MemoryError) as caught:
+        rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
+    why, text = failed_step(caught.value, train_spec())
+    assert why.startswith("one step of the largest micro-batch (4 of the longest rows) runs out of")
+    assert "80 GiB" in why
+    assert "trainer.per_device_train_batch_size" in why
+    assert text == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_is_kept_apart_from_the_words() -> None:
+    def fails() -> None:
+        raise ValueError("no such layer\nand more")
+
+    with pytest.raises(ValueError, match="no such layer") as caught:
+        fails()
+    why, text = failed_step(caught.value, train_spec())
+    assert why.endswith("fails: ValueError: no such layer")
+    assert "in fails" in text
+    assert failed_step(SweepError("this GPU computes in float16"), train_spec())[1] == ""
+    assert failed_step(DivergedError("the training loss is nan"), train_spec())[1] == ""
+
+
+def test_what_was_rehearsed_is_known_until_something_that_matters_changes() -> None:
+    facts = {"data": "d", "base": "b", "versions": {"torch": "1"}, "code": "c"}
+    ready = Ready(examples=1, facts=facts, lines=[], largest=train_spec(), data=prepared())
+    first = ready.rehearsed(History(), "cpu", packed=True)
+    assert "rows" not in first
+    past = History(driver={"rehearsal": {**first, "rows": 4}})
+    assert ready.rehearsed(past, "cpu", packed=True) == {**first, "rows": 4}
+    changed = (
+        ready.rehearsed(past, "cuda", packed=True),
+        ready.rehearsed(past, "cpu", packed=False),
+        replace(ready, largest=train_spec(optim="sgd")).rehearsed(past, "cpu", packed=True),
+        replace(ready, facts={**facts, "data": "e"}).rehearsed(past, "cpu", packed=True),
+        replace(ready, facts={**facts, "versions": {}}).rehearsed(past, "cpu", packed=True),
+    )
+    assert all("rows" not in found and found != first for found in changed)
 
 
 def test_changed_libraries_and_code_are_said_and_go_on() -> None:

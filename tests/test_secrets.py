@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sweeps.errors import ConfigError, Problem
+from sweeps.errors import ConfigError, Problem, first_line
 from sweeps.secrets import is_secret_key, masked, scrub
 
 
@@ -111,3 +111,10 @@ def test_a_problem_never_shows_a_secret(monkeypatch: pytest.MonkeyPatch) -> None
     assert "hf_environment" not in shown
     assert "trainer.hub_token = ***: is no key." in shown
     assert shown.startswith("4 problems in the config:\n  - trainer.hub_token")
+
+
+def test_the_first_line_of_a_librarys_error_is_a_whole_sentence() -> None:
+    said = "Couldn't read it from one of:\n  (1) a file,\n(2) a folder.\nYou need more."
+    assert first_line(ValueError(said)) == "Couldn't read it from one of: (1) a file, (2) a folder."
+    assert first_line("") == "no message"
+    assert first_line("GET https://me:hunter2hunter@host\nfailed") == "GET https://***@host"

@@ -325,20 +325,34 @@ def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) ->
 
 
 def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> None:
-    command = make(
-        "trainer.learning_rate=1e-4,2e-4,3e-4,4e-4,5e-4",
-        *(
-            "trainer.gradient_checkpointing=true",
-            "trainer.gradient_checkpointing_kwargs={unknown: 1}",  # torch finds out as it trains
-            "sweep.space={}",
-            "sweep.max_same_error=2",
-        ),
+    command = make(  # what is searched is not rehearsed
+        "trainer.learning_rate=1e-4,2e-4,3e-4",
+        "sweep.space={peft.layers_to_transform: choice([98],[99])}",
+        *("peft.target_modules=[q_proj]", "sweep.max_same_error=2"),
         *("tracking=off", "sweep.max_concurrent=1"),
     )
     assert command.run() == 1
     assert command.output.count("Traceback (most recent call last)") == 1
     assert "the first 2 trials failed with the same error" in command.output
     assert [row["status"] for row in command.rows()] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("engine", ["solo", "packed"])
+def test_what_no_trial_could_train_is_refused_before_the_first(make: Make, engine: str) -> None:
+    command = make(
+        "trainer.gradient_checkpointing=true",
+        "trainer.gradient_checkpointing_kwargs={unknown: 1}",  # torch finds out as it trains
+        *("tracking=off", f"engine={engine}"),
+    )
+    assert command.run() == 1
+    said = command.output
+    assert "one step of the largest micro-batch (8 of the longest rows) fails: " in said
+    assert "unknown" in said
+    assert "No trial was started." in said
+    assert "Traceback" not in said
+    (left,) = command.run_dir.iterdir()
+    assert left.name == "error.txt"
+    assert "Traceback (most recent call last)" in left.read_text()
 
 
 def test_a_pruned_tpe_sweep_with_repeats(make: Make) -> None:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from sweeps.errors import ConfigError, Problem, SweepError, nearest
+from sweeps.errors import ConfigError, Problem, SweepError, first_line, nearest
 from sweeps.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         return in_training_type(get_peft_model(model, config))
     except ValueError as error:
-        raise SweepError(f"peft: {str(error).splitlines()[0]}") from error
+        raise SweepError(f"peft: {first_line(error)}") from error
 
 
 def in_training_type(adapted: Any) -> Any:
@@ -211,5 +211,5 @@ def _library_problems(peft: Mapping[str, Any]) -> list[Problem]:
     try:
         LoraConfig(**_fields(peft))
     except (ValueError, TypeError, ImportError) as error:
-        return [Problem(key="peft", message=str(error).splitlines()[0])]
+        return [Problem(key="peft", message=first_line(error))]
     return []

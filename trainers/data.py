@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from sweeps.errors import SweepError
-from sweeps.files import publish, sync_folder, write_text
+from sweeps.files import REPORT, publish, sync_folder, write_text
 from sweeps.spec import TrainSpec
 from trainers import rows
 from trainers.data_identity import fingerprint
@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 _SPLITS = ("train", "eval", "test")
-_REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +66,7 @@ def prepare(train: TrainSpec, folder: Path) -> PreparedData:
     Raises:
         ConfigError, SweepError: whatever makes the data unfit to train on or to measure with.
     """
-    if (folder / _REPORT).is_file():
+    if (folder / REPORT).is_file():
         held = load(folder)
         if held.fingerprint == fingerprint(train):
             return held
@@ -85,7 +84,7 @@ def load(folder: Path) -> PreparedData:
         SweepError: where there is none, or it is damaged.
     """
     try:
-        saved = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+        saved = json.loads((folder / REPORT).read_text(encoding="utf-8"))
         parts = {
             name: load_from_disk(str(folder / name)) for name in _SPLITS if (folder / name).is_dir()
         }
@@ -152,7 +151,7 @@ def _save(folder: Path, parts: Mapping[str, Dataset], report: Mapping[str, Any])
         for name, part in parts.items():
             with silence():
                 part.save_to_disk(str(draft / name))
-        write_text(draft / _REPORT, json.dumps(report, indent=1))
+        write_text(draft / REPORT, json.dumps(report, indent=1))
         _sync_tree(draft)
         publish(draft, folder)
     except BaseException:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union
 from trl.trainer.sft_config import SFTConfig
 
 from sweeps.errors import Problem, nearest
+from sweeps.naming import SPOKEN
 from trainers.owners import GONE, OWNED, REFUSED
 
 _FRACTION = ("a number from 0 up to, but not, 1", lambda value: 0 <= value < 1)
@@ -137,12 +138,18 @@ def _problems(trainer: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
     for name, value in trainer.items():
         message = name_problem(name, prefix)
         known = name in _hints() or name in GONE
-        near = None if known else nearest(name, [each for each in _hints() if each not in OWNED])
+        near = None if known else _near(name)
         if message is None:
             message = value_problem(name, value)
         if message is not None:
             hint = f"{prefix}.{near}" if near else None
             yield Problem(key=f"{prefix}.{name}", message=message, value=value, nearest=hint)
+
+
+def _near(name: str) -> str | None:
+    """The field that was most likely meant."""
+    names = [each for each in _hints() if each not in OWNED]
+    return SPOKEN[name] if SPOKEN.get(name) in names else nearest(name, names)
 
 
 def field_problems(trainer: Mapping[str, Any], prefix: str = "trainer") -> list[Problem]:

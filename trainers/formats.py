@@ -57,6 +57,11 @@ def matching(key: str, pattern: str) -> list[Path]:
         raise SweepError(f"{key} = {pattern}: is a folder. Name its files: {pattern}/*.jsonl")
     found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
     files = [file for file in found if file.is_file()]
+    if not files and "://" in pattern:
+        raise SweepError(
+            f"{key} = {pattern}: data is read from files on this machine. Download it and name the "
+            "file, or take data=hub with the name of a data set on the Hugging Face Hub"
+        )
     if not files:
         raise SweepError(f"{key} = {pattern}: no such file{_nearby(path)}")
     return files

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from sweeps.errors import SweepError
+from sweeps.errors import SweepError, first_line
 from sweeps.secrets import scrub
 
 Kind = Literal["model", "data set"]
@@ -135,5 +135,4 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    text = scrub(str(error)).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -141,7 +141,7 @@ def indivisible(batch: int, accumulation: int, world: int) -> Problem:
     return Problem(
         key="engine.devices_per_trial",
         value=world,
-        message=f"an optimizer step has {accumulation} micro-batches of {batch} rows, and neither "
-        f"can be divided among {world} devices. Choose a trainer.gradient_accumulation_steps or "
+        message=f"accumulation x micro-batch is {accumulation} x {batch} rows, and neither can be "
+        f"divided among {world} devices. Choose a trainer.gradient_accumulation_steps or "
         f"a trainer.per_device_train_batch_size that is a multiple of {world}.",
     )

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from sweeps.files import RunFolder, remove_tree, write_text
+from sweeps import faults
+from sweeps.files import RunFolder, remove_tree
 from sweeps.spec import BudgetSpec, TrainSpec
-from sweeps.trial import Decision, Report, fingerprint
-from trainers import solo
+from sweeps.trial import Decision, Report
 from trainers.data import PreparedData
 from trainers.data_report import lengths
-from trainers.guards import PeakMemory, free_memory
-from trainers.task import Task
+from trainers.guards import PeakMemory, free_memory, is_out_of_memory
+from trainers.ranks import FirstSpeaks, Ranks
+from trainers.task import Observer, Outcome, Task
 
 _KEY = "rehearsal"
+_EVALUATED = 8  # rows
+# Which schedule, and how high it goes, is the trials' business: a rate that makes one of them
+# diverge is no reason to refuse them all.
+_HARMLESS = {
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant",
+    "lr_scheduler_kwargs": None,
+    "warmup_steps": 0,
+}
+
+Train = Callable[[Task, PreparedData, Observer], Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +40,7 @@ class Rehearsal:
 
     Attributes:
         rows: of the micro-batch.
+        too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
         peak_mb: of the device; of the whole process on a CPU.
         checkpoint_mb: as it lies on disk.
         seconds: model loading, step, evaluation and checkpoint together.
@@ -39,45 +51,76 @@ class Rehearsal:
     peak_mb: float
     checkpoint_mb: float
     seconds: float
+    too_many: int = 0
 
 
-def rehearse(train: TrainSpec, data: PreparedData, folder: Path, device: str) -> Rehearsal:
-    """Train one step in `folder`, which is made and filled; what it came to is kept there.
+def rehearse(
+    spec: TrainSpec,
+    data: PreparedData,
+    folder: Path,
+    device: str,
+    train: Train,
+    ranks: Ranks | None = None,
+) -> Rehearsal:
+    """Train one step in `folder`, which is made and removed again.
 
-    A rehearsal of the same training on the same data is not done twice.
+    A micro-batch that does not fit is halved once, as a trial's would be.
+
+    Args:
+        train: trains a task, as an engine does.
+        ranks: that train together; each calls this.
 
     Raises:
         Whatever a trial would: out of memory, a non-finite loss, a library's own words.
     """
-    identity = fingerprint([asdict(train), data.fingerprint, device], 16)
-    kept = folder / f"{identity}.json"
-    if kept.is_file():
-        return Rehearsal(**json.loads(kept.read_text(encoding="utf-8")))
-    longest = np.argsort(-lengths(data.train), kind="stable")[: train.batch_size]
+    half = spec.halved()
+    ranks = ranks or Ranks()
+    try:
+        return _one_step(spec, data, folder, device, train, ranks)
+    except Exception as error:
+        # Of several ranks the others wait for this one: only their end helps.
+        if half is None or ranks.world > 1 or not is_out_of_memory(error):
+            raise
+    free_memory()  # the error has let go of its tensors by now
+    found = _one_step(half, data, folder, device, train, ranks)
+    return replace(found, too_many=spec.batch_size)
+
+
+def _one_step(
+    spec: TrainSpec, data: PreparedData, folder: Path, device: str, train: Train, ranks: Ranks
+) -> Rehearsal:
+    # One micro-batch on each rank: `per_rank` divides the accumulation, else the micro-batch.
+    accumulation = ranks.world if spec.accumulation_steps % ranks.world == 0 else 1
+    count = spec.batch_size * accumulation
+    longest = np.argsort(-lengths(data.train), kind="stable")[:count]
     rows = data.train.select(longest)
-    few = data.evaluation.select(range(min(8, len(data.evaluation))))
-    trainer = {**train.trainer, "gradient_accumulation_steps": 1, "warmup_steps": 0}
-    short = replace(train, trainer=trainer, evaluations=1, budget=BudgetSpec(examples=len(longest)))
-    seen = _Audience()
-    memory = PeakMemory(device)
-    began = time.monotonic()
+    few = data.evaluation.select(range(min(_EVALUATED, len(data.evaluation))))
+    short = replace(
+        spec,
+        trainer={**spec.trainer, **_HARMLESS, "gradient_accumulation_steps": accumulation},
+        evaluations=1,
+        budget=BudgetSpec(examples=len(longest)),
+    )
     task = Task(
         key=_KEY, train=short, examples=len(longest), folder=RunFolder(folder), device=device
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        solo.train(task, replace(data, train=rows, evaluation=few), seen)
-    remove_tree(task.folder.trial(_KEY))
-    found = Rehearsal(
-        rows=len(longest),
+    audience = _Audience()
+    memory = PeakMemory(device)
+    began = time.monotonic()
+    try:
+        with warnings.catch_warnings(), faults.suspended():
+            warnings.simplefilter("ignore")
+            train(task, replace(data, train=rows, evaluation=few), FirstSpeaks(audience, ranks))
+    finally:
+        if ranks.is_first:
+            remove_tree(folder)
+    return Rehearsal(
+        rows=min(len(longest), spec.batch_size),
         tokens=int(lengths(rows).sum()),
         peak_mb=memory.mb,
-        checkpoint_mb=seen.bytes / 2**20,
+        checkpoint_mb=audience.bytes / 2**20,
         seconds=time.monotonic() - began,
     )
-    free_memory()
-    write_text(kept, json.dumps(asdict(found)))
-    return found
 
 
 class _Audience:
@@ -90,7 +133,7 @@ class _Audience:
         return True
 
     def wants_base(self) -> bool:
-        return True
+        return False
 
     def log(self, row: Mapping[str, float]) -> Decision:
         return Decision.CONTINUE

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets import Dataset
 
-from sweeps.errors import ConfigError, Problem, SweepError, nearest
+from sweeps.errors import ConfigError, Problem, SweepError, first_line, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,8 +178,7 @@ def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
 
 def _refusal(error: Exception) -> str:
     """What the innermost exception said, in one line."""
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else 'no message'}"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextlib.contextmanager

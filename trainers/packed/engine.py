@@ -39,11 +39,17 @@ class Ended:
 
 
 class Engine:
-    """One device's pack. `train` is any of its trials: what they share is read from it."""
+    """One device's pack. `train` is any of its trials: what they share is read from it.
 
-    def __init__(self, train: TrainSpec, data: PreparedData, *, device: str) -> None:
+    Args:
+        base: of an engine before, without lanes, for trials that share the same.
+    """
+
+    def __init__(
+        self, train: TrainSpec, data: PreparedData, *, device: str, base: Base | None = None
+    ) -> None:
         memory, self._clock = PeakMemory(device), Stopwatch()
-        self._base = Base(train, settings(train), device)
+        self._base = base or Base(train, settings(train), device)
         self._fingerprint = fingerprint_base(train.model)
         self._builder = Builder(
             base=self._base,
@@ -164,3 +170,21 @@ class Engine:
         self._over.append(ended)
         self._lanes.remove(lane)
         self._builder.clear(lane.bank, lane.slot)
+
+
+def train_alone(task: Task, data: PreparedData, observer: Observer, *, base: Base) -> Outcome:
+    """A pack of one lane, from its beginning to its end.
+
+    Raises:
+        What ended the lane.
+    """
+    engine = Engine(task.train, data, device=str(base.device), base=base)
+    if not engine.attach(task, observer):
+        return Outcome(state=State.WAITING)
+    while not (over := engine.advance()):
+        continue
+    (ended,) = over
+    if ended.error is not None:
+        raise ended.error
+    assert ended.outcome is not None
+    return ended.outcome
