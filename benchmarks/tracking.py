@@ -21,13 +21,14 @@ from benchmarks.measure import ROOT, ledger, machine, sweep, table
 TARGET = 0.05
 KEY = "0123456789" * 4
 WAYS = ("off", "works", "refuses", "hangs", "dies in the middle", "hangs in the middle")
-_SETTINGS = ("engine=solo", "data.eval_limit=100")
+_SETTINGS = ("data.eval_limit=100",)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=800, help="of each of 8 trials")
+    parser.add_argument("--engine", choices=("solo", "packed"), default="solo")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     asked = parser.parse_args()
     taken: dict[str, list[tuple[float, float]]] = defaultdict(list)
@@ -35,9 +36,10 @@ def main() -> None:
         for number in range(asked.rounds):
             for way in asked.ways:
                 run_dir = Path(scratch) / f"{way} {number}".replace(" ", "-")
-                taken[way].append(timed(run_dir, way, asked.examples))
+                taken[way].append(timed(run_dir, way, asked.examples, asked.engine))
     print(machine())
-    print(f"8 trials x {asked.examples} examples, medians of {asked.rounds} rounds in turn\n")
+    what = f"8 trials x {asked.examples} examples, {asked.engine}"
+    print(f"{what}, medians of {asked.rounds} rounds in turn\n")
     rows: list[tuple[object, ...]] = [
         ("tracking", "command, s", "against off", "training, s", "against off", "target")
     ]
@@ -51,9 +53,9 @@ def main() -> None:
     print(table(*rows))
 
 
-def timed(run_dir: Path, way: str, examples: int) -> tuple[float, float]:
+def timed(run_dir: Path, way: str, examples: int, engine: str) -> tuple[float, float]:
     """Seconds of the command, and from the first trial's start to the last one's end."""
-    words = ("sweep=lr_grid", f"sweep.budget.examples={examples}", *_SETTINGS)
+    words = ("sweep=lr_grid", f"sweep.budget.examples={examples}", f"engine={engine}", *_SETTINGS)
     cpus = len(os.sched_getaffinity(0))
     if way == "off":
         cost = sweep(run_dir, *words, "tracking=off", cpus=cpus)

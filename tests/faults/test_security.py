@@ -53,17 +53,21 @@ def holding(secret: str, *roots: Path) -> list[Path]:
 def test_a_secret_is_in_no_file_and_on_no_line(engine: str, make: Make, note: Note) -> None:
     """In the environment of a whole sweep, and in an override that is refused."""
     command = make(engine, GRID, "tracking=offline")
-    for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_SERVICE_PASSWORD"):
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_SERVICE_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
         command.environment[name] = CANARY
+    for name in ("HTTPS_PROXY", "http_proxy", "WANDB_BASE_URL", "HF_ENDPOINT"):
+        command.environment[name] = f"http://me:{CANARY}@127.0.0.1:9"
     assert command.run(f"trainer.hub_token={CANARY[::-1]}") == 1
     assert "hub_token = ***" in command.output
-    assert command.run() == 0, command.output
-    ray = Path("/tmp/ray")
-    own = [path for path in ray.glob("session_*") if path.is_dir() and not path.is_symlink()]
-    newest = sorted(own, key=lambda path: path.stat().st_mtime)[-1:]
-    places = [command.root, *newest]
-    assert holding(CANARY, *places) == []
-    assert holding(CANARY[::-1], *places) == []
+    before = set(Path("/tmp/ray").glob("session_2*"))
+    command.start()
+    command.wait_until(under_way)
+    rays = set(Path("/tmp/ray").glob("session_2*")) - before  # removed at the end
+    assert rays
+    assert holding(CANARY, *rays) == []
+    assert command.wait() == 0, command.output
+    assert holding(CANARY, command.root) == []
+    assert holding(CANARY[::-1], command.root) == []
     note("a secret in the environment and in an override", "in no file and on no line")
 
 
