@@ -126,7 +126,9 @@ class Display:
             if hidden:
                 parts.append(Text(f"... and {hidden} more running", style="dim"))
         else:
-            parts.append(Text("Waiting for the first trial to start", style="dim"))
+            begun = "Waiting for the first trial to start"
+            before = "Waiting for a worker to train one step before the first trial"
+            parts.append(Text(begun if history.attempts else before, style="dim"))
         if leaders:
             parts += [Text(), leaders_grid(history, leaders)]
         return Group(*parts)

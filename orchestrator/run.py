@@ -176,7 +176,13 @@ class Driver:
         self._space = space
         self._folder = folder
         self._argv = argv
-        self._history = History()
+        # What can be shown before the ledger begins, while workers start.
+        self._history = History(
+            name=spec.name,
+            spec=spec.public,
+            metric=spec.sweep.metric,
+            direction=spec.sweep.direction,
+        )
         self._tail = Tail(folder.ledger)
         self._rows: dict[str, Tail] = {}
         self._signals = signals

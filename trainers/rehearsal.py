@@ -43,7 +43,7 @@ class Rehearsal:
         too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
         peak_mb: of the device; of the whole process on a CPU.
         checkpoint_mb: as it lies on disk.
-        seconds: model loading, step, evaluation and checkpoint together.
+        seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
     """
 
     rows: int
