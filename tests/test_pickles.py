@@ -1,4 +1,4 @@
-"""A pickle in a checkpoint whose manifest vouches for it: no engine opens it."""
+"""Pickles that come in as a checkpoint's file, with a true manifest, or as data: none is opened."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import pytest
 import torch
 from training import EXAMPLES, KEY, REFERENCE, Recorder, Run, copy_of_reference, prepared
 
+from orchestrator.cli import main
 from sweeps.files import RunFolder
 from trainers import checkpoint, solo
 from trainers.packed.base import Base
 from trainers.packed.engine import train_alone
 from trainers.packed.settings import settings
 from trainers.task import Task
-
-pytestmark = pytest.mark.slow
 
 FIRST = 2  # a step at which there is a checkpoint
 
@@ -53,6 +52,7 @@ def plant(run: Run, name: str, flag: Path) -> None:
     assert not flag.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["solo", "packed"])
 @pytest.mark.parametrize(
     "name", ["optimizer.pt", "optimizer.pt-plain", "scheduler.pt", "rng_state.pth"]
@@ -80,3 +80,34 @@ def test_a_pickle_with_a_true_manifest_is_not_opened(
 def test_the_payload_would_go_off(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Payload(tmp_path / "opened")))
     assert (tmp_path / "opened").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["data=file", f"data.path=x.{ending}"] for ending in ("pkl", "jsonl", "csv", "parquet")),
+        *(["data=file", "data.path=x.pkl", f"data.format={name}"] for name in ("json", "parquet")),
+        ["data=hub", "data.path=./folder"],  # with a loading script of its own
+        ["data=hub", "data.path=folder"],
+    ],
+    ids=" ".join,
+)
+def test_data_that_is_a_pickle_or_a_script_is_refused(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    flag = tmp_path / "opened"
+    evil = pickle.dumps(Payload(flag))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "data.pkl").write_bytes(evil)
+    (tmp_path / "folder" / "folder.py").write_text(f"import os\nos.mkdir({str(flag)!r})\n")
+    for ending in ("pkl", "jsonl", "csv", "parquet"):
+        (tmp_path / f"x.{ending}").write_bytes(evil)
+    assert main(["plan", *words]) == 1
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err
+    assert not flag.exists()

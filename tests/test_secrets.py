@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.compose import compose_config, public
+from orchestrator.preparation import command_line
 from sweeps.errors import ConfigError, Problem, first_line
 from sweeps.secrets import is_secret_key, masked, scrub
 
@@ -118,3 +120,26 @@ def test_the_first_line_of_a_librarys_error_is_a_whole_sentence() -> None:
     assert first_line(ValueError(said)) == "Couldn't read it from one of: (1) a file, (2) a folder."
     assert first_line("") == "no message"
     assert first_line("GET https://me:hunter2hunter@host\nfailed") == "GET https://***@host"
+
+
+CANARY = "canary7f3e9b2a6c5d4e8f1a0b"
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(f"{key}=s3://key:{CANARY}@bucket/path" for key in ("run_dir", "storage")),
+        f"storage='s3://bucket/path?access_key=ABC&secret_key={CANARY}'",
+        f"cluster.address=ray://me:{CANARY}@host:10001",
+        f"data.path='https://host/rows.jsonl?token={CANARY}'",
+        f"model.path=https://me:{CANARY}@host/model",
+        f"trainer.hub_token={CANARY}",
+        f"+tracking.api_key={CANARY}",
+        f"tracking.tags=['password={CANARY}']",
+    ],
+)
+def test_a_secret_in_an_override_is_in_nothing_that_is_written(word: str) -> None:
+    """sweep.yaml and the ledger hold the public config; the ledger and best/ hold the command."""
+    config, _, name, run_dir = compose_config([word])
+    assert CANARY in str(config) + run_dir
+    assert CANARY not in f"{public(config)} {name} {run_dir} {command_line([word])}"
