@@ -189,7 +189,12 @@ class CoordinatorActor:
         self._idle[worker] = reason
 
     def let_go(self, worker: str, key: str, reason: str, full_disk: bool = False) -> None:
-        """A worker cannot go on with a trial, through no fault of the trial's."""
+        """A worker cannot go on with a trial, through no fault of the trial's.
+
+        One that was thought dead and lives may say so of a trial that is in other hands by now.
+        """
+        if not self._dealer.has(worker, key):
+            return
         self._dealer.took_back(worker, key)
         self._coordinator.lost(key, reason, full_disk=full_disk)
         self._table.refresh(self._coordinator.history)
@@ -240,6 +245,8 @@ class CoordinatorActor:
     def start(
         self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
     ) -> int | None:
+        if not self._dealer.has(worker, key):
+            return None  # it was thought dead, and its trials were handed out again
         attempt = self._coordinator.start(
             key, worker=where, device=device, step=step, reports=reports
         )

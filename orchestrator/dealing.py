@@ -60,6 +60,10 @@ class Dealer:
     def holds(self, worker: str) -> bool:
         return bool(self._holds.get(worker))
 
+    def has(self, worker: str, key: str) -> bool:
+        """Whether this trial is in this worker's hands."""
+        return key in self._holds.get(worker, set())
+
     def took_back(self, worker: str, key: str) -> None:
         """A worker is done with a trial."""
         self._holds.get(worker, set()).discard(key)

@@ -18,6 +18,7 @@ from orchestrator.interruption import Signals
 from orchestrator.leaving import Notice
 from orchestrator.nodes import leave_mark, sees, share_of_gpu
 from orchestrator.shelf import Shelf, checkpoint_name, split_name
+from sweeps.errors import StaleAttemptError
 from sweeps.history import History
 from sweeps.ledger import Tail
 from sweeps.store import Store
@@ -156,6 +157,38 @@ def test_what_a_worker_had_not_begun_goes_to_another(office: CoordinatorActor) -
     assert first is not None
     assert second is not None
     assert first.key == second.key
+
+
+def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
+    office: CoordinatorActor, tmp_path: Path
+) -> None:
+    """It comes back and begins, or gives up, what others have in hand: nobody listens."""
+    trial = office.next_job("worker 1").trial
+    assert trial is not None
+    first = office.start("worker 1", trial.key, "host:1", "cpu", 0, [])
+    waiting = office.next_job("worker 1", 2).trial  # not begun
+    assert waiting is not None
+    office.died("worker 1", "its node does not answer")
+    taken = [office.next_job("worker 2", 2).trial for _ in range(2)]
+    assert {found.key for found in taken if found} == {trial.key, waiting.key}
+    second = office.start("worker 2", trial.key, "host:2", "cpu", 0, [])
+    assert (first, second) == (1, 2)
+    office.start("worker 2", waiting.key, "host:2", "cpu", 0, [])
+    before = (tmp_path / "ledger.jsonl").read_bytes()
+    assert office.start("worker 1", waiting.key, "host:1", "cpu", 0, []) is None
+    office.let_go("worker 1", trial.key, "OSError: no space", True)
+    for act in (
+        lambda: office.may_commit(trial.key, 1),
+        lambda: office.committed(trial.key, 1, 4, 100),
+        lambda: office.log(trial.key, 1, [{"loss": 1.0}]),
+        lambda: office.end("worker 1", trial.key, 1, {"state": State.COMPLETED}),
+        lambda: office.out_of_memory("worker 1", trial.key, 1, "oom", ""),
+    ):
+        with pytest.raises(StaleAttemptError):
+            act()
+    assert (tmp_path / "ledger.jsonl").read_bytes() == before
+    assert office.next_job("worker 3").trial is None
+    office.may_commit(trial.key, 2)
 
 
 def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
