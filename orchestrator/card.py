@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from sweeps.files import RunFolder, remove_tree, sync_folder, write_text
+from sweeps.files import RunFolder, publish, write_text
 from sweeps.history import History
 from sweeps.naming import trial_name
 from sweeps.ranking import Best, Row, ranked
@@ -65,9 +64,7 @@ def write_best(
     write_text(target / "README.md", card(spec, history, found, proof, again))
     write_text(target / "trial.yaml", yaml.safe_dump(facts, sort_keys=False))
     if not ready:
-        remove_tree(folder.best)
-        os.replace(draft, folder.best)
-        sync_folder(folder.root)
+        publish(draft, folder.best, "best")
 
 
 def train_again(spec: Spec, found: Best) -> str:

@@ -7,9 +7,11 @@ and all after it). With FLAG, a path, it fails in one process only: the one that
     full    the disk is full: OSError, ENOSPC
     oom     the memory is full: MemoryError
 
+Several stand side by side with a semicolon between them.
+
 SWEEPS_WITNESS=PATH lets every optimizer step append a line to PATH.
 
-Where neither is set, a passing costs one look at a cached None.
+Where neither is set, a passing costs one look at a cached nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ POINTS = frozenset(
         *("text.before", "text.middle", "text.rename", "text.after"),
         # after the files and before the manifest; in it; before the rename; before the ledger line
         *("checkpoint.before", "checkpoint.middle", "checkpoint.rename", "checkpoint.after"),
-        *("remove.middle", "folder.rename"),  # a tree half removed; a prepared folder
+        *("remove.middle", "folder.rename", "best.rename"),  # a tree half removed; the data; best/
         *("batch", "step"),  # before a micro-batch; after an optimizer step
         "rehearsal",  # before the one step that precedes all trials
     )
@@ -66,11 +68,11 @@ class Fault:
 
 def passing(point: str, tear: Callable[[], object] | None = None) -> None:
     """Fail here if that was asked for; `tear` does the half of the work that is done by then."""
-    fault = None if _suspended else _armed()
-    if fault is not None and fault.point == point and fault.is_due():
-        if tear is not None:
-            tear()
-        fault.happen()
+    for fault in () if _suspended else _armed():
+        if fault.point == point and fault.is_due():
+            if tear is not None:
+                tear()
+            fault.happen()
 
 
 def witness(*words: object) -> None:
@@ -111,9 +113,8 @@ def parse(text: str) -> Fault:
 
 
 @functools.cache
-def _armed() -> Fault | None:
-    text = os.environ.get(FAULT)
-    return parse(text) if text else None
+def _armed() -> tuple[Fault, ...]:
+    return tuple(parse(text) for text in os.environ.get(FAULT, "").split(";") if text)
 
 
 @functools.cache

@@ -132,6 +132,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def _sync_tree(folder: Path) -> None:
+    """Bring all files below `folder` to the disk before its rename can be."""
+    sync_folder(folder)
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
 def write_synced(path: Path, data: bytes, what: str) -> None:
     """Write a file and bring it to disk; `what` names it among the fault points."""
     with open(path, "wb") as file:
@@ -158,8 +169,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish(draft: Path, final: Path, what: str = "folder") -> None:
-    """Give a whole folder its name, in place of what has it now."""
-    sync_folder(draft)
+    """Bring a whole folder to disk and give it its name, in place of what has it now."""
+    _sync_tree(draft)
     faults.passing(f"{what}.rename")
     remove_tree(final)
     os.replace(draft, final)

@@ -74,7 +74,7 @@ def armed(monkeypatch: pytest.MonkeyPatch) -> object:
 
     def arm(text: str) -> None:
         fault = faults.parse(text)
-        monkeypatch.setattr(faults, "_armed", lambda: fault)
+        monkeypatch.setattr(faults, "_armed", lambda: (fault,))
 
     return arm
 

@@ -20,7 +20,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets, load_from_disk
 
 from sweeps.errors import SweepError
-from sweeps.files import REPORT, publish, sync_folder, write_text
+from sweeps.files import REPORT, publish, write_text
 from sweeps.spec import TrainSpec
 from trainers import rows
 from trainers.data_identity import fingerprint
@@ -152,18 +152,7 @@ def _save(folder: Path, parts: Mapping[str, Dataset], report: Mapping[str, Any])
             with silence():
                 part.save_to_disk(str(draft / name))
         write_text(draft / REPORT, json.dumps(report, indent=1))
-        _sync_tree(draft)
         publish(draft, folder)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-
-
-def _sync_tree(folder: Path) -> None:
-    """Bring all files below `folder` to the disk before its rename can be."""
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
