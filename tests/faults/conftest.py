@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from witnessed import GRID, TPE, WORDS, Witnessed
+from witnessed import WORDS, Witnessed
 
-ENGINES = ("solo",)
-_TABLE = pytest.StashKey[list[tuple[str, str, str]]]()
+ENGINES = ("solo", "packed")
+_SURVIVED = "survived"  # the name of a line of the table among a report's properties
 
 Make = Callable[..., Witnessed]
 Note = Callable[[str, object], None]
@@ -25,33 +25,44 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("engine", engines, scope="session")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TABLE] = []
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With --dist loadgroup, a process for each engine: so that undisturbed runs are shared."""
+    for item in items:
+        engine = engine_of(item)
+        if engine != "-":
+            item.add_marker(pytest.mark.xdist_group(engine))
 
 
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    rows = config.stash[_TABLE]
+def engine_of(item: pytest.Item) -> str:
+    spec = getattr(item, "callspec", None)
+    return str(spec.params.get("engine", "-")) if spec is not None else "-"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if getattr(report, "when", "") == "call"
+    ]
+    rows = [row for report in reports for name, row in report.user_properties if name == _SURVIVED]
     if not rows:
         return
     terminalreporter.section("what was survived")
     widths = [max(len(row[column]) for row in rows) for column in range(2)]
-    for engine, case, outcome in rows:
+    for engine, case, outcome in sorted(rows, key=lambda row: row[0]):
         terminalreporter.write_line(f"{engine:<{widths[0]}}  {case:<{widths[1]}}  {outcome}")
 
 
 @pytest.fixture
 def note(request: pytest.FixtureRequest) -> Note:
     """Add a line to the table: the case, and what became of it."""
-    engine = (
-        request.node.callspec.params.get("engine", "-")
-        if hasattr(request.node, "callspec")
-        else "-"
-    )
+    engine = engine_of(request.node)
 
     def add(case: str, outcome: object) -> None:
-        request.config.stash[_TABLE].append((engine, case, str(outcome)))
+        # What a report carries comes to the table also from xdist's processes.
+        request.node.user_properties.append((_SURVIVED, (engine, case, str(outcome))))
 
     return add
 
@@ -87,6 +98,3 @@ def whole(make: Make) -> Callable[..., Witnessed]:
         return ran[key]
 
     return run
-
-
-__all__ = ["GRID", "TPE"]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_sweeps import losses, of
-from witnessed import GRID, Witnessed, judge
+from real_sweeps import of
+from witnessed import GRID, Witnessed, has_losses_of, judge
 
 from trainers.checkpoint import verify
 
@@ -31,7 +31,7 @@ def test_full_for_a_moment_costs_a_retry(
     assert "the disk is full: a checkpoint takes about" in retry["reason"]
     assert "MB are free" in retry["reason"]
     command.kills = 1
-    verdict = judge(command, whole(engine, GRID), 2)
+    verdict = judge(command, whole(engine, GRID))
     note(f"disk full for a moment at {point}", verdict)
     assert verdict.is_good, verdict
 
@@ -56,7 +56,7 @@ def test_full_for_good_it_stops_and_goes_on_when_there_is_room(
     command.fault = ""
     assert command.run() == 0, command.output
     command.kills = 1
-    verdict = judge(command, whole(engine, GRID), 2)
+    verdict = judge(command, whole(engine, GRID))
     note(f"disk full for good at {point}, exit {code}, then room", verdict)
     assert verdict.is_good, verdict
     assert command.events()[: len(stopped)] == stopped
@@ -111,5 +111,5 @@ def test_a_disk_that_fills_up_and_then_has_room_again(
         verify(folder)
     filler.unlink()
     assert command.run() == 0, command.output
-    assert losses(command.events()) == losses(whole(engine, GRID).events())
+    assert has_losses_of(command, whole(engine, GRID))
     note("a disk that fills up, and has room again", "stopped, went on, losses equal")

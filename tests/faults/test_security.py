@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from real_sweeps import under_way
-from witnessed import GRID, Witnessed
+from witnessed import GRID, Witnessed, has_losses_of
 
 import trainers
 from orchestrator.cli import main
@@ -149,9 +149,7 @@ def test_planted_pickles_are_never_opened(
     code = command.run()
     assert not flag.exists()
     assert code == 0, command.output
-    from real_sweeps import losses
-
-    assert losses(command.events()) == losses(whole(engine, GRID).events())
+    assert has_losses_of(command, whole(engine, GRID))
     note(f"{planted} pickles planted in a run folder", "none opened; losses equal")
 
 
