@@ -64,7 +64,8 @@ def test_a_worker_that_slept_through_its_drivers_death_changes_nothing(
     sleeper = int(start["worker"].rpartition(":")[2])
     os.kill(sleeper, signal.SIGSTOP)
     try:
-        for pid, _ in command.living():  # Ray's too: else they would end it, as it could itself
+        # Ray's processes too, the raylet before all: it would end the sleeper.
+        for pid, _ in sorted(command.living(), key=lambda one: "raylet/raylet" not in one[1]):
             if pid != sleeper:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)

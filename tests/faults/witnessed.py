@@ -131,7 +131,7 @@ class Witnessed(Command):
         for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
             with contextlib.suppress(OSError):  # it has ended since
                 name = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-                if os.getpgid(pid) == self.process.pid and is_alive(pid):
+                if os.getsid(pid) == self.process.pid and is_alive(pid):
                     found.append((pid, name))
         return found
 
