@@ -33,7 +33,7 @@ test: check  ## set up, then lint, types, layers and tests
 test-fast: setup  ## the quick tests only
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster" $(ARGS)
 
-faults: setup  ## kills, full disks, dead trackers: whole sweeps, half an hour (ARGS="--kills 20")
+faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
 test-cluster: setup  ## several machines, Slurm, object storage (SYSTEM=1 installs what apt has)

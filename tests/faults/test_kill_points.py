@@ -16,8 +16,8 @@ KILLS = [
     ("text.middle", 1, "driver"),  # sweep.yaml
     ("text.rename", 1, "driver"),
     ("text.before", 4, "Coordinator"),  # config.yaml, trials.csv
-    ("text.middle", 5, "Coordinator"),
-    ("text.after", 6, "Coordinator"),
+    ("text.middle", 3, "Coordinator"),
+    ("text.after", 3, "Coordinator"),
     ("ledger.before", 9, "Coordinator"),
     ("ledger.middle", 12, "Coordinator"),
     ("ledger.middle", 25, "Coordinator"),
