@@ -69,7 +69,9 @@ def _a_run() -> Iterator[None]:
     )
     remains.end_of_dead_runs()
     os.environ[remains.RUN] = str(os.getpid())
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=143))
     yield
+    signal.signal(signal.SIGTERM, before)
     del os.environ[remains.RUN]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
 from network import Network
 from objects import ObjectServer, no_server
-from real_sweeps import GRID, SMALL, Command, losses, of, under_way
+from real_sweeps import GRID, PATIENCE_S, SMALL, Command, losses, of, under_way
 from test_network import OnMachine, hosts
 
 from sweeps.store import FILES, Store
@@ -45,6 +46,14 @@ def last_losses(command: Command) -> dict[str, float]:
     return {trial: values[-1] for trial, values in losses(command.events()).items()}
 
 
+def gone_for_good(folder: Path) -> None:
+    """Remove it, although workers that have not noticed yet may write there for a while."""
+    deadline = time.monotonic() + PATIENCE_S
+    while folder.exists():
+        assert time.monotonic() < deadline
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
     command = Command((*WORDS, "cluster.cpus=2"), tmp_path_factory.mktemp("undisturbed"))
@@ -65,7 +74,7 @@ def test_the_driver_is_killed_and_starts_elsewhere_from_nothing(
     first.send(signal.SIGKILL)
     first.wait()
     before = {event["trial"] for event in of(first.events(), "end")}
-    shutil.rmtree(first.root / "cwd")
+    gone_for_good(first.root / "cwd")
 
     second = stored(tmp_path / "second", place)
     ended.append(second)
