@@ -298,8 +298,14 @@ def _clear_up() -> Iterator[None]:
 FILES = ["MANIFEST.json", "adapter_model.safetensors", *checkpoint._STATE_FILES]
 
 
+def is_own_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
 def spoil(folder: Path, how: str, name: str, junk: bytes, value: Any) -> None:
     path = folder / name
+    if path.is_symlink():
+        return  # what it leads to is not the checkpoint's, and is not to be written
     if how == "cut" and path.is_file():
         path.write_bytes(path.read_bytes()[: len(junk)])
     elif how == "add":
@@ -308,13 +314,15 @@ def spoil(folder: Path, how: str, name: str, junk: bytes, value: Any) -> None:
         path.unlink()
     elif how == "link" and path.is_file():
         path.unlink()
-        path.symlink_to("/etc/passwd")
+        elsewhere = committed().parent / "elsewhere"
+        elsewhere.write_bytes(b"of somebody else")
+        path.symlink_to(elsewhere)
     elif how == "folder" and path.is_file():
         path.unlink()
         path.mkdir()
     elif how == "write" and path.is_file():
         path.write_bytes(junk)
-    elif how == "manifest" and (folder / "MANIFEST.json").is_file():
+    elif how == "manifest" and is_own_file(folder / "MANIFEST.json"):
         data = json.loads(committed().joinpath(folder.name, "MANIFEST.json").read_text())
         put(data, (sorted(data)[len(junk) % len(data)],), value)
         (folder / "MANIFEST.json").write_text(json.dumps(data))
