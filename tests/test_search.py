@@ -8,6 +8,7 @@ import optuna
 import pytest
 from driving import LR, MIXED, OPTIM, SMALL, make
 
+from sweeps.pruning import Brackets, Halving, Percentile
 from sweeps.search import Search, first_untried, make_pruner, picked_id, search_problems
 
 DECAY = "trainer.weight_decay"
@@ -77,10 +78,10 @@ def test_conditional_spaces_suit_samplers_that_know_them(search: str) -> None:
     ("pruner", "kind", "field", "value"),
     [
         ("none", optuna.pruners.NopPruner, "", None),
-        ("median", optuna.pruners.MedianPruner, "_percentile", 50.0),
-        ("percentile", optuna.pruners.PercentilePruner, "_percentile", 50.0),
-        ("asha", optuna.pruners.SuccessiveHalvingPruner, "_reduction_factor", 2),
-        ("hyperband", optuna.pruners.HyperbandPruner, "_max_resource", 4),
+        ("median", Percentile, "_percentile", 50.0),
+        ("percentile", Percentile, "_percentile", 50.0),
+        ("asha", Halving, "_reduction_factor", 2),
+        ("hyperband", Brackets, "_max_resource", 4),
         ("patient", optuna.pruners.PatientPruner, "_patience", 1),
     ],
 )
