@@ -131,7 +131,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
                 return None
     try:
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
         return Problem(key=key, message=message)
@@ -153,10 +153,12 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
 def _in_words(said: str) -> str:
     """What Hydra's parser says, without the names of its tokens."""
     line = said.splitlines()[0].partition(" expecting ")[0]
+    if "integer string conversion" in line:
+        return "it has a number of thousands of digits"
     if "'<EOF>'" in line:
         return "it ends where more should follow"
-    found = re.search(r"'(.*)'", line)
-    return f"it makes no sense from {found[1]} on" if found else line
+    found = re.search(r"'(.{1,60})", line)
+    return f"it makes no sense from {found[1].rstrip(chr(39))} on" if found else line
 
 
 def _cut(word: str) -> tuple[str, str, str]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from sweeps.secrets import masked, scrub
 
+_MOST_SHOWN = 200  # letters of a value
+
 
 class SweepError(Exception):
     """Something the user can mend. The message is the whole story; `exit_code` is the process's."""
@@ -43,9 +45,14 @@ class Problem:
     nearest: str | None = None
 
     def __str__(self) -> str:
-        shown = "" if self.value is None else f" = {masked(self.key, self.value)}"
+        shown = "" if self.value is None else f" = {_short(masked(self.key, self.value))}"
         hint = f" Did you mean {self.nearest}?" if self.nearest else ""
         return f"{self.key}{shown}: {scrub(self.message)}{hint}"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
 
 
 class ConfigError(SweepError):

@@ -6,7 +6,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, replace
 from typing import Any, Literal, TypeVar
 
@@ -138,8 +138,9 @@ def read_spec(
 
 
 def section_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Sections that are no sections: nothing can be asked of them, so nothing else is looked at."""
-    return [
+    """Sections that are no sections, and numbers that no float can hold: nothing can be asked of
+    them, so nothing else is looked at."""
+    return _endless("", config) + [
         Problem(
             key=name,
             value=config.get(name),
@@ -149,6 +150,20 @@ def section_problems(config: Mapping[str, Any]) -> list[Problem]:
         for name in _SECTIONS
         if not isinstance(config.get(name), Mapping)
     ]
+
+
+def _endless(key: str, value: Any) -> list[Problem]:
+    """Whole numbers of more than 64 bits, at any depth."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        digits = len(str(abs(value)))
+        return [Problem(key=key, message=f"a number of {digits} digits: at most 64 bits fit.")]
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    head = f"{key}." if key else ""
+    return [found for name, part in parts for found in _endless(f"{head}{name}", part)]
 
 
 def read_train(config: Mapping[str, Any]) -> TrainSpec:

@@ -47,6 +47,7 @@ ODD = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(-(10**20), 10**20),
+    st.sampled_from([10**400, -(10**400), 2**63, 2**64]),  # beyond all floats, beyond 64 bits
     st.floats(),
     st.text(max_size=12),
     st.sampled_from(

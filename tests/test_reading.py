@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.errors import ConfigError, Problem
-from sweeps.reading import read_spec, read_train
+from sweeps.reading import read_spec, read_train, section_problems
 from sweeps.resolve import trial_config
 from sweeps.spec import BudgetSpec, Spec
 
@@ -240,3 +240,15 @@ def test_a_searched_value_that_does_not_fit_is_named() -> None:
     config = trial_config(BASE, {"model.dtype": "f32"}, seed=0, budget=BUDGET, evaluations=4)
     with pytest.raises(ConfigError, match=r"model\.dtype = f32: must be one of auto, float32"):
         read_train(config)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), 2**63, [1, {"a": 10**30}]])
+def test_numbers_that_no_float_holds_are_refused_at_any_depth(value: Any) -> None:
+    (found,) = section_problems({**CONFIG, "trainer": {"learning_rate": value}})
+    assert found.key.startswith("trainer.learning_rate")
+    assert "digits: at most 64 bits fit." in str(found)
+    assert section_problems({**CONFIG, "seed": 2**63 - 1}) == []
+
+
+def test_a_long_value_is_cut_where_it_is_shown() -> None:
+    assert len(str(Problem(key="a", value="9" * 5000, message="is too long."))) < 250
