@@ -39,7 +39,7 @@ class Job:
     Attributes:
         kind: train a trial; rehearse a step; prove the best checkpoint; wait, nothing to do now;
             leave for good.
-        spec: what to rehearse.
+        spec: what to rehearse; where another worker does that, what to get ready for.
         alone: the trial is to share its device with no other.
         expected: for prove, the loss that was reported at `step`.
     """
@@ -206,8 +206,8 @@ class CoordinatorActor:
         if self._gate.refusal:
             return Job(kind="leave")
         if not self._gate.is_open:
-            spec = self._gate.take(worker)
-            return Job(kind="rehearse", spec=spec) if spec else Job(kind="wait")
+            is_first = self._gate.take(worker)
+            return Job(kind="rehearse" if is_first else "wait", spec=self._gate.train)
         trial = self._dealer.deal(worker, room=room, finished=self._finished())
         if trial is not None:
             return Job(kind="train", trial=trial, alone=self._is_last_try(trial.key))

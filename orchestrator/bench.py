@@ -78,6 +78,7 @@ class Bench:
         self._ask_again = 0.0
         self._held_first: float | None = None
         self._is_worn = False
+        self._is_ready = False
         logging.getLogger("transformers").setLevel(logging.ERROR)
 
     def work(self) -> None:
@@ -113,6 +114,8 @@ class Bench:
                 self._prove(job)
                 continue
             if job.trial is None:
+                if job.spec is not None:
+                    self._get_ready(job.spec)
                 self._ask_again = time.monotonic() + _IDLE_S
                 return job.kind == "leave"
             self._take(job.trial, alone=job.alone)
@@ -163,6 +166,21 @@ class Bench:
             why, text = failed_step(error, job.spec)
         told = asdict(found) if found is not None else None
         ray.get(self._office.rehearsed.remote(self._worker, told, why, text))
+
+    def _get_ready(self, train: TrainSpec) -> None:
+        """While another worker rehearses: the imports, the data and the base that trials need.
+
+        Else this one would begin with them seconds later than the other.
+        """
+        if self._is_ready:
+            return
+        self._is_ready = True
+        try:
+            self._rows()
+            if self._in_a_lane(train) is None:
+                solo_train()
+        except Exception as error:  # the first trial, or the rehearsal, will tell
+            log.debug("getting ready", exc_info=error)
 
     def _step(self, train: TrainSpec) -> Rehearsal:
         from trainers.rehearsal import rehearse

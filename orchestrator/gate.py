@@ -37,12 +37,12 @@ class Gate:
     def is_open(self) -> bool:
         return self.train is None and not self.refusal
 
-    def take(self, worker: str) -> TrainSpec | None:
-        """What this worker is to rehearse; None where another one does already."""
+    def take(self, worker: str) -> bool:
+        """Whether this worker is to rehearse; another one may do so already."""
         if self._holder or self.refusal:
-            return None
+            return False
         self._holder = worker
-        return self.train
+        return True
 
     def left(self, worker: str) -> None:
         """A worker that is gone does not rehearse any more."""

@@ -95,7 +95,9 @@ def test_two_hundred_trials_leave_nothing_behind(
         time.sleep(0.2)
     assert left == {}
     assert set(os.listdir("/dev/shm")) - shared_before == set()
-    assert sorted(scratch.rglob("*")) == []
+    # torch makes itself a folder for caches, one for each user, as it is imported.
+    made = [path for path in scratch.rglob("*") if not path.name.startswith("torchinductor_")]
+    assert made == []
     assert sessions() - ray_before == set()
     assert {path.name for path in command.run_dir.iterdir()} == {
         *("best", "data", "ledger.jsonl", "lock", "study.db", "sweep.yaml", "trials"),
