@@ -24,7 +24,7 @@ from orchestrator.preflight import (
     size,
     step_line,
 )
-from orchestrator.preparation import Ready
+from orchestrator.preparation import Ready, rehearsal_line
 from sweeps.errors import ConfigError, Problem, SweepError
 from sweeps.history import History
 from sweeps.spec import TrainSpec
@@ -219,7 +219,9 @@ def test_changed_data_is_refused_and_may_be_accepted(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_driver_without_a_gpu_plans_for_those_of_other_nodes(tmp_path: Path) -> None:
-    said = rehearsal_line(train_spec(), prepared(), tmp_path, "cuda")
+    facts = dict.fromkeys(("data", "base", "versions", "code"), "")
+    ready = Ready(examples=8, facts=facts, lines=[], largest=train_spec(), data=prepared())
+    said = rehearsal_line(ready, History(), tmp_path, "cuda")
     assert said == "no step was tried: this machine has no GPU to try it on"
     room = room_line(make()[0], PLENTY, "cuda", tmp_path)
     assert "of the memory of a GPU that is not on this machine a trial" in room
