@@ -25,7 +25,7 @@ setup: .venv/ready  ## set up .venv from the lock
 sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
-check: lint types layers  ## what CI runs, and test-cluster after it: lint, types, layers, tests
+check: lint types layers  ## what CI runs: lint, types, layers, tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
