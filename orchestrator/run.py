@@ -45,6 +45,7 @@ from orchestrator.tune import (
     own_session,
     place,
     start_ray,
+    stop_ray,
 )
 from sweeps.coordinator import Coordinator
 from sweeps.errors import SweepError
@@ -212,7 +213,11 @@ class Driver:
             placement = place(self._spec.engine, self._spec.cluster, self._most_workers())
         with findings.part():
             ready: Ready = preparing.result()
-        findings.refuse()
+        try:
+            findings.refuse()
+        except SweepError:
+            stop_ray()
+            raise
         self._display.plan(ready.lines)
         self._signals.collect(self._leave_now)
         return self._sweep(ready, past, placement)
@@ -227,8 +232,6 @@ class Driver:
 
     def _sweep(self, ready: Ready, past: History, placement: Placement) -> int:
         import ray
-
-        from orchestrator.tune import stop_ray
 
         try:
             return self._watch(ready, past, placement)
@@ -407,8 +410,6 @@ class Driver:
 
     def _leave_now(self) -> NoReturn:
         import os
-
-        from orchestrator.tune import stop_ray
 
         self._display.close()
         print(self._go_on(), flush=True)

@@ -55,9 +55,11 @@ def masked(key: str, value: object) -> object:
 
 def _environment() -> list[str]:
     """Secret values of the environment; the longest first, since one may be part of another."""
+    # Names first: a library's thread may take a variable away while they are looked through.
+    found = {name: os.environ.get(name, "") for name in list(os.environ)}
     values = {
         value
-        for name, value in os.environ.items()
+        for name, value in found.items()
         if len(value) >= _SHORTEST_SECRET and _SECRET_VARIABLE.search(name)
     }
     return sorted(values, key=len, reverse=True)

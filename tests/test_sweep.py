@@ -241,6 +241,7 @@ def test_a_killed_worker_and_a_killed_driver_change_no_number(
     second = Command(command.words, command.root / "second", command.environment)
     second.root.mkdir()
     second.start(f"run_dir={command.run_dir}")
+    assert second.wait() == 3
     first = command.wait_until(under_way)
     (start,) = of(command.events(), "start", first)
     os.kill(int(start["worker"].rpartition(":")[2]), signal.SIGKILL)
@@ -252,7 +253,6 @@ def test_a_killed_worker_and_a_killed_driver_change_no_number(
     command.send(signal.SIGKILL)
     command.wait()
     before = command.events()
-    assert second.wait() == 3
     assert f"pid {command.process.pid}" in second.output
     assert command.run() == 0, command.output
 
