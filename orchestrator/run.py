@@ -303,7 +303,11 @@ class Driver:
         if tune.error is not None:
             if self._signals.seen:  # Tune's processes took the signal, too
                 self._leave_now()
-            raise self._broken(f"Ray Tune stopped: {tune.error}")
+            with suppress(ray.exceptions.GetTimeoutError):
+                # Tune stops where the Coordinator is dead, and says so in a long traceback.
+                ray.get(self._office.ping.remote(), timeout=_SILENCE_S)
+            words = str(tune.error).strip().splitlines() or [type(tune.error).__name__]
+            raise self._broken(f"Ray Tune stopped: {words[-1]}")
         return self._finish(ray.get(self._office.finish.remote()))
 
     def _mark(self) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from real_sweeps import of, under_way
+from real_sweeps import of
 from witnessed import LONG, LONG_GRID, Witnessed, judge
 
 pytestmark = pytest.mark.faults
@@ -23,7 +23,7 @@ def test_interrupted_once_and_twice_it_goes_on(
 ) -> None:
     command = make(engine, *LONG_GRID, examples=LONG)
     command.start()
-    command.wait_until(under_way)
+    command.wait_for_work()
     command.send(signal.SIGINT)
     assert command.wait() == 130, command.output
     assert "go on with the same command" in command.output
@@ -32,7 +32,7 @@ def test_interrupted_once_and_twice_it_goes_on(
     assert done == committed  # not a step is lost
 
     command.start()
-    command.wait_until(under_way)
+    command.wait_for_work()
     assert command.repeated() == 0
     command.send(signal.SIGINT)
     time.sleep(0.2)

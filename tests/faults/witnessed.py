@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from real_sweeps import LR, SCHEDULE, Command, Events, losses, of
+from real_sweeps import LR, SCHEDULE, Command, Events, losses, of, under_way
 
 from sweeps import faults
 
@@ -112,6 +112,17 @@ class Witnessed(Command):
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.kills += 1
+
+    def wait_for_work(self) -> str:
+        """A trial of this start, as soon as it has committed a checkpoint and goes on."""
+        assert self.process is not None
+        pid = self.process.pid
+
+        def found(events: Events) -> str | None:
+            begun = [event["pid"] == pid for event in of(events, "attempt")]
+            return under_way(events) if any(begun) else None
+
+        return str(self.wait_until(found))
 
     def worker_pids(self) -> set[int]:
         """Of the last start."""
