@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from sweeps.errors import FolderHeldError, SweepError
 REPORT = "report.json"  # in the folder of tokenized data
 STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
+_SYNCS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,11 @@ def is_prepared(data: Path) -> bool:
 
 def sync_folder(folder: Path) -> None:
     """Make renames and new names in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -133,14 +139,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Bring all files below `folder` to the disk before its rename can be."""
-    sync_folder(folder)
-    for path in folder.rglob("*"):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+    """Bring all that lies in `folder` to the disk before its rename can be.
+
+    Together: a disk that is told of ten files at once takes little longer than for one.
+    """
+    with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+        list(pool.map(_sync, (folder, *folder.rglob("*"))))
 
 
 def write_synced(path: Path, data: bytes, what: str) -> None:

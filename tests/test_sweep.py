@@ -237,11 +237,11 @@ def test_a_killed_worker_and_a_killed_driver_change_no_number(
 ) -> None:
     command = make(GRID, "tracking=off", "data.test_fraction=0.1", "sweep.keep=2")
     command.start()
-    command.wait_until(lambda events: of(events, "attempt"))
+    command.wait_until(lambda _: (command.run_dir / "lock").exists())
     second = Command(command.words, command.root / "second", command.environment)
     second.root.mkdir()
     second.start(f"run_dir={command.run_dir}")
-    assert second.wait() == 3
+    assert second.wait() == 3  # the first one still prepares its data
     first = command.wait_until(under_way)
     (start,) = of(command.events(), "start", first)
     os.kill(int(start["worker"].rpartition(":")[2]), signal.SIGKILL)

@@ -131,6 +131,7 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
     monkeypatch.setattr("getpass.getpass", lambda *_: pytest.fail("asked for a key"))
     hooks = sys.exit, sys.excepthook
+    wandb_service.tear_down()  # what another file's test has set up knows another server
     yield
     while Driver.living:
         Driver.living.pop().tracker.finish(None, 1.0)  # for a test that failed half-way

@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -215,9 +214,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _seal(path: Path) -> tuple[int, str]:
-    """Bring a file to disk; its size and hash."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    """A file's size and hash; `publish` brings it to disk."""
     return path.stat().st_size, _sha256(path)
 
 
