@@ -32,6 +32,7 @@ _MOST_LETTERS = 128  # of a name
 _SUCCESS = (State.COMPLETED, State.PRUNED)
 _INTERRUPTED = 130  # exit code
 _CLOSE_S = FINISH_S + 2.0
+_LOOK_EVERY_S = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class SweepRuns:
     Args:
         past: what the ledger holds already. It was tracked by the driver before, so it only says
             what the trials are; an event among it that is given again is passed over.
+        trouble: asks the server; what is wrong with it now, or nothing.
     """
 
     def __init__(
@@ -58,8 +60,11 @@ class SweepRuns:
         *,
         sweep_name: str,
         public: Mapping[str, Any],
+        trouble: Callable[[], str] = lambda: "",
     ) -> None:
         self.service = service
+        self._trouble = trouble
+        self._looked = -_LOOK_EVERY_S
         self._folder = folder
         self._sweep_name = sweep_name
         self._public = public
@@ -102,6 +107,7 @@ class SweepRuns:
 
     def close_all(self, summary: Mapping[str, Any], timeout_s: float) -> None:
         """Close every trial's run, then the sweep's with its table."""
+        self._look()
         codes = {key: _INTERRUPTED for key in self._open if key != _SWEEP}
         codes |= {key: ending.exit_code for key, ending in self._endings.items()}
         self._endings.clear()
@@ -142,6 +148,16 @@ class SweepRuns:
         code = 0 if record.state in _SUCCESS else 1
         self._endings[record.key] = Ending(at=time.monotonic(), exit_code=code)
         self._with_run(_SWEEP, lambda run: run.log(tracked_values.progress(self._history)))
+        if not self._history.unfinished():  # while the best is proven there is time for it
+            self._look()
+
+    def _look(self) -> None:
+        """See that the server is there before runs are closed: a silent one is waited for long."""
+        if not self.service.online or time.monotonic() - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = time.monotonic()
+        if trouble := self._trouble():
+            self._go_offline(trouble)
 
     def _sum_up(self, run: Run, summary: Mapping[str, Any]) -> None:
         import wandb

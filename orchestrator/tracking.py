@@ -179,6 +179,7 @@ class Tracker:
             self._past,
             sweep_name=self._sweep_name,
             public=self._public,
+            trouble=self._link.trouble,
         )
 
     def _follow(self, event: Event) -> None:

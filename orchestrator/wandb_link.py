@@ -10,7 +10,8 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.wandb_service import set_up
@@ -30,11 +31,13 @@ class Link:
         online: it answered and took the key.
         why: not online, because; ends a sentence.
         page: the project in the browser, where it is known.
+        trouble: asks the server once more, in `PROBE_S`; what is wrong with it now, or nothing.
     """
 
     online: bool
     why: str = ""
     page: str = ""
+    trouble: Callable[[], str] = field(default=lambda: "", repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,9 @@ def find_link(tracking: TrackingSpec) -> Link:
         return Link(online=False, why=scrub(answer.problem))
     entity = tracking.entity or session.settings.entity or answer.entity
     page = f"{app_url}/{entity}/{tracking.project}" if entity else app_url
-    return Link(online=True, page=scrub(page))
+    return Link(
+        online=True, page=scrub(page), trouble=lambda: scrub(probe(base_url, key, PROBE_S).problem)
+    )
 
 
 def _mode(tracking: TrackingSpec) -> str:

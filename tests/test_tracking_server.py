@@ -27,7 +27,7 @@ from tracked_sweep import (
 )
 from wandb_stub import ENTITY, Manner, StubRun, WandbStub
 
-from orchestrator import wandb_service
+from orchestrator import wandb_link, wandb_service
 
 __all__ = ["impatient", "no_account", "serve"]  # fixtures
 
@@ -203,6 +203,30 @@ def test_a_server_that_turns_bad_in_the_middle_and_comes_back(
     assert [step for step, _ in charted(run, "train/loss")] == list(range(1, 101))
     assert run.summary["best_eval_loss"] == 0.5
     assert len(again.runs) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", ["dies", "hang", "refuse"])
+def test_the_end_does_not_wait_for_a_server_that_is_gone(
+    manner: Any, tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for wandb's patience of 10 s, nor for ours: the server is asked first."""
+    monkeypatch.setattr(wandb_link, "PROBE_S", 0.4)
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    driver.trial("a", steps=50)
+    wait_for(lambda: any(key.endswith("-a") for key in server.runs))
+    if manner == "dies":
+        server.die()
+    else:
+        server.manner = manner
+    driver.trial("b", 1, steps=50)
+    began = time.monotonic()
+    lines = driver.finish(timeout_s=15.0)
+    assert time.monotonic() - began < 8.0
+    assert "not everything was uploaded, but all of it is on disk" in lines[0]
+    for key in ("-a", "-b"):
+        assert len(history(one(records(driver.folder), key), "train/loss")) == 50
 
 
 @pytest.mark.slow
