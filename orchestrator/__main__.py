@@ -11,7 +11,7 @@ if __name__ == "__main__":
     # Imports alone make a million objects that stay: looking through them again and again for
     # garbage takes a quarter of the start.
     gc.set_threshold(100_000, 50, 50)
-    code = main(sys.argv[1:])
+    code = main(sys.argv[1:], lean=True)
     # And taking them apart one by one at the end takes two seconds that nobody needs.
     atexit._run_exitfuncs()
     sys.stdout.flush()

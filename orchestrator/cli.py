@@ -31,13 +31,17 @@ _USERS_DISK = {
 _HELP = ("-h", "--help", "help")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run a command line; returns the exit code (see README)."""
+def main(argv: Sequence[str], *, lean: bool = False) -> int:
+    """Run a command line; returns the exit code (see README).
+
+    Args:
+        lean: this process is the command's alone, and may do without libraries.
+    """
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        return _dispatch(list(argv))
+        return _dispatch(list(argv), lean)
     except SweepError as error:
         print(scrub(str(error)), file=sys.stderr)
         return error.exit_code
@@ -51,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
-def _dispatch(argv: list[str]) -> int:
+def _dispatch(argv: list[str], lean: bool) -> int:
     first = argv[0] if argv else ""
     if first in _HELP or any(word in _HELP for word in argv):
         print(help_text())
@@ -83,7 +87,7 @@ def _dispatch(argv: list[str]) -> int:
         )
     from orchestrator.run import run
 
-    return run(argv)
+    return run(argv, lean=lean)
 
 
 def _status_arguments(argv: Sequence[str]) -> Path:

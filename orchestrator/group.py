@@ -17,7 +17,8 @@ from typing import Any
 
 from ray import tune
 
-from orchestrator.worker import Post, importing, settle_in
+from orchestrator.imports import importing
+from orchestrator.worker import Post, settle_in
 
 _HANG_S = "SWEEPS_HANG_S"  # how long a rank may be silent while the others wait for it
 _HANG_DEFAULT_S = 600.0

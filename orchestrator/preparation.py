@@ -21,6 +21,7 @@ from omegaconf import OmegaConf
 from orchestrator import compose
 from orchestrator.checks import read_space, spec_problems, training_problems
 from orchestrator.engines import engine_problems
+from orchestrator.imports import leave_out, unneeded
 from orchestrator.preflight import (
     Findings,
     changes,
@@ -83,17 +84,25 @@ class Ready:
         return dict(before) if before.get("identity") == identity else {"identity": identity}
 
 
-def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
+def read_command(argv: Sequence[str], *, lean: bool = False) -> tuple[Spec, Space]:
     """The spec and the space of a command line.
+
+    Args:
+        lean: leave libraries out of this process that the sweep has no use for.
 
     Raises:
         ConfigError: everything that is wrong with it.
     """
-    return read_config(*compose.compose_config(argv))
+    return read_config(*compose.compose_config(argv), lean=lean)
 
 
 def read_config(
-    config: Mapping[str, Any], base: Mapping[str, Any], name: str, run_dir: str
+    config: Mapping[str, Any],
+    base: Mapping[str, Any],
+    name: str,
+    run_dir: str,
+    *,
+    lean: bool = False,
 ) -> tuple[Spec, Space]:
     """The same, of what `compose_config` returned."""
     problems = section_problems(config)
@@ -108,6 +117,9 @@ def read_config(
         problems=problems,
     )
     space = read_space(config, problems)
+    if lean and spec is not None:
+        tracks = spec.tracking.mode != "off"
+        leave_out([name for name in unneeded(spec, space) if name != "wandb" or not tracks])
     device = guess_device(spec) if spec is not None else "cpu"
     problems += training_problems(config["trainer"], config["peft"], space, device)
     if spec is not None:

@@ -19,6 +19,7 @@ from orchestrator.copies import Copies, bring_back
 from orchestrator.dealing import Rules
 from orchestrator.display import Display
 from orchestrator.engines import choose, planned_trials, rules
+from orchestrator.imports import unneeded
 from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
 from orchestrator.nodes import Roomless, leave_mark, require_nodes
@@ -69,13 +70,16 @@ _SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended b
 _RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
 
-def run(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str], *, lean: bool = False) -> int:
     """Run or go on with a sweep; returns the exit code.
+
+    Args:
+        lean: this process does nothing else, and may do without libraries.
 
     Raises:
         SweepError: refused before anything was trained.
     """
-    spec, space = read_command(argv)
+    spec, space = read_command(argv, lean=lean)
     folder, store = places_of(spec)
     refuse_strangers(folder)
     lock = Lock(folder.lock)
@@ -289,6 +293,7 @@ class Driver:
             devices=placement.devices,
             mark=mark,
             storage=self._copies.store.place if self._copies is not None else "",
+            unneeded=unneeded(self._spec, self._space),
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)

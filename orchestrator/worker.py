@@ -5,13 +5,10 @@ Imports, the tokenized data and the process itself are paid for once per device,
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.imports import importing, leave_out
 from orchestrator.leaving import Notice
 from orchestrator.shelf import Shelf
 from sweeps.trial import Decision, Report, State
@@ -39,6 +37,7 @@ class Post:
         mark: the word in the run folder by which a node knows that it sees the same one; empty
             where there is but one node.
         storage: where copies of the run folder lie; empty for none.
+        unneeded: libraries that workers do without.
     """
 
     root: Path
@@ -50,6 +49,7 @@ class Post:
     devices: int = 1
     mark: str = ""
     storage: str = ""
+    unneeded: tuple[str, ...] = ("wandb",)
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]
@@ -89,25 +89,11 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Nothing: a new worker asks for its work."""
 
 
-@contextmanager
-def importing() -> Iterator[None]:
-    """Import much, faster: a million new objects, and the collector would look for garbage in vain.
-
-    It does not look at them later either, which would cost more than a short trial.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-
-
 def settle_in(post: Post) -> None:
     """Set what must be set before torch is imported."""
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # the driver's; TRL would load it
+    leave_out(post.unneeded)
     if not post.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
     import torch
