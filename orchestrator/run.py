@@ -206,9 +206,7 @@ class Driver:
             self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
             return self._exit_code("", "")
         self._display.plan(plan_lines(self._spec, self._space, self._folder))
-        preparing = _Background(
-            lambda: prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        )
+        preparing = _Background(lambda: self._prepare(past))
         findings = Findings()
         with findings.part():
             # Ray's processes end with the thread that started them, so that thread is this one.
@@ -225,6 +223,14 @@ class Driver:
         self._display.plan(ready.lines)
         self._signals.collect(self._leave_now)
         return self._sweep(ready, past, placement)
+
+    def _prepare(self, past: History) -> Ready:
+        ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
+        # Ray takes longer to start than this: what will be needed next can be imported meanwhile.
+        import orchestrator.tracking
+        import orchestrator.worker  # noqa: F401
+
+        return ready
 
     def _is_over(self) -> bool:
         """Whether a start would find nothing to do: all trials ended and best/ is made."""

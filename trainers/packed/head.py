@@ -62,10 +62,14 @@ class _Score(torch.autograd.Function):
             if head._cap is not None:
                 bent = torch.tanh(logits / head._cap)
                 slope, logits = 1 - bent * bent, bent * head._cap
-            log_p = logits.log_softmax(-1)
-            losses.append(-log_p.gather(1, aims[:, None])[:, 0])
-            firsts.append(logits.argmax(-1) == aims)
-            gradient = log_p.exp_()
+            # In place: a pass over fresh memory costs more than the exponentials do.
+            highest = logits.amax(-1, keepdim=True)
+            aimed = logits.gather(1, aims[:, None])
+            firsts.append((aimed == highest)[:, 0])
+            weights = logits.sub_(highest).exp_()
+            total = weights.sum(-1, keepdim=True)
+            losses.append((total.log() - (aimed - highest))[:, 0])
+            gradient = weights.div_(total)
             gradient.scatter_add_(1, aims[:, None], gradient.new_full((len(aims), 1), -1.0))
             if slope is not None:
                 gradient *= slope
