@@ -59,12 +59,14 @@ def _processes_in(namespace: str) -> set[int]:
 
 def _end(runs: set[int]) -> None:
     deadline = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < deadline:
+    clear = 0
+    # A process that is about to become another program has no environment for a moment: look twice.
+    while clear < 2 and time.monotonic() < deadline:
         found = {pid for run, pids in _runs().items() if run in runs for pid in pids}
-        if not (found := found - {os.getpid()}):
-            return
+        found.discard(os.getpid())
         _kill(found)
-        time.sleep(0.1)
+        clear = 0 if found else clear + 1
+        time.sleep(0.05)
 
 
 def _runs() -> dict[int, set[int]]:
