@@ -7,6 +7,7 @@ is stopped at its limit; what a run that was killed has left, the next one ends.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -17,6 +18,7 @@ import pytest
 import remains
 from network import Network, obstacle
 from objects import ObjectServer, no_server
+from one_sweep import WORDS, Undisturbed, last_losses
 from real_sweeps import Command
 from slurm import Slurm, SlurmRefusesError, no_slurm
 
@@ -110,6 +112,19 @@ def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectSe
         for name, value in made.environment.items():
             monkeypatch.setenv(name, value)
         yield made
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The one sweep where nothing gets in its way, run when it is asked for; its last_losses."""
+
+    @functools.cache
+    def run() -> dict[str, float]:
+        command = Command((*WORDS, "cluster.cpus=2"), tmp_path_factory.mktemp("undisturbed"))
+        assert command.run() == 0, command.output
+        return last_losses(command.events())
+
+    return run
 
 
 @pytest.fixture

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_sweeps import GRID, PATIENCE_S, REPOSITORY, SMALL, Command, Events, of, under_way
+from one_sweep import WORDS, Undisturbed, last_losses
+from real_sweeps import PATIENCE_S, REPOSITORY, Events, of, under_way
 from slurm import NODES, Slurm
 
 pytestmark = pytest.mark.cluster
 
-WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "sweep.budget.examples=512")
 # What a user edits: the overrides.
 _SMALL_JOB = ("--nodes=2", "--cpus-per-task=1", "--gpus-per-node=0", "--time=20")
 
@@ -58,21 +58,9 @@ class Job:
             time.sleep(0.05)
         raise AssertionError(self.output)
 
-    def losses(self) -> dict[str, float]:
-        """Trial key -> its last eval_loss."""
-        return {e["trial"]: e["metrics"]["eval_loss"] for e in of(self.events(), "report")}
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """The same sweep without Slurm: trial key -> its last eval_loss."""
-    command = Command(WORDS, tmp_path_factory.mktemp("undisturbed"))
-    assert command.run() == 0, command.output
-    return {e["trial"]: e["metrics"]["eval_loss"] for e in of(command.events(), "report")}
-
 
 def test_a_job_is_told_to_go_on_later_and_put_back(
-    slurm: Slurm, tmp_path: Path, undisturbed: dict[str, float]
+    slurm: Slurm, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
     job = Job(slurm, tmp_path)
 
@@ -94,7 +82,7 @@ def test_a_job_is_told_to_go_on_later_and_put_back(
     events = job.events()
     assert len(of(events, "attempt")) == 3
     assert [e["state"] for e in of(events, "end")] == ["completed"] * 4
-    assert job.losses() == undisturbed
+    assert last_losses(events) == undisturbed()
     assert "2 at once on 2 nodes of the cluster" in job.output
     assert len(NODES) == 2
 

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 from network import Network
 from objects import ObjectServer, no_server
-from real_sweeps import GRID, PATIENCE_S, SMALL, Command, losses, of, under_way
+from one_sweep import WORDS, Undisturbed, last_losses
+from real_sweeps import PATIENCE_S, Command, of, under_way
 from test_network import OnMachine, hosts
 
 from sweeps.store import FILES, Store
 
 pytestmark = pytest.mark.cluster
 
-WORDS = (*SMALL, GRID, "tracking=off", "engine=solo", "sweep.budget.examples=512", "sweep.keep=1")
+KEEP = "sweep.keep=1"
 
 
 class Stored(Command):
@@ -37,13 +38,9 @@ class Stored(Command):
 
 def stored(root: Path, place: str, *more: str) -> Stored:
     root.mkdir(exist_ok=True)
-    command = Stored((*WORDS, "cluster.cpus=2", *more), root)
+    command = Stored((*WORDS, KEEP, "cluster.cpus=2", *more), root)
     command.place = place
     return command
-
-
-def last_losses(command: Command) -> dict[str, float]:
-    return {trial: values[-1] for trial, values in losses(command.events()).items()}
 
 
 def gone_for_good(folder: Path) -> None:
@@ -54,15 +51,8 @@ def gone_for_good(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    command = Command((*WORDS, "cluster.cpus=2"), tmp_path_factory.mktemp("undisturbed"))
-    assert command.run() == 0, command.output
-    return last_losses(command)
-
-
 def test_the_driver_is_killed_and_starts_elsewhere_from_nothing(
-    bucket: ObjectServer, tmp_path: Path, ended: list[Command], undisturbed: dict[str, float]
+    bucket: ObjectServer, tmp_path: Path, ended: list[Command], undisturbed: Undisturbed
 ) -> None:
     place = f"{bucket.uri}/team/grid"
     store = Store(place)
@@ -83,7 +73,7 @@ def test_the_driver_is_killed_and_starts_elsewhere_from_nothing(
     events = second.events()
     again = [event for event in of(events, "start", trial) if event["attempt"] > 1]
     assert trial in before or again[0]["step"] > 0, "it goes on from the checkpoint in the bucket"
-    assert last_losses(second) == undisturbed
+    assert last_losses(second.events()) == undisturbed()
     assert f"copied to {place}" in second.output
 
     kept = {name.partition("/")[0] for name in store.tree("trials") if "/checkpoints/" in name}
@@ -114,7 +104,7 @@ def test_nodes_that_share_no_folder(
             monkeypatch.setenv(name, value)
         address = network.start(head, *far)
         words = ("cluster=ray", f"cluster.address={address}", f"storage={bucket.uri}/x")
-        command = OnMachine((*WORDS, *words), shared)
+        command = OnMachine((*WORDS, KEEP, *words), shared)
         command.machine = head
         ended.append(command)
         command.start()
