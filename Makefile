@@ -25,7 +25,7 @@ setup: .venv/ready  ## set up .venv from the lock
 sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
-check: lint types layers  ## what CI runs: lint, types, layers, tests
+check: lint types layers  ## what CI runs first: lint, types, layers, tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
@@ -36,7 +36,7 @@ test-fast: setup  ## the quick tests only
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
-test-cluster: setup  ## several machines, Slurm, object storage (SYSTEM=1 installs what apt has)
+test-cluster: setup  ## what CI runs then: several machines, Slurm, object storage (SYSTEM=1: with apt)
 	SYSTEM=$(SYSTEM) tests/cluster/install.sh
 	$(BIN)/python -m pytest tests/cluster -rfEs -m cluster $(HANGS) $(ARGS)
 
