@@ -10,6 +10,7 @@ import traceback
 from collections import deque
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -188,7 +189,15 @@ class Bench:
         faults.passing("rehearsal")
         place = self._folder.scratch / "rehearsal"
         engine = self._in_a_lane(train) or solo_train()
-        return rehearse(train, self._rows(), place, self._device, engine, Ranks.here())
+        return rehearse(
+            train,
+            self._rows(),
+            place,
+            self._device,
+            engine,
+            ranks=Ranks.here(),
+            strategy=self._post.strategy,
+        )
 
     def _in_a_lane(self, train: TrainSpec) -> Train | None:
         """Train as a lane; None where it trains alone. The base stays for the first pack."""
@@ -304,12 +313,16 @@ class Bench:
             draft = self._folder.best_draft
             self._shelf.fetch(job.trial.key)
             assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
-            result = prove(draft, train, self._rows(), expected=job.expected, device=self._device)
+            result = self._measured(job, train, draft)
             self._shelf.hand_in_draft()
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}"
         ray.get(self._office.proven.remote(self._worker, job.trial.key, job.step, result, error))
         self._give_back()
+
+    def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
+        """What the best comes to, loaded from `draft`."""
+        return prove(draft, train, self._rows(), expected=job.expected, device=self._device)
 
     # ------------------------------------------------------------------ what it works with
 
@@ -332,6 +345,7 @@ class Bench:
             examples=self._post.examples,
             folder=self._folder,
             device=self._device,
+            strategy=self._post.strategy,
         )
 
     def _rows(self) -> PreparedData:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.places import place_problems
 from sweeps.errors import Problem, nearest
+from sweeps.reading import STRATEGY, without_strategy
 from sweeps.search import search_problems
 from sweeps.space import Choice, Interval, Space, parse_space, set_by
 from sweeps.spec import Spec
@@ -58,7 +59,9 @@ def training_problems(
     from trainers.settings import problems
 
     searched = searched_values(space)
-    found = problems(trainer, searched=searched, device=device) + peft_problems(peft)
+    searched.pop(f"trainer.{STRATEGY}", None)  # refused as a key that is not a trial's
+    own = without_strategy(trainer)
+    found = problems(own, searched=searched, device=device) + peft_problems(peft)
     for key, values in searched.items():
         section, _, name = key.partition(".")
         if section == "peft":
@@ -81,7 +84,7 @@ def spec_problems(spec: Spec, space: Space) -> list[Problem]:
 
 def _device_problems(spec: Spec, space: Space) -> list[Problem]:
     """Devices and storage that no trial can use."""
-    found = _group_problems(spec, space)
+    found = _group_problems(spec, space) + _sharding_problems(spec, space)
     found += _gpu_problems(spec)
     return found + place_problems(spec)
 
@@ -108,6 +111,21 @@ def _group_problems(spec: Spec, space: Space) -> list[Problem]:
         if isinstance(batch, int) and isinstance(accumulation, int)
         if batch % world and accumulation % world
     ][:1]
+
+
+def _sharding_problems(spec: Spec, space: Space) -> list[Problem]:
+    """trainer.strategy=fsdp, and what cannot be shared out among a trial's devices."""
+    if spec.strategy != "fsdp":
+        return []
+    from trainers import sharding
+
+    if spec.engine.devices_per_trial == 1:
+        message = (
+            "shares a model out among the devices of a trial, and a trial has one here: set "
+            f"engine.devices_per_trial=2 or more, or trainer.{STRATEGY}=ddp."
+        )
+        return [Problem(key=f"trainer.{STRATEGY}", value="fsdp", message=message)]
+    return sharding.problems(spec.train, searched_values(space))
 
 
 def _gpu_problems(spec: Spec) -> list[Problem]:
@@ -159,6 +177,8 @@ def _condition_problems(config: Mapping[str, Any], space: Space) -> list[Problem
 
 def _refusal(config: Mapping[str, Any], key: str) -> tuple[str, str | None]:
     section, _, name = key.partition(".")
+    if key == f"trainer.{STRATEGY}":
+        return "cannot be searched: it says where a trial's weights lie, not what it learns.", None
     if section in _OWNED:
         return f"cannot be searched: {_OWNED[section]}.", None
     if key in _SEARCHED_MODEL_KEYS:

@@ -48,8 +48,8 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> Choice:
     """The engine for `spec`, in words too."""
     devices = spec.engine.devices_per_trial
     if devices > 1:
-        how = spec.train.trainer.get("strategy", "ddp")
-        return Choice(lanes=1, why=f"engine: solo, each trial on {devices} devices ({how})")
+        why = f"engine: solo, each trial on {devices} devices ({spec.strategy})"
+        return Choice(lanes=1, why=why)
     if spec.engine.kind == "solo":
         return Choice(lanes=1, why="engine: solo, one trial on each device")
     found = obstacles(spec, space)

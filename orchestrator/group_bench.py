@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,12 +11,23 @@ import ray
 from orchestrator.actor import Job
 from orchestrator.bench import Bench, Waiting
 from orchestrator.worker import Line, Post
-from sweeps.errors import StaleAttemptError
+from sweeps.errors import StaleAttemptError, SweepError
 from sweeps.spec import TrainSpec
 from trainers import solo
+from trainers.export import prove
 from trainers.guards import DivergedError
 from trainers.ranks import FirstSpeaks, Ranks
 from trainers.task import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """The best, to be measured by all ranks: it may not fit on the device of one."""
+
+    key: str
+    step: int
+    train: TrainSpec
+    expected: float
 
 
 class RankFailed(Exception):
@@ -55,6 +67,14 @@ class Leader(Bench):
         else:
             self._settle(line, outcome, None)
 
+    def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
+        if self._post.strategy != "fsdp":
+            return super()._measured(job, train, draft)
+        assert job.trial is not None
+        proof = Proof(key=job.trial.key, step=job.step, train=train, expected=job.expected)
+        self._between.together(lambda: proof)
+        return _measure(self, proof, draft)
+
 
 class Follower(Bench):
     """Any other rank."""
@@ -66,18 +86,35 @@ class Follower(Bench):
     def work(self) -> None:
         while (waiting := self._between.together(_nothing)) is not None:
             try:
-                if isinstance(waiting, TrainSpec):
-                    self._step(waiting)
-                else:
-                    _train(self, waiting, None)
-            except (StaleAttemptError, DivergedError):
+                self._join(waiting)
+            except (StaleAttemptError, DivergedError, SweepError):
                 continue  # rank 0 has seen it, too, and tells
             self._give_back()
 
+    def _join(self, waiting: Waiting | TrainSpec | Proof) -> None:
+        if isinstance(waiting, TrainSpec):
+            self._step(waiting)
+        elif isinstance(waiting, Proof):
+            self._shelf.fetch(waiting.key)
+            _measure(self, waiting, self._folder.checkpoint(waiting.key, waiting.step))
+        else:
+            _train(self, waiting, None)
 
-def _nothing() -> Waiting | TrainSpec | None:
+
+def _nothing() -> Waiting | TrainSpec | Proof | None:
     raise AssertionError("only rank 0 is asked")
 
 
 def _train(bench: Bench, waiting: Waiting, line: Line | None) -> Outcome:
     return solo.train(bench._task(waiting), bench._rows(), FirstSpeaks(line, Ranks.here()))
+
+
+def _measure(bench: Bench, proof: Proof, folder: Path) -> dict[str, float]:
+    return prove(
+        folder,
+        proof.train,
+        bench._rows(),
+        expected=proof.expected,
+        device=bench._device,
+        ranks=Ranks.here(),
+    )

@@ -30,6 +30,7 @@ FREE_KEYS = (
     "tracking",
     "cluster",
     "engine",
+    "trainer.strategy",
     "storage",
     "run_dir",
     "name",

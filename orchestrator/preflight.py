@@ -63,15 +63,19 @@ def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
         SweepError: there is less than that.
     """
     memory_mb, memory_of = device_memory_mb(device)
+    needed_mb = found.memory_mb
+    if spec.strategy == "fsdp" and device != "cpu":  # a CPU's ranks may share this machine's memory
+        needed_mb /= spec.engine.devices_per_trial
     most = spec.sweep.max_concurrent or _AT_ONCE
     kept = spec.sweep.keep * spec.sweep.repeats + most * _CHECKPOINTS_OF_A_RUNNING_TRIAL
     disk_mb = kept * found.checkpoint_mb
     free_mb = shutil.disk_usage(existing(root)).free / 2**20
-    if found.memory_mb > memory_mb:
+    if needed_mb > memory_mb:
         raise SweepError(
-            f"model.path = {spec.train.model.path}: a trial takes at least {size(found.memory_mb)} "
+            f"model.path = {spec.train.model.path}: a trial takes at least {size(needed_mb)} "
             f"of memory, before any activation, and {memory_of} has {size(memory_mb)}. Take a "
-            "smaller model, peft=qlora, or a larger device."
+            "smaller model, peft=qlora, a larger device, or several that share the model out: "
+            "engine.devices_per_trial=2 trainer.strategy=fsdp."
         )
     if disk_mb > free_mb:
         raise SweepError(
@@ -83,7 +87,7 @@ def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
     if math.isinf(memory_mb):
         of_what = f"the memory of {memory_of}"
     return (
-        f"needs at least {size(found.memory_mb)} of {of_what} a "
+        f"needs at least {size(needed_mb)} of {of_what} a "
         f"trial ({found.trained:,} trained parameters), and about {size(disk_mb)} of "
         f"{size(free_mb)} disk"
     )

@@ -37,7 +37,7 @@ from sweeps.history import History
 from sweeps.reading import read_spec, section_problems
 from sweeps.secrets import scrub
 from sweeps.space import Space
-from sweeps.spec import Spec, TrainSpec
+from sweeps.spec import Spec, Strategy, TrainSpec
 from sweeps.trial import fingerprint
 
 if TYPE_CHECKING:
@@ -71,13 +71,15 @@ class Ready:
     largest: TrainSpec
     data: PreparedData
 
-    def rehearsed(self, past: History, device: str, *, packed: bool) -> Facts:
+    def rehearsed(
+        self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
+    ) -> Facts:
         """What to tell the ledger of the rehearsal: what is known of it, or its identity alone.
 
         It is known where the last start did the same step: same training and data, device, engine,
         libraries and code.
         """
-        decisive = [asdict(self.largest), device, packed]
+        decisive = [asdict(self.largest), device, packed, strategy]
         decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
         identity = fingerprint(decisive, 16)
         before = past.driver.get("rehearsal") or {}
@@ -284,14 +286,18 @@ def prepare_training(
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
 
 
-def rehearsal_line(ready: Ready, past: History, folder: Path, device: str) -> str:
+def rehearsal_line(
+    ready: Ready, past: History, folder: Path, device: str, strategy: Strategy = "ddp"
+) -> str:
     """One step in this process, for `plan`; or what is known of it.
 
     Raises:
         SweepError: it fails; in the library's words.
     """
-    known = ready.rehearsed(past, device, packed=False)
+    known = ready.rehearsed(past, device, packed=False, strategy=strategy)
     if "rows" not in known:
+        if strategy == "fsdp":
+            return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
         from trainers import solo

@@ -146,7 +146,8 @@ def plan(argv: Sequence[str]) -> int:
         with findings.part():
             ready = prepare_training(spec, space, place, past, argv)
         findings.refuse()
-        step = rehearsal_line(ready, past, Path(scratch, "rehearsal"), guess_device(spec))
+        rehearsal = Path(scratch, "rehearsal")
+        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
         lines = [*ready.lines, step, tracking.result()]
     display.plan([*plan_lines(spec, space, folder), *lines, "nothing was started"])
     return 0
@@ -275,7 +276,8 @@ class Driver:
         workers = min(placement.slots, self._most_workers())
         spread = rules(self._spec, self._space, workers=workers, lanes=engine.lanes)
         device = "cuda" if placement.gpus else "cpu"
-        step = ready.rehearsed(past, device, packed=engine.lanes > 1)
+        strategy = self._spec.strategy
+        step = ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
         self._office = self._open_office(ready, spread, step)
         self._tracker = Tracker(
             self._spec.tracking,
@@ -297,6 +299,7 @@ class Driver:
             lanes=engine.lanes,
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
             devices=placement.devices,
+            strategy=strategy,
             mark=mark,
             storage=self._copies.store.place if self._copies is not None else "",
             unneeded=unneeded(self._spec, self._space),

@@ -19,6 +19,7 @@ from ray import tune
 from orchestrator.imports import importing, leave_out
 from orchestrator.leaving import Notice
 from orchestrator.shelf import Shelf
+from sweeps.spec import Strategy
 from sweeps.trial import Decision, Report, State
 
 _SIT_S = 2.0
@@ -34,6 +35,7 @@ class Post:
         lanes: trials that may share its device; 1: each trains alone, with SFTTrainer.
         fits_unknown: `lanes` is a bound; how many fit on the GPU is measured as they come.
         devices: that each trial takes.
+        strategy: how they train it together.
         mark: the word in the run folder by which a node knows that it sees the same one; empty
             where there is but one node.
         storage: where copies of the run folder lie; empty for none.
@@ -47,6 +49,7 @@ class Post:
     lanes: int = 1
     fits_unknown: bool = False
     devices: int = 1
+    strategy: Strategy = "ddp"
     mark: str = ""
     storage: str = ""
     unneeded: tuple[str, ...] = ("wandb",)

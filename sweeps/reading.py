@@ -20,6 +20,7 @@ from sweeps.spec import (
     ModelSpec,
     SearchSpec,
     Spec,
+    Strategy,
     TrackingSpec,
     TrainSpec,
 )
@@ -60,6 +61,8 @@ _TOP = {
     "storage": str | None,
     "accept_changes": bool,
 }
+# In the trainer section, but not a trial's: it says where its weights lie, and changes no number.
+STRATEGY = "strategy"
 _SECTIONS = ("model", "data", "peft", "trainer", "engine", "sweep", "tracking", "cluster")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -98,6 +101,7 @@ def read_spec(
     cluster = read(ClusterSpec, config.get("cluster"), "cluster", problems)
     peft = _open_section("peft", config, problems)
     trainer = _open_section("trainer", config, problems)
+    strategy = _value(f"trainer.{STRATEGY}", Strategy, trainer.get(STRATEGY, "ddp"), problems)
     if sweep is not None:
         _check_sweep(sweep, problems)
     if cluster is not None and cluster.kind == "ray" and not cluster.address:
@@ -116,7 +120,7 @@ def read_spec(
         model=model,
         data=data,
         peft=peft,
-        trainer=trainer,
+        trainer=without_strategy(trainer),
         seed=top["seed"],
         budget=sweep.budget,
         evaluations=sweep.evaluations,
@@ -132,9 +136,18 @@ def read_spec(
         tracking=tracking,
         cluster=cluster,
         train=train,
-        base=base,
+        strategy=strategy,
+        base={
+            section: without_strategy(keys) if section == "trainer" else keys
+            for section, keys in base.items()
+        },
         public=public,
     )
+
+
+def without_strategy(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The trainer section as a trial has it."""
+    return {name: value for name, value in trainer.items() if name != STRATEGY}
 
 
 def section_problems(config: Mapping[str, Any]) -> list[Problem]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Direction = Literal["minimize", "maximize"]
+Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +197,7 @@ class Spec:
     tracking: TrackingSpec
     cluster: ClusterSpec
     train: TrainSpec
+    strategy: Strategy = "ddp"  # trainer.strategy: it says where a trial's weights lie
     base: Mapping[str, Any]
     public: Mapping[str, Any]  # the whole resolved config, secrets masked: sweep.yaml
     accept_changes: bool = False  # go on where the data or the base model is not what it was

@@ -145,3 +145,29 @@ def losses(events: Events) -> dict[str, list[float]]:
         if event["index"]:
             found.setdefault(event["trial"], {})[event["index"]] = event["metrics"]["eval_loss"]
     return {trial: [values[i] for i in sorted(values)] for trial, values in found.items()}
+
+
+def other_rank(group: Command) -> int:
+    """The process of the running trial's group that does not speak for it."""
+    speaker = int(of(group.events(), "start")[-1]["worker"].rpartition(":")[2])
+    ours = {pid for pid in children(parent(speaker)) if "TrainWorker" in command_of(pid)}
+    (other,) = ours - {speaker}
+    return other
+
+
+def children(pid: int) -> set[int]:
+    return {int(p.name) for p in Path("/proc").glob("[0-9]*") if parent(int(p.name)) == pid}
+
+
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 from training import (
     LORA,
@@ -152,9 +151,9 @@ def test_the_test_split_is_measured_beside_the_base(
     sizes: list[int] = []
     measure = Rows.measure
 
-    def counting(self: Rows, model: torch.nn.Module) -> Any:
+    def counting(self: Rows, *args: Any) -> Any:
         sizes.append(self.tokens)
-        return measure(self, model)
+        return measure(self, *args)
 
     test = rows_for(with_test_split.test, base := load_base(TINY, "cpu"), TINY)
     expected = test.measure(load_trained(held, TINY, "cpu")).loss

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from real_sweeps import GRID, SMALL, Command, losses, of, under_way
+from real_sweeps import GRID, SMALL, Command, losses, of, other_rank, under_way
 from training import prepared, train_spec
 
 from orchestrator.preparation import read_command
@@ -107,29 +106,3 @@ def test_two_devices_give_the_numbers_of_one_whatever_happens_to_them(make: Make
     assert {key: pytest.approx(v, rel=1e-5) for key, v in expected.items()} == losses(
         group.events()
     )
-
-
-def other_rank(group: Command) -> int:
-    """The process of the running trial's group that does not speak for it."""
-    speaker = int(of(group.events(), "start")[-1]["worker"].rpartition(":")[2])
-    ours = {pid for pid in children(parent(speaker)) if "TrainWorker" in name(pid)}
-    (other,) = ours - {speaker}
-    return other
-
-
-def children(pid: int) -> set[int]:
-    return {int(p.name) for p in Path("/proc").glob("[0-9]*") if parent(int(p.name)) == pid}
-
-
-def parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
-def name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text()
-    except OSError:
-        return ""

@@ -173,6 +173,7 @@ def test_what_was_rehearsed_is_known_until_something_that_matters_changes() -> N
     changed = (
         ready.rehearsed(past, "cuda", packed=True),
         ready.rehearsed(past, "cpu", packed=False),
+        ready.rehearsed(past, "cpu", packed=True, strategy="fsdp"),
         replace(ready, largest=train_spec(optim="sgd")).rehearsed(past, "cpu", packed=True),
         replace(ready, facts={**facts, "data": "e"}).rehearsed(past, "cpu", packed=True),
         replace(ready, facts={**facts, "versions": {}}).rehearsed(past, "cpu", packed=True),

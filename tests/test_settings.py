@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from peft import LoraConfig
 
+from sweeps.reading import without_strategy
 from trainers.settings import notes, problems
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -21,6 +22,11 @@ def composed(*overrides: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose(overrides=list(overrides))
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def shipped(*overrides: str) -> dict[str, Any]:
+    """The trainer section of conf/, as a trial has it."""
+    return without_strategy(composed("+trainer=sft", *overrides)["trainer"])
 
 
 def found(
@@ -84,18 +90,16 @@ def test_notes_cover_the_searched_values() -> None:
 
 
 def test_the_shipped_trainer_config_has_no_problems_and_no_notes() -> None:
-    trainer = composed("+trainer=sft")["trainer"]
+    trainer = shipped()
     assert problems(trainer, searched={}, device="cpu") == []
     assert notes(trainer, searched={}, device="cpu", evaluations=8) == []
 
 
 def test_the_override_that_a_message_suggests_works() -> None:
     searched = {"trainer.lr_scheduler_type": ["cosine", "warmup_stable_decay"]}
-    trainer = composed("+trainer=sft")["trainer"]
-    message = found(trainer, searched)
+    message = found(shipped(), searched)
     suggested = message.split("'")[1]
-    mended = composed("+trainer=sft", suggested)["trainer"]
-    assert found(mended, searched) == ""
+    assert found(shipped(suggested), searched) == ""
 
 
 @pytest.mark.parametrize("name", ["lora", "qlora", "full"])

@@ -47,8 +47,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[SoloTrainer]:
     made: list[SoloTrainer] = []
     build = solo._build
 
-    def remember(*args: Any) -> SoloTrainer:
-        made.append(build(*args))
+    def remember(*args: Any, **more: Any) -> SoloTrainer:
+        made.append(build(*args, **more))
         return made[-1]
 
     monkeypatch.setattr(solo, "_build", remember)

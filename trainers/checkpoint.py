@@ -198,6 +198,16 @@ def newest(checkpoints: Path, *, key: str, base: str) -> tuple[Path, Manifest] |
     return None
 
 
+def weights(folder: Path) -> dict[str, Any]:
+    """What a checkpoint's safetensors hold, name -> tensor, in main memory."""
+    from safetensors.torch import load_file
+
+    held: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        held |= load_file(path)
+    return held
+
+
 def clear_drafts(checkpoints: Path) -> None:
     """Remove what killed attempts left half written."""
     for path in _folders(checkpoints):

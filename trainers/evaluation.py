@@ -78,10 +78,15 @@ class Rows:
         was_training = model.training
         model.eval()
         try:
-            for ids, mask, labels in self.batches[ranks.rank :: ranks.world]:
+            for first in range(0, len(self.batches), ranks.world):
+                # Ranks that share out the weights need each other for each pass: where there are
+                # fewer batches than ranks left, one is measured more than once, and counted once.
+                ours = first + ranks.rank
+                ids, mask, labels = self.batches[min(ours, len(self.batches) - 1)]
                 targets = labels[:, 1:]  # [rows, tokens - 1]
                 logits = labelled_logits(model, ids.to(device), mask.to(device), targets)
-                total += loss_sum(logits, targets.to(logits.device))
+                if ours < len(self.batches):
+                    total += loss_sum(logits, targets.to(logits.device))
         finally:
             model.train(was_training)
         loss = ranks.sum(total.item()) / max(1, self.tokens)

@@ -10,16 +10,18 @@ from typing import Any
 
 from sweeps.errors import SweepError
 from sweeps.spec import ModelSpec, TrainSpec
-from trainers import checkpoint
+from trainers import checkpoint, sharding
 from trainers.adapters import in_training_type
 from trainers.data import PreparedData
 from trainers.evaluation import rows_for
 from trainers.guards import free_memory
 from trainers.model import choose, load_base, load_tokenizer, no_bars, resolve_path
+from trainers.ranks import Ranks
 
 # Relative; the same weights, rows and device give the same sum, but for a GPU's order of additions.
 TOLERANCE = 1e-5
-_STATE_FILES = {checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"}
+_STATE_FILES = {checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "scaler.pt"}
+_RNG_STATES = "rng_state"  # what the names of all of them begin with: each rank has one
 
 
 def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
@@ -34,17 +36,23 @@ def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
     for name in manifest.files:
         if name in _STATE_FILES or name in ("trainer_state.json", "README.md"):
             continue
+        if name.startswith(_RNG_STATES):
+            continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
     load_tokenizer(spec).save_pretrained(str(target))
 
 
-def load_trained(folder: Path, spec: ModelSpec, device: str) -> Any:
-    """The model in `folder` as it was trained: an adapter on its base, or a whole model."""
+def load_trained(folder: Path, spec: ModelSpec, device: str, *, place: str | None = None) -> Any:
+    """The model in `folder` as it was trained: an adapter on its base, or a whole model.
+
+    Args:
+        place: where the weights lie, if not on the device that they are for.
+    """
     if (folder / "adapter_config.json").is_file():
         from peft import PeftModel
 
-        base = load_base(spec, device)
+        base = load_base(spec, device, place=place)
         return in_training_type(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
     from transformers import AutoModelForCausalLM
 
@@ -56,19 +64,34 @@ def load_trained(folder: Path, spec: ModelSpec, device: str) -> Any:
             attn_implementation=choose(spec, device, trains_base=True).attn_implementation,
             trust_remote_code=spec.trust_remote_code,
         )
-    return model.to(device)
+    return model.to(place or device)
 
 
 def prove(
-    folder: Path, train: TrainSpec, data: PreparedData, *, expected: float, device: str
+    folder: Path,
+    train: TrainSpec,
+    data: PreparedData,
+    *,
+    expected: float,
+    device: str,
+    ranks: Ranks | None = None,
 ) -> dict[str, float]:
     """Load what lies in `folder` and measure it again; with a test split, that too, base beside it.
+
+    Args:
+        ranks: that share the model out among their devices, as it may not fit on one; each calls
+            this.
 
     Raises:
         SweepError: the eval_loss is not the one that was reported.
     """
-    model = load_trained(folder, train.model, device)
-    measured = rows_for(data.evaluation, model, train.model).measure(model)
+
+    def ready(model: Any) -> Any:
+        return sharding.shard(model, device) if ranks is not None else model
+
+    place = "cpu" if ranks is not None else device
+    model = ready(load_trained(folder, train.model, device, place=place))
+    measured = rows_for(data.evaluation, model, train.model).measure(model, ranks)
     if not math.isclose(measured.loss, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
         raise SweepError(
             f"the best checkpoint, loaded again, has eval_loss {measured.loss:.6f}, but "
@@ -78,14 +101,14 @@ def prove(
     result = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
     if data.test is not None:
         test = rows_for(data.test, model, train.model)
-        result["test_loss"] = test.measure(model).loss
+        result["test_loss"] = test.measure(model, ranks).loss
         result["test_tokens"] = float(test.tokens)
         del model
         free_memory()
         # Loaded afresh: taking the adapter off leaves what some change in the base as they start.
         trains_base = train.peft.get("method") == "full"
-        base = load_base(train.model, device, trains_base=trains_base)
-        result["base_test_loss"] = test.measure(base).loss
+        base = ready(load_base(train.model, device, trains_base=trains_base, place=place))
+        result["base_test_loss"] = test.measure(base, ranks).loss
     return result
 
 

@@ -51,10 +51,15 @@ def choose(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Runtim
     return runtime(spec, load_config(spec), device, trains_base=trains_base)
 
 
-def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> PreTrainedModel:
+def load_base(
+    spec: ModelSpec, device: str, *, trains_base: bool = False, place: str | None = None
+) -> PreTrainedModel:
     """The base model's weights, quantized if asked for, on `device`.
 
     Only safetensors are read: other weight files are pickles, and can run code when opened.
+
+    Args:
+        place: where the weights lie, if not on the device that they are for.
 
     Raises:
         ConfigError, SweepError: see `choose` and `load_config`.
@@ -67,8 +72,9 @@ def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Pre
     options: dict[str, Any] = {}
     if spec.quantization != "none":
         options["quantization_config"] = chosen.quantization_config(spec.quantization)
-    if spec.quantization != "none" or device.startswith("cuda"):
-        options["device_map"] = {"": device}  # straight to the device, without a copy in memory
+    place = place or device
+    if spec.quantization != "none" or place.startswith("cuda"):
+        options["device_map"] = {"": place}  # straight to the device, without a copy in memory
     with reading(spec) as path, no_bars():
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path,
@@ -80,7 +86,7 @@ def load_base(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Pre
         )
     if device == "cpu":
         _keep_4bit_layout(model)
-    return model if "device_map" in options else model.to(torch.device(device))  # type: ignore[arg-type]
+    return model if "device_map" in options else model.to(torch.device(place))  # type: ignore[arg-type]
 
 
 def _keep_4bit_layout(model: PreTrainedModel) -> None:

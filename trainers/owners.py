@@ -53,7 +53,7 @@ OWNED: dict[str, str] = {
 _BY_REASON: dict[str, str] = {
     "it changes what one example is, so trials could not be compared at equal data": """
         packing packing_strategy eval_packing padding_free""",
-    "devices of a trial share its rows, not its weights: set engine.devices_per_trial": """
+    "engine.devices_per_trial=2 and trainer.strategy=fsdp share a model out over devices": """
         deepspeed fsdp fsdp_config""",
     "it patches the model's classes for every later trial in the same process": """
         use_liger_kernel liger_kernel_config""",

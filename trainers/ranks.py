@@ -74,6 +74,14 @@ class Ranks:
         dist.all_reduce(total, group=self.group)
         return float(total)
 
+    def gather(self, value: Value) -> list[Value]:
+        """Every rank's value, by rank, on rank 0; nothing on the others."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world if self.is_first else None
+        dist.gather_object(value, values, dst=0, group=self.group)
+        return values or []
+
     def wait(self) -> None:
         """Until every rank has come here."""
         if self.world > 1:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sweeps import faults
 from sweeps.files import RunFolder, remove_tree
-from sweeps.spec import BudgetSpec, TrainSpec
+from sweeps.spec import BudgetSpec, Strategy, TrainSpec
 from sweeps.trial import Decision, Report
 from trainers.data import PreparedData
 from trainers.data_report import lengths
@@ -60,7 +60,9 @@ def rehearse(
     folder: Path,
     device: str,
     train: Train,
+    *,
     ranks: Ranks | None = None,
+    strategy: Strategy = "ddp",
 ) -> Rehearsal:
     """Train one step in `folder`, which is made and removed again.
 
@@ -69,6 +71,7 @@ def rehearse(
     Args:
         train: trains a task, as an engine does.
         ranks: that train together; each calls this.
+        strategy: how they do.
 
     Raises:
         Whatever a trial would: out of memory, a non-finite loss, a library's own words.
@@ -76,18 +79,24 @@ def rehearse(
     half = spec.halved()
     ranks = ranks or Ranks()
     try:
-        return _one_step(spec, data, folder, device, train, ranks)
+        return _one_step(spec, data, folder, device, train, ranks, strategy)
     except Exception as error:
         # Of several ranks the others wait for this one: only their end helps.
         if half is None or ranks.world > 1 or not is_out_of_memory(error):
             raise
     free_memory()  # the error has let go of its tensors by now
-    found = _one_step(half, data, folder, device, train, ranks)
+    found = _one_step(half, data, folder, device, train, ranks, strategy)
     return replace(found, too_many=spec.batch_size)
 
 
 def _one_step(
-    spec: TrainSpec, data: PreparedData, folder: Path, device: str, train: Train, ranks: Ranks
+    spec: TrainSpec,
+    data: PreparedData,
+    folder: Path,
+    device: str,
+    train: Train,
+    ranks: Ranks,
+    strategy: Strategy,
 ) -> Rehearsal:
     # One micro-batch on each rank: `per_rank` divides the accumulation, else the micro-batch.
     accumulation = ranks.world if spec.accumulation_steps % ranks.world == 0 else 1
@@ -102,7 +111,12 @@ def _one_step(
         budget=BudgetSpec(examples=len(longest)),
     )
     task = Task(
-        key=_KEY, train=short, examples=len(longest), folder=RunFolder(folder), device=device
+        key=_KEY,
+        train=short,
+        examples=len(longest),
+        folder=RunFolder(folder),
+        device=device,
+        strategy=strategy,
     )
     audience = _Audience()
     memory = PeakMemory(device)

@@ -11,6 +11,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from sweeps.errors import ConfigError, Problem
 from sweeps.spec import TrainSpec
+from trainers import sharding
 from trainers.fields import field_problems
 from trainers.ranks import per_rank
 from trainers.schedule import WATCHING, arguments, fault, names
@@ -63,6 +64,7 @@ def sft_config(
     runtime_dtype: str,
     device: str,
     world: int = 1,
+    shards: bool = False,
 ) -> SFTConfig:
     """The SFTConfig of one trial; every field the user gave passes through unchanged.
 
@@ -74,6 +76,7 @@ def sft_config(
         runtime_dtype: "float32", "bfloat16" or "float16": the weights' type, `auto` resolved.
         device: "cpu", "cuda" or "cuda:1".
         world: processes that train the trial together, a device each.
+        shards: share out the weights among them (`trainers.sharding`).
 
     Raises:
         ConfigError: a field is not the trial's to set, or the schedule cannot run.
@@ -92,7 +95,11 @@ def sft_config(
             warmup_steps=setting(given, "warmup_steps"),
             steps=steps,
         )
+    if shards:
+        ours |= sharding.fields()
     config = SFTConfig(output_dir=str(output_dir), **_without_alias(_OURS | given) | ours | quiet)
+    if shards:
+        sharding.admit_cpus()
     # Else ACCELERATE_MIXED_PRECISION in the environment would decide.
     config.mixed_precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "no"
     return config

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ from trl import SFTConfig, SFTTrainer
 from sweeps import faults
 from sweeps.spec import TrainSpec
 from sweeps.trial import Decision, Report, State
-from trainers import checkpoint, kept
+from trainers import checkpoint, kept, sharding
 from trainers.adapters import in_training_type
 from trainers.data import PreparedData, filled_up, stream, tokens_seen
 from trainers.evaluation import Rows, rows_for
-from trainers.guards import PeakMemory, Stopwatch, require_finite
+from trainers.guards import PeakMemory, Stopwatch, free_memory, require_finite
 from trainers.model import (
     choose,
     fingerprint_base,
@@ -62,11 +64,19 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     if ranks.is_first:
         checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clear_drafts(checkpoints)
-    model = _base_of(spec, task.device, ranks)
+    shards = task.strategy == "fsdp" and ranks.world > 1
+    model = _base_of(spec, task.device, ranks, shards=shards)
     evaluation = rows_for(data.evaluation, model, spec.model)
     if observer.wants_base():  # before there is an adapter: some change the base as they start
-        _report_base(model, evaluation, observer, ranks)
-    trainer = _build(task, model, data, observer, base, ranks)
+        measured = sharding.shard(model, task.device) if shards else model
+        _report_base(measured, evaluation, observer, ranks)
+        del measured
+        if shards:  # a trainer shares out a model that is whole, with its adapter and optimizer
+            del model
+            free_memory()
+            model = _base_of(spec, task.device, ranks, shards=True)
+    with sharding.building() if shards else nullcontext():
+        trainer = _build(task, model, data, observer, base, ranks, shards=shards)
     trainer.evaluation_rows = evaluation
     trainer.progress.record.reports = reports
     trainer.progress.seconds_before = found[1].seconds if found else 0.0
@@ -74,11 +84,13 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     return Outcome(state=trainer.progress.state, totals=trainer.progress.record.totals())
 
 
-def _base_of(spec: TrainSpec, device: str, ranks: Ranks) -> Any:
+def _base_of(spec: TrainSpec, device: str, ranks: Ranks, *, shards: bool) -> Any:
     """Kept from trial to trial, where no other process has a part in it."""
     if ranks.world == 1:
         return kept.base_for(spec, device)
-    return load_base(spec.model, device, trains_base=_trains_base(spec))
+    # To be shared out it stays in main memory: whole, it may not fit on a device.
+    place = "cpu" if shards else None
+    return load_base(spec.model, device, trains_base=_trains_base(spec), place=place)
 
 
 def _trains_base(spec: TrainSpec) -> bool:
@@ -86,7 +98,14 @@ def _trains_base(spec: TrainSpec) -> bool:
 
 
 def _build(
-    task: Task, model: Any, data: PreparedData, observer: Observer, base: str, ranks: Ranks
+    task: Task,
+    model: Any,
+    data: PreparedData,
+    observer: Observer,
+    base: str,
+    ranks: Ranks,
+    *,
+    shards: bool,
 ) -> SoloTrainer:
     spec = task.train
     tokenizer = load_tokenizer(spec.model)
@@ -99,6 +118,7 @@ def _build(
         runtime_dtype=str(runtime.dtype).removeprefix("torch."),
         device=task.device,
         world=ranks.world,
+        shards=shards,
     )
     rows = stream(data.train, task.examples, spec.seed)
     together = arguments.per_device_train_batch_size * ranks.world
@@ -110,6 +130,8 @@ def _build(
         processing_class=tokenizer,
         peft_config=lora_config(spec.peft),
     )
+    if shards:
+        sharding.require(trainer)
     trainer.ranks = ranks
     trainer.remove_callback(PrinterCallback)
     record = Record(
@@ -168,6 +190,9 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
         return self.ranks.sum(float(self._tr_loss))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            sharding.load_weights(self.model, checkpoint.weights(Path(resume_from_checkpoint)))
+            return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if hasattr(self.model, "peft_config"):  # PEFT loads every adapter as float32
             in_training_type(self.model)
@@ -180,13 +205,54 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
         with no_bars():
             self.model.save_pretrained(output_dir, state_dict=state_dict)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        is_adapter = isinstance(self.model, PeftModel)
+        weights = sharding.whole_weights(self.model, trained_only=is_adapter)
+        if self.ranks.is_first:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = sharding.whole_state(self.optimizer)
+        if self.ranks.is_first:
+            torch.save(state, Path(output_dir, "optimizer.pt"))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = (
+            torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        )
+        sharding.load_state(self.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Each rank's, written by rank 0: a checkpoint has one writer, wherever the ranks are."""
+        if self.ranks.world == 1:
+            super()._save_rng_state(output_dir)
+            return
+        name = f"rng_state_{self.ranks.rank}.pth"
+        with tempfile.TemporaryDirectory() as own:
+            super()._save_rng_state(own)
+            written = self.ranks.gather((name, Path(own, name).read_bytes()))
+        for each, content in written:
+            Path(output_dir, each).write_bytes(content)
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         draft = self.ranks.together(self.progress.record.draft)
         with self.progress.clock.paused(), checkpoint.writing(draft):
             self.save_model(str(draft), _internal_call=True)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))
-            self._save_rng_state(str(draft))  # each rank its own
+            self._save_rng_state(str(draft))
             self.ranks.wait()
             self.ranks.together(lambda: self._commit(draft))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from sweeps.files import RunFolder
-from sweeps.spec import TrainSpec
+from sweeps.spec import Strategy, TrainSpec
 from sweeps.trial import Decision, Report, State
 
 
@@ -43,10 +43,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """All that a worker needs to train one trial."""
+    """All that a worker needs to train one trial.
+
+    Attributes:
+        strategy: how several devices train it together; one trains it as ever.
+    """
 
     key: str
     train: TrainSpec
     examples: int
     folder: RunFolder
     device: str
+    strategy: Strategy = "ddp"
