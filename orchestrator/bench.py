@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from orchestrator.actor import Job
-from orchestrator.leaving import Notice
+from orchestrator.leaving import Lookout
 from orchestrator.shelf import Shelf
 from orchestrator.worker import Line, Post
 from sweeps import faults
@@ -61,7 +61,7 @@ class Bench:
         post: Post,
         worker: str,
         where: str,
-        notice: Notice | None = None,
+        notice: Lookout | None = None,
         shelf: Shelf | None = None,
     ) -> None:
         self._office = office

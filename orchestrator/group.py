@@ -2,7 +2,8 @@
 
 The processes are started once and train one trial after another, as other workers do. Rank 0 asks
 for jobs and speaks for all; where one of them dies or hangs, all end, and the trial goes on from
-its last checkpoint in a new group.
+its last checkpoint in a new group. Where the node of one is about to go, the trial commits, and all
+leave together.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import ray
 from ray import tune
 
 from orchestrator.imports import importing
-from orchestrator.worker import Post, settle_in
+from orchestrator.leaving import Lookout
+from orchestrator.shelf import Shelf
+from orchestrator.worker import Post, settle_in, sit_out
 
 _HANG_S = "SWEEPS_HANG_S"  # how long a rank may be silent while the others wait for it
 _HANG_DEFAULT_S = 600.0
@@ -26,7 +31,10 @@ _IDLE = timedelta(days=7)  # between trials, ranks wait for the next one as long
 
 
 class GroupWorker(tune.Trainable):  # type: ignore[misc]
-    """One Tune trial, which holds no device itself: the group's processes do."""
+    """One Tune trial, which holds no device itself: the group's processes do.
+
+    It lives on the driver's node (`orchestrator.tune`), and so does all that Ray Train adds.
+    """
 
     def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
         self._loop = {"office": office, "post": post, "worker": f"worker {config['worker']}"}
@@ -34,7 +42,9 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
+        from ray.train.torch import TorchTrainer
+
+        from orchestrator.group_network import NodeNetwork
 
         post = self._post
         resources = {"CPU": post.cpus, **({"GPU": post.gpus} if post.gpus else {})}
@@ -44,7 +54,7 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
             TorchTrainer(
                 train_rank,
                 train_loop_config=self._loop,
-                torch_config=TorchConfig(
+                torch_config=NodeNetwork(
                     backend="cpu:gloo,cuda:nccl" if post.gpus else "gloo", timeout_s=int(hang_s)
                 ),
                 scaling_config=ScalingConfig(
@@ -55,11 +65,13 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
                 run_config=RunConfig(
                     name="group",
                     storage_path=scratch,
-                    failure_config=FailureConfig(max_failures=0),
+                    # A new group is a new worker, which the Coordinator has to know of.
+                    failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
                 ),
             ).fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        ray.get(self._loop["office"].left.remote(self._loop["worker"]))
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -69,15 +81,37 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
         """Nothing: a new group asks for its work."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Where a rank is, and whether the run folder's contents can be had there."""
+
+    node: str
+    host: str
+    is_usable: bool
+
+
 def train_rank(config: Mapping[str, Any]) -> None:
     """What each process of a group does, from its start to its end."""
-    settle_in(config["post"])
+    office, post, worker = config["office"], config["post"], config["worker"]
+    settle_in(post)
     with importing():
         import torch.distributed as dist
 
         from orchestrator.group_bench import Follower, Leader
         from trainers.ranks import Ranks
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
-    where = f"{socket.gethostname()}:{os.getpid()}"
+    shelf = Shelf(post.root, post.mark, post.storage)
+    node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
+    seats = between.each(lambda: Seat(node=node, host=host, is_usable=shelf.is_usable))
+    # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
+    # to look out for.
+    notice = Lookout(*(seat.node for seat in seats)) if between.is_first else None
+    unfit = [seat.host for seat in seats if not seat.is_usable]
+    if unfit:
+        if notice is not None:
+            sit_out(office, worker, unfit[0], notice)
+        between.wait()
+        return
+    where = f"{host}:{os.getpid()}"
     role = Leader if between.is_first else Follower
-    role(config["office"], config["post"], config["worker"], where, between).work()
+    role(office, post, worker, where, between, notice, shelf).work()

@@ -10,6 +10,8 @@ import ray
 
 from orchestrator.actor import Job
 from orchestrator.bench import Bench, Waiting
+from orchestrator.leaving import Lookout
+from orchestrator.shelf import Shelf
 from orchestrator.worker import Line, Post
 from sweeps.errors import StaleAttemptError, SweepError
 from sweeps.spec import TrainSpec
@@ -34,12 +36,28 @@ class RankFailed(Exception):
     """A rank could not go on; the others cannot either."""
 
 
-class Leader(Bench):
-    """Rank 0: gets the jobs, has the others join in, and tells how trials end."""
+class _Member(Bench):
+    """Any rank; `between` is for what is said between trials."""
 
-    def __init__(self, office: Any, post: Post, worker: str, where: str, between: Ranks) -> None:
-        super().__init__(office, post, worker, where)
+    def __init__(
+        self,
+        office: Any,
+        post: Post,
+        worker: str,
+        where: str,
+        between: Ranks,
+        notice: Lookout | None,
+        shelf: Shelf,
+    ) -> None:
+        super().__init__(office, post, worker, where, notice, shelf)
         self._between = between
+
+
+class Leader(_Member):
+    """Rank 0: gets the jobs, has the others join in, and tells how trials end.
+
+    Its notice is of the nodes of all: where it hears of one, all are told to stop.
+    """
 
     def work(self) -> None:
         super().work()
@@ -67,6 +85,10 @@ class Leader(Bench):
         else:
             self._settle(line, outcome, None)
 
+    def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
+        Ranks.here().wait()  # until the others have put away what this one may fetch again next
+        super()._settle(line, outcome, error)
+
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
         if self._post.strategy != "fsdp":
             return super()._measured(job, train, draft)
@@ -76,18 +98,14 @@ class Leader(Bench):
         return _measure(self, proof, draft)
 
 
-class Follower(Bench):
+class Follower(_Member):
     """Any other rank."""
-
-    def __init__(self, office: Any, post: Post, worker: str, where: str, between: Ranks) -> None:
-        super().__init__(office, post, worker, where)
-        self._between = between
 
     def work(self) -> None:
         while (waiting := self._between.together(_nothing)) is not None:
             try:
                 self._join(waiting)
-            except (StaleAttemptError, DivergedError, SweepError):
+            except SweepError:
                 continue  # rank 0 has seen it, too, and tells
             self._give_back()
 
@@ -97,8 +115,21 @@ class Follower(Bench):
         elif isinstance(waiting, Proof):
             self._shelf.fetch(waiting.key)
             _measure(self, waiting, self._folder.checkpoint(waiting.key, waiting.step))
+            self._shelf.forget(waiting.key)
         else:
+            self._train_with_all(waiting)
+
+    def _train_with_all(self, waiting: Waiting) -> None:
+        """Rank 0 sees how it ends, too, and tells."""
+        try:
             _train(self, waiting, None)
+        except StaleAttemptError:
+            pass  # others of this node may have the trial in hand
+        except DivergedError:
+            self._shelf.forget(waiting.trial.key)
+        else:
+            self._shelf.forget(waiting.trial.key)
+        Ranks.here().wait()
 
 
 def _nothing() -> Waiting | TrainSpec | Proof | None:

@@ -23,18 +23,16 @@ def draining_nodes() -> set[str]:
         return set()  # it is no part of Ray's public interface
 
 
-class Notice(threading.Thread):
-    """Looks out for one worker, from a thread of its own. Made in the process's main thread.
+class Lookout(threading.Thread):
+    """Looks out for the nodes of one worker, from a thread of its own: whether any of them drains.
 
-    The first SIGTERM only gives notice; the next one does what it did before.
+    Ray tells it on each node of all others, so that one process can look out for several.
     """
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, *nodes: str) -> None:
         super().__init__(name="notice", daemon=True)
-        self._node = node
+        self._nodes = frozenset(nodes)
         self._given = threading.Event()
-        self._before = signal.getsignal(signal.SIGTERM)
-        signal.signal(signal.SIGTERM, self._take)
         self.start()
 
     @property
@@ -43,8 +41,20 @@ class Notice(threading.Thread):
 
     def run(self) -> None:
         while not self._given.wait(_LOOK_S):
-            if self._node in draining_nodes():
+            if self._nodes & draining_nodes():
                 self._given.set()
+
+
+class Notice(Lookout):
+    """Of a worker with a process of its own, which may be signalled. Made in its main thread.
+
+    The first SIGTERM only gives notice; the next one does what it did before.
+    """
+
+    def __init__(self, node: str) -> None:
+        super().__init__(node)
+        self._before = signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, self._take)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._before is not None:

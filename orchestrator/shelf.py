@@ -64,12 +64,14 @@ class Shelf:
     def fetch(self, key: str) -> None:
         """Bring the trial's checkpoints here that are not.
 
-        On one machine the driver has done so, and no trial waits for a store.
+        On one machine the driver has done so, and no trial waits for a store. Ranks of one node
+        call this together: the first fetches, the others wait.
         """
         if self._store is None or self._is_alone:
             return
         try:
-            fetch_checkpoints(self._store, self.folder, key)
+            with in_turn(self.folder.trial(key) / ".fetch.turn"):
+                fetch_checkpoints(self._store, self.folder, key)
         except OSError as error:
             if not self._shares:
                 raise

@@ -30,7 +30,7 @@ _QUIET = {
 }
 _STOP_S = 10.0
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
-_NEXT_TO_NOTHING = {"memory": 2**20}  # bytes; Tune places no trial that asks for nothing
+_NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
 
 
@@ -274,7 +274,7 @@ class Workers(threading.Thread):
             tune.with_parameters(
                 GroupWorker if is_group else Worker, office=self._office, post=self._post
             ),
-            _NEXT_TO_NOTHING if is_group else one,
+            next_to_nothing_here() if is_group else one,
         )
         tuner = tune.Tuner(
             trainable,
@@ -294,6 +294,18 @@ class Workers(threading.Thread):
             ),
         )
         tuner.fit()
+
+
+def next_to_nothing_here() -> dict[str, float]:
+    """What a worker asks for that holds no device, so that it is placed on the driver's node.
+
+    Ray gives each node a resource that bears its address.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    return {f"node:{node['NodeManagerAddress']}": _NEXT_TO_NOTHING}
 
 
 def live_slots(engine: EngineSpec, gpus: float, most: int) -> Callable[[], int]:

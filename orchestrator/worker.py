@@ -17,7 +17,7 @@ import ray
 from ray import tune
 
 from orchestrator.imports import importing, leave_out
-from orchestrator.leaving import Notice
+from orchestrator.leaving import Lookout, Notice
 from orchestrator.shelf import Shelf
 from sweeps.spec import Strategy
 from sweeps.trial import Decision, Report, State
@@ -69,7 +69,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         shelf = Shelf(self._post.root, self._post.mark, self._post.storage)
         if not shelf.is_usable:
-            self._sit_out()
+            sit_out(self._office, self._name, socket.gethostname(), self._notice)
             return {"done": True}
         with importing():
             from orchestrator.bench import Bench
@@ -78,18 +78,18 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         ray.get(self._office.left.remote(self._name))
         return {"done": True}
 
-    def _sit_out(self) -> None:
-        """Keep the place of a worker that would not see the run folder either, and do nothing."""
-        host = socket.gethostname()
-        ray.get(self._office.sits_out.remote(self._name, f"node {host} does not see run_dir"))
-        while not (self._notice.is_given or ray.get(self._office.is_done.remote())):
-            time.sleep(_SIT_S)
-
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: trials commit their own checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: a new worker asks for its work."""
+
+
+def sit_out(office: Any, worker: str, host: str, notice: Lookout) -> None:
+    """Keep the place of a worker that would not see the run folder either, and do nothing."""
+    ray.get(office.sits_out.remote(worker, f"node {host} does not see run_dir"))
+    while not (notice.is_given or ray.get(office.is_done.remote())):
+        time.sleep(_SIT_S)
 
 
 def settle_in(post: Post) -> None:
@@ -120,7 +120,7 @@ class Line:
     where: str
     key: str
     device: str
-    notice: Notice | None = None
+    notice: Lookout | None = None
     shelf: Shelf | None = None
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)

@@ -11,17 +11,22 @@ import errno
 import hashlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps import faults
 from sweeps.errors import StaleAttemptError, SweepError
 from sweeps.files import checkpoint_step, publish, write_synced
 from sweeps.trial import Report
+
+if TYPE_CHECKING:
+    from trainers.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -172,14 +177,20 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def newest(checkpoints: Path, *, key: str, base: str) -> tuple[Path, Manifest] | None:
+def newest(
+    checkpoints: Path, *, key: str, base: str, last_step: float = math.inf
+) -> tuple[Path, Manifest] | None:
     """The newest whole checkpoint of a trial; ones that are not whole are passed over, and said.
+
+    Args:
+        last_step: those beyond it do not count.
 
     Raises:
         SweepError: a checkpoint here belongs to another trial or base model.
     """
     steps = [(checkpoint_step(path), path) for path in _folders(checkpoints)]
-    for _, path in sorted(((s, path) for s, path in steps if s is not None), reverse=True):
+    known = ((s, path) for s, path in steps if s is not None and s <= last_step)
+    for _, path in sorted(known, reverse=True):
         try:
             manifest = verify(path)
         except CheckpointError as error:
@@ -196,6 +207,27 @@ def newest(checkpoints: Path, *, key: str, base: str) -> tuple[Path, Manifest] |
             )
         return path, manifest
     return None
+
+
+def newest_of_all(
+    checkpoints: Path, *, key: str, base: str, ranks: Ranks
+) -> tuple[Path, Manifest] | None:
+    """The newest whole checkpoint that every rank has, at this rank's own path; each calls this.
+
+    Ranks on nodes of their own each have a folder of their own; in one, a copy may be late or torn.
+
+    Raises:
+        SweepError: as `newest`, on all ranks where it is so on one.
+    """
+    last_step = math.inf
+    while True:
+        there = ranks.each(partial(newest, checkpoints, key=key, base=base, last_step=last_step))
+        states = [(found[1].step, found[1].attempt) if found else (-1, 0) for found in there]
+        if len(set(states)) == 1:
+            return there[ranks.rank]
+        # The same step of two attempts is not the same state.
+        first, last = min(states)[0], max(states)[0]
+        last_step = first if first < last else first - 1
 
 
 def weights(folder: Path) -> dict[str, Any]:

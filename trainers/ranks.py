@@ -66,6 +66,22 @@ class Ranks:
         value: Value = told[0]
         return value
 
+    def each(self, call: Callable[[], Value]) -> list[Value]:
+        """What `call` returns on every rank, by rank, on each; what it raises on one, all raise."""
+        if self.world == 1:
+            return [call()]
+        told: list[Any] = [None] * self.world
+        mine: tuple[Any, Exception | None]
+        try:
+            mine = call(), None
+        except Exception as error:
+            mine = None, error
+        dist.all_gather_object(told, mine, group=self.group)
+        for _, failure in told:
+            if failure is not None:
+                raise failure
+        return [value for value, _ in told]
+
     def sum(self, value: float) -> float:
         """The sum over ranks; the same bits on each of them."""
         if self.world == 1:

@@ -57,7 +57,7 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     ranks = Ranks.here()
     base = fingerprint_base(spec.model)
     checkpoints = task.folder.checkpoints(task.key)
-    found = ranks.together(lambda: checkpoint.newest(checkpoints, key=task.key, base=base))
+    found = checkpoint.newest_of_all(checkpoints, key=task.key, base=base, ranks=ranks)
     reports = found[1].trial_reports() if found else []
     if not observer.begin(found[1].step if found else 0, reports):
         return Outcome(state=State.WAITING)
@@ -248,7 +248,9 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         draft = self.ranks.together(self.progress.record.draft)
-        with self.progress.clock.paused(), checkpoint.writing(draft):
+        # Only rank 0 has the draft: it may lie on another node.
+        writing = checkpoint.writing(draft) if self.ranks.is_first else nullcontext()
+        with self.progress.clock.paused(), writing:
             self.save_model(str(draft), _internal_call=True)
             self._save_optimizer_and_scheduler(str(draft))
             self._save_scaler(str(draft))

@@ -44,13 +44,13 @@ def namespaces() -> list[str]:
 def remove_namespace(name: str) -> None:
     """End what runs in it, too; it does not matter whether it is still whole."""
     deadline = time.monotonic() + _PATIENCE_S
-    while (inside := _processes_in(name)) and time.monotonic() < deadline:
+    while (inside := processes_in(name)) and time.monotonic() < deadline:
         _kill(inside)
         time.sleep(0.05)
     subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=_PATIENCE_S)
 
 
-def _processes_in(namespace: str) -> set[int]:
+def processes_in(namespace: str) -> set[int]:
     found = subprocess.run(
         ["ip", "netns", "pids", namespace], capture_output=True, text=True, timeout=_PATIENCE_S
     )

@@ -70,7 +70,7 @@ def test_a_dead_runs_daemon_is_ended_and_a_living_ones_is_not() -> None:
 def test_a_dead_runs_namespace_goes_with_all_that_runs_in_it(network: Network) -> None:
     machine = network.add("one")
     inside = subprocess.Popen(machine.words(["sleep", "300"]), env={"PATH": os.environ["PATH"]})
-    wait_for(lambda: inside.pid in remains._processes_in(machine.namespace))
+    wait_for(lambda: inside.pid in remains.processes_in(machine.namespace))
     assert machine.namespace in remains.namespaces()
 
     remains.end_of_dead_runs()  # at its start, a run has none: one that bears its pid is old
