@@ -8,7 +8,8 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from sweeps.errors import StaleAttemptError, SweepError
 from sweeps.files import RunFolder
 from sweeps.trial import Report, State
 from trainers import checkpoint
-from trainers.checkpoint import CheckpointError, Manifest, clear_drafts, newest, verify
+from trainers.checkpoint import (
+    CheckpointError,
+    Manifest,
+    clear_drafts,
+    newest,
+    newest_of_all,
+    verify,
+)
 
 FILES = {
     "adapter_model.safetensors": b"weights",
@@ -158,6 +166,41 @@ def test_the_newest_is_the_one_of_the_highest_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize("there", [True, False])
 def test_no_checkpoint_is_none(tmp_path: Path, there: bool) -> None:
     assert find(tmp_path if there else tmp_path / "none") is None
+
+
+@dataclass(frozen=True)
+class Apart:
+    """Two ranks, each with a folder of its own, of which this is the first."""
+
+    other: Path
+    rank: int = 0
+
+    def each(self, call: partial[Any]) -> list[Any]:
+        return [call(), call.func(self.other, **call.keywords)]
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "step"),
+    [
+        ({3: 1, 6: 1}, {3: 1, 6: 1}, 6),
+        ({3: 1, 6: 1}, {3: 1}, 3),  # a copy is late
+        ({6: 1}, {3: 1, 6: 1, 9: 1}, 6),
+        ({3: 1, 6: 1}, {3: 1, 6: 2}, 3),  # of another attempt, so maybe other numbers
+        ({3: 1, 9: 1}, {6: 1}, None),
+        ({3: 1}, {}, None),
+        ({}, {}, None),
+    ],
+)
+def test_ranks_go_on_from_the_newest_that_all_have(
+    tmp_path: Path, here: dict[int, int], there: dict[int, int], step: int | None
+) -> None:
+    for name, held in (("here", here), ("there", there)):
+        for at, attempt in held.items():
+            commit(tmp_path / name, at, attempt=attempt)
+    ranks: Any = Apart(tmp_path / "there")
+    found = newest_of_all(tmp_path / "here", key=KEY, base="a base", ranks=ranks)
+    assert (found[1].step if found else None) == step
+    assert found is None or found[0].parent == tmp_path / "here"
 
 
 def test_another_trials_checkpoint_is_refused(tmp_path: Path) -> None:

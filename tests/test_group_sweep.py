@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import apart
 import pytest
+from omegaconf import OmegaConf
 from real_sweeps import GRID, SMALL, Command, losses, of, other_rank, under_way
-from training import prepared, train_spec
+from training import Recorder, prepared, train_spec
 
+from orchestrator.group_network import interface_of
 from orchestrator.preparation import read_command
 from sweeps.errors import ConfigError
+from sweeps.files import RunFolder
+from sweeps.ledger import Tail
+from sweeps.reading import read_train
 from sweeps.spec import TrainSpec
-from trainers.data import filled_up
+from trainers import solo
+from trainers.data import filled_up, load
 from trainers.ranks import per_rank
+from trainers.task import Task
 
 TWO = ("engine.devices_per_trial=2", "cluster.cpus=2")
 HANG_S = "12"  # far longer than a step takes here
@@ -59,6 +69,50 @@ def test_rows_that_fill_up_teach_nothing() -> None:
     assert filled[4]["input_ids"] == rows[4]["input_ids"]
     assert set(filled[7]["labels"]) == {-100}
     assert filled_up(rows, 5) is rows
+
+
+# ---------------------------------------------------------------------- nodes of their own
+
+
+def test_the_network_of_a_node_is_found_by_its_address() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.1") == ""
+
+
+@pytest.mark.slow
+def test_ranks_that_share_no_folder_leave_together_and_go_on_elsewhere(tmp_path: Path) -> None:
+    ranks = apart.run(tmp_path)
+    events = list(Tail(tmp_path / "run" / "ledger.jsonl").read())
+    key = of(events, "ask")[0]["trial"]
+    step = of(events, "start")[1]["step"]
+    assert step == apart.LEAVES_AT, "it committed where it was told to leave"
+    assert [event["kind"] for event in of(events, "retry")] == ["moved"]
+    for disk, rank in zip(apart.DISKS[1], ranks, strict=True):
+        assert rank.resumed[0] == ""
+        its_own = Path(rank.resumed[1]).relative_to(tmp_path / str(disk))
+        assert its_own.name == RunFolder(tmp_path).checkpoint(key, step).name
+        assert rank.left[0] == [], "what has moved leaves no copy behind"
+    assert ranks[1].left[1] == []
+    assert losses(events)[key] == pytest.approx(alone(tmp_path, key), rel=1e-5)
+    proven = json.loads((tmp_path / "finish.json").read_text())
+    assert proven["eval_loss"] == pytest.approx(losses(events)[key][-1], rel=1e-5)
+
+
+def alone(root: Path, key: str) -> list[float]:
+    """The eval_loss of the reports, where the trial is trained on one device."""
+    seen = Recorder()
+    config = OmegaConf.to_container(OmegaConf.load(RunFolder(root / "run").trial_config(key)))
+    train = read_train(config)  # type: ignore[arg-type]
+    assert train is not None
+    task = Task(
+        key="alone",
+        train=train,
+        examples=apart.EXAMPLES,
+        folder=RunFolder(root / "alone"),
+        device="cpu",
+    )
+    solo.train(task, load(root / "data"), seen)
+    return [row[2] for row in seen.measured]
 
 
 # ---------------------------------------------------------------------- whole sweeps

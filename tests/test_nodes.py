@@ -15,7 +15,7 @@ from driving import LR, make
 from orchestrator import actor, leaving, nodes
 from orchestrator.actor import CoordinatorActor
 from orchestrator.interruption import Signals
-from orchestrator.leaving import Notice
+from orchestrator.leaving import Lookout, Notice
 from orchestrator.nodes import leave_mark, sees, share_of_gpu
 from orchestrator.shelf import Shelf, checkpoint_name, split_name
 from sweeps.errors import StaleAttemptError
@@ -76,6 +76,15 @@ def test_notice_is_given_when_the_node_drains(quick: set[str]) -> None:
         assert not other.is_given
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_group_is_given_notice_when_any_of_its_nodes_drains(quick: set[str]) -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    group, other = Lookout("one", "two"), Lookout("three")
+    quick.add("two")
+    wait_for(lambda: group.is_given)
+    assert not other.is_given
+    assert signal.getsignal(signal.SIGTERM) is handler, "ranks cannot take signals"
 
 
 def test_the_first_sigterm_gives_notice_and_the_second_ends(quick: set[str]) -> None:
@@ -315,6 +324,27 @@ def test_the_workers_of_a_node_fetch_the_data_once(
         found = list(pool.map(lambda shelf: (shelf.data() / "rows").read_text(), shelves))
     assert found == ["all of them"] * 4
     assert fetched == ["data"]
+
+
+def test_the_ranks_of_a_node_fetch_a_checkpoint_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shelf_of(tmp_path, "first", monkeypatch)
+    checkpoint(first, 8, "first 8")
+    first.committed("k", 8, 1)
+    get_folder, fetched = Store.get_folder, []
+
+    def slow(self: Store, name: str, folder: Path) -> bool:
+        fetched.append(name)
+        time.sleep(0.3)
+        return get_folder(self, name, folder)
+
+    monkeypatch.setattr(Store, "get_folder", slow)
+    ranks = [shelf_of(tmp_path, "second", monkeypatch) for _ in range(4)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda shelf: shelf.fetch("k"), ranks))
+    assert fetched == [f"trials/k/checkpoints/{checkpoint_name(8, 1)}"]
+    assert (ranks[0].folder.checkpoint("k", 8) / "adapter").read_text() == "first 8"
 
 
 def test_without_the_folder_and_without_a_store_a_worker_is_of_no_use(tmp_path: Path) -> None:

@@ -61,7 +61,14 @@ def train(jobs: Sequence[Job], folder: Path) -> list[Result]:
     """Train `jobs` in this order on two ranks; `folder` holds what is said between processes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
-    children = [_start(rank, folder) for rank in range(WORLD)]
+    run(Path(__file__), folder)
+    return [Result(**result) for result in json.loads((folder / "results.json").read_text())]
+
+
+def run(script: Path, folder: Path) -> None:
+    """Run `script` on two ranks, with `folder` as its only argument; it calls `meet`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    children = [_start(script, rank, folder) for rank in range(WORLD)]
     try:
         codes = [child.wait(PATIENCE_S) for child in children]
     finally:
@@ -70,13 +77,12 @@ def train(jobs: Sequence[Job], folder: Path) -> list[Result]:
             child.wait()
     said = "\n".join(_output(rank, folder).read_text()[-3000:] for rank in range(WORLD))
     assert codes == [0] * WORLD, said
-    return [Result(**result) for result in json.loads((folder / "results.json").read_text())]
 
 
-def _start(rank: int, folder: Path) -> subprocess.Popen[bytes]:
+def _start(script: Path, rank: int, folder: Path) -> subprocess.Popen[bytes]:
     with open(_output(rank, folder), "wb") as output:
         return subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
+            [sys.executable, str(script), str(folder)],
             env={**os.environ, **_environment(rank)},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -101,7 +107,8 @@ def _environment(rank: int) -> dict[str, str]:
     }
 
 
-def _rank(folder: Path) -> None:
+def meet(folder: Path) -> None:
+    """Called by each rank first: now they can talk."""
     import torch.distributed as dist
 
     dist.init_process_group(
@@ -111,6 +118,12 @@ def _rank(folder: Path) -> None:
         world_size=WORLD,
         timeout=timedelta(seconds=120),
     )
+
+
+def _rank(folder: Path) -> None:
+    import torch.distributed as dist
+
+    meet(folder)
     jobs = [Job(**job) for job in json.loads((folder / "jobs.json").read_text())]
     results = [asdict(_train(job)) for job in jobs]
     if dist.get_rank() == 0:
