@@ -121,13 +121,14 @@ class Follower(_Member):
 
     def _train_with_all(self, waiting: Waiting) -> None:
         """Rank 0 sees how it ends, too, and tells."""
+        has_left = True
         try:
             _train(self, waiting, None)
-        except StaleAttemptError:
-            pass  # others of this node may have the trial in hand
         except DivergedError:
-            self._shelf.forget(waiting.trial.key)
-        else:
+            pass
+        except StaleAttemptError:
+            has_left = False  # others of this node may have it in hand
+        if has_left:
             self._shelf.forget(waiting.trial.key)
         Ranks.here().wait()
 

@@ -41,6 +41,13 @@ class Seen:
 
 def run(folder: Path) -> list[Seen]:
     """By rank; the ledger is in `folder`/run, a disk is `folder`/NUMBER."""
+    from orchestrator.preparation import read_command
+    from sweeps.store import Store
+    from trainers.data import prepare
+
+    prepare(read_command(WORDS)[0].train, folder / "data")
+    Store(str(folder / "store")).put_folder(folder / "data", "data")
+    (folder / "run").mkdir()
     two_ranks.run(Path(__file__), folder)
     return [
         Seen(**json.loads((folder / f"seen-{rank}.json").read_text()))
@@ -61,12 +68,11 @@ def _rank(folder: Path) -> None:
     worker._LOG_EVERY_S = 0.0
     between = Ranks.here(dist.new_group(backend="gloo"))
     office = _Office(folder) if between.is_first else None
-    between.wait()  # the data is in the store
     resumed, left = [""] * len(DISKS), []
     for number, disks in enumerate(DISKS):
         tempfile.tempdir = str(folder / str(disks[between.rank]))
         shelf = Shelf(folder / "nowhere", "word", str(folder / "store"))
-        with _looking() as found:
+        with _Looking() as found:
             _bench(folder, between, office, shelf, number).work()
         resumed[number] = next(iter(found), "")
         left.append(sorted(path.name for path in shelf.folder.trials.glob("*")))
@@ -106,13 +112,8 @@ class _Office:
     def __init__(self, folder: Path) -> None:
         from orchestrator.actor import CoordinatorActor
         from orchestrator.preparation import read_command
-        from sweeps.store import Store
-        from trainers.data import prepare
 
         spec, space = read_command(WORDS)
-        prepare(spec.train, folder / "data")
-        Store(str(folder / "store")).put_folder(folder / "data", "data")
-        (folder / "run").mkdir()
         self.actor = CoordinatorActor(spec, space, folder / "run")
         self.actor.begin({"host": "box", "pid": 1})
         self.step = 0
@@ -138,7 +139,7 @@ class _Notice:
         return self._goes and self._office.step >= LEAVES_AT
 
 
-class _looking:
+class _Looking:
     """Notes the checkpoints that this rank's trainer goes on from."""
 
     def __enter__(self) -> list[str]:

@@ -29,7 +29,8 @@ def test_a_node_of_a_group_is_to_go(
     shared, alone = tmp_path / "shared", Command((*WORDS, "cluster.cpus=1"), tmp_path / "alone")
     shared.mkdir()
     alone.root.mkdir()
-    assert alone.run() == 0, alone.output
+    ended.append(alone)
+    alone.start()  # while the nodes start
     head = network.add("head")
     far = [network.add(name, shared) for name in ("first", "second", "third")]
     with ObjectServer(tmp_path / "server.txt", head) as bucket:
@@ -40,6 +41,7 @@ def test_a_node_of_a_group_is_to_go(
         command = OnMachine((*WORDS, "engine.devices_per_trial=2", *words), shared)
         command.machine = head
         ended.append(command)
+        assert alone.wait() == 0, alone.output
         command.start()
         command.wait_until(under_way)
         (speaker,) = hosts(command.events())
