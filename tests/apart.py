@@ -70,7 +70,9 @@ def _rank(folder: Path) -> None:
     office = _Office(folder) if between.is_first else None
     resumed, left = [""] * len(DISKS), []
     for number, disks in enumerate(DISKS):
-        tempfile.tempdir = str(folder / str(disks[between.rank]))
+        disk = folder / str(disks[between.rank])
+        disk.mkdir(exist_ok=True)
+        tempfile.tempdir = str(disk)
         shelf = Shelf(folder / "nowhere", "word", str(folder / "store"))
         with _Looking() as found:
             _bench(folder, between, office, shelf, number).work()
