@@ -36,9 +36,9 @@ test-fast: setup  ## the quick tests only
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
-test-cluster: setup  ## what CI runs then: several machines, Slurm, object storage (SYSTEM=1: with apt)
+test-cluster: setup  ## what CI runs then: several devices and machines, Slurm, object storage (SYSTEM=1: with apt)
 	SYSTEM=$(SYSTEM) tests/cluster/install.sh
-	$(BIN)/python -m pytest tests/cluster -rfEs -m cluster $(HANGS) $(ARGS)
+	$(BIN)/python -m pytest tests -rfEs -m cluster $(HANGS) $(ARGS)
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .

@@ -142,7 +142,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
             one.clear_up()
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_two_devices_give_the_numbers_of_one_whatever_happens_to_them(make: Make) -> None:
     alone = make("engine=solo")
     assert alone.run() == 0, alone.output

@@ -274,7 +274,7 @@ def test_other_words_are_refused_by_name() -> None:
 # ---------------------------------------------------------------------- a whole sweep
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_sweep_gives_the_numbers_of_one_device_though_a_rank_dies(tmp_path: Path) -> None:
     words = (*SMALL, GRID, "sweep.trials=2", "tracking=off", "peft=full")
     (tmp_path / "alone").mkdir()
