@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from driving import SMALL, drive, make, open_sweep
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -245,6 +245,7 @@ def change(events: list[Any], how: str, where: Any, value: Any) -> None:
 
 @cases(300)
 @given(st.lists(CHANGE, min_size=1, max_size=3))
+@example([("put", (11, "choices", "trainer.learning_rate"), 10**400)])
 def test_any_ledger_is_read_or_refused_in_words(changes: list[tuple[str, Any, Any]]) -> None:
     events = copy.deepcopy(story())
     for how, where, value in changes:
