@@ -6,18 +6,15 @@ loopback, by which no other node is reached.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
-import struct
 from typing import Any
 
+import psutil
 import ray
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _TorchBackend
 
 _NAME = "GLOO_SOCKET_IFNAME"  # where it is set, by a user who knows better, it stays
-_GET_ADDRESS = 0x8915  # SIOCGIFADDR of netdevice(7)
 
 
 class NodeNetwork(TorchConfig):  # type: ignore[misc]
@@ -42,14 +39,9 @@ def _choose() -> None:
 
 
 def interface_of(address: str) -> str:
-    """The network interface that has this IPv4 address; empty where none has."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode())
-            try:
-                answer = fcntl.ioctl(asking, _GET_ADDRESS, request)
-            except OSError:
-                continue  # it has none
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    """The network interface that has this address; empty where none has."""
+    found: dict[str, list[Any]] = psutil.net_if_addrs()
+    for name, places in found.items():
+        if any(place.address == address for place in places):
+            return name
     return ""
