@@ -32,6 +32,8 @@ def _may_use_bitsandbytes(spec: Spec, space: Space) -> bool:
     quantizations = {train.model.quantization, *searched.get("model.quantization", ())}
     if quantizations != {"none"} or not optimizers <= _PLAIN_OPTIMIZERS:
         return True
+    if train.model.trust_remote_code:  # which may import whatever it likes
+        return True
     try:
         return getattr(load_config(train.model), "quantization_config", None) is not None
     except SweepError:  # no such model, which is for others to tell

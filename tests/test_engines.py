@@ -64,6 +64,7 @@ def test_auto_packs_what_can_share_and_says_why_not(words: list[str], lanes: int
         (["trainer.optim=lion_32bit"], True),
         (["peft=qlora"], True),
         (["model.quantization=none,int8"], True),
+        (["model.trust_remote_code=true"], True),
     ],
 )
 def test_workers_import_bitsandbytes_where_a_trial_may_use_it(
