@@ -305,12 +305,8 @@ def test_a_trial_moves_between_nodes_by_the_store(
     assert (third.folder.checkpoint("k", 24) / "adapter").read_text() == "second 24"
 
 
-def test_the_workers_of_a_node_fetch_the_data_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "rows").write_text("all of them")
-    Store(str(tmp_path / "store")).put_folder(tmp_path / "data", "data")
+def slow_fetches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the folders that are fetched from now on, each long enough for two to meet."""
     get_folder, fetched = Store.get_folder, []
 
     def slow(self: Store, name: str, folder: Path) -> bool:
@@ -319,6 +315,16 @@ def test_the_workers_of_a_node_fetch_the_data_once(
         return get_folder(self, name, folder)
 
     monkeypatch.setattr(Store, "get_folder", slow)
+    return fetched
+
+
+def test_the_workers_of_a_node_fetch_the_data_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows").write_text("all of them")
+    Store(str(tmp_path / "store")).put_folder(tmp_path / "data", "data")
+    fetched = slow_fetches(monkeypatch)
     shelves = [shelf_of(tmp_path, "node", monkeypatch) for _ in range(4)]
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda shelf: (shelf.data() / "rows").read_text(), shelves))
@@ -332,14 +338,7 @@ def test_the_ranks_of_a_node_fetch_a_checkpoint_once(
     first = shelf_of(tmp_path, "first", monkeypatch)
     checkpoint(first, 8, "first 8")
     first.committed("k", 8, 1)
-    get_folder, fetched = Store.get_folder, []
-
-    def slow(self: Store, name: str, folder: Path) -> bool:
-        fetched.append(name)
-        time.sleep(0.3)
-        return get_folder(self, name, folder)
-
-    monkeypatch.setattr(Store, "get_folder", slow)
+    fetched = slow_fetches(monkeypatch)
     ranks = [shelf_of(tmp_path, "second", monkeypatch) for _ in range(4)]
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda shelf: shelf.fetch("k"), ranks))
