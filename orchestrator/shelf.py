@@ -114,8 +114,15 @@ def fetch_checkpoints(store: Store, folder: RunFolder, key: str) -> None:
         newest[step] = max(attempt, newest.get(step, 0))
     for step in sorted(newest, reverse=True):
         final = folder.checkpoint(key, step)
-        if step >= 0 and not final.is_dir():
-            store.get_folder(f"{there}/{checkpoint_name(step, newest[step])}", final)
+        if step < 0 or final.is_dir():
+            continue
+        name = f"{there}/{checkpoint_name(step, newest[step])}"
+        try:
+            store.get_folder(name, final)
+        except OSError:
+            if store.files_of(name) is not None:
+                raise
+            # Else it was superseded, and removed while it was fetched.
 
 
 def take_draft(store: Store, folder: RunFolder) -> None:
