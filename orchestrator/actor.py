@@ -12,44 +12,27 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from orchestrator.dealing import Dealer, Rules
 from orchestrator.gate import Gate
+from orchestrator.job import Job
 from sweeps.coordinator import Coordinator
 from sweeps.errors import LedgerWriteError
 from sweeps.files import RunFolder
+from sweeps.history import History
 from sweeps.knobs import importance
 from sweeps.ranking import best
 from sweeps.space import Space
 from sweeps.spec import Spec, TrainSpec
 from sweeps.study import export_study, study_of
 from sweeps.table import Table
-from sweeps.trial import Decision, Report, State, Trial
+from sweeps.trial import Decision, Report, State
 
 _BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
 _IDLE_S = 60.0  # nobody but workers that take no trials: then the sweep stops
 _PROOF_TRIES = 3  # workers that may die while they prove the best
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a worker is to do next.
-
-    Attributes:
-        kind: train a trial; rehearse a step; prove the best checkpoint; wait, nothing to do now;
-            leave for good.
-        spec: what to rehearse; where another worker does that, what to get ready for.
-        alone: the trial is to share its device with no other.
-        expected: for prove, the loss that was reported at `step`.
-    """
-
-    kind: Literal["train", "rehearse", "prove", "wait", "leave"]
-    trial: Trial | None = None
-    spec: TrainSpec | None = None
-    alone: bool = False
-    step: int = 0
-    expected: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -84,6 +67,11 @@ class CoordinatorActor:
     def outlive_signals(self) -> None:
         """A batch system sends SIGTERM to every process of a job: trials still have to commit."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def warm_up(self) -> None:
+        """Load what the end of the sweep needs, while nobody waits for an answer."""
+        with suppress(Exception), TemporaryDirectory() as scratch:
+            export_study(History(), Path(scratch, "study.db"))
 
     def begin(self, facts: Mapping[str, Any], rehearsal: TrainSpec | None = None) -> None:
         """Hand out trials; with `rehearsal`, after one step of it has been trained."""

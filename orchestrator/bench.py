@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.actor import Job
+from orchestrator.job import Job
 from orchestrator.leaving import Lookout
 from orchestrator.shelf import Shelf
 from orchestrator.worker import Line, Post

@@ -8,8 +8,8 @@ from typing import Any
 
 import ray
 
-from orchestrator.actor import Job
 from orchestrator.bench import Bench, Waiting
+from orchestrator.job import Job
 from orchestrator.leaving import Lookout
 from orchestrator.shelf import Shelf
 from orchestrator.worker import Line, Post

@@ -6,11 +6,11 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from orchestrator.checks import searched_values
-from sweeps.errors import SweepError
-from sweeps.space import Space
-from sweeps.spec import Spec
+if TYPE_CHECKING:
+    from sweeps.space import Space
+    from sweeps.spec import Spec
 
 # Those that torch and transformers make by themselves.
 _PLAIN_OPTIMIZERS = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
@@ -25,6 +25,8 @@ def unneeded(spec: Spec, space: Space) -> tuple[str, ...]:
 
 
 def _may_use_bitsandbytes(spec: Spec, space: Space) -> bool:
+    from orchestrator.checks import searched_values
+    from sweeps.errors import SweepError
     from trainers.model_source import load_config
 
     train, searched = spec.train, searched_values(space)

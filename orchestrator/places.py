@@ -14,11 +14,18 @@ from sweeps.store import Store, is_uri, place_problem
 
 def places_of(spec: Spec) -> tuple[RunFolder, Store | None]:
     """The run folder, and the store of its copies: run_dir itself, or a folder under `storage`."""
+    folder = folder_of(spec)
     if is_uri(spec.run_dir):
-        return local_folder(spec.run_dir), Store(spec.run_dir)
-    folder = RunFolder(Path(spec.run_dir).absolute())
+        return folder, Store(spec.run_dir)
     store = Store(spec.storage).under(folder.root.name) if spec.storage else None
     return folder, store
+
+
+def folder_of(spec: Spec) -> RunFolder:
+    """Where the sweep's files lie on this machine."""
+    if is_uri(spec.run_dir):
+        return local_folder(spec.run_dir)
+    return RunFolder(Path(spec.run_dir).absolute())
 
 
 def local_folder(place: str) -> RunFolder:

@@ -86,51 +86,74 @@ class Ready:
         return dict(before) if before.get("identity") == identity else {"identity": identity}
 
 
-def read_command(argv: Sequence[str], *, lean: bool = False) -> tuple[Spec, Space]:
-    """The spec and the space of a command line.
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command line, read; the libraries have not been asked yet.
 
-    Args:
-        lean: leave libraries out of this process that the sweep has no use for.
-
-    Raises:
-        ConfigError: everything that is wrong with it.
+    Attributes:
+        spec: None where a part of the config is not even of its kind.
+        problems: what is wrong with it as far as one can see without them.
     """
-    return read_config(*compose.compose_config(argv), lean=lean)
+
+    config: Mapping[str, Any]
+    spec: Spec | None
+    space: Space
+    problems: Sequence[Problem]
+
+    @classmethod
+    def read(cls, argv: Sequence[str]) -> Command:
+        """Read a command line.
+
+        Raises:
+            ConfigError: nothing more can be said of it.
+        """
+        return cls.of(*compose.compose_config(argv))
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], base: Mapping[str, Any], name: str, run_dir: str
+    ) -> Command:
+        """The same, of what `compose_config` returned."""
+        problems = section_problems(config)
+        if problems:
+            raise ConfigError(problems)
+        spec = read_spec(
+            config,
+            base=base,
+            public=compose.public(config),
+            default_name=name,
+            default_run_dir=run_dir,
+            problems=problems,
+        )
+        return cls(config=config, spec=spec, space=read_space(config, problems), problems=problems)
+
+    def check(self, *, lean: bool = False) -> tuple[Spec, Space]:
+        """Ask the libraries, whose imports take seconds; the spec and the space if all is well.
+
+        Args:
+            lean: leave libraries out of this process that the sweep has no use for.
+
+        Raises:
+            ConfigError: everything that is wrong.
+        """
+        spec, space, problems = self.spec, self.space, list(self.problems)
+        if lean and spec is not None:
+            tracks = spec.tracking.mode != "off"
+            leave_out([name for name in unneeded(spec, space) if name != "wandb" or not tracks])
+        device = guess_device(spec) if spec is not None else "cpu"
+        problems += training_problems(self.config["trainer"], self.config["peft"], space, device)
+        if spec is not None:
+            problems += spec_problems(spec, space)
+        if spec is not None and not problems:
+            problems += engine_problems(spec, space)
+        if problems or spec is None:
+            raise ConfigError(problems)
+        return spec, space
 
 
-def read_config(
-    config: Mapping[str, Any],
-    base: Mapping[str, Any],
-    name: str,
-    run_dir: str,
-    *,
-    lean: bool = False,
-) -> tuple[Spec, Space]:
-    """The same, of what `compose_config` returned."""
-    problems = section_problems(config)
-    if problems:
-        raise ConfigError(problems)
-    spec = read_spec(
-        config,
-        base=base,
-        public=compose.public(config),
-        default_name=name,
-        default_run_dir=run_dir,
-        problems=problems,
-    )
-    space = read_space(config, problems)
-    if lean and spec is not None:
-        tracks = spec.tracking.mode != "off"
-        leave_out([name for name in unneeded(spec, space) if name != "wandb" or not tracks])
-    device = guess_device(spec) if spec is not None else "cpu"
-    problems += training_problems(config["trainer"], config["peft"], space, device)
-    if spec is not None:
-        problems += spec_problems(spec, space)
-    if spec is not None and not problems:
-        problems += engine_problems(spec, space)
-    if problems or spec is None:
-        raise ConfigError(problems)
-    return spec, space
+def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
+    """The spec and the space of a command line, checked; raises ConfigError."""
+    return Command.read(argv).check()
 
 
 def guess_device(spec: Spec) -> str:

@@ -7,25 +7,26 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from orchestrator.background import Background
 from orchestrator.card import is_ready, proof_of, write_best
 from orchestrator.copies import Copies, bring_back
 from orchestrator.dealing import Rules
 from orchestrator.display import Display
-from orchestrator.engines import choose, planned_trials, rules
+from orchestrator.engines import Choice, choose, planned_trials, rules
 from orchestrator.imports import unneeded
 from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
 from orchestrator.nodes import Roomless, leave_mark, require_nodes
-from orchestrator.places import places_of, unanswered
+from orchestrator.places import folder_of, places_of, unanswered
 from orchestrator.preflight import Findings, check_place, step_line, tracking_line
 from orchestrator.preparation import (
+    Command,
     Ready,
     claim_folder,
     command_line,
@@ -79,20 +80,48 @@ def run(argv: Sequence[str], *, lean: bool = False) -> int:
     Raises:
         SweepError: refused before anything was trained.
     """
-    spec, space = read_command(argv, lean=lean)
-    folder, store = places_of(spec)
-    refuse_strangers(folder)
-    lock = Lock(folder.lock)
-    try:
-        with ExitStack() as stack:
-            lease = stack.enter_context(_taken(store, folder, spec)) if store else None
-            claim_folder(folder, spec)
-            signals = stack.enter_context(Signals())
-            copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
-            return Driver(spec, space, folder, argv, signals, copies).run()
-    finally:
-        _leave_no_trace(folder)
-        lock.release()
+    command = Command.read(argv)
+    with Signals() as signals, ExitStack() as refused:
+        refused.callback(stop_ray)
+        spec, space = _checked(command, signals, lean=lean)
+        folder, store = places_of(spec)
+        refuse_strangers(folder)
+        lock = Lock(folder.lock)
+        try:
+            with ExitStack() as stack:
+                lease = stack.enter_context(_taken(store, folder, spec)) if store else None
+                claim_folder(folder, spec)
+                copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
+                driver = Driver(spec, space, folder, argv, signals, copies)
+                refused.pop_all()  # from here on Ray ends with the driver
+                return driver.run()
+        finally:
+            _leave_no_trace(folder)
+            lock.release()
+
+
+def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, Space]:
+    """The spec and the space, asked of the libraries; a Ray of our own starts meanwhile.
+
+    Each takes seconds: the one imports, the other mostly waits. Where there is something to refuse
+    already, or the sweep has ended, no Ray is started.
+    """
+    spec = command.spec
+    starts = spec is not None and not command.problems and spec.cluster.kind == "local"
+    if spec is None or not starts or proof_of(folder_of(spec)):
+        return command.check(lean=lean)
+    import ray  # noqa: F401  # so that no two threads import the same
+
+    checking = Background(lambda: command.check(lean=lean))
+    findings = Findings()
+    with findings.part():
+        # Ray's processes end with the thread that started them, so that thread is this one.
+        start_ray(spec.cluster)
+        signals.take_over()
+    with findings.part():
+        checked: tuple[Spec, Space] = checking.result()
+    findings.refuse()
+    return checked
 
 
 @contextmanager
@@ -138,7 +167,7 @@ def plan(argv: Sequence[str]) -> int:
         place = folder if begun else RunFolder(Path(scratch))
         os.environ.setdefault("WANDB_DATA_DIR", scratch)
         os.environ.setdefault("WANDB_CACHE_DIR", scratch)
-        tracking = _Background(lambda: tracking_line(spec.tracking))
+        tracking = Background(lambda: tracking_line(spec.tracking))
         findings = Findings()
         with findings.part():
             check_place(folder.root)
@@ -202,32 +231,40 @@ class Driver:
     def run(self) -> int:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         self._attempts = past.attempts
-        if past.spec and self._is_over():
-            self._history = past
-            self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
-            return self._exit_code("", "")
-        self._display.plan(plan_lines(self._spec, self._space, self._folder))
-        preparing = _Background(lambda: self._prepare(past))
+        try:
+            if past.spec and self._is_over():
+                self._history = past
+                self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
+                return self._exit_code("", "")
+            self._display.plan(plan_lines(self._spec, self._space, self._folder))
+            return self._sweep(past, *self._get_ready(past))
+        finally:
+            self._display.close()
+            stop_ray(keep_logs=self._is_broken)
+
+    def _get_ready(self, past: History) -> tuple[Ready, Placement, Choice]:
+        """The data is prepared while Ray and the Coordinator start."""
+        preparing = Background(lambda: self._prepare(past))
         findings = Findings()
         with findings.part():
-            # Ray's processes end with the thread that started them, so that thread is this one.
             start_ray(self._spec.cluster)
             self._signals.take_over()
-            placement = place(self._spec.engine, self._spec.cluster, self._most_workers())
+            most = self._most_workers()
+            placement = place(self._spec.engine, self._spec.cluster, most)
+            engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
+            workers = min(placement.slots, most)
+            spread = rules(self._spec, self._space, workers=workers, lanes=engine.lanes)
+            self._office = self._open_office(spread)
         with findings.part():
             ready: Ready = preparing.result()
-        try:
-            findings.refuse()
-        except SweepError:
-            stop_ray()
-            raise
+        findings.refuse()
         self._display.plan(ready.lines)
         self._signals.collect(self._leave_now)
-        return self._sweep(ready, past, placement)
+        return ready, placement, engine
 
     def _prepare(self, past: History) -> Ready:
         ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        # Ray takes longer to start than this: what will be needed next can be imported meanwhile.
+        # What will be needed next can be imported while Ray starts.
         import orchestrator.tracking
         import orchestrator.worker  # noqa: F401
 
@@ -241,11 +278,11 @@ class Driver:
         finally:
             coordinator.close()
 
-    def _sweep(self, ready: Ready, past: History, placement: Placement) -> int:
+    def _sweep(self, past: History, ready: Ready, placement: Placement, engine: Choice) -> int:
         import ray
 
         try:
-            return self._watch(ready, past, placement)
+            return self._watch(past, ready, placement, engine)
         except ray.exceptions.RayActorError as error:
             if self._signals.seen:  # it was meant for Ray's processes, too
                 self._leave_now()
@@ -255,9 +292,6 @@ class Driver:
             if isinstance(error.cause, SweepError):
                 raise error.cause from None
             raise
-        finally:
-            self._display.close()
-            stop_ray(keep_logs=self._is_broken)
 
     def _broken(self, why: str) -> SweepError:
         """Ray failed us: its logs stay, and are named."""
@@ -266,19 +300,17 @@ class Driver:
         where = f" Ray's own logs are in {logs}." if logs is not None else ""
         return SweepError(f"{why}.{where} {self._go_on()}")
 
-    def _watch(self, ready: Ready, past: History, placement: Placement) -> int:
+    def _watch(self, past: History, ready: Ready, placement: Placement, engine: Choice) -> int:
         import ray
 
         from orchestrator.tracking import Tracker
         from orchestrator.worker import Post
 
-        engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
-        workers = min(placement.slots, self._most_workers())
-        spread = rules(self._spec, self._space, workers=workers, lanes=engine.lanes)
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        step = ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
-        self._office = self._open_office(ready, spread, step)
+        self._begin(
+            ready, ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
+        )
         self._tracker = Tracker(
             self._spec.tracking,
             self._folder,
@@ -340,7 +372,8 @@ class Driver:
             raise unanswered(copies.store, error) from None
         self._display.plan([f"copies: {copies.store}"])
 
-    def _open_office(self, ready: Ready, spread: Rules, step: Mapping[str, Any]) -> Any:
+    def _open_office(self, spread: Rules) -> Any:
+        """The Coordinator's process, on this node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -350,12 +383,19 @@ class Driver:
         remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
         office = remote.remote(self._spec, self._space, self._folder.root, spread)
         office.outlive_signals.remote()
+        office.warm_up.remote()
+        return office
+
+    def _begin(self, ready: Ready, step: Mapping[str, Any]) -> None:
+        """Have the Coordinator hand out trials to those who ask."""
+        import ray
+
         facts = {**ready.facts, "rehearsal": step}
-        ray.get(office.begin.remote(facts, None if "rows" in step else ready.largest))
+        ray.get(self._office.begin.remote(facts, None if "rows" in step else ready.largest))
         found = proof_of(self._folder)
         if found:
-            ray.get(office.already_proven.remote(found["trial"], found["step"], found["proof"]))
-        return office
+            call = self._office.already_proven
+            ray.get(call.remote(found["trial"], found["step"], found["proof"]))
 
     def _most_workers(self) -> int:
         """No more workers than trials, or than the user allows."""
@@ -508,26 +548,3 @@ class Driver:
 
     def _go_on(self) -> str:
         return f"Nothing is lost; go on with the same command:\n  {command_line(self._argv)}"
-
-
-class _Background(threading.Thread):
-    """A call in a thread of its own; `result` waits, and returns or raises what the call did."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self._call = call
-        self._value: Any = None
-        self._error: Exception | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._value = self._call()
-        except Exception as error:
-            self._error = error
-
-    def result(self) -> Any:
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._value

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +48,7 @@ class Placement:
 
 
 def start_ray(cluster: ClusterSpec) -> None:
-    """Start Ray on this machine, on loopback, or join a running cluster.
+    """Start Ray on this machine, on loopback, or join a running cluster; once.
 
     Raises:
         SweepError: it does not start, or the cluster cannot be reached.
@@ -60,11 +61,12 @@ def start_ray(cluster: ClusterSpec) -> None:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
+    if ray.is_initialized():
+        return
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "namespace": "sweeps",
-        "ignore_reinit_error": True,
     }
     if cluster.kind == "local":
         try:
@@ -78,6 +80,8 @@ def start_ray(cluster: ClusterSpec) -> None:
             )
         except Exception as error:
             raise _no_start(error) from error
+        # The autoscaler has nothing to scale here, and at the end it would be waited for.
+        _own_node().kill_monitor(check_alive=False)
         return
     knock(cluster)
     try:
@@ -128,6 +132,8 @@ def stop_ray(*, keep_logs: bool = False) -> None:
     Args:
         keep_logs: of the Ray that was started here; else its folder is removed.
     """
+    if "ray" not in sys.modules:
+        return
     import ray
 
     # It would say that it cannot set a signal handler back from a thread: `Signals` does that.
@@ -142,10 +148,15 @@ def stop_ray(*, keep_logs: bool = False) -> None:
 
 def own_session() -> Path | None:
     """The folder of the Ray that this process has started; None where it has joined one."""
+    node = _own_node()
+    return Path(node.get_session_dir_path()) if node else None
+
+
+def _own_node() -> Any:
     from ray._private import worker  # there is no public way to ask
 
     node = getattr(worker, "_global_node", None)
-    return Path(node.get_session_dir_path()) if node is not None and node.head else None
+    return node if node is not None and node.head else None
 
 
 def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placement:

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from orchestrator import compose
-from orchestrator.preparation import read_config
+from orchestrator.preparation import Command
 from orchestrator.status import read_history
 from sweeps.coordinator import Coordinator
 from sweeps.errors import ConfigError, SweepError
@@ -114,7 +114,7 @@ def test_any_config_is_read_or_refused_in_words(changes: list[tuple[Any, Any]]) 
         except (KeyError, TypeError, IndexError, AttributeError):
             continue  # a change before took its place away
     try:
-        spec, _ = read_config(config, composed()[1], "fuzz", "outputs/fuzz")
+        spec, _ = Command.of(config, composed()[1], "fuzz", "outputs/fuzz").check()
     except ConfigError as error:
         assert len(str(error)) > 20
     else:
