@@ -42,6 +42,7 @@ from orchestrator.summary import summary
 from orchestrator.tune import (
     Placement,
     Workers,
+    import_ray,
     knock,
     live_slots,
     own_session,
@@ -107,11 +108,12 @@ def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, S
     already, or the sweep has ended, no Ray is started.
     """
     spec = command.spec
-    starts = spec is not None and not command.problems and spec.cluster.kind == "local"
-    if spec is None or not starts or proof_of(folder_of(spec)):
+    is_checked_soon = "transformers" in sys.modules
+    if spec is None or command.problems or spec.cluster.kind != "local" or is_checked_soon:
         return command.check(lean=lean)
-    import ray  # noqa: F401  # so that no two threads import the same
-
+    if proof_of(folder_of(spec)):
+        return command.check(lean=lean)
+    import_ray(spec.cluster)  # before there is a thread that imports, too
     checking = Background(lambda: command.check(lean=lean))
     findings = Findings()
     with findings.part():

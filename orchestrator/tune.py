@@ -47,18 +47,24 @@ class Placement:
     where: str
 
 
-def start_ray(cluster: ClusterSpec) -> None:
-    """Start Ray on this machine, on loopback, or join a running cluster; once.
-
-    Raises:
-        SweepError: it does not start, or the cluster cannot be reached.
-    """
+def import_ray(cluster: ClusterSpec) -> None:
+    """Import Ray, which reads its settings from the environment as it is imported."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if cluster.kind == "local":
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written into ~/.ray
         # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray  # noqa: F401
+
+
+def start_ray(cluster: ClusterSpec) -> None:
+    """Start Ray on this machine, on loopback, or join a running cluster; once.
+
+    Raises:
+        SweepError: it does not start, or the cluster cannot be reached.
+    """
+    import_ray(cluster)
     import ray
 
     if ray.is_initialized():

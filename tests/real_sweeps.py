@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 REPOSITORY = Path(__file__).parents[1]
 LR = "trainer.learning_rate"
@@ -93,6 +96,23 @@ class Command:
         except ProcessLookupError:
             pass
         self.process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        """All that live of this command: Ray's, too, which inherit its home."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("HOME") == str(self.root / "home"):
+                    found.append(process)
+        return found
+
+    def listens_on(self) -> set[str]:
+        """The addresses at which it can be reached."""
+        connections = [
+            one for process in self.processes() for one in process.net_connections("tcp")
+        ]
+        there = [one.laddr.ip for one in connections if one.status == psutil.CONN_LISTEN]
+        return {address.removeprefix("::ffff:") for address in there}  # IPv4, in words of IPv6
 
     def send(self, number: signal.Signals, *, group: bool = False) -> None:
         assert self.process is not None

@@ -12,7 +12,18 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
-from real_sweeps import GRID, LR, SCHEDULE, SMALL, Command, Events, losses, of, under_way
+from real_sweeps import (
+    GRID,
+    LR,
+    PATIENCE_S,
+    SCHEDULE,
+    SMALL,
+    Command,
+    Events,
+    losses,
+    of,
+    under_way,
+)
 
 from orchestrator.cli import main
 from sweeps.files import RunFolder
@@ -42,6 +53,7 @@ class Finished:
     output: str
     code: int
     events: Events
+    listened_on: set[str]
 
     @property
     def folder(self) -> RunFolder:
@@ -71,8 +83,11 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
 @pytest.fixture(scope="module")
 def finished(make: Make) -> Finished:
     command = make(GRID, "tracking=offline", "data.test_fraction=0.1", "sweep.keep=2")
-    code = command.run()
-    return Finished(command, command.output, code, command.events())
+    command.start()
+    command.wait_until(under_way)
+    listened_on = command.listens_on()
+    code = command.wait()
+    return Finished(command, command.output, code, command.events(), listened_on)
 
 
 # ---------------------------------------------------------------------- an undisturbed sweep
@@ -194,6 +209,20 @@ def test_it_writes_nothing_outside_its_folder(finished: Finished) -> None:
         *("best", "data", "ledger.jsonl", "lock", "study.db", "sweep.yaml", "trials"),
         *("trials.csv", "wandb"),
     }
+
+
+def test_nothing_of_it_can_be_reached_from_another_machine(finished: Finished) -> None:
+    assert finished.listened_on == {"127.0.0.1"}
+
+
+def test_what_the_libraries_refuse_leaves_neither_file_nor_process(make: Make) -> None:
+    command = make(GRID, "trainer.optim=adamm")  # Ray starts while they are asked
+    command.start()
+    assert command.process is not None
+    assert command.process.wait(PATIENCE_S) == 1
+    assert "trainer.optim = adamm: is not an optimizer" in command.output
+    assert not command.run_dir.exists()
+    assert command.processes() == []
 
 
 def test_status_shows_the_same_ranking(
