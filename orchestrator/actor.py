@@ -52,7 +52,9 @@ class CoordinatorActor:
         self._folder = RunFolder(root)
         self._spec = spec.sweep
         self._coordinator = Coordinator(spec, space, self._folder)
-        self._dealer = Dealer(rules or Rules(), self._coordinator.ask)
+        self._rules = rules or Rules()
+        self._lanes = self._rules.lanes
+        self._dealer = Dealer(self._rules, self._coordinator.ask)
         self._gate = Gate(facts={}, train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
@@ -85,6 +87,12 @@ class CoordinatorActor:
         facts = dict(self._gate.facts)
         if found is not None:
             facts["rehearsal"] = {**facts["rehearsal"], **found}
+        step = {**facts.get("rehearsal", {})}
+        step.pop("lanes", None)  # of an earlier start, which may have had other memory
+        self._lanes = self._rules.fitting(step)
+        if self._lanes < self._rules.lanes:
+            step["lanes"] = self._lanes
+        facts["rehearsal"] = step
         self._coordinator.begin(**facts)
         self._table.refresh(self._coordinator.history)
 
@@ -196,6 +204,7 @@ class CoordinatorActor:
         if not self._gate.is_open:
             is_first = self._gate.take(worker)
             return Job(kind="rehearse" if is_first else "wait", spec=self._gate.train)
+        room = min(room, self._lanes)
         trial = self._dealer.deal(worker, room=room, finished=self._finished())
         if trial is not None:
             return Job(kind="train", trial=trial, alone=self._is_last_try(trial.key))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sweeps.trial import Trial
+
+_SHARE = 0.8  # of a worker's memory that lanes may fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +23,27 @@ class Rules:
         in_turn: deal by number, trial n to seat n modulo workers. Which trials share a device, and
             with it the last bits of their losses, is then the same in every run. Only for searches
             that do not learn from results, since it asks ahead.
+        lanes: trials that may share a worker's device.
+        memory_mb: of main memory for each worker, where its lanes have to fit into it.
     """
 
     workers: int = 1
     at_once: int = 10**6
     planned: int | None = None
     in_turn: bool = False
+    lanes: int = 10**6
+    memory_mb: float = math.inf
+
+    def fitting(self, step: Mapping[str, Any]) -> int:
+        """Lanes for which a worker's memory suffices, by what one step of one of them came to.
+
+        Args:
+            step: a `trainers.rehearsal.Rehearsal`; nothing where none was done.
+        """
+        if math.isinf(self.memory_mb) or not step.get("step_mb"):
+            return self.lanes
+        more = (_SHARE * self.memory_mb - step["peak_mb"]) // step["step_mb"]
+        return max(1, min(self.lanes, 1 + int(more)))
 
 
 class Dealer:

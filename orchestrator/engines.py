@@ -14,9 +14,10 @@ from sweeps.resolve import config_of
 from sweeps.space import Space
 from sweeps.spec import Spec
 
-# Measured with benchmarks/packing.py: on one core, more lanes gain little and take memory.
-_CPU_LANES = 8
-_GPU_LANES = 32  # at most; how many fit is measured as they come
+# Measured with benchmarks/packing.py: on one core, more lanes gain nothing. At most: on a GPU how
+# many fit is measured as they come, on a CPU by the one step that precedes all trials.
+_CPU_LANES = 16
+_GPU_LANES = 32
 _LEARNING = ("tpe", "gp", "cmaes")  # searches that ask better the more results they have
 _ROUNDS = 4  # in so many rounds, at least, such a search gets its results
 
@@ -66,15 +67,30 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> Choice:
     return Choice(lanes=lanes, why=why)
 
 
-def rules(spec: Spec, space: Space, *, workers: int, lanes: int) -> Rules:
-    """How trials are spread over the workers."""
+def rules(
+    spec: Spec, space: Space, *, workers: int, lanes: int, memory_mb: float = math.inf
+) -> Rules:
+    """How trials are spread over the workers.
+
+    Args:
+        memory_mb: that each worker has, where it trains on a CPU.
+    """
     sweep = spec.sweep
     planned = planned_trials(spec, space)
     at_once = sweep.max_concurrent or 10**6
     if sweep.search in _LEARNING and sweep.max_concurrent is None and planned is not None:
         at_once = max(workers, math.ceil(planned / _ROUNDS))
     in_turn = lanes > 1 and sweep.search not in _LEARNING and sweep.pruner == "none"
-    return Rules(workers=workers, at_once=at_once, planned=planned, in_turn=in_turn)
+    if spec.engine.lanes != "auto":
+        memory_mb = math.inf
+    return Rules(
+        workers=workers,
+        at_once=at_once,
+        planned=planned,
+        in_turn=in_turn,
+        lanes=lanes,
+        memory_mb=memory_mb,
+    )
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:

@@ -144,10 +144,13 @@ def step_line(found: Mapping[str, Any]) -> str:
             f"; {found['too_many']} rows run out of memory: trials with so many go on with half, "
             "and twice the accumulation"
         )
+    fitting = ""
+    if "lanes" in found:
+        fitting = f"; each device has memory for {found['lanes']} trials at once"
     return (
         f"one real step of {found['rows']} of the longest rows ({found['tokens']:,} tokens), "
         f"evaluation and checkpoint: {found['seconds']:.1f} s, at most {size(found['peak_mb'])} "
-        f"of memory, {size(found['checkpoint_mb'])} a checkpoint{halved}"
+        f"of memory, {size(found['checkpoint_mb'])} a checkpoint{halved}{fitting}"
     )
 
 

@@ -255,7 +255,13 @@ class Driver:
             placement = place(self._spec.engine, self._spec.cluster, most)
             engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
             workers = min(placement.slots, most)
-            spread = rules(self._spec, self._space, workers=workers, lanes=engine.lanes)
+            spread = rules(
+                self._spec,
+                self._space,
+                workers=workers,
+                lanes=engine.lanes,
+                memory_mb=math.inf if placement.gpus else placement.memory_mb,
+            )
             self._office = self._open_office(spread)
         with findings.part():
             ready: Ready = preparing.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import socket
@@ -37,10 +38,15 @@ _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What a worker takes of each of its devices, and how many workers fit."""
+    """What a worker takes of each of its devices, and how many workers fit.
+
+    Attributes:
+        memory_mb: of main memory for each, where a node is full of them.
+    """
 
     cpus: float
     gpus: float
+    memory_mb: float
     devices: int
     slots: int
     nodes: int
@@ -180,7 +186,8 @@ def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placem
     if gpus == "auto":
         gpus = 1.0 if most_gpus else 0.0
     gpus = share_of_gpu(gpus, int(sum(node.get("GPU", 0) for node in nodes)), most)
-    devices = sum(slots_of(node, engine.cpus_per_trial, gpus) for node in nodes)
+    here_each = [slots_of(node, engine.cpus_per_trial, gpus) for node in nodes]
+    devices = sum(here_each)
     here = "this machine" if cluster.kind == "local" else f"the largest of {len(nodes)} nodes"
     if devices < 1:
         raise ConfigError(_too_much(engine.cpus_per_trial, gpus, nodes, here))
@@ -194,9 +201,15 @@ def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placem
     if 0 < gpus < 1:
         what += f": {int(1 / gpus + 1e-9)} share a GPU, which Ray fills before the next"
     where = "this machine" if cluster.kind == "local" else f"{len(nodes)} nodes of the cluster"
+    shares = [
+        node.get("memory", math.inf) / min(count, most)
+        for node, count in zip(nodes, here_each, strict=True)
+        if count
+    ]
     return Placement(
         cpus=engine.cpus_per_trial,
         gpus=gpus,
+        memory_mb=min(shares) / 2**20,
         devices=engine.devices_per_trial,
         slots=slots,
         nodes=len(nodes),

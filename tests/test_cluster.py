@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -82,6 +83,7 @@ def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
     whole = place(EngineSpec(), JOINED)
     assert (whole.slots, whole.gpus, whole.nodes) == (6, 1.0, 3)
     assert whole.where == "6 at once on 3 nodes of the cluster, 1 GPU each"
+    assert 0 < whole.memory_mb < math.inf
     assert place(EngineSpec(gpus_per_trial=0.5), JOINED).slots == 8
     assert place(EngineSpec(gpus_per_trial=0), JOINED).slots == 9
     assert live_slots(EngineSpec(), 1.0, most=100)() == 6

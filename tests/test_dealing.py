@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -32,6 +33,22 @@ def fill(dealer: Dealer, worker: str, *, room: int = 8, finished: int = 0) -> li
     while (trial := dealer.deal(worker, room=room, finished=finished)) is not None:
         keys.append(trial.key)
     return keys
+
+
+@pytest.mark.parametrize(
+    ("memory_mb", "step", "lanes"),
+    [
+        (10_000, {}, 16),  # nobody measured
+        (math.inf, {"peak_mb": 3000, "step_mb": 2000}, 16),
+        (100_000, {"peak_mb": 3000, "step_mb": 2000}, 16),
+        (10_000, {"peak_mb": 3000, "step_mb": 2000}, 3),  # 8,000 MB may be used
+        (10_000, {"peak_mb": 9000, "step_mb": 8000}, 1),
+    ],
+)
+def test_on_a_cpu_memory_bounds_the_lanes(
+    memory_mb: float, step: dict[str, float], lanes: int
+) -> None:
+    assert Rules(lanes=16, memory_mb=memory_mb).fitting(step) == lanes
 
 
 def test_the_first_worker_to_come_leaves_half_for_the_second() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def read(*words: str) -> tuple[Spec, Space]:
 @pytest.mark.parametrize(
     ("words", "lanes", "why"),
     [
-        ([], 8, "packed, up to 8 trials share a device"),
+        ([], 16, "packed, up to 16 trials share a device"),
         (["engine.lanes=3"], 3, "packed, up to 3 trials"),
         (["engine.lanes=1"], 1, "solo, one trial on each device (engine.lanes=1)"),
         (["engine=solo"], 1, "solo, one trial on each device"),
@@ -44,7 +45,7 @@ def read(*words: str) -> tuple[Spec, Space]:
         (["engine.devices_per_trial=2"], 1, "each trial on 2 devices (ddp)"),
         (
             ["trainer.neftune_noise_alpha=null,5"],
-            8,
+            16,
             "alone where trainer.neftune_noise_alpha=5: its noise is drawn for a whole batch",
         ),
     ],
@@ -92,7 +93,7 @@ def spread(*words: str, workers: int = 2, lanes: int = 8) -> Rules:
 
 
 def test_a_grid_is_dealt_in_turn_so_that_two_runs_agree() -> None:
-    assert spread() == Rules(workers=2, planned=8, in_turn=True)
+    assert spread() == Rules(workers=2, planned=8, in_turn=True, lanes=8)
     assert spread("sweep.repeats=3").planned == 24
 
 
@@ -102,6 +103,14 @@ def test_a_search_that_learns_gets_its_results_in_rounds() -> None:
     assert found.at_once == 6
     assert spread("sweep=joint", "sweep.max_concurrent=1").at_once == 1
     assert spread("sweep=joint", workers=16).at_once == 16  # but no device is idle
+
+
+def test_memory_bounds_the_lanes_that_nobody_asked_for() -> None:
+    auto, asked = (
+        rules(*read(*words), workers=2, lanes=16, memory_mb=100.0)
+        for words in ([], ["engine.lanes=16"])
+    )
+    assert (auto.memory_mb, asked.memory_mb) == (100.0, math.inf)
 
 
 def test_what_is_pruned_is_not_dealt_ahead() -> None:

@@ -11,11 +11,14 @@ from real_sweeps import of
 from training import train_spec
 
 from orchestrator.actor import CoordinatorActor
+from orchestrator.dealing import Rules
+from orchestrator.preflight import step_line
 from sweeps.ledger import Ledger
 from sweeps.spec import TrainSpec
 
 FACTS = {"host": "box", "pid": 1, "rehearsal": {"identity": "abc"}}
 FOUND = {"rows": 4, "tokens": 100, "peak_mb": 1.0, "checkpoint_mb": 1.0, "seconds": 0.1}
+FOUND["too_many"] = 0
 
 
 @pytest.fixture
@@ -45,6 +48,22 @@ def test_one_worker_rehearses_and_the_others_wait(office: CoordinatorActor, tmp_
     (attempt,) = of(told(tmp_path), "attempt")
     assert attempt["rehearsal"] == {"identity": "abc", **FOUND}
     assert {office.next_job(worker, 8).kind for worker in "ab"} == {"train"}
+
+
+@pytest.mark.parametrize(("memory_mb", "said"), [(1_000, {"lanes": 2}), (10_000, {})])
+def test_as_many_trials_share_a_cpu_as_one_step_says_and_the_ledger_tells(
+    memory_mb: float, said: dict[str, int], tmp_path: Path
+) -> None:
+    spec, space = make(SMALL, search="grid", trials=None)
+    office = CoordinatorActor(spec, space, tmp_path, Rules(lanes=4, memory_mb=memory_mb))
+    known = {**FACTS["rehearsal"], **FOUND, "step_mb": 500.0, "lanes": 3}  # of another machine
+    office.begin({**FACTS, "rehearsal": known})
+    jobs = [office.next_job("a", 4).kind for _ in range(5)]
+    assert jobs.count("train") == said.get("lanes", 4)
+    (attempt,) = of(told(tmp_path), "attempt")
+    known.pop("lanes")
+    assert attempt["rehearsal"] == {**known, **said}
+    assert ("memory for 2 trials at once" in step_line(attempt["rehearsal"])) is bool(said)
 
 
 def test_a_step_that_fails_ends_the_sweep_before_it_has_begun(

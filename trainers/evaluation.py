@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOGIT_BYTES = 2**29  # of one batch's float32 logits and their copies
+_CACHE_BYTES = 2**23
+_FEWEST_POSITIONS = 256
 _MOST_TOKENS = 4096  # in a batch, padding counted: larger ones gain nothing
 _AUTOCAST_DEVICES = ("cuda",)
 IGNORED = -100
@@ -125,15 +127,47 @@ def labelled_logits(
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum of -log p over all targets; `logits` are those of the targets that are not ignored.
 
+    They are written over.
+    """
+    aims = targets[targets != IGNORED]
+    size = positions_at_once(logits.shape[-1], logits.device)
+    pairs = zip(logits.split(size), aims.split(size), strict=True)
+    return summed(torch.cat([minus_log_p(some, few) for some, few in pairs]), targets)
+
+
+def minus_log_p(logits: torch.Tensor, aims: torch.Tensor) -> torch.Tensor:
+    """-log p of `aims` [positions], float32; `logits` [positions, vocabulary] are written over.
+
+    In place: a pass over fresh memory costs more than the exponentials do.
+    """
+    logits = logits.float()
+    highest = logits.amax(-1, keepdim=True)
+    aimed = logits.gather(1, aims[:, None])
+    total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
+    return (total.log() - (aimed - highest))[:, 0]
+
+
+def summed(losses: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The sum of the losses of all targets that are not ignored.
+
     Each stands in its own place among the ignored ones, so that the order of additions, and with it
     the last bit, is that of a cross entropy over all positions.
     """
     is_target = targets.flatten() != IGNORED
-    log_p = logits.float().log_softmax(-1).gather(1, targets.flatten()[is_target][:, None])
-    column = log_p.new_zeros(len(is_target), 1)
-    column[is_target] = log_p
-    first = torch.zeros_like(targets.flatten()).masked_fill(~is_target, IGNORED)
-    return F.nll_loss(column, first, ignore_index=IGNORED, reduction="sum")
+    places = losses.new_zeros(len(is_target))
+    places[is_target] = losses
+    return places.sum()
+
+
+def positions_at_once(vocab_size: int, device: torch.device) -> int:
+    """Positions whose float32 logits are looked at together.
+
+    On a CPU what its cache holds, but enough for the head's weights to be worth a read; on a GPU
+    what memory is worth.
+    """
+    if device.type == "cpu":
+        return max(_FEWEST_POSITIONS, _CACHE_BYTES // (4 * vocab_size))
+    return max(1, _LOGIT_BYTES // (4 * vocab_size))
 
 
 def rows_for(dataset: Dataset, model: Any, spec: ModelSpec) -> Rows:

@@ -16,7 +16,7 @@ from sweeps.spec import BudgetSpec, Strategy, TrainSpec
 from sweeps.trial import Decision, Report
 from trainers.data import PreparedData
 from trainers.data_report import lengths
-from trainers.guards import PeakMemory, free_memory, is_out_of_memory
+from trainers.guards import PeakMemory, free_memory, held_mb, is_out_of_memory
 from trainers.ranks import FirstSpeaks, Ranks
 from trainers.task import Observer, Outcome, Task
 
@@ -42,6 +42,7 @@ class Rehearsal:
         rows: of the micro-batch.
         too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
         peak_mb: of the device; of the whole process on a CPU.
+        step_mb: of it, what came with the step: on a base that was loaded before, a lane's share.
         checkpoint_mb: as it lies on disk.
         seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
     """
@@ -51,6 +52,7 @@ class Rehearsal:
     peak_mb: float
     checkpoint_mb: float
     seconds: float
+    step_mb: float = 0.0
     too_many: int = 0
 
 
@@ -119,7 +121,7 @@ def _one_step(
         strategy=strategy,
     )
     audience = _Audience()
-    memory = PeakMemory(device)
+    memory, held = PeakMemory(device), held_mb(device)
     began = time.monotonic()
     try:
         with warnings.catch_warnings(), faults.suspended():
@@ -132,6 +134,7 @@ def _one_step(
         rows=min(len(longest), spec.batch_size),
         tokens=int(lengths(rows).sum()),
         peak_mb=memory.mb,
+        step_mb=max(0.0, memory.mb - held),
         checkpoint_mb=audience.bytes / 2**20,
         seconds=time.monotonic() - began,
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from sweeps.errors import SweepError
 from sweeps.spec import TrainSpec
@@ -106,6 +107,13 @@ class Base:
             sums.index_add(0, owner, loss) / window,
             sums.index_add(0, owner, is_first.to(sums.dtype)) / own,
         )
+
+    def losses(self, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p of each target, [targets], without the ignored ones of [rows, tokens - 1]."""
+        wanted = F.pad(targets != IGNORED, (0, 1))  # the last position of a row predicts nothing
+        body = self.model.base_model
+        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return self._head.losses(hidden[wanted], targets[wanted[:, :-1]])
 
 
 class _Plan:

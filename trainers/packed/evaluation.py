@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainers.evaluation import Measured, Rows, labelled_logits, loss_sum, precision
+from trainers.evaluation import Measured, Rows, precision, summed
 from trainers.guards import free_memory, is_out_of_memory
 from trainers.packed.base import Base, parts_of
 from trainers.packed.lane import Lane
@@ -72,14 +72,11 @@ class Evaluation:
             for start in range(0, len(lanes), size):
                 some = lanes[start : start + size]
                 parts = parts_of(some, rows=len(ids))
+                many = len(some)
                 with self._base.passing(parts, ids.shape[1]):
-                    many = len(some)
-                    logits = labelled_logits(
-                        self._base.model,
-                        ids.repeat(many, 1),
-                        mask.repeat(many, 1),
-                        targets.repeat(many, 1),
+                    losses = self._base.losses(
+                        ids.repeat(many, 1), mask.repeat(many, 1), targets.repeat(many, 1)
                     )
-                for place, own in enumerate(logits.chunk(many)):
-                    totals[start + place] += loss_sum(own, targets)
+                for place, own in enumerate(losses.chunk(many)):
+                    totals[start + place] += summed(own, targets)
         return totals

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-_LOGIT_BYTES = 2**29  # of the float32 logits of one chunk of positions
+from trainers.evaluation import minus_log_p, positions_at_once
 
 
 class Head:
@@ -20,7 +20,8 @@ class Head:
         self._layer = model.get_output_embeddings()
         self._cap = getattr(config, "final_logit_softcapping", None)
         self._scale = _scale(config)
-        self._chunk = max(1, _LOGIT_BYTES // (4 * self._layer.weight.shape[0]))
+        weight = self._layer.weight
+        self._chunk = positions_at_once(weight.shape[0], weight.device)
 
     def score(
         self, hidden: torch.Tensor, targets: torch.Tensor
@@ -28,6 +29,17 @@ class Head:
         """-log p of each target, and whether it was the likeliest; [positions] each, float32."""
         loss, is_first = _Score.apply(hidden, targets, self)
         return loss, is_first
+
+    @torch.no_grad()
+    def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p of each target, [positions], float32."""
+        found = []
+        for some, aims in self.chunks(hidden, targets):
+            logits = self.logits(some)
+            if self._cap is not None:
+                logits = torch.tanh(logits / self._cap) * self._cap
+            found.append(minus_log_p(logits, aims))
+        return torch.cat(found)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[positions, vocabulary], float32, before the cap."""

@@ -20,6 +20,10 @@ import torch
 from trainers.packed.bank import Bank
 from trainers.packed.dropout import Stream
 
+# Of the two ways round in which a product can be computed, BLAS on a CPU is three times as slow at
+# the one with few columns. So what has a side of r is computed with r rows.
+_FEW = 16
+
 
 @dataclass(kw_only=True)
 class Part:
@@ -126,13 +130,14 @@ class _LanesSum(torch.autograd.Function):
             a = part.bank.view(name, "A", part.first, part.last, ours.dtype)  # [lanes, r, in]
             b = part.bank.view(name, "B", part.first, part.last, ours.dtype)  # [lanes, out, r]
             scale = part.bank.scaling(name, part.first, part.last)
-            low = torch.bmm(dropped, a.transpose(1, 2))  # [lanes, rows x tokens, r]
+            low = torch.bmm(a, dropped.transpose(1, 2))  # [lanes, r, rows x tokens]
             target = _rows(part, now, flat_result)
             if _adds_in_place(ours, target, now):
                 low = low.mul_(scale)
-                target.baddbmm_(low, b.transpose(1, 2))
+                target.baddbmm_(low.transpose(1, 2), b.transpose(1, 2))
             else:  # rounded where PEFT rounds
-                target += (torch.bmm(low, b.transpose(1, 2)) * scale).to(ours.dtype)
+                added = torch.bmm(low.transpose(1, 2), b.transpose(1, 2))
+                target += (added * scale).to(ours.dtype)
             kept += [low, noise]
         ctx.save_for_backward(*kept)
         ctx.now, ctx.name = now, name
@@ -153,23 +158,23 @@ class _LanesSum(torch.autograd.Function):
                 continue
             ours = _own(part, now, flat_x, name)
             dropped = ours if noise is None else ours * noise
-            above = _rows(part, now, flat_grad).to(ours.dtype)  # [lanes, rows x tokens, out]
+            above = _rows(part, now, flat_grad).to(ours.dtype).transpose(1, 2)  # [lanes, out, ...]
             a = part.bank.view(name, "A", part.first, part.last, ours.dtype)
             b = part.bank.view(name, "B", part.first, part.last, ours.dtype)
             scale = part.bank.scaling(name, part.first, part.last)
             if _adds_in_place(ours, grad, now):  # `low` carries the scale
-                grad_low = torch.bmm(above, b).mul_(scale)
+                grad_low = torch.bmm(b.transpose(1, 2), above).mul_(scale)  # as `low`
             else:
                 above = (above * scale).to(ours.dtype)
-                grad_low = torch.bmm(above, b)
-            _accumulate(part, name, "B", above.transpose(1, 2), low)
-            _accumulate(part, name, "A", grad_low.transpose(1, 2), dropped)
+                grad_low = torch.bmm(b.transpose(1, 2), above)
+            _accumulate(part, name, "B", above, low.transpose(1, 2))
+            _accumulate(part, name, "A", grad_low, dropped)
             if grad_x is not None:
                 target = _rows(part, now, grad_x)
                 if noise is None and target.dtype == ours.dtype:
-                    torch.bmm(grad_low, a, out=target)
+                    torch.bmm(grad_low.transpose(1, 2), a, out=target)
                 else:
-                    back = torch.bmm(grad_low, a)
+                    back = torch.bmm(grad_low.transpose(1, 2), a)
                     target.copy_(back if noise is None else back.mul_(noise))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 
@@ -186,7 +191,9 @@ def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
 def _accumulate(part: Part, name: str, side: str, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add left @ right to the gradients of the part's lanes."""
     grads = part.bank.view(name, side, part.first, part.last, None)
-    if left.dtype == torch.float32 == grads.dtype:
+    if right.shape[-1] < _FEW:
+        grads += torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
+    elif left.dtype == torch.float32 == grads.dtype:
         grads.baddbmm_(left, right)
     else:
         grads += torch.bmm(left, right)
