@@ -121,7 +121,7 @@ class Stepping:
 
     def _cut(self, value: Any) -> list[Any]:
         if _is_tensor(value) and value.dim():
-            return [part.clone() for part in self._shape.split(value)]
+            return self._shape.split(value.clone())  # one piece of memory is one record of the file
         count = len(self._shape.weights)
         return [value.clone() if _is_tensor(value) else value for _ in range(count)]
 
