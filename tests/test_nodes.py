@@ -346,6 +346,34 @@ def test_the_ranks_of_a_node_fetch_a_checkpoint_once(
     assert (ranks[0].folder.checkpoint("k", 8) / "adapter").read_text() == "first 8"
 
 
+@pytest.mark.parametrize("is_superseded", [True, False])
+def test_what_is_superseded_while_it_is_fetched_is_passed_over(
+    is_superseded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = shelf_of(tmp_path, "first", monkeypatch)
+    for step in (8, 16):
+        checkpoint(first, step, f"first {step}")
+        first.committed("k", step, 1)
+    get = Store.get
+
+    def superseded(self: Store, name: str, path: Path) -> None:
+        if checkpoint_name(16, 1) in name:
+            if is_superseded:
+                self.remove(name.rpartition("/")[0])
+            raise OSError("RESOURCE_NOT_FOUND during GetObject")  # object storage's words
+        get(self, name, path)
+
+    monkeypatch.setattr(Store, "get", superseded)
+    second = shelf_of(tmp_path, "second", monkeypatch)
+    if is_superseded:
+        second.fetch("k")
+        assert (second.folder.checkpoint("k", 8) / "adapter").read_text() == "first 8"
+    else:
+        with pytest.raises(OSError, match="RESOURCE_NOT_FOUND"):
+            second.fetch("k")
+    assert not second.folder.checkpoint("k", 16).exists()
+
+
 def test_without_the_folder_and_without_a_store_a_worker_is_of_no_use(tmp_path: Path) -> None:
     assert not Shelf(tmp_path / "nowhere", "word", "").is_usable
     assert Shelf(tmp_path / "nowhere", "", "").is_usable  # one machine
