@@ -11,8 +11,12 @@ if __name__ == "__main__":
     # Imports alone make a million objects that stay: looking through them again and again for
     # garbage takes a quarter of the start.
     gc.set_threshold(100_000, 50, 50)
-    code = main(sys.argv[1:], lean=True)
-    # And taking them apart one by one at the end takes two seconds that nobody needs.
+    try:
+        code = main(sys.argv[1:], lean=True)
+    except SystemExit as left:  # by a signal
+        code = int(left.code or 0)
+    # And taking them apart one by one at the end takes two seconds that nobody needs, or the
+    # process's life, where a thread still imports.
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -38,7 +38,7 @@ class Signals:
             signal.signal(number, handler)
 
     def take_over(self) -> None:
-        """Set our handlers; again after `ray.init`, which sets one of its own for SIGTERM."""
+        """Set our handlers; again when Ray runs, which prints a stack where SIGTERM comes."""
         for number in SIGNAL_EXIT:
             signal.signal(number, self._take)
 

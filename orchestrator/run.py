@@ -42,7 +42,7 @@ from orchestrator.summary import summary
 from orchestrator.tune import (
     Placement,
     Workers,
-    import_ray,
+    begin_ray,
     knock,
     live_slots,
     own_session,
@@ -113,11 +113,10 @@ def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, S
         return command.check(lean=lean)
     if proof_of(folder_of(spec)):
         return command.check(lean=lean)
-    import_ray(spec.cluster)  # before there is a thread that imports, too
+    begin_ray(spec.cluster)
     checking = Background(lambda: command.check(lean=lean))
     findings = Findings()
     with findings.part():
-        # Ray's processes end with the thread that started them, so that thread is this one.
         start_ray(spec.cluster)
         signals.take_over()
     with findings.part():

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -64,17 +63,68 @@ def import_ray(cluster: ClusterSpec) -> None:
     import ray  # noqa: F401
 
 
+def begin_ray(cluster: ClusterSpec) -> None:
+    """Start Ray on this machine, on loopback, or join a running cluster; once, and wait not."""
+    global _ray
+    if _ray is None:
+        import_ray(cluster)  # not where another thread imports, too
+        _ray = _Ray(cluster)
+
+
 def start_ray(cluster: ClusterSpec) -> None:
-    """Start Ray on this machine, on loopback, or join a running cluster; once.
+    """The same, and wait until it runs.
 
     Raises:
         SweepError: it does not start, or the cluster cannot be reached.
     """
-    import_ray(cluster)
+    begin_ray(cluster)
+    assert _ray is not None
+    _ray.wait()
+    if _ray.error is not None:
+        raise _ray.error
+
+
+class _Ray(threading.Thread):
+    """Starts Ray, and stays as long as it runs: its processes end with the thread that started
+    them. In the main thread `ray.init` would set a handler of its own for SIGTERM, and a signal in
+    the middle of it would leave processes behind."""
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        super().__init__(name="ray", daemon=True)
+        self.error: Exception | None = None
+        self._cluster = cluster
+        self._is_started, self._is_over = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            _init(self._cluster)
+        except Exception as error:
+            self.error = error
+        finally:
+            self._is_started.set()
+        self._is_over.wait()
+
+    def wait(self) -> None:
+        """Until it runs, or has failed to."""
+        self._is_started.wait()
+
+    def end(self) -> None:
+        self.wait()
+        import ray
+
+        ray.shutdown()
+        self._is_over.set()
+
+
+_ray: _Ray | None = None
+
+
+def _init(cluster: ClusterSpec) -> None:
     import ray
 
-    if ray.is_initialized():
-        return
+    # It would say that it sets and resets no signal handler here: `Signals` does that.
+    logging.getLogger("ray._private.worker").setLevel(logging.CRITICAL)
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -144,16 +194,15 @@ def stop_ray(*, keep_logs: bool = False) -> None:
     Args:
         keep_logs: of the Ray that was started here; else its folder is removed.
     """
-    if "ray" not in sys.modules:
+    global _ray
+    if _ray is None:
         return
-    import ray
-
-    # It would say that it cannot set a signal handler back from a thread: `Signals` does that.
-    logging.getLogger("ray._private.worker").setLevel(logging.CRITICAL)
+    _ray.wait()
     session = None if keep_logs else own_session()
-    closing = threading.Thread(target=ray.shutdown, daemon=True)
+    closing = threading.Thread(target=_ray.end, daemon=True)
     closing.start()
     closing.join(_STOP_S)
+    _ray = None
     if session is not None:
         shutil.rmtree(session, ignore_errors=True)  # Ray itself leaves a folder of logs each time
 

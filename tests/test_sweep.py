@@ -225,6 +225,22 @@ def test_what_the_libraries_refuse_leaves_neither_file_nor_process(make: Make) -
     assert command.processes() == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_leaves_neither_file_nor_process(
+    make: Make, number: signal.Signals
+) -> None:
+    command = make(GRID, "tracking=off")
+    command.start()
+    assert command.process is not None
+    while len(command.processes()) < 4:  # Ray's first ones
+        assert command.process.poll() is None
+    command.send(number)
+    assert command.process.wait(PATIENCE_S) == 128 + number
+    assert command.output == ""
+    assert not command.run_dir.exists()
+    assert command.processes() == []
+
+
 def test_status_shows_the_same_ranking(
     finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
