@@ -191,7 +191,7 @@ def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
 def _accumulate(part: Part, name: str, side: str, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add left @ right to the gradients of the part's lanes."""
     grads = part.bank.view(name, side, part.first, part.last, None)
-    if right.shape[-1] < _FEW:
+    if right.shape[-1] < _FEW and right.device.type == "cpu":
         grads += torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
     elif left.dtype == torch.float32 == grads.dtype:
         grads.baddbmm_(left, right)
