@@ -105,12 +105,11 @@ class _Ray(threading.Thread):
             self._is_started.set()
         self._is_over.wait()
 
-    def wait(self) -> None:
+    def wait(self, seconds: float | None = None) -> None:
         """Until it runs, or has failed to."""
-        self._is_started.wait()
+        self._is_started.wait(seconds)
 
     def end(self) -> None:
-        self.wait()
         import ray
 
         ray.shutdown()
@@ -197,7 +196,7 @@ def stop_ray(*, keep_logs: bool = False) -> None:
     global _ray
     if _ray is None:
         return
-    _ray.wait()
+    _ray.wait(_STOP_S)
     session = None if keep_logs else own_session()
     closing = threading.Thread(target=_ray.end, daemon=True)
     closing.start()
