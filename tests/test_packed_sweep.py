@@ -48,7 +48,7 @@ def ranking(found: Command) -> list[str]:
 
 def test_lanes_have_the_losses_and_the_ranking_of_trials_alone(alone: Command, make: Make) -> None:
     packed = ended(make("engine=auto"))
-    assert "engine: packed, up to 8 trials share a device and its base model" in packed.output
+    assert "engine: packed, up to 16 trials share a device and its base model" in packed.output
     assert ranking(packed) == ranking(alone)
     by_key = losses(alone.events())
     assert {key: pytest.approx(values, rel=1e-4) for key, values in by_key.items()} == losses(
