@@ -336,7 +336,12 @@ class Workers(threading.Thread):
 
     def _fit(self) -> None:
         from ray import tune
+        from ray.tune.execution import class_cache
 
+        # Tune hands the driver's AWS keys over to its workers, and Ray writes them into its logs.
+        # A worker on this machine has them anyway, one elsewhere those of its own node.
+        handed = class_cache.ENV_VARS_TO_PROPAGATE
+        handed.difference_update([name for name in handed if name.startswith("AWS_")])
         # What goes wrong in a worker is told by the Coordinator; Tune would add its own traceback.
         for name in ("ray", "ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
