@@ -85,9 +85,7 @@ class CoordinatorActor:
     def _open(self, found: Mapping[str, Any] | None = None) -> None:
         self._gate.train = None
         facts = dict(self._gate.facts)
-        if found is not None:
-            facts["rehearsal"] = {**facts["rehearsal"], **found}
-        step = {**facts.get("rehearsal", {})}
+        step = {**facts.get("rehearsal", {}), **(found or {})}
         step.pop("lanes", None)  # of an earlier start, which may have had other memory
         self._lanes = self._rules.fitting(step)
         if self._lanes < self._rules.lanes:

@@ -271,7 +271,7 @@ class Driver:
 
     def _prepare(self, past: History) -> Ready:
         ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        # What will be needed next can be imported while Ray starts.
+        # What will be needed next can be imported while the Coordinator starts.
         import orchestrator.tracking
         import orchestrator.worker  # noqa: F401
 
@@ -315,9 +315,8 @@ class Driver:
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        self._begin(
-            ready, ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
-        )
+        step = ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
+        self._begin(ready, step)
         self._tracker = Tracker(
             self._spec.tracking,
             self._folder,

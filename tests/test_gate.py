@@ -17,8 +17,10 @@ from sweeps.ledger import Ledger
 from sweeps.spec import TrainSpec
 
 FACTS = {"host": "box", "pid": 1, "rehearsal": {"identity": "abc"}}
-FOUND = {"rows": 4, "tokens": 100, "peak_mb": 1.0, "checkpoint_mb": 1.0, "seconds": 0.1}
-FOUND["too_many"] = 0
+FOUND = {
+    **{"rows": 4, "tokens": 100, "too_many": 0},
+    **{"peak_mb": 1.0, "checkpoint_mb": 1.0, "seconds": 0.1},
+}
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _LOGIT_BYTES = 2**29  # of one batch's float32 logits and their copies
-_CACHE_BYTES = 2**23
-_FEWEST_POSITIONS = 256
+_CACHE_BYTES = 2**23  # of the logits that a CPU looks at together
+_FEWEST_POSITIONS = 256  # however large the vocabulary
 _MOST_TOKENS = 4096  # in a batch, padding counted: larger ones gain nothing
 _AUTOCAST_DEVICES = ("cuda",)
 IGNORED = -100
