@@ -125,14 +125,13 @@ def labelled_logits(
 
 
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of -log p over all targets; `logits` are those of the targets that are not ignored.
-
-    They are written over.
-    """
+    """Sum of -log p over all targets, float64; `logits`, of those that are not ignored, are written
+    over."""
     aims = targets[targets != IGNORED]
     size = positions_at_once(logits.shape[-1], logits.device)
     pairs = zip(logits.split(size), aims.split(size), strict=True)
-    return summed(torch.cat([minus_log_p(some, few) for some, few in pairs]), targets)
+    losses = torch.cat([minus_log_p(some, few) for some, few in pairs])
+    return losses.sum(dtype=torch.float64)
 
 
 def minus_log_p(logits: torch.Tensor, aims: torch.Tensor) -> torch.Tensor:
@@ -145,18 +144,6 @@ def minus_log_p(logits: torch.Tensor, aims: torch.Tensor) -> torch.Tensor:
     aimed = logits.gather(1, aims[:, None])
     total = logits.sub_(highest).exp_().sum(-1, keepdim=True)
     return (total.log() - (aimed - highest))[:, 0]
-
-
-def summed(losses: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """The sum of the losses of all targets that are not ignored.
-
-    Each stands in its own place among the ignored ones, so that the order of additions, and with it
-    the last bit, is that of a cross entropy over all positions.
-    """
-    is_target = targets.flatten() != IGNORED
-    places = losses.new_zeros(len(is_target))
-    places[is_target] = losses
-    return places.sum()
 
 
 def positions_at_once(vocab_size: int, device: torch.device) -> int:
