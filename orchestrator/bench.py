@@ -80,7 +80,8 @@ class Bench:
         self._held_first: float | None = None
         self._is_worn = False
         self._is_ready = False
-        logging.getLogger("transformers").setLevel(logging.ERROR)
+        for name in ("transformers", "bitsandbytes.autograd._functions"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # the latter: a line for each product
 
     def work(self) -> None:
         """Until told to leave, or the node has to go, or memory is not given back: then a fresh
@@ -150,7 +151,7 @@ class Bench:
             return None
         from trainers.packed.sharing import obstacle, shared
 
-        return None if obstacle(train) else shared(train)
+        return None if obstacle(train, self._device) else shared(train)
 
     # ------------------------------------------------------------------ before the first trial
 

@@ -30,14 +30,14 @@ class Choice:
     why: str
 
 
-def engine_problems(spec: Spec, space: Space) -> list[Problem]:
-    """engine=packed, and trials that cannot share."""
+def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
+    """engine=packed, and trials that cannot share `device`."""
     if spec.engine.kind != "packed":
         return []
     if spec.engine.devices_per_trial > 1:
         message = "lanes share one device: engine=solo, or engine.devices_per_trial=1."
         return [Problem(key="engine.kind", value="packed", message=message)]
-    reasons = [reason for reason in obstacles(spec, space).values() if reason]
+    reasons = [reason for reason in obstacles(spec, space, device).values() if reason]
     message = "; engine=auto trains what cannot share a device alone."
     return [
         Problem(key="engine.kind", value="packed", message=f"{reason}{message}")
@@ -53,7 +53,7 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> Choice:
         return Choice(lanes=1, why=why)
     if spec.engine.kind == "solo":
         return Choice(lanes=1, why="engine: solo, one trial on each device")
-    found = obstacles(spec, space)
+    found = obstacles(spec, space, "cuda" if on_gpu else "cpu")
     reasons = list(dict.fromkeys(reason for reason in found.values() if reason))
     most = spec.engine.lanes
     lanes = most if most != "auto" else _GPU_LANES if on_gpu else _CPU_LANES
@@ -100,12 +100,13 @@ def planned_trials(spec: Spec, space: Space) -> int | None:
     return min(configs) * spec.sweep.repeats if configs else None
 
 
-def obstacles(spec: Spec, space: Space) -> dict[str, str]:
-    """Why trials cannot be lanes ("" where they can), for each value searched, one at a time."""
+def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:
+    """Why trials cannot be lanes on `device` ("" if they can), for each value searched, one at a
+    time."""
     from trainers.packed.sharing import obstacle
 
     return {
-        name: obstacle(read_train(config_of(spec, values)))
+        name: obstacle(read_train(config_of(spec, values)), device)
         for name, values in _variants(spec, space)
     }
 

@@ -145,7 +145,7 @@ class Command:
         if spec is not None:
             problems += spec_problems(spec, space)
         if spec is not None and not problems:
-            problems += engine_problems(spec, space)
+            problems += engine_problems(spec, space, device)
         if problems or spec is None:
             raise ConfigError(problems)
         return spec, space
@@ -251,14 +251,13 @@ def prepare_training(
             data or model have changed since the sweep's last start.
     """
     from trainers import data as source
-    from trainers.model import choose, fingerprint_base, target_problems
+    from trainers.model import choose_for, fingerprint_base, target_problems
     from trainers.model_source import require_weights
     from trainers.needs import needs
     from trainers.settings import notes
 
     findings = Findings()
     device = guess_device(spec)
-    trains_base = spec.train.peft.get("method") == "full"
     searched = _searched(space)
     base = ""
     unknown: Sequence[Problem] = ()
@@ -269,7 +268,7 @@ def prepare_training(
         findings.add(unknown)
         _check_ground(past, "base", base, accept=spec.accept_changes)
     with findings.part():
-        runtime = choose(spec.train.model, device, trains_base=trains_base)
+        runtime = choose_for(spec.train, device)
         big = largest(spec.train, searched)
         if not unknown:  # else PEFT would say the same in other words
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)

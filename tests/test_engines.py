@@ -82,10 +82,10 @@ def test_a_base_that_comes_quantized_needs_bitsandbytes(tmp_path: Path) -> None:
 
 
 def test_packed_is_refused_where_trials_cannot_share() -> None:
-    (problem,) = engine_problems(*read("engine=packed", "peft=full"))
+    (problem,) = engine_problems(*read("engine=packed", "peft=full"), "cpu")
     assert problem.key == "engine.kind"
     assert "engine=auto" in str(problem)
-    assert engine_problems(*read("engine=packed")) == []
+    assert engine_problems(*read("engine=packed"), "cpu") == []
 
 
 def spread(*words: str, workers: int = 2, lanes: int = 8) -> Rules:

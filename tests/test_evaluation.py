@@ -93,7 +93,7 @@ def test_a_large_vocabulary_makes_small_batches(rows: Dataset) -> None:
     small = Rows(rows, pad_token_id=0, vocab_size=4096)
     large = Rows(rows, pad_token_id=0, vocab_size=2**20)
     assert len(large.batches) > len(small.batches)
-    assert max(ids.numel() for ids, _, _ in large.batches) <= 64
+    assert max(batch.ids.numel() for batch in large.batches) <= 64
     assert large.tokens == small.tokens
 
 
@@ -156,18 +156,14 @@ def test_with_the_adapter_off_it_is_the_base(model: Any, rows: Dataset) -> None:
         assert measured.measure(adapted) == base
 
 
-def test_half_precision_is_measured_under_the_trainers_autocast(
-    monkeypatch: pytest.MonkeyPatch, rows: Dataset
-) -> None:
-    """A CPU stands in for the GPU: with or without the Trainer's wrapper, one number."""
-    monkeypatch.setattr(evaluation, "_AUTOCAST_DEVICES", ("cpu",))
+def test_half_precision_is_measured_under_the_trainers_autocast(rows: Dataset) -> None:
+    """With or without the Trainer's wrapper, one number."""
     spec = ModelSpec(path="tiny", dtype="bfloat16")
     torch.manual_seed(0)
     adapted = adapt(load_base(spec, "cpu"), LORA)
     shake(adapted)
     measured = rows_for(rows, adapted, spec)
-    alone = measured.measure(adapted)
+    alone = measured.measure(adapted, autocast=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert measured.measure(adapted) == alone
-    monkeypatch.setattr(evaluation, "_AUTOCAST_DEVICES", ())
     assert measured.measure(adapted) != alone  # else this test could not fail

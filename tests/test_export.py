@@ -23,7 +23,6 @@ from training import (
 
 from sweeps.errors import SweepError
 from sweeps.spec import ModelSpec
-from trainers import sft
 from trainers.checkpoint import CheckpointError
 from trainers.data import PreparedData
 from trainers.evaluation import Rows, rows_for
@@ -151,9 +150,9 @@ def test_the_test_split_is_measured_beside_the_base(
     sizes: list[int] = []
     measure = Rows.measure
 
-    def counting(self: Rows, *args: Any) -> Any:
+    def counting(self: Rows, *args: Any, **more: Any) -> Any:
         sizes.append(self.tokens)
-        return measure(self, *args)
+        return measure(self, *args, **more)
 
     test = rows_for(with_test_split.test, base := load_base(TINY, "cpu"), TINY)
     expected = test.measure(load_trained(held, TINY, "cpu")).loss
@@ -218,18 +217,9 @@ def test_other_methods_are_proven_too(
 
 
 @pytest.mark.slow
-def test_what_was_trained_under_autocast_is_proven(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_trained_under_autocast_is_proven(tmp_path: Path) -> None:
     """As on a GPU: the Trainer wraps the model in autocast, and a loaded one has no wrapper."""
-    from trainers import evaluation
-
-    def on_gpu(dtype: str, _: str) -> dict[str, bool]:
-        return {"bf16": dtype == "bfloat16", "fp16": False, "use_cpu": True}
-
-    monkeypatch.setattr(sft, "_precision", on_gpu)
-    monkeypatch.setattr(evaluation, "_AUTOCAST_DEVICES", ("cpu",))
-    spec = train_spec(model=ModelSpec(path="tiny", dtype="bfloat16"))
+    spec = train_spec(model=ModelSpec(path="tiny", dtype="bfloat16"), bf16=True)
     trained = run(tmp_path, spec)
     assemble(trained.checkpoints[6], tmp_path / "best", spec.model)
     prove(tmp_path / "best", spec, prepared(), expected=last_loss(trained), device="cpu")

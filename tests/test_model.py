@@ -152,7 +152,8 @@ def test_missing_chat_template_file() -> None:
 
 def test_cpu_computes_in_float32_with_sdpa() -> None:
     chosen = choose(TINY, "cpu")
-    assert (chosen.dtype, chosen.attn_implementation) == (torch.float32, "sdpa")
+    assert (chosen.dtype, chosen.attn_implementation) == (torch.float32, "causal_sdpa")
+    assert (chosen.autocast, chosen.is_half) == (None, False)
     assert "float32" in chosen.why
 
 
@@ -189,8 +190,8 @@ def test_flash_attention_is_taken_where_it_is_installed(monkeypatch: pytest.Monk
         lambda name: object() if name == "flash_attn" else find(name),
     )
     assert choose(TINY, "cuda").attn_implementation == "flash_attention_2"
-    assert choose(TINY, "cuda", trains_base=True).attn_implementation == "sdpa"  # float32
-    assert choose(TINY, "cpu").attn_implementation == "sdpa"
+    assert choose(TINY, "cuda", trains_base=True).attn_implementation == "causal_sdpa"  # float32
+    assert choose(TINY, "cpu").attn_implementation == "causal_sdpa"
 
 
 @pytest.mark.usefixtures("gpu")

@@ -14,7 +14,6 @@ from training import LORA, Recorder, prepared, run, train_spec
 
 from sweeps.files import RunFolder
 from sweeps.spec import ModelSpec, TrainSpec
-from trainers import evaluation, sft
 from trainers.evaluation import rows_for
 from trainers.export import load_trained
 from trainers.optimizers import available
@@ -162,16 +161,12 @@ def test_quantized_and_recomputing_packs(
 
 
 @pytest.mark.slow
-def test_under_autocast_as_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_autocast_as_on_a_gpu(tmp_path: Path) -> None:
     """In bfloat16 a last bit is 0.4%: losses of 30 steps show that nothing is left out."""
-
-    def on_gpu(dtype: str, _: str) -> dict[str, bool]:
-        return {"bf16": dtype == "bfloat16", "fp16": False, "use_cpu": True}
-
-    monkeypatch.setattr(sft, "_precision", on_gpu)
-    monkeypatch.setattr(evaluation, "_AUTOCAST_DEVICES", ("cpu",))
     model = replace(small_base(), dtype="bfloat16")
-    specs = [small(model=model, peft={"r": rank, "lora_dropout": 0.1}) for rank in (4, 8)]
+    specs = [
+        small(model=model, bf16=True, peft={"r": rank, "lora_dropout": 0.1}) for rank in (4, 8)
+    ]
     made = pack(tmp_path, specs, examples=240).finish()
     for place, spec in enumerate(specs):
         theirs = alone_once(spec, 240)[1]

@@ -42,7 +42,7 @@ def config(
     tmp_path: Path,
     *,
     examples: int = 100,
-    runtime_dtype: str = "float32",
+    autocast: str | None = None,
     device: str = "cpu",
     **trainer: Any,
 ) -> SFTConfig:
@@ -50,7 +50,7 @@ def config(
         spec(**trainer),
         output_dir=tmp_path,
         examples=examples,
-        runtime_dtype=runtime_dtype,
+        autocast=autocast,
         device=device,
     )
 
@@ -95,26 +95,28 @@ def test_checkpointing_is_off_unless_asked_for_by_either_name(tmp_path: Path, na
     assert both.gradient_checkpointing is True
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_on_a_cpu_nothing_is_cast(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
-) -> None:
+def test_nothing_is_cast_unless_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    made = config(tmp_path, runtime_dtype=dtype)
+    made = config(tmp_path)
     assert (made.bf16, made.fp16, made.use_cpu) == (False, False, True)
     assert made.mixed_precision == "no"
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bf16", "fp16"),
-    [("float32", False, False), ("bfloat16", True, False), ("float16", False, True)],
+    ("autocast", "bf16", "fp16"),
+    [(None, False, False), ("bfloat16", True, False), ("float16", False, True)],
 )
-def test_on_a_gpu_autocast_follows_the_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, bf16: bool, fp16: bool
+def test_on_a_gpu_autocast_is_what_was_chosen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autocast: str | None, bf16: bool, fp16: bool
 ) -> None:
     monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: True)
-    made = config(tmp_path, runtime_dtype=dtype, device="cuda")
+    made = config(tmp_path, autocast=autocast, device="cuda")
     assert (made.bf16, made.fp16, made.use_cpu) == (bf16, fp16, False)
+
+
+def test_a_cpu_computes_in_bfloat16_if_told_to(tmp_path: Path) -> None:
+    made = config(tmp_path, autocast="bfloat16", bf16=True)
+    assert (made.bf16, made.use_cpu, made.mixed_precision) == (True, True, "bf16")
 
 
 def test_ratios_of_the_schedule_follow_each_trials_steps(tmp_path: Path) -> None:

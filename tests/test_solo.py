@@ -412,7 +412,7 @@ def test_too_high_a_rate_diverges(tmp_path: Path) -> None:
 def test_a_bad_evaluation_is_found_and_nothing_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Rows, "measure", lambda *_: Measured(loss=math.nan, tokens=9))
+    monkeypatch.setattr(Rows, "measure", lambda *_, **__: Measured(loss=math.nan, tokens=9))
     seen = Recorder()
     with pytest.raises(DivergedError, match="eval_loss is nan at step 1"):
         run(tmp_path, train_spec(evaluations=2), seen, examples=SHORT)

@@ -13,6 +13,7 @@ from sweeps.errors import ConfigError, Problem, SweepError, first_line, nearest
 from sweeps.spec import ModelSpec
 
 if TYPE_CHECKING:
+    import torch
     from peft import LoraConfig
 
 METHODS = ("lora", "qlora", "full")
@@ -42,9 +43,7 @@ def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
 def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
     """The model with a fresh adapter; unchanged for full fine-tuning.
 
-    The adapter is initialised from torch's generator: seed it first. On a quantized base its
-    weights are bfloat16, as SFTTrainer makes them, but for DoRA's magnitudes, whose updates are
-    smaller than bfloat16 can hold.
+    The adapter is initialised from torch's generator: seed it first.
 
     Raises:
         ConfigError, SweepError: a wrong `peft`, or target modules that the model does not have.
@@ -62,15 +61,21 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
         raise SweepError(f"peft: {first_line(error)}") from error
 
 
-def in_training_type(adapted: Any) -> Any:
-    """A new or newly loaded adapter, trainable, in the number type that it trains in."""
+def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
+    """A new or newly loaded adapter, trainable, in the number type that it trains in.
+
+    On a quantized base that is bfloat16, as SFTTrainer makes it, but for DoRA's magnitudes, whose
+    updates are smaller than bfloat16 can hold. Under float16 autocast, on GPUs without bfloat16, it
+    is float32: the scaler of float16's gradients has no kernel for bfloat16.
+    """
     import torch
 
     base = adapted.get_base_model()
     if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
+        dtype = torch.float32 if autocast == torch.float16 else torch.bfloat16
         for name, weight in adapted.named_parameters():
             if weight.requires_grad and "lora_magnitude_vector" not in name:
-                weight.data = weight.data.to(torch.bfloat16)
+                weight.data = weight.data.to(dtype)
     return adapted
 
 

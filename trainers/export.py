@@ -6,20 +6,26 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sweeps.errors import SweepError
 from sweeps.spec import ModelSpec, TrainSpec
-from trainers import checkpoint, sharding
+from trainers import attention, checkpoint, sharding
 from trainers.adapters import in_training_type
 from trainers.data import PreparedData
 from trainers.evaluation import rows_for
 from trainers.guards import free_memory
-from trainers.model import choose, load_base, load_tokenizer, no_bars, resolve_path
+from trainers.model import choose, choose_for, load_base, load_tokenizer, no_bars, resolve_path
 from trainers.ranks import Ranks
 
-# Relative; the same weights, rows and device give the same sum, but for a GPU's order of additions.
+if TYPE_CHECKING:
+    import torch
+
+# Relative, of float32: the same weights, rows and device give the same sum, but for the order of
+# additions. In half precision each of them is rounded, by other kernels for other numbers of rows:
+# docs/gpu.md says how far that was seen to go.
 TOLERANCE = 1e-5
+HALF_TOLERANCE = 2e-3
 _STATE_FILES = {checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "scaler.pt"}
 _RNG_STATES = "rng_state"  # what the names of all of them begin with: each rank has one
 
@@ -43,19 +49,29 @@ def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
     load_tokenizer(spec).save_pretrained(str(target))
 
 
-def load_trained(folder: Path, spec: ModelSpec, device: str, *, place: str | None = None) -> Any:
+def load_trained(
+    folder: Path,
+    spec: ModelSpec,
+    device: str,
+    *,
+    place: str | None = None,
+    autocast: torch.dtype | None = None,
+) -> Any:
     """The model in `folder` as it was trained: an adapter on its base, or a whole model.
 
     Args:
         place: where the weights lie, if not on the device that they are for.
+        autocast: the type that it was trained in.
     """
     if (folder / "adapter_config.json").is_file():
         from peft import PeftModel
 
         base = load_base(spec, device, place=place)
-        return in_training_type(PeftModel.from_pretrained(base, str(folder), is_trainable=True))
+        adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        return in_training_type(adapted, autocast)
     from transformers import AutoModelForCausalLM
 
+    attention.register()
     with no_bars():
         model = AutoModelForCausalLM.from_pretrained(
             str(folder),
@@ -90,9 +106,13 @@ def prove(
         return sharding.shard(model, device) if ranks is not None else model
 
     place = "cpu" if ranks is not None else device
-    model = ready(load_trained(folder, train.model, device, place=place))
-    measured = rows_for(data.evaluation, model, train.model).measure(model, ranks)
-    if not math.isclose(measured.loss, expected, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+    chosen = choose_for(train, device)
+    autocast = chosen.autocast
+    model = ready(load_trained(folder, train.model, device, place=place, autocast=autocast))
+    rows = rows_for(data.evaluation, model, train.model)
+    measured = rows.measure(model, ranks, autocast=autocast)
+    tolerance = HALF_TOLERANCE if chosen.is_half else TOLERANCE
+    if not math.isclose(measured.loss, expected, rel_tol=tolerance, abs_tol=tolerance):
         raise SweepError(
             f"the best checkpoint, loaded again, has eval_loss {measured.loss:.6f}, but "
             f"{expected:.6f} was reported when it was saved. Do not use it; its files are left in "
@@ -101,14 +121,14 @@ def prove(
     result = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
     if data.test is not None:
         test = rows_for(data.test, model, train.model)
-        result["test_loss"] = test.measure(model, ranks).loss
+        result["test_loss"] = test.measure(model, ranks, autocast=autocast).loss
         result["test_tokens"] = float(test.tokens)
         del model
         free_memory()
         # Loaded afresh: taking the adapter off leaves what some change in the base as they start.
         trains_base = train.peft.get("method") == "full"
         base = ready(load_base(train.model, device, trains_base=trains_base, place=place))
-        result["base_test_loss"] = test.measure(base, ranks).loss
+        result["base_test_loss"] = test.measure(base, ranks, autocast=autocast).loss
     return result
 
 

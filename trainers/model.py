@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.errors import Problem
-from sweeps.spec import ModelSpec
-from trainers import hub
+from sweeps.spec import ModelSpec, TrainSpec
+from trainers import attention, hub
 from trainers.adapters import adapt, lora_config, missing_targets, peft_problems
 from trainers.base_identity import folder_hash
 from trainers.model_source import context_tokens, load_config, reading, resolve_path, source
@@ -26,6 +26,7 @@ __all__ = [
     "Runtime",
     "adapt",
     "choose",
+    "choose_for",
     "context_tokens",
     "fingerprint_base",
     "load_base",
@@ -39,16 +40,29 @@ __all__ = [
 ]
 
 
-def choose(spec: ModelSpec, device: str, *, trains_base: bool = False) -> Runtime:
-    """The number type and attention that `spec` means on `device` (`cpu`, `cuda`, `cuda:1`, ...).
+def choose(
+    spec: ModelSpec, device: str, *, trains_base: bool = False, bf16: bool | None = None
+) -> Runtime:
+    """The number types and attention that `spec` means on `device` (`cpu`, `cuda`, `cuda:1`, ...).
 
     Args:
         trains_base: the base weights themselves are trained (peft.method=full).
+        bf16: trainer.bf16; None leaves it to the device.
 
     Raises:
-        ConfigError: where the device, the model or the installed packages cannot do what was asked.
+        ConfigError: the device, the model or the installed packages cannot do what was asked.
     """
-    return runtime(spec, load_config(spec), device, trains_base=trains_base)
+    return runtime(spec, load_config(spec), device, trains_base=trains_base, bf16=bf16)
+
+
+def choose_for(train: TrainSpec, device: str) -> Runtime:
+    """The same for a trial; raises what `choose` does."""
+    return choose(
+        train.model,
+        device,
+        trains_base=train.peft.get("method") == "full",
+        bf16=train.trainer.get("bf16"),
+    )
 
 
 def load_base(
@@ -67,6 +81,7 @@ def load_base(
     import torch
     from transformers import AutoModelForCausalLM
 
+    attention.register()
     config = load_config(spec)
     chosen = runtime(spec, config, device, trains_base=trains_base)
     options: dict[str, Any] = {}

@@ -26,7 +26,7 @@ _BY_OWNER: dict[str, str] = {
     "export; best/ is ready to be pushed once the sweep is done": """
         push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push
         hub_revision""",
-    "model.dtype": "bf16 fp16 bf16_full_eval fp16_full_eval",
+    "model.dtype": "fp16 bf16_full_eval fp16_full_eval",
     "the sweep; every trial reads one fixed stream of rows, in the order its seed gives": """
         shuffle_dataset train_sampling_strategy length_column_name dataloader_drop_last
         dataloader_in_order""",

@@ -1,19 +1,24 @@
-"""In which number type, and with which attention, a base model runs on a device."""
+"""In which number types, and with which attention, a base model runs on a device."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sweeps.errors import ConfigError, Problem, nearest
 from sweeps.spec import ModelSpec
+from trainers import attention
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+ATTENTION = (
+    *("auto", attention.NAME, "sdpa", "eager"),
+    *("flash_attention_2", "flash_attention_3", "flex_attention"),
+)
 _FLAGS = {"sdpa": "_supports_sdpa", "flex_attention": "_supports_flex_attn"}
 _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash_attn_interface"}
 
@@ -23,12 +28,14 @@ class Runtime:
     """What was chosen.
 
     Attributes:
-        dtype: of the base weights; of the computation where these are quantized.
+        dtype: of the base weights; of the computation if these are quantized.
+        autocast: what torch.autocast computes in; None without it.
         attn_implementation: as transformers names it.
         why: the choice in words.
     """
 
     dtype: torch.dtype
+    autocast: torch.dtype | None
     attn_implementation: str
     why: str
 
@@ -45,23 +52,42 @@ class Runtime:
             bnb_4bit_compute_dtype=self.dtype,
         )
 
+    @property
+    def is_half(self) -> bool:
+        """Whether weights or sums are rounded to bfloat16 or float16."""
+        import torch
+
+        return self.autocast is not None or self.dtype != torch.float32
+
 
 def runtime(
-    spec: ModelSpec, config: PretrainedConfig, device: str, *, trains_base: bool
+    spec: ModelSpec,
+    config: PretrainedConfig,
+    device: str,
+    *,
+    trains_base: bool,
+    bf16: bool | None = None,
 ) -> Runtime:
     """Choose for a model with this config; see `trainers.model.choose`."""
     dtype_name, dtype_why = _dtype(spec, device, trains_base=trains_base)
-    problems = _dtype_problems(dtype_name, device) + _quantization_problems(spec, config)
-    attention, attention_why = _attention(spec, config, device, dtype_name)
+    problems = [
+        *_dtype_problems(dtype_name, device),
+        *_bf16_problems(bf16, dtype_name, device),
+        *_quantization_problems(spec, config),
+    ]
+    autocast = _autocast(spec, dtype_name, device, trains_base=trains_base, bf16=bf16)
+    implementation, attention_why = _attention(spec, config, device, dtype_name)
     problems += _attention_problems(spec, config, device, dtype_name)
     if problems:
         raise ConfigError(problems)
     import torch
 
+    mixed = f", autocast to {autocast}" if autocast not in (None, dtype_name) else ""
     return Runtime(
         dtype=getattr(torch, dtype_name),
-        attn_implementation=attention,
-        why=f"{dtype_name} ({dtype_why}), {attention} attention ({attention_why})",
+        autocast=getattr(torch, autocast) if autocast else None,
+        attn_implementation=implementation,
+        why=f"{dtype_name} ({dtype_why}){mixed}, {implementation} attention ({attention_why})",
     )
 
 
@@ -72,7 +98,7 @@ def _dtype(spec: ModelSpec, device: str, *, trains_base: bool) -> tuple[str, str
         return "float32", f"what a {device.upper()} computes fastest in"
     if trains_base:
         # In bfloat16 an update below 1/256 of its weight is rounded away: at usual learning rates
-        # most are. Autocast (trainer.bf16) still computes in bfloat16.
+        # most are. Autocast computes in bfloat16 all the same (`_autocast`).
         return "float32", "weights that are trained need its precision"
     if not _has_gpu():  # a worker on another node decides for itself, when it loads the model
         return "bfloat16", "as long as the GPUs, of which this machine has none, compute in it"
@@ -81,6 +107,36 @@ def _dtype(spec: ModelSpec, device: str, *, trains_base: bool) -> tuple[str, str
     if spec.quantization != "none":
         return "float16", "this GPU has no bfloat16"
     return "float32", "this GPU has no bfloat16, and float16 overflows in training"
+
+
+def _autocast(
+    spec: ModelSpec, dtype_name: str, device: str, *, trains_base: bool, bf16: bool | None
+) -> str | None:
+    """The type of torch.autocast: as trainer.bf16 says; on a GPU bfloat16 if it can, by default.
+
+    Who asks for model.dtype=float32 gets float32, unless trainer.bf16 is set as well.
+    """
+    if bf16:
+        return "bfloat16"
+    if not device.startswith("cuda"):
+        return None
+    if dtype_name == "float16":
+        return "float16"
+    if bf16 is None and (dtype_name == "bfloat16" or (trains_base and spec.dtype == "auto")):
+        return "bfloat16" if not _has_gpu() or _has_bfloat16() else None
+    return None
+
+
+def _bf16_problems(bf16: bool | None, dtype_name: str, device: str) -> Iterator[Problem]:
+    key = "trainer.bf16"
+    if not bf16:
+        return
+    if dtype_name == "float16":
+        message = "does not go with model.dtype=float16: leave one of the two out."
+        yield Problem(key=key, value=bf16, message=message)
+    elif device.startswith("cuda") and _has_gpu() and not _has_bfloat16():
+        message = "this GPU does not compute in bfloat16: leave it out."
+        yield Problem(key=key, value=bf16, message=message)
 
 
 def _dtype_problems(dtype_name: str, device: str) -> list[Problem]:
@@ -129,6 +185,8 @@ def _attention(
     flash = "flash_attention_2"
     if not _flash_obstacle(flash, config, device, dtype_name):
         return flash, "installed, and the fastest here"
+    if _has_plain_attention(config):
+        return attention.NAME, "PyTorch's own, without masks"
     if _supports(config, "_supports_sdpa"):
         return "sdpa", "PyTorch's own"
     return "eager", "the only one that this model has"
@@ -142,6 +200,8 @@ def _attention_problems(
     message, hint = "", None
     if value in _FLASH_PACKAGES:
         message = _flash_obstacle(value, config, device, dtype_name)
+    elif value == attention.NAME and not _has_plain_attention(config):
+        message = "is for models whose layers all attend to every earlier token"
     elif value in _FLAGS and not _supports(config, _FLAGS[value]):
         message = "this model does not have it"
     elif value not in ATTENTION and "/" not in value:  # owner/name is a kernel of the Hub
@@ -150,6 +210,10 @@ def _attention_problems(
         return []
     text = f"{message}." if hint else f"{message}; {usable} would work"
     return [Problem(key=key, value=value, message=text, nearest=hint)]
+
+
+def _has_plain_attention(config: PretrainedConfig) -> bool:
+    return attention.is_plain(config) and all(_supports(config, flag) for flag in attention.NEEDS)
 
 
 def _flash_obstacle(name: str, config: PretrainedConfig, device: str, dtype_name: str) -> str:

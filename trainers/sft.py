@@ -61,7 +61,7 @@ def sft_config(
     *,
     output_dir: Path,
     examples: int,
-    runtime_dtype: str,
+    autocast: str | None,
     device: str,
     world: int = 1,
     shards: bool = False,
@@ -73,7 +73,7 @@ def sft_config(
 
     Args:
         examples: rows of the stream.
-        runtime_dtype: "float32", "bfloat16" or "float16": the weights' type, `auto` resolved.
+        autocast: "bfloat16" or "float16", what trainer.bf16 and model.dtype come to on the device.
         device: "cpu", "cuda" or "cuda:1".
         world: processes that train the trial together, a device each.
         shards: share out the weights among them (`trainers.sharding`).
@@ -86,7 +86,7 @@ def sft_config(
     found = field_problems(given) or schedule_problems(given, steps=steps)
     if found:
         raise ConfigError(found)
-    ours = _stream(train) | _precision(runtime_dtype, device) | _evaluating(given)
+    ours = _stream(train) | _precision(autocast, device) | _evaluating(given)
     quiet = {"report_to": "none", "disable_tqdm": True, "logging_nan_inf_filter": False}
     if "lr_scheduler_kwargs" in given:
         given["lr_scheduler_kwargs"] = arguments(
@@ -119,12 +119,10 @@ def _stream(train: TrainSpec) -> dict[str, Any]:
     }
 
 
-def _precision(runtime_dtype: str, device: str) -> dict[str, Any]:
-    """Autocast follows the weights' type, and only on a GPU: float32 stays plain float32."""
-    on_gpu = device.startswith("cuda")
+def _precision(autocast: str | None, device: str) -> dict[str, Any]:
     return {
-        "bf16": on_gpu and runtime_dtype == "bfloat16",  # SFTConfig's own default is True
-        "fp16": on_gpu and runtime_dtype == "float16",
+        "bf16": autocast == "bfloat16",  # SFTConfig's own default is True
+        "fp16": autocast == "float16",
         "use_cpu": device == "cpu",
     }
 

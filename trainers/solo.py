@@ -26,10 +26,10 @@ from sweeps.trial import Decision, Report, State
 from trainers import checkpoint, kept, sharding
 from trainers.adapters import in_training_type
 from trainers.data import PreparedData, filled_up, stream, tokens_seen
-from trainers.evaluation import Rows, rows_for
+from trainers.evaluation import Measured, Rows, rows_for
 from trainers.guards import PeakMemory, Stopwatch, free_memory, require_finite
 from trainers.model import (
-    choose,
+    choose_for,
     fingerprint_base,
     load_base,
     load_tokenizer,
@@ -39,6 +39,7 @@ from trainers.model import (
 from trainers.optimizers import state_bytes
 from trainers.progress import Record
 from trainers.ranks import Ranks
+from trainers.runtime import Runtime
 from trainers.settings import sft_config
 from trainers.task import Observer, Outcome, Task
 
@@ -65,18 +66,20 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
         checkpoints.mkdir(parents=True, exist_ok=True)
         checkpoint.clear_drafts(checkpoints)
     shards = task.strategy == "fsdp" and ranks.world > 1
+    runtime = choose_for(spec, task.device)
     model = _base_of(spec, task.device, ranks, shards=shards)
     evaluation = rows_for(data.evaluation, model, spec.model)
     if observer.wants_base():  # before there is an adapter: some change the base as they start
         measured = sharding.shard(model, task.device) if shards else model
-        _report_base(measured, evaluation, observer, ranks)
+        loss = evaluation.measure(measured, ranks, autocast=runtime.autocast)
+        _report_base(loss, observer)
         del measured
         if shards:  # a trainer shares out a model that is whole, with its adapter and optimizer
             del model
             free_memory()
             model = _base_of(spec, task.device, ranks, shards=True)
     with sharding.building() if shards else nullcontext():
-        trainer = _build(task, model, data, observer, base, ranks, shards=shards)
+        trainer = _build(task, model, data, observer, base, ranks, runtime, shards=shards)
     trainer.evaluation_rows = evaluation
     trainer.progress.record.reports = reports
     trainer.progress.seconds_before = found[1].seconds if found else 0.0
@@ -104,18 +107,18 @@ def _build(
     observer: Observer,
     base: str,
     ranks: Ranks,
+    runtime: Runtime,
     *,
     shards: bool,
 ) -> SoloTrainer:
     spec = task.train
     tokenizer = load_tokenizer(spec.model)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    runtime = choose(spec.model, task.device, trains_base=_trains_base(spec))
     arguments = sft_config(
         spec,
         output_dir=task.folder.trial(task.key),
         examples=task.examples,
-        runtime_dtype=str(runtime.dtype).removeprefix("torch."),
+        autocast=str(runtime.autocast).removeprefix("torch.") if runtime.autocast else None,
         device=task.device,
         world=ranks.world,
         shards=shards,
@@ -132,7 +135,9 @@ def _build(
     )
     if shards:
         sharding.require(trainer)
-    trainer.ranks = ranks
+    if isinstance(trainer.model, PeftModel):  # SFTTrainer makes it bfloat16 under any autocast
+        in_training_type(trainer.model, runtime.autocast)
+    trainer.ranks, trainer.autocast = ranks, runtime.autocast
     trainer.remove_callback(PrinterCallback)
     record = Record(
         task,
@@ -148,9 +153,8 @@ def _build(
     return trainer
 
 
-def _report_base(model: torch.nn.Module, rows: Rows, observer: Observer, ranks: Ranks) -> None:
+def _report_base(measured: Measured, observer: Observer) -> None:
     """Report 0: the base model before any step."""
-    measured = rows.measure(model, ranks)
     require_finite("the base model's eval_loss", measured.loss, 0)
     metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
     observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
@@ -160,13 +164,14 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with one measure of evaluation loss and committed checkpoints."""
 
     ranks: Ranks
+    autocast: torch.dtype | None
     evaluation_rows: Rows
     progress: Progress
     grad_norm: float = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         with self.progress.clock.paused():
-            measured = self.evaluation_rows.measure(self.model, self.ranks)
+            measured = self.evaluation_rows.measure(self.model, self.ranks, autocast=self.autocast)
             require_finite("eval_loss", measured.loss, self.state.global_step)
             metrics = {"eval_loss": measured.loss}
             control = self.callback_handler.on_evaluate(
@@ -195,7 +200,7 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
             return
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if hasattr(self.model, "peft_config"):  # PEFT loads every adapter as float32
-            in_training_type(self.model)
+            in_training_type(self.model, self.autocast)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # Weights only: the tokenizer is the base's, training_args.bin is a pickle, and PEFT's card

@@ -136,13 +136,19 @@ class Bank:
             self._views[key] = found
         return found
 
-    def scaling(self, module: str, first: int, last: int) -> torch.Tensor | float:
-        """alpha / r of lanes first:last; [lanes, 1, 1], or one number where it is the same."""
-        key = (module, first, last)
+    def scaling(
+        self, module: str, first: int, last: int, keep: tuple[float, ...] = ()
+    ) -> torch.Tensor | float:
+        """alpha / r of lanes first:last, divided by `keep` if given; [lanes, 1, 1], or one number
+        if it is the same for all."""
+        key = (module, first, last, keep)
         found = self._views.get(key)
         if found is None:
             values = [slot.scaling[module] for slot in self.slots[first:last]]
-            column = torch.tensor(values, device=self.weights.device)[:, None, None]
-            found = values[0] if len(set(values)) == 1 else column
+            if keep:
+                values = [value / share for value, share in zip(values, keep, strict=True)]
+            found = values[0]
+            if len(set(values)) > 1:
+                found = torch.tensor(values, device=self.weights.device)[:, None, None]
             self._views[key] = found
         return found

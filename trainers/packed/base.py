@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from sweeps.errors import SweepError
 from sweeps.spec import TrainSpec
-from trainers.evaluation import IGNORED, autocast_dtype, precision
-from trainers.model import load_base, load_tokenizer
+from trainers.evaluation import IGNORED, computing_in, sent
+from trainers.model import choose_for, load_base, load_tokenizer
 from trainers.packed.adapter import Adapter, fresh
 from trainers.packed.head import Head
 from trainers.packed.layer import Part, Pass, Switch
@@ -34,12 +32,8 @@ class Base:
         self.switch = Switch()
         self._modules = dict(self.model.named_modules())
         self._head = Head(self.model)
-        self._computes = autocast_dtype(self.model)
-        if self._computes == torch.float16:
-            raise SweepError(
-                "this GPU computes in float16, and each trial would need a loss scale of its own: "
-                "engine=solo, or model.dtype=float32"
-            )
+        self.computes = choose_for(train, device).autocast
+        assert self.computes != torch.float16, "trainers.packed.sharing.obstacle lets none come"
         self._again = bool(chosen.gradient_checkpointing)
         self._pad = _pad_id(train)
         self._options = chosen.gradient_checkpointing_kwargs
@@ -72,7 +66,8 @@ class Base:
         self.switch.now = Pass(
             parts=parts,
             tokens=tokens,
-            computes=self._computes,
+            computes=self.computes,
+            trains=trains,
             again=trains and self._again,
         )
         try:
@@ -97,23 +92,25 @@ class Base:
 
     def _forward(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
         ids, index, targets, owner, window, own = plan.tensors(self.device)
-        with precision(self.model):
-            # Rows are padded on the right and attention is causal: no mask is needed.
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            chosen = hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
-            loss, is_first = self._head.score(chosen, targets)
+        with computing_in(self.computes, self.device):
+            loss, is_first = self._head.score(self._hidden(ids, index), targets)
         sums = torch.zeros_like(window)
         return (
             sums.index_add(0, owner, loss) / window,
             sums.index_add(0, owner, is_first.to(sums.dtype)) / own,
         )
 
-    def losses(self, ids: torch.Tensor, mask: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """-log p of each target, [targets], without the ignored ones of [rows, tokens - 1]."""
-        wanted = F.pad(targets != IGNORED, (0, 1))  # the last position of a row predicts nothing
-        body = self.model.base_model
-        hidden = body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return self._head.losses(hidden[wanted], targets[wanted[:, :-1]])
+    def losses(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p of each target, [targets]; `index` says which of all positions predicts it."""
+        return self._head.losses(self._hidden(ids, index), targets)
+
+    def _hidden(self, ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of some positions of all rows, [positions, features].
+
+        Rows are padded on the right and attention is causal: no mask is needed.
+        """
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
 
 
 class _Plan:
@@ -140,14 +137,8 @@ class _Plan:
         """Token ids [rows, tokens]; of each label its position, target and lane; labels of each
         lane's window and micro-batch."""
         arrays = (self._ids.astype(np.int64), self._of_labels.astype(np.int64), self._counts)
-        ids, of_labels, counts = (_sent(torch.from_numpy(array), device) for array in arrays)
+        ids, of_labels, counts = (sent(torch.from_numpy(array), device) for array in arrays)
         return ids, *of_labels, *counts
-
-
-def _sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type != "cuda":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def parts_of(

@@ -40,12 +40,13 @@ class Stream:
             self._generator.set_state(self._before)
             self._drawn.clear()
 
-    def noise(
+    def mask(
         self, module: str, shape: tuple[int, int, int], dtype: torch.dtype, *, again: bool
     ) -> torch.Tensor:
-        """Zeros, and 1 / (1 - p) where an activation is kept, [rows, tokens, features].
+        """1 where an activation is kept, else 0, [rows, tokens, features], uint8.
 
         Args:
+            dtype: of what PEFT drops, which is the adapter's: a GPU's draws may depend on it.
             again: passes are computed twice (activation checkpointing): the second time a module
                 asks, it is given what it was given first.
         """
@@ -56,20 +57,16 @@ class Stream:
                 self._generator.set_state(self._drawn[module])
             else:
                 self._drawn[module], now = now, None
-        noise = self._draw(shape, dtype)
+        mask = self._draw(shape, dtype)
         if now is not None:
             self._generator.set_state(now)
-        return noise
+        return mask
 
     def _draw(self, shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
+        keep = 1 - self.probability
         if self._device.type != "cuda":
-            noise = torch.empty(shape, dtype=dtype)
-            keep = 1 - self.probability
-            return noise.bernoulli_(keep, generator=self._generator).div_(keep)
-        outer = torch.cuda.get_rng_state(self._device)
-        torch.cuda.set_rng_state(self._generator.get_state(), self._device)
+            mask = torch.empty(shape, dtype=torch.uint8, device=self._device)
+            return mask.bernoulli_(keep, generator=self._generator)
+        # The kernel that F.dropout calls; there is no public way to give it a generator.
         ones = torch.ones(shape, dtype=dtype, device=self._device)
-        noise, _ = torch.native_dropout(ones, self.probability, True)
-        self._generator.set_state(torch.cuda.get_rng_state(self._device))
-        torch.cuda.set_rng_state(outer, self._device)
-        return noise
+        return torch._fused_dropout(ones, keep, self._generator)[1]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trainers.evaluation import Measured, Rows, precision
+from trainers.evaluation import Measured, Rows, computing_in
 from trainers.guards import free_memory, is_out_of_memory
 from trainers.packed.base import Base, parts_of
 from trainers.packed.lane import Lane
@@ -25,7 +25,7 @@ class Evaluation:
 
     def base_loss(self) -> Measured:
         """Of the base, without any lane."""
-        return self._rows.measure(self._base.model)
+        return self._rows.measure(self._base.model, autocast=self._base.computes)
 
     @torch.no_grad()
     def measure(self, lanes: Sequence[Lane]) -> list[Measured | Exception]:
@@ -34,7 +34,7 @@ class Evaluation:
         was_training = model.training
         model.eval()
         try:
-            with precision(model):
+            with computing_in(self._base.computes, self._base.device):
                 return self._in_groups(list(lanes))
         finally:
             model.train(was_training)
@@ -66,16 +66,19 @@ class Evaluation:
         """Sums of -log p, [lanes], float64."""
         device = self._base.device
         totals = torch.zeros(len(lanes), dtype=torch.float64, device=device)
-        for ids, mask, labels in self._rows.batches:
-            ids, mask, targets = ids.to(device), mask.to(device), labels[:, 1:].to(device)
-            size = max(1, self._rows.most_tokens // ids.numel())
+        for each in self._rows.batches:
+            batch = each.on(device)
+            rows, tokens = batch.ids.shape
+            size = max(1, self._rows.pass_tokens // (rows * tokens))
             for start in range(0, len(lanes), size):
                 some = lanes[start : start + size]
-                parts = parts_of(some, rows=len(ids))
                 many = len(some)
-                with self._base.passing(parts, ids.shape[1]):
+                first = torch.arange(many, device=device)[:, None] * (rows * tokens)  # of a lane
+                with self._base.passing(parts_of(some, rows=rows), tokens):
                     losses = self._base.losses(
-                        ids.repeat(many, 1), mask.repeat(many, 1), targets.repeat(many, 1)
+                        batch.ids.repeat(many, 1),
+                        (batch.index + first).flatten(),
+                        batch.targets.repeat(many),
                     )
                 for place, own in enumerate(losses.chunk(many)):
                     totals[start + place] += own.sum(dtype=torch.float64)

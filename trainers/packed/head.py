@@ -97,4 +97,5 @@ class _Score(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0][:, None].to(gradient.dtype), None, None
+        # Scaled in float32: 1 / labels in bfloat16 would be off by up to 0.4%, for a whole window.
+        return (gradient * grads[0][:, None]).to(gradient.dtype), None, None

@@ -60,7 +60,7 @@ class Lane:
     _train_loss: float = 0.0
 
     def __post_init__(self) -> None:
-        self.looks_later = self.device.type == "cuda"
+        self.looks_later = self.device.type != "cpu"
         self._last_log = self.record.step
         self._clear()
 

@@ -48,6 +48,14 @@ class Part:
     def lanes(self) -> int:
         return self.last - self.first
 
+    def scale(self, module: str) -> torch.Tensor | float:
+        """What the lanes' B A x is multiplied by: alpha / r, and 1 / (1 - p) if dropout is drawn.
+
+        One number if the lanes agree, else [lanes, 1, 1].
+        """
+        keep = [1 - each.probability for each in self.streams or ()]
+        return self.bank.scaling(module, self.first, self.last, tuple(keep))
+
 
 @dataclass(kw_only=True)
 class Pass:
@@ -55,12 +63,14 @@ class Pass:
 
     Attributes:
         computes: the number type of autocast; None without it.
+        trains: gradients are wanted.
         again: activations are computed anew in the backward pass.
     """
 
     parts: list[Part]
     tokens: int  # of a row, padding included
     computes: torch.dtype | None = None
+    trains: bool = False
     again: bool = False
 
 
@@ -103,7 +113,10 @@ def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
 
 
 class _LanesSum(torch.autograd.Function):
-    """base + scaling B A dropout(x), of each lane its own; gradients of A, B go to the banks."""
+    """base + scaling B A dropout(x), of each lane its own; gradients of A, B go to the banks.
+
+    A scale that a part's lanes share is a factor of a matmul; unlike ones go into `low`.
+    """
 
     @staticmethod
     def forward(
@@ -125,20 +138,22 @@ class _LanesSum(torch.autograd.Function):
                 kept += [None, None]
                 continue
             ours = _own(part, now, flat_x, name)
-            noise = _noise(part, now, name, ours)
-            dropped = ours if noise is None else ours * noise
+            mask = _mask(part, now, name, ours)
+            dropped = ours if mask is None else ours * mask
             a = part.bank.view(name, "A", part.first, part.last, ours.dtype)  # [lanes, r, in]
             b = part.bank.view(name, "B", part.first, part.last, ours.dtype)  # [lanes, out, r]
-            scale = part.bank.scaling(name, part.first, part.last)
+            scale = part.scale(name)
             low = torch.bmm(a, dropped.transpose(1, 2))  # [lanes, r, rows x tokens]
             target = _rows(part, now, flat_result)
-            if _adds_in_place(ours, target, now):
-                low = low.mul_(scale)
-                target.baddbmm_(low.transpose(1, 2), b.transpose(1, 2))
-            else:  # rounded where PEFT rounds
+            if not _adds_in_place(ours, target, now):  # rounded where PEFT rounds
                 added = torch.bmm(low.transpose(1, 2), b.transpose(1, 2))
                 target += (added * scale).to(ours.dtype)
-            kept += [low, noise]
+            elif isinstance(scale, float):
+                target.baddbmm_(low.transpose(1, 2), b.transpose(1, 2), alpha=scale)
+            else:
+                low = low.mul_(scale)
+                target.baddbmm_(low.transpose(1, 2), b.transpose(1, 2))
+            kept += [low, mask]
         ctx.save_for_backward(*kept)
         ctx.now, ctx.name = now, name
         return result
@@ -153,50 +168,63 @@ class _LanesSum(torch.autograd.Function):
         if wanted:  # a bank may have no adapter here
             is_whole = all(low is not None for low in kept[::2])
             grad_x = torch.empty_like(flat_x) if is_whole else torch.zeros_like(flat_x)
-        for part, low, noise in zip(now.parts, kept[::2], kept[1::2], strict=True):
+        for part, low, mask in zip(now.parts, kept[::2], kept[1::2], strict=True):
             if low is None:
                 continue
             ours = _own(part, now, flat_x, name)
-            dropped = ours if noise is None else ours * noise
+            dropped = ours if mask is None else ours * mask
             above = _rows(part, now, flat_grad).to(ours.dtype).transpose(1, 2)  # [lanes, out, ...]
             a = part.bank.view(name, "A", part.first, part.last, ours.dtype)
             b = part.bank.view(name, "B", part.first, part.last, ours.dtype)
-            scale = part.bank.scaling(name, part.first, part.last)
-            if _adds_in_place(ours, grad, now):  # `low` carries the scale
-                grad_low = torch.bmm(b.transpose(1, 2), above).mul_(scale)  # as `low`
-            else:
+            scale, of_b = part.scale(name), 1.0  # of_b: what `low` lacks of the gradient of B
+            if not _adds_in_place(ours, grad, now):
                 above = (above * scale).to(ours.dtype)
-                grad_low = torch.bmm(b.transpose(1, 2), above)
-            _accumulate(part, name, "B", above, low.transpose(1, 2))
+                grad_low = torch.bmm(b.transpose(1, 2), above)  # as `low`
+            elif isinstance(scale, float):
+                of_b = scale
+                nothing = low.new_empty(())
+                grad_low = torch.baddbmm(nothing, b.transpose(1, 2), above, beta=0, alpha=scale)
+            else:
+                grad_low = torch.bmm(b.transpose(1, 2), above).mul_(scale)
+            _accumulate(part, name, "B", above, low.transpose(1, 2), of_b)
             _accumulate(part, name, "A", grad_low, dropped)
             if grad_x is not None:
                 target = _rows(part, now, grad_x)
-                if noise is None and target.dtype == ours.dtype:
+                if mask is None and target.dtype == ours.dtype:
                     torch.bmm(grad_low.transpose(1, 2), a, out=target)
                 else:
                     back = torch.bmm(grad_low.transpose(1, 2), a)
-                    target.copy_(back if noise is None else back.mul_(noise))
+                    target.copy_(back if mask is None else back.mul_(mask))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 
 
 def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
     """Whether B A x is added to the base's result by the matmul itself.
 
-    Without autocast, PEFT rounds it to the adapter's half precision first: then so do we.
+    PEFT rounds it to half precision first. So do we without autocast, and in evaluations always:
+    what is measured here is measured again by PEFT, when the best checkpoint is proven.
     """
-    is_exact = ours.dtype == torch.float32 or now.computes is not None
+    is_exact = ours.dtype == torch.float32 or (now.computes is not None and now.trains)
     return is_exact and ours.dtype == target.dtype
 
 
-def _accumulate(part: Part, name: str, side: str, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left @ right to the gradients of the part's lanes."""
+def _accumulate(
+    part: Part,
+    name: str,
+    side: str,
+    left: torch.Tensor,
+    right: torch.Tensor,
+    scale: float = 1.0,
+) -> None:
+    """Add scale x left @ right to the gradients of the part's lanes."""
     grads = part.bank.view(name, side, part.first, part.last, None)
     if right.shape[-1] < _FEW and right.device.type == "cpu":
-        grads += torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
+        turned = torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
+        grads.add_(turned, alpha=scale)
     elif left.dtype == torch.float32 == grads.dtype:
-        grads.baddbmm_(left, right)
+        grads.baddbmm_(left, right, alpha=scale)
     else:
-        grads += torch.bmm(left, right)
+        grads.add_(torch.bmm(left, right), alpha=scale)
 
 
 def _rows(part: Part, now: Pass, flat: torch.Tensor) -> torch.Tensor:
@@ -216,15 +244,18 @@ def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
     return _rows(part, now, flat).to(now.computes or part.bank.weights.dtype)
 
 
-def _noise(part: Part, now: Pass, name: str, ours: torch.Tensor) -> torch.Tensor | None:
-    """Dropout of the part's lanes, [lanes, rows x tokens, in]; None where none has any."""
+def _mask(part: Part, now: Pass, name: str, ours: torch.Tensor) -> torch.Tensor | None:
+    """Dropout of the part's lanes: 1 where an input is kept, else 0, [lanes, rows x tokens, in].
+
+    What is kept grows by 1 / (1 - p), which is part of the lanes' scale. None without any dropout.
+    """
     if part.streams is None:
         return None
-    noise = torch.ones_like(ours)
-    by_row = noise.view(part.lanes, part.rows, now.tokens, ours.shape[-1])
+    mask = torch.ones(ours.shape, dtype=torch.uint8, device=ours.device)
+    by_row = mask.view(part.lanes, part.rows, now.tokens, ours.shape[-1])
     for place, (stream, (rows, tokens)) in enumerate(zip(part.streams, part.shapes, strict=True)):
         if stream.probability:
-            by_row[place, :rows, :tokens] = stream.noise(
-                name, (rows, tokens, ours.shape[-1]), ours.dtype, again=now.again
+            by_row[place, :rows, :tokens] = stream.mask(
+                name, (rows, tokens, ours.shape[-1]), part.bank.shape.dtype, again=now.again
             )
-    return noise
+    return mask

@@ -9,6 +9,7 @@ from typing import Any
 
 from sweeps.errors import ConfigError, SweepError
 from sweeps.spec import ModelSpec, TrainSpec
+from trainers.model import choose_for
 from trainers.model_source import load_config
 
 # LoraConfig's fields that leave the forward pass what it is.
@@ -44,6 +45,7 @@ class Shared:
 
     model: ModelSpec
     max_length: int
+    bf16: bool | None  # trainer.bf16
     recomputes: bool  # activation checkpointing
     recompute_options: str
 
@@ -56,17 +58,40 @@ def shared(train: TrainSpec) -> Shared:
     return Shared(
         model=train.model,
         max_length=train.data.max_length,
+        bf16=trainer.get("bf16"),
         recomputes=bool(recomputes),
         recompute_options=repr(sorted(options.items())) if recomputes else "",
     )
 
 
-def obstacle(train: TrainSpec) -> str:
-    """Why a trial cannot be a lane, naming the key; empty where it can."""
-    reasons = [*_peft_obstacles(train.peft), *_trainer_obstacles(train.trainer)]
-    if train.model.dtype == "float16":
-        reasons.append("model.dtype=float16: each trial would need a loss scale of its own")
+def obstacle(train: TrainSpec, device: str = "cpu") -> str:
+    """Why a trial cannot be a lane on `device`, naming the key; empty if it can."""
+    reasons = [
+        *_peft_obstacles(train.peft),
+        *_trainer_obstacles(train.trainer),
+        *_precision_obstacles(train, device),
+    ]
     return reasons[0] if reasons else _model_obstacle(train.model)
+
+
+def _precision_obstacles(train: TrainSpec, device: str) -> Iterator[str]:
+    on_gpu, quantization = device.startswith("cuda"), train.model.quantization
+    if train.model.dtype == "float16":
+        yield "model.dtype=float16: each trial would need a loss scale of its own"
+    elif on_gpu and quantization != "none" and _computes_in_float16(train, device):
+        yield (
+            f"model.quantization={quantization}: this GPU computes in float16, and each trial "
+            "would need a loss scale of its own"
+        )
+    if on_gpu and quantization == "int8":
+        yield "model.quantization=int8: each lane would wait for the GPU in each layer"
+
+
+def _computes_in_float16(train: TrainSpec, device: str) -> bool:
+    try:
+        return str(choose_for(train, device).autocast) == "torch.float16"
+    except (SweepError, ConfigError):
+        return False  # told of where models are checked
 
 
 def _peft_obstacles(peft: Mapping[str, Any]) -> Iterator[str]:
