@@ -30,10 +30,17 @@ def is_plain(config: PretrainedConfig) -> bool:
 
 
 def register() -> None:
-    """Make the name known to transformers; again is no harm."""
+    """Make the name known to transformers, and cuDNN's attention unknown to PyTorch.
+
+    cuDNN plans each shape anew, 40 to 400 ms forward and backward, and a batch's shape is new
+    whenever its longest row is. PyTorch 2.11 prefers it on an H100, where its flash attention takes
+    all of what cuDNN's would.
+    """
+    import torch
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attend(
@@ -58,7 +65,7 @@ def attend(
             f"model.attn_implementation={NAME} does not do {asked[0]}; set it to eager or sdpa"
         )
     groups = query.shape[1] // key.shape[1]
-    repeats = query.is_cuda and not _takes_groups(query, value)
+    repeats = groups > 1 and _keeps_all_pairs(query, value)
     if repeats:
         key, value = (each.repeat_interleave(groups, dim=1) for each in (key, value))
     found = scaled_dot_product_attention(
@@ -73,12 +80,12 @@ def attend(
     return found.transpose(1, 2).contiguous(), None
 
 
-def _takes_groups(query: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether CUDA has a kernel for grouped queries here that does not keep all pairs of tokens.
+def _keeps_all_pairs(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether grouped queries would keep the scores of all pairs of tokens for the backward pass.
 
-    Flash attention is the one that knows them; it has half precision and heads of at most 256.
+    On CUDA flash attention alone knows groups; it has half precision and heads of at most 256.
     """
     import torch
 
-    same_size = query.shape[-1] == value.shape[-1]
-    return query.dtype != torch.float32 and same_size and query.shape[-1] <= 256
+    is_odd = query.shape[-1] != value.shape[-1] or query.shape[-1] > 256
+    return query.is_cuda and (query.dtype == torch.float32 or is_odd)
