@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
 
+from sweeps.commands import UnwritableError, command_line, override
 from sweeps.files import RunFolder, publish, write_text
 from sweeps.history import History
 from sweeps.naming import trial_name
 from sweeps.ranking import Best, Row, ranked
+from sweeps.reading import without_strategy
+from sweeps.resolve import SECTIONS, config_of
 from sweeps.secrets import masked
-from sweeps.spec import Spec
+from sweeps.spec import SearchSpec, Spec
 
 _TOP = 5
+_NO_COMMAND = (
+    "Its config has a key that cannot stand on a command line; all of it is in `trial.yaml`."
+)
 
 
 def proof_of(folder: RunFolder) -> dict[str, Any] | None:
@@ -41,7 +47,6 @@ def write_best(
     history: History,
     found: Best,
     proof: Mapping[str, float],
-    argv: Sequence[str],
 ) -> None:
     """Finish the folder that a worker put together and proved, and give it the name best/."""
     draft = folder.best_draft
@@ -67,58 +72,51 @@ def write_best(
         publish(draft, folder.best, "best")
 
 
-def train_again(spec: Spec, found: Best) -> str:
-    """The one command that trains the winner again, alone."""
-    from orchestrator.preparation import command_line
+def train_again(spec: Spec, found: Best) -> str | None:
+    """The one command that trains the winner again, alone; None if no command line can say it."""
+    from orchestrator.compose import compose_config, groups
 
-    words = ["sweep=base", f"run_dir={spec.run_dir}-again"]
-    words += [f"{key}={_override(value)}" for key, value in _overrides(spec, found).items()]
+    # Masked before it is quoted: a secret of the environment may hold what quotes escape.
+    config: Any = masked("", config_of(spec, found.record.values, found.record.repeat))
+    chosen = {
+        "sweep": "base",
+        "data": config["data"]["source"],
+        "peft": config["peft"].get("method"),
+    }
+    files = [f"{group}={choice}" for group, choice in chosen.items() if choice in groups()[group]]
+    kind = "examples" if spec.sweep.budget.examples is not None else "epochs"
+    metric = spec.sweep.metric
+    try:
+        if config["data"]["path"] is not None:  # some of the files leave it open
+            files.append(override("data.path", config["data"]["path"]))
+        default = compose_config(files)[0]
+        words = [
+            *files,
+            override("run_dir", f"{spec.run_dir}-again"),
+            *_differences(default, config),
+            *([] if metric == SearchSpec.metric else [override("sweep.metric", metric)]),
+            override("seed", found.record.seed),
+            override(f"sweep.budget.{kind}", config["budget"][kind]),
+            override("sweep.evaluations", spec.sweep.evaluations),
+        ]
+    except UnwritableError:
+        return None
     return command_line(words)
 
 
-def _overrides(spec: Spec, found: Best) -> dict[str, Any]:
-    """What the winner's training config says differently from the shipped defaults."""
-    from orchestrator.compose import compose_config, flatten
-    from sweeps.resolve import SECTIONS
-
-    plain, _, _, _ = compose_config(["sweep=base"])
-    default = dict(flatten({name: plain[name] for name in SECTIONS}))
-    from sweeps.resolve import trial_config
-
-    budget = {"examples": spec.sweep.budget.examples, "epochs": spec.sweep.budget.epochs}
-    config = trial_config(
-        spec.base,
-        found.record.values,
-        seed=found.record.seed,
-        budget=budget,
-        evaluations=spec.sweep.evaluations,
-    )
-    now = dict(flatten({name: config[name] for name in SECTIONS}))
-    changed = {key: value for key, value in now.items() if default.get(key, ...) != value}
-    changed["seed"] = found.record.seed
-    kind = "examples" if budget["examples"] is not None else "epochs"
-    changed[f"sweep.budget.{kind}"] = budget[kind]
-    changed["sweep.evaluations"] = spec.sweep.evaluations
-    return changed
+def _differences(default: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
+    """Overrides that make the training sections of `config` out of those of `default`."""
+    for section in SECTIONS:
+        there, now = without_strategy(default[section]), config[section]
+        for name, value in now.items():
+            if name not in there or repr(there[name]) != repr(value):  # 1 is not 1.0 in a key
+                yield override(f"{section}.{name}", value)
+        yield from (f"~{section}.{name}" for name in there if name not in now)
 
 
-def _override(value: Any) -> str:
-    """A value in Hydra's override grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ",".join(_override(item) for item in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{k}:{_override(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, str) and not value.replace("_", "").replace("-", "").isalnum():
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        return f"'{quoted}'"
-    return str(value)
-
-
-def card(spec: Spec, history: History, found: Best, proof: Mapping[str, float], again: str) -> str:
+def card(
+    spec: Spec, history: History, found: Best, proof: Mapping[str, float], again: str | None
+) -> str:
     """The model card, in the Hub's format."""
     from trainers.export import base_name
 
@@ -155,7 +153,8 @@ def card(spec: Spec, history: History, found: Best, proof: Mapping[str, float], 
     lines += [f"| `{key}` | {value} |" for key, value in found.record.values.items()]
     lines += ["", "## How it compares", "", *_table(history), ""]
     lines += ["## Load it", "", "```python", *_loading(spec, is_adapter), "```", ""]
-    lines += ["## Train it again", "", "```sh", again, "```", ""]
+    lines += ["## Train it again", ""]
+    lines += ["```sh", again, "```", ""] if again else [_NO_COMMAND, ""]
     return "\n".join(lines)
 
 

@@ -21,7 +21,6 @@ from orchestrator.overrides import (
     Overrides,
     groups,
     is_free,
-    masked_word,
     sort_overrides,
     split_top,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "differences",
     "flatten",
     "groups",
-    "masked_word",
     "public",
     "sort_overrides",
     "split_top",

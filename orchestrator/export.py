@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from orchestrator.card import proof_of
 from orchestrator.status import not_found
+from sweeps.commands import command_line
 from sweeps.errors import SweepError
 from sweeps.files import RunFolder
 from sweeps.reading import read_train
@@ -26,7 +27,7 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
     if proof is None:
         raise SweepError(
             f"{folder.root} has no best/ yet: its sweep has not ended, or no trial completed. See "
-            f"python -m orchestrator status {run_dir}"
+            + command_line(["status", str(run_dir)])
         )
     if not merge:
         print(f"{folder.best}  trial {proof['number']}, eval_loss {proof['eval_loss']:.4f}")

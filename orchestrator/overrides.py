@@ -15,8 +15,9 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sweeps.commands import masked_word
 from sweeps.errors import ConfigError, Problem, nearest
-from sweeps.secrets import is_secret_key, masked, scrub
+from sweeps.secrets import is_secret_key, scrub
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -80,11 +81,6 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
         raise ConfigError(problems)
     _settle_budget(sorted_)
     return sorted_
-
-
-def masked_word(key: str, text: str) -> str:
-    """An override as it may be hashed or shown."""
-    return f"{key}={masked(key, text)}"
 
 
 def is_free(key: str) -> bool:

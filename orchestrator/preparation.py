@@ -7,7 +7,6 @@ import math
 import os
 import platform
 import re
-import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,7 @@ from orchestrator.preflight import (
     room_line,
     step_line,
 )
+from sweeps.commands import command_line
 from sweeps.errors import ConfigError, Problem, SweepError
 from sweeps.files import RunFolder, is_prepared, write_text
 from sweeps.history import History
@@ -332,12 +332,6 @@ def rehearsal_line(
             raise SweepError(why) from error
         known = asdict(found)
     return step_line(known)
-
-
-def command_line(argv: Sequence[str]) -> str:
-    """The command as the user would type it again, secrets masked."""
-    words = [compose.masked_word(*word.split("=", 1)) if "=" in word else word for word in argv]
-    return shlex.join(["python", "-m", "orchestrator", *words])
 
 
 def versions() -> dict[str, str]:

@@ -29,7 +29,6 @@ from orchestrator.preparation import (
     Command,
     Ready,
     claim_folder,
-    command_line,
     guess_device,
     prepare_training,
     read_command,
@@ -50,6 +49,7 @@ from orchestrator.tune import (
     start_ray,
     stop_ray,
 )
+from sweeps.commands import command_line
 from sweeps.coordinator import Coordinator
 from sweeps.errors import SweepError
 from sweeps.files import Lock, RunFolder, is_prepared, remove_tree, write_text
@@ -490,7 +490,7 @@ class Driver:
         if self._copies is not None:
             self._copies.take_draft()
         if found is not None and books["proof"] is not None:
-            write_best(self._folder, self._spec, self._history, found, books["proof"], self._argv)
+            write_best(self._folder, self._spec, self._history, found, books["proof"])
         notes = list(books["notes"])
         if books["proof_error"]:
             notes.append(f"The best checkpoint could not be made ready: {books['proof_error']}")

@@ -13,6 +13,7 @@ from rich.text import Text
 from orchestrator.knobs_table import knobs_grid
 from orchestrator.layout import duration_text, folder_text, loss_text, unbroken
 from orchestrator.tables import counts_text, gain, ranking_grid
+from sweeps.commands import UnwritableError, command_line, written
 from sweeps.files import RunFolder
 from sweeps.history import History
 from sweeps.knobs import Effect
@@ -205,7 +206,8 @@ def _best_values(
     parts: list[RenderableType] = []
     if best.record.values:
         parts += [Text(), Text("Best values", style="bold")]
-        parts += [unbroken(f"  {key}={_exact(v)}") for key, v in best.record.values.items()]
+        words = [f"{key}={_exact(value)}" for key, value in best.record.values.items()]
+        parts += [unbroken(f"  {shlex.quote(word)}") for word in words]
     if test is not None:
         line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
         line += "" if base_test is None else f" (base model {loss_text(base_test)})"
@@ -214,17 +216,20 @@ def _best_values(
 
 
 def _exact(value: object) -> str:
-    """A value as an override takes it, every digit kept."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    """A searched value as an override takes it, every digit kept."""
+    try:
+        return written(value)
+    except UnwritableError:
+        return json.dumps(value)
 
 
 def _next_commands(
     folder: RunFolder, best: Best | None, again: str | None, sync: str | None
 ) -> list[RenderableType]:
-    run_dir = shlex.quote(folder_text(folder.root))
-    commands = [(f"python -m orchestrator status {run_dir}", "this table again")]
+    run_dir = folder_text(folder.root)
+    commands = [(command_line(["status", run_dir]), "this table again")]
     if best is not None:
-        merge = f"python -m orchestrator export {run_dir} --merge"
+        merge = command_line(["export", run_dir, "--merge"])
         commands.append((merge, "one model, no adapter"))
     commands += [(again, "train the winner again")] if again else []
     commands += [(sync, "upload the tracked runs")] if sync else []

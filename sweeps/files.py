@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps import faults
+from sweeps.commands import command_line
 from sweeps.errors import FolderHeldError, SweepError
 
 REPORT = "report.json"  # in the folder of tokenized data
@@ -261,7 +262,7 @@ class Lock:
             self._file.close()
             raise FolderHeldError(
                 f"{path.parent} is in use by {holder}. Wait for it, follow it with "
-                f"`python -m orchestrator status {path.parent}`, or choose another run_dir=..."
+                f"`{command_line(['status', str(path.parent)])}`, or choose another run_dir=..."
             ) from None
         except OSError as error:
             self._file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import shlex
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 from sweep_events import Sweep
 
+from orchestrator.compose import compose_config
 from orchestrator.display import Display, Progress, summary
 from orchestrator.layout import Column, Grid, duration_text, megabytes_text, rate_text, show, texts
 from orchestrator.progress import planned_configs, planned_trials, time_left_s
@@ -238,6 +240,17 @@ def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) 
     assert "test split, which no decision has seen: 2.3000" in text
     for command in (f"python -m orchestrator status {tmp_path}", "train this", "sync that"):
         assert any(line.startswith(f"  {command}  # ") for line in lines)
+
+
+def test_the_best_values_can_be_pasted_as_they_stand(tmp_path: Path) -> None:
+    values = {"model.revision": "2018", "peft.target_modules": "(q|v)_proj", "peft.r": [1, True]}
+    sweep = Sweep()
+    sweep.trial(values, [1.0])
+    lines = lines_of(sweep, tmp_path)
+    first = lines.index("Best values") + 1
+    read = compose_config([word for line in lines[first : first + 3] for word in shlex.split(line)])
+    assert (read[0]["model"]["revision"], read[0]["peft"]["r"]) == ("2018", [1, True])
+    assert read[0]["peft"]["target_modules"] == "(q|v)_proj"
 
 
 def test_the_base_model_stands_at_its_place_in_the_ranking(tmp_path: Path) -> None:

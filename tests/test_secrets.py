@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.compose import compose_config, public
-from orchestrator.preparation import command_line
+from sweeps.commands import command_line
 from sweeps.errors import ConfigError, Problem, first_line
 from sweeps.secrets import is_secret_key, masked, scrub
 
