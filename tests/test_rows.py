@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import socket
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from sweeps.errors import ConfigError, SweepError
+from sweeps.grammar import parse, plain
 from sweeps.spec import DataSpec
 from trainers import hub, rows
 
@@ -176,7 +178,19 @@ def test_missing_columns_say_what_there_is_and_how_to_map_it(tmp_path: Path) -> 
     path = write_lines(tmp_path / "a.jsonl", {"Instruction": "p", "output": "c"})
     with pytest.raises(ConfigError, match=r"has the columns Instruction, output;") as caught:
         rows.read(spec(path))
-    assert "data.columns='{prompt: Instruction, completion: output}'" in str(caught.value)
+    assert "'data.columns={prompt: Instruction, completion: output}'" in str(caught.value)
+
+
+def test_the_mapping_that_is_suggested_can_be_pasted(tmp_path: Path) -> None:
+    theirs = {"Prompt": "p", "completion: 100%, 'ü'": "c"}
+    path = write_lines(tmp_path / "a.jsonl", theirs)
+    with pytest.raises(ConfigError) as caught:
+        rows.read(spec(path))
+    (word,) = shlex.split(str(caught.value).partition("ours: ")[2])
+    key, _, text = word.partition("=")
+    columns = plain(parse(text))
+    assert (key, list(columns.values())) == ("data.columns", list(theirs))
+    assert rows.read(spec(path, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
 def test_wrong_mapping_names_the_nearest_column(tmp_path: Path) -> None:

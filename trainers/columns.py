@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sweeps.commands import override
 from sweeps.errors import ConfigError, Problem, SweepError, nearest
 from sweeps.spec import DataSpec
 from trainers.formats import BadRow, Row
@@ -104,22 +106,22 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
-    example = suggestion or f"'{{prompt: {theirs[0] if theirs else 'question'}, completion: ...}}'"
+    open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
+    example = shlex.quote(override("data.columns", suggestion or open_one))
     return Problem(
         key="data.path" if spec.path else "data",
         value=spec.path,
-        message=f"{message} Say which of them are ours: data.columns={example}",
+        message=f"{message} Say which of them are ours: {example}",
     )
 
 
-def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> str | None:
-    """A mapping that would work, guessed from the names, or None."""
+def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
+    """A mapping that would work, guessed from the names; empty if there is none."""
     for fields in SHAPES.values():
         guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
         if all(guess.values()):
-            needed = {ours: name for ours, name in guess.items() if ours != name}
-            return "'{" + ", ".join(f"{ours}: {name}" for ours, name in needed.items()) + "}'"
-    return None
+            return {ours: name for ours, name in guess.items() if name and ours != name}
+    return {}
 
 
 def _alias(ours: str, theirs: Sequence[str]) -> str | None:
