@@ -19,6 +19,7 @@ from orchestrator.dealing import Dealer, Rules
 from orchestrator.gate import Gate
 from orchestrator.job import Job
 from sweeps.coordinator import Coordinator
+from sweeps.ending import Cause, Stop
 from sweeps.errors import LedgerWriteError
 from sweeps.files import RunFolder
 from sweeps.history import History
@@ -61,7 +62,7 @@ class CoordinatorActor:
         self._asked: set[str] = set()  # workers that came so far as to ask for a job
         self._barren = 0
         self._wants_proof = True
-        self._idle: dict[str, str] = {}  # worker -> why it takes no trials
+        self._idle: dict[str, str] = {}  # worker that takes no trials -> its host
         self._idle_since: float | None = None  # while no other worker is there
 
     # -- for the driver
@@ -97,7 +98,7 @@ class CoordinatorActor:
     def ping(self) -> None:
         """Answers: see `orchestrator.interruption.Pulse`."""
 
-    def interrupt(self, reason: str, prove: bool) -> None:
+    def interrupt(self, stop: Stop, prove: bool) -> None:
         """Stop handing out trials; with `prove`, the best so far is still made ready."""
         if self._gate.refusal:
             return
@@ -105,7 +106,7 @@ class CoordinatorActor:
             with suppress(LedgerWriteError):  # then it stops for that reason, and says so
                 self._open()
         self._wants_proof = self._wants_proof and prove
-        self._coordinator.interrupt(reason)
+        self._coordinator.interrupt(stop)
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
@@ -121,7 +122,8 @@ class CoordinatorActor:
         elif self._idle_since is None:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > _IDLE_S and not self._coordinator.is_finished:
-            self.interrupt("; ".join(sorted(set(self._idle.values()))), False)
+            hosts = ", ".join(sorted(set(self._idle.values())))
+            self.interrupt(Stop(cause=Cause.NO_RUN_DIR, details=(hosts,)), False)
 
     def wants_worker(self) -> bool:
         """Whether a new worker would find something to do as things are: while one proves, no."""
@@ -141,8 +143,7 @@ class CoordinatorActor:
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
         return {
             "importance": importance(study_of(self._coordinator.history)),
-            "stopping": self._coordinator.stopping,
-            "broken": self._coordinator.is_broken,
+            "stop": self._coordinator.stop,
             "notes": unwritten,
             "proof": self._proof.results.get(key),
             "proof_error": self._proof.error,
@@ -170,7 +171,7 @@ class CoordinatorActor:
         self._asked.discard(worker)
         self._idle.pop(worker, None)
         if self._barren > _BARREN_STARTS and not self._dealer.count:
-            self.interrupt(f"workers die before they can train anything: {reason}", False)
+            self.interrupt(Stop(cause=Cause.WORKERS_DIE, details=(reason,)), False)
 
     def left(self, worker: str) -> None:
         """A worker leaves of its own accord; trials that it has not begun are handed out again."""
@@ -179,8 +180,9 @@ class CoordinatorActor:
         for key in self._dealer.leaves(worker):
             self._coordinator.give_back(key)
 
-    def sits_out(self, worker: str, reason: str) -> None:
-        self._idle[worker] = reason
+    def sits_out(self, worker: str, host: str) -> None:
+        """A worker takes no trials, since its node does not see the run folder."""
+        self._idle[worker] = host
 
     def let_go(self, worker: str, key: str, reason: str, full_disk: bool = False) -> None:
         """A worker cannot go on with a trial, through no fault of the trial's.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.leaving import draining_nodes
+from sweeps.ending import Cause, Stop
 from sweeps.errors import SweepError
 from sweeps.files import RunFolder, write_text
 
@@ -48,7 +49,7 @@ class Roomless(threading.Thread):
     of its own, since Ray does not answer where its head is gone.
     """
 
-    REASON = "no node of the cluster has room for a trial"
+    STOP = Stop(cause=Cause.NO_ROOM)
 
     def __init__(self, slots: Callable[[], int]) -> None:
         super().__init__(name="roomless", daemon=True)
@@ -92,7 +93,7 @@ class Roomless(threading.Thread):
         self._told = roomless
         if not roomless:
             return "a node has joined that has room: the sweep goes on"
-        return f"{self.REASON}: waiting {_PATIENCE_S / 60:.0f} minutes for one to join"
+        return f"{self.STOP}: waiting {_PATIENCE_S / 60:.0f} minutes for one to join"
 
 
 # ---------------------------------------------------------------------- who sees the run folder

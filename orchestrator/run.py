@@ -51,6 +51,7 @@ from orchestrator.tune import (
 )
 from sweeps.commands import command_line
 from sweeps.coordinator import Coordinator
+from sweeps.ending import Cause, Stop, exit_code
 from sweeps.errors import SweepError
 from sweeps.files import Lock, RunFolder, is_prepared, remove_tree, write_text
 from sweeps.history import History
@@ -64,8 +65,6 @@ from sweeps.store import Store
 from sweeps.trial import State
 
 _TICK_S = 0.2
-# What a sweep stops for that is no end of it.
-_FAILURES = ("same error", "workers die", "does not see run_dir", Roomless.REASON)
 _TRACKING_END_S = 15.0
 _COPIES_END_S = 100.0  # under the two minutes that a spot instance or a batch system leaves
 _SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended by it, too
@@ -236,7 +235,8 @@ class Driver:
             if past.spec and self._is_over():
                 self._history = past
                 self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
-                return self._exit_code("", "")
+                self._tell_failure(None)
+                return self._exit_code()
             self._display.plan(plan_lines(self._spec, self._space, self._folder))
             return self._sweep(past, *self._get_ready(past))
         finally:
@@ -427,14 +427,14 @@ class Driver:
             if line := roomless.news() or (not roomless.seconds and workers.news()):
                 self._display.note(line)
             if roomless.is_over:
-                self._office.interrupt.remote(roomless.REASON, False)
+                self._office.interrupt.remote(roomless.STOP, False)
                 break  # a worker that waits for its place would keep Tune for ever
             if interrupted and roomless.seconds > _SILENCE_S:
                 break
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
                 self._display.note("The time budget is spent: trials commit and wait.")
-                self._office.interrupt.remote("the time budget is spent", True)
+                self._office.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
         self._follow()
 
     def _follow(self) -> None:
@@ -470,7 +470,7 @@ class Driver:
         self._display.note(
             f"{name}: trials commit a checkpoint and stop; once more leaves at once."
         )
-        self._office.interrupt.remote(name, False)
+        self._office.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
         import os
@@ -494,16 +494,17 @@ class Driver:
         notes = list(books["notes"])
         if books["proof_error"]:
             notes.append(f"The best checkpoint could not be made ready: {books['proof_error']}")
-        if books["stopping"]:
-            notes.append(f"Stopped before the end: {books['stopping']}.")
+        stop: Stop | None = books["stop"]
+        if stop is not None:
+            notes.append(f"Stopped before the end: {stop}.")
         lines = self._tracker.finish({}, _TRACKING_END_S)
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(proof_of(self._folder), books["importance"] or {}, [*notes, *lines])
-        code = 1 if books["broken"] else self._exit_code(books["stopping"], books["proof_error"])
-        if self._signals.seen or books["broken"] or (books["stopping"] and code == 0):
+        self._tell_failure(stop)
+        if self._signals.seen or (stop is not None and stop.cause is not Cause.SAME_ERROR):
             self._display.note(self._go_on())
-        return code
+        return self._exit_code(stop, is_proven=not books["proof_error"])
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """No step could be trained, so there is no sweep."""
@@ -534,19 +535,23 @@ class Driver:
             ),
         )
 
-    def _exit_code(self, stopping: str, proof_error: str) -> int:
-        if self._signals.seen:
-            return self._signals.exit_code
-        if self._history.count(State.COMPLETED) == 0 or proof_error:
-            self._tell_failure()
-            return 1
-        if any(words in stopping for words in _FAILURES):
-            self._tell_failure()
-            return 1
-        return 4 if self._history.count(State.FAILED) else 0
+    def _exit_code(self, stop: Stop | None = None, *, is_proven: bool = True) -> int:
+        return exit_code(
+            completed=self._history.count(State.COMPLETED),
+            failed=self._history.count(State.FAILED),
+            stop=stop,
+            signal_code=self._signals.exit_code if self._signals.seen else 0,
+            is_proven=is_proven,
+        )
 
-    def _tell_failure(self) -> None:
-        """The one traceback that matters, where every trial failed alike."""
+    def _tell_failure(self, stop: Stop | None) -> None:
+        """Print a traceback if trials failed alike and nothing else ended the sweep."""
+        if stop is None or not stop.cause.is_failure:
+            is_told = not self._signals.seen and not self._history.count(State.COMPLETED)
+        else:
+            is_told = stop.cause is Cause.SAME_ERROR
+        if not is_told:
+            return
         for record in self._history.trials.values():
             if record.state is State.FAILED and self._folder.error(record.key).exists():
                 print(self._folder.error(record.key).read_text(encoding="utf-8"), file=sys.stderr)

@@ -87,7 +87,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
 def sit_out(office: Any, worker: str, host: str, notice: Lookout) -> None:
     """Keep the place of a worker that would not see the run folder either, and do nothing."""
-    ray.get(office.sits_out.remote(worker, f"node {host} does not see run_dir"))
+    ray.get(office.sits_out.remote(worker, host))
     while not (notice.is_given or ray.get(office.is_done.remote())):
         time.sleep(_SIT_S)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.asking import Asking
+from sweeps.ending import Cause, Stop
 from sweeps.errors import LedgerDamagedError, LedgerWriteError
 from sweeps.files import RunFolder
 from sweeps.history import History
@@ -26,7 +27,7 @@ class Books:
 
     Attributes:
         configs: of the trials that have not ended.
-        broken: why nothing can be written any more; empty while it can.
+        broken: why nothing can be written any more; None while it can.
 
     Raises (on making one):
         LedgerDamagedError: the ledger cannot be read, or is not of this sweep.
@@ -38,7 +39,7 @@ class Books:
         self.history = History()
         self.asking = Asking(spec, space, self.history, self.write)
         self.configs: dict[str, Mapping[str, Any]] = {}
-        self.broken = ""
+        self.broken: Stop | None = None
         # Nothing here is garbage, and looking for some would take a third of the time.
         gc.disable()
         try:
@@ -53,17 +54,15 @@ class Books:
         Raises:
             LedgerWriteError: it cannot be written; from then on nothing is.
         """
-        if self.broken:
-            raise LedgerWriteError(self.broken)
+        if self.broken is not None:
+            raise LedgerWriteError(str(self.broken))
         try:
             line = self._ledger.append(event, **fields)
         except OSError as error:
-            self.break_off(f"{self._folder.ledger} cannot be written ({error.strerror})")
-            raise LedgerWriteError(self.broken) from error
+            details = str(self._folder.ledger), str(error.strerror)
+            self.broken = Stop(cause=Cause.LEDGER_UNWRITABLE, details=details)
+            raise LedgerWriteError(str(self.broken)) from error
         self.history.apply(line)
-
-    def break_off(self, reason: str) -> None:
-        self.broken = f"{reason}; what was written before is whole"
 
     def close(self) -> None:
         self._ledger.close()

@@ -17,6 +17,7 @@ import optuna
 from omegaconf import OmegaConf
 
 from sweeps.books import Books
+from sweeps.ending import Cause, Stop
 from sweeps.errors import LedgerWriteError, StaleAttemptError
 from sweeps.files import RunFolder, append_lines, write_text
 from sweeps.history import Record
@@ -53,7 +54,7 @@ class Coordinator:
         ended = self.history.trials.values()
         self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
         self._base_holder: str | None = None
-        self._stopping = ""
+        self._stop: Stop | None = None
 
     # ------------------------------------------------------------------ a driver's life
 
@@ -70,13 +71,13 @@ class Coordinator:
                 if record.pruned_at is not None:
                     self._end(record, State.PRUNED)
 
-    def interrupt(self, reason: str) -> None:
+    def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
         with self._guard:
-            if not self.stopping:
-                self._stopping = reason
+            if self.stop is None:
+                self._stop = stop
                 with suppress(LedgerWriteError):  # then it stops for that reason, and says so
-                    self._write("interrupt", reason=reason)
+                    self._write("interrupt", reason=str(stop))
 
     def close(self) -> None:
         self._books.close()
@@ -99,20 +100,15 @@ class Coordinator:
         )
 
     @property
-    def stopping(self) -> str:
-        """Why no more trials are handed out; empty while they are."""
-        return self._books.broken or self._stopping
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether `stopping` is a failure of the sweep itself."""
-        return bool(self._books.broken)
+    def stop(self) -> Stop | None:
+        """Why no more trials are handed out; None while they are."""
+        return self._books.broken or self._stop
 
     @property
     def is_finished(self) -> bool:
         """Whether no trial will be handed out any more, whatever happens to those that run."""
         with self._guard:
-            if self.stopping:
+            if self.stop is not None:
                 return True
             more = self._asking.repeat() or self._asking.wants_config()
             return not (self.history.unfinished() or more)
@@ -125,7 +121,7 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self.stopping:
+            if self.stop is not None:
                 return None
             for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
@@ -137,7 +133,8 @@ class Coordinator:
                 return None
             except Exception as error:  # else every worker that asks would die of it, for ever
                 log.debug("asking", exc_info=error)
-                self._books.break_off(f"no trial could be made ({type(error).__name__}: {error})")
+                said = f"{type(error).__name__}: {error}"
+                self._books.broken = Stop(cause=Cause.NO_SUGGESTION, details=(said,))
                 return None
 
     def give_back(self, key: str) -> None:
@@ -180,7 +177,7 @@ class Coordinator:
         """
         with self._guard:
             record = self.history.trials[key]
-            if record.state.is_finished() or self.stopping:
+            if record.state.is_finished() or self.stop is not None:
                 return None
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
@@ -212,7 +209,7 @@ class Coordinator:
             self._check(key, attempt)
             with suppress(OSError):  # rows for the eye; a full disk shows at the next checkpoint
                 append_lines(self._folder.metrics(key), rows)
-            return Decision.STOP if self.stopping else Decision.CONTINUE
+            return Decision.STOP if self.stop is not None else Decision.CONTINUE
 
     def report(self, key: str, attempt: int, report: Report) -> Decision:
         """Take a report and decide. A report that is known already is not told twice.
@@ -236,7 +233,7 @@ class Coordinator:
                 self._report(record, report)
             if record.pruned_at is not None:
                 return Decision.PRUNE
-            return Decision.STOP if self.stopping else Decision.CONTINUE
+            return Decision.STOP if self.stop is not None else Decision.CONTINUE
 
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         """A checkpoint lies whole on disk. Checkpoints that need not stay are removed.
@@ -289,7 +286,7 @@ class Coordinator:
         with self._guard:
             self._check(key, attempt)
             self._handed.discard(key)
-            if not self._stopping:
+            if self._stop is None:
                 reason = "its node is about to go"
                 self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
 
@@ -305,7 +302,7 @@ class Coordinator:
             if record.state.is_finished():
                 return False
             if full_disk and record.retries >= self._spec.sweep.max_retries:
-                self._books.break_off(reason)
+                self._books.broken = Stop(cause=Cause.DISK_FULL, details=(reason,))
                 return False
             try:
                 self._keep_error(key, error)
@@ -395,7 +392,7 @@ class Coordinator:
         alike = self._same_errors[reason]
         limit = self._spec.sweep.max_same_error
         if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
-            self.interrupt(f"the first {alike} trials failed with the same error")
+            self.interrupt(Stop(cause=Cause.SAME_ERROR, details=(str(alike),)))
 
     def _keep_error(self, key: str, error: str) -> None:
         """A traceback goes to the trial's error.txt, if it can be written."""

@@ -19,6 +19,7 @@ from real_sweeps import GRID, SMALL, Command, of
 
 from orchestrator.status import read_history
 from orchestrator.tune import _QUIET, Workers, live_slots, place, slots_of
+from sweeps.ending import Cause, Stop
 from sweeps.errors import ConfigError
 from sweeps.files import RunFolder
 from sweeps.history import History, Record
@@ -209,7 +210,7 @@ class Room:
 
     def finish(self) -> History:
         """Hand out nothing more; what the ledger says when the workers have left."""
-        self.office.interrupt.remote("seen enough", True)
+        self.office.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
         self.workers.join(PATIENCE_S)
         assert not self.workers.is_alive()
         assert self.workers.error is None
@@ -340,9 +341,9 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     room = Room(tmp_path)
     room.workers.join(PATIENCE_S)
     assert not room.history().trials
-    stopping = ray.get(room.office.finish.remote())["stopping"]
-    assert stopping.startswith("workers die before they can train anything: ")
-    assert "libcudart.so.99" in stopping
+    stop = ray.get(room.office.finish.remote())["stop"]
+    assert stop.cause is Cause.WORKERS_DIE
+    assert "libcudart.so.99" in str(stop)
 
 
 # ---------------------------------------------------------------------- the whole

@@ -30,6 +30,7 @@ from optuna.trial import TrialState
 
 from sweeps import asking
 from sweeps.coordinator import Coordinator
+from sweeps.ending import Cause, Stop
 from sweeps.errors import LedgerDamagedError, StaleAttemptError
 from sweeps.files import RunFolder
 from sweeps.ranking import ranked
@@ -369,17 +370,19 @@ def test_a_config_with_a_failed_seed_is_told_as_failed_and_gets_no_more(tmp_path
 # ---------------------------------------------------------------------- stopping
 
 
-@pytest.mark.parametrize("reason", ["SIGINT", "the time budget is spent"])
+@pytest.mark.parametrize(
+    "stop", [Stop(cause=Cause.SIGNAL, details=("SIGINT",)), Stop(cause=Cause.TIME_BUDGET)]
+)
 def test_an_interrupted_sweep_hands_out_nothing_and_goes_on_later(
-    reason: str, tmp_path: Path
+    stop: Stop, tmp_path: Path
 ) -> None:
     coordinator = open_sweep(make(trials=2), tmp_path)
     trial = coordinator.ask()
     assert trial is not None
     attempt = begin(coordinator, trial)
-    coordinator.interrupt(reason)
-    coordinator.interrupt("again")
-    assert (coordinator.stopping, coordinator.is_finished) == (reason, True)
+    coordinator.interrupt(stop)
+    coordinator.interrupt(Stop(cause=Cause.SIGNAL, details=("again",)))
+    assert (coordinator.stop, coordinator.is_finished) == (stop, True)
     assert coordinator.ask() is None
     assert coordinator.log(trial.key, attempt, [{"step": 1, "loss": 3.0}]) is Decision.STOP
     assert coordinator.report(trial.key, attempt, report(1, 3.0)) is Decision.STOP
@@ -443,13 +446,14 @@ def test_the_same_error_in_the_first_trials_stops_the_sweep(
     monkeypatch.setenv("HUB_TOKEN", "abcdefgh12345")
     coordinator = open_sweep(make(trials=10, max_same_error=3), tmp_path)
     for _ in range(3):
-        assert not coordinator.stopping
+        assert coordinator.stop is None
         trial = coordinator.ask()
         assert trial is not None
         attempt = begin(coordinator, trial)
         reason = "ValueError: abcdefgh12345 is refused"
         coordinator.end(trial.key, attempt, State.FAILED, kind="bug", reason=reason, error=reason)
-    assert coordinator.stopping == "the first 3 trials failed with the same error"
+    assert coordinator.stop == Stop(cause=Cause.SAME_ERROR, details=("3",))
+    assert str(coordinator.stop) == "the first 3 trials failed with the same error"
     assert coordinator.ask() is None
     written = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
     assert not any("abcdefgh12345" in text for text in written)
@@ -470,7 +474,7 @@ def test_different_errors_or_a_trial_that_worked_let_a_sweep_go_on(
         assert trial is not None
         attempt = begin(coordinator, trial)
         coordinator.end(trial.key, attempt, State.FAILED, kind="bug", reason=reason)
-    assert not coordinator.stopping
+    assert coordinator.stop is None
     assert coordinator.ask() is not None
 
 
@@ -602,6 +606,20 @@ def test_halved_the_optimizer_sees_as_many_rows(
     assert (None if small is None else (small.batch_size, small.accumulation_steps)) == halved
 
 
+def test_a_full_disk_stops_the_sweep_once_the_trials_retries_are_spent(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(max_retries=1), tmp_path)
+    trial = coordinator.ask()
+    assert trial is not None
+    for _ in range(2):
+        assert coordinator.stop is None
+        begin(coordinator, trial)
+        coordinator.lost(trial.key, "OSError: the disk is full", full_disk=True)
+    assert coordinator.stop is not None
+    assert coordinator.stop.cause is Cause.DISK_FULL
+    assert str(coordinator.stop).startswith("OSError: the disk is full; what was written")
+    assert not coordinator.history.trials[trial.key].state.is_finished()
+
+
 def test_a_searcher_that_breaks_stops_the_sweep_with_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,6 +630,7 @@ def test_a_searcher_that_breaks_stops_the_sweep_with_its_words(
 
     monkeypatch.setattr("sweeps.search.Search.ask", fail)
     assert coordinator.ask() is None
-    assert coordinator.is_broken
     assert coordinator.is_finished
-    assert "ValueError: singular matrix" in coordinator.stopping
+    assert coordinator.stop is not None
+    assert coordinator.stop.cause is Cause.NO_SUGGESTION
+    assert "ValueError: singular matrix" in str(coordinator.stop)

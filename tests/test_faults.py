@@ -13,6 +13,7 @@ import pytest
 from driving import SMALL, drive, make, open_sweep, story
 
 from sweeps import faults
+from sweeps.ending import Cause
 from sweeps.errors import LedgerWriteError
 from sweeps.files import append_lines, write_text
 from sweeps.ledger import Ledger
@@ -112,7 +113,8 @@ def test_where_the_ledger_cannot_be_written_the_sweep_stops_and_goes_on_later(
     armed("full:ledger.before:9+")  # type: ignore[operator]
     with pytest.raises(LedgerWriteError, match=r"cannot be written \(No space left on device\)"):
         drive(coordinator)
-    assert coordinator.is_broken
+    assert coordinator.stop is not None
+    assert coordinator.stop.cause is Cause.LEDGER_UNWRITABLE
     assert coordinator.is_finished
     assert coordinator.ask() is None
     running = next(r.key for r in coordinator.history.unfinished())
@@ -131,8 +133,9 @@ def test_where_a_trials_folder_cannot_be_made_it_stops_and_says_so(
     coordinator = open_sweep(make(SMALL, search="grid", trials=None), tmp_path)
     armed("full:text.before:1+")  # type: ignore[operator]
     assert coordinator.ask() is None
-    assert coordinator.is_broken
-    assert "No space left" in coordinator.stopping
+    assert coordinator.stop is not None
+    assert coordinator.stop.cause is Cause.NO_SUGGESTION
+    assert "No space left" in str(coordinator.stop)
 
 
 def test_rows_for_the_eye_may_be_lost(tmp_path: Path) -> None:

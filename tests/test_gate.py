@@ -13,9 +13,11 @@ from training import train_spec
 from orchestrator.actor import CoordinatorActor
 from orchestrator.dealing import Rules
 from orchestrator.preflight import step_line
+from sweeps.ending import Cause, Stop
 from sweeps.ledger import Ledger
 from sweeps.spec import TrainSpec
 
+SIGINT = Stop(cause=Cause.SIGNAL, details=("SIGINT",))
 FACTS = {"host": "box", "pid": 1, "rehearsal": {"identity": "abc"}}
 FOUND = {
     **{"rows": 4, "tokens": 100, "too_many": 0},
@@ -75,7 +77,7 @@ def test_a_step_that_fails_ends_the_sweep_before_it_has_begun(
     office.rehearsed("a", None, "one step fails", "Traceback ...")
     assert office.is_done()
     assert {office.next_job(worker, 8).kind for worker in "ab"} == {"leave"}
-    office.interrupt("SIGINT", False)  # too late: there is nothing to interrupt
+    office.interrupt(SIGINT, False)  # too late: there is nothing to interrupt
     assert office.finish() == {"refusal": "one step fails", "traceback": "Traceback ..."}
     assert told(tmp_path) == []
 
@@ -108,7 +110,7 @@ def test_an_interrupt_in_the_meantime_is_one_of_a_sweep_that_has_begun(
     office: CoordinatorActor, tmp_path: Path
 ) -> None:
     office.next_job("a", 8)
-    office.interrupt("SIGINT", False)
+    office.interrupt(SIGINT, False)
     office.rehearsed("a", FOUND)
     assert office.next_job("a", 8).kind == "leave"
     assert [event["event"] for event in told(tmp_path)] == ["sweep", "attempt", "interrupt"]

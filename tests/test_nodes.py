@@ -18,6 +18,7 @@ from orchestrator.interruption import Signals
 from orchestrator.leaving import Lookout, Notice
 from orchestrator.nodes import leave_mark, sees, share_of_gpu
 from orchestrator.shelf import Shelf, checkpoint_name, split_name
+from sweeps.ending import Cause
 from sweeps.errors import StaleAttemptError
 from sweeps.history import History
 from sweeps.ledger import Tail
@@ -203,12 +204,25 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
 def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
     office: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office.sits_out("worker 1", "node far does not see run_dir")
+    office.sits_out("worker 1", "far")
     assert not office.is_done()
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     time.sleep(0.01)
     assert office.is_done()
-    assert office.finish()["stopping"] == "node far does not see run_dir"
+    stop = office.finish()["stop"]
+    assert stop.cause is Cause.NO_RUN_DIR
+    assert str(stop) == "run_dir cannot be seen from node far"
+
+
+def test_workers_that_die_before_they_ask_for_anything_stop_the_sweep(
+    office: CoordinatorActor,
+) -> None:
+    for number in range(5):
+        assert office.finish()["stop"] is None
+        office.died(f"worker {number}", "ImportError: libcudart.so.99")
+    stop = office.finish()["stop"]
+    assert stop.cause is Cause.WORKERS_DIE
+    assert str(stop).endswith("before they can train anything: ImportError: libcudart.so.99")
 
 
 def test_where_one_worker_can_the_others_may_sit_out(
@@ -216,7 +230,7 @@ def test_where_one_worker_can_the_others_may_sit_out(
 ) -> None:
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     office.next_job("worker 2")
-    office.sits_out("worker 1", "node far does not see run_dir")
+    office.sits_out("worker 1", "far")
     for _ in range(3):
         assert not office.is_done()
 
