@@ -60,7 +60,8 @@ def write_best(
         "number": found.record.number,
         "step": found.report.step,
         "seed": found.record.seed,
-        "eval_loss": found.report.metrics["eval_loss"],
+        "metric": history.metric,
+        **{name: found.report.metrics[name] for name in (history.metric, "eval_loss")},
         "values": masked("", dict(found.record.values)),
         "proof": dict(proof),
         "again": again,
@@ -135,9 +136,15 @@ def card(
         f" (mean of its seeds {found.mean:.4f}, spread {found.spread:.4f})" if found.spread else ""
     )
     gained = f"; the base model has {base_loss:.4f}" if base_loss is not None else ""
+    ranked_by = ""
+    if history.metric != "eval_loss":
+        value = found.report.metrics[history.metric]
+        ranked_by = f"`{history.metric}` {value:.4f}{spread}, by which the trials were ranked. "
+        spread = ""
     lines += [
-        f"`eval_loss` {loss:.4f} nats per labelled token{spread}{gained}. Measured again from "
-        f"these files: {proof['eval_loss']:.4f} over {proof['eval_tokens']:,.0f} tokens.",
+        f"{ranked_by}`eval_loss` {loss:.4f} nats per labelled token{spread}{gained}. Measured "
+        f"again from these files: {proof['eval_loss']:.4f} over {proof['eval_tokens']:,.0f} "
+        "tokens.",
     ]
     if "test_loss" in proof:
         lines += [
@@ -160,14 +167,14 @@ def card(
 
 def _table(history: History) -> list[str]:
     rows: list[Row] = [row for row in ranked(history) if row.rank is not None][:_TOP]
-    lines = ["| rank | trial | what varies | eval_loss | tokens/s | peak memory (MiB) |"]
+    lines = [f"| rank | trial | what varies | {history.metric} | tokens/s | peak memory (MiB) |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
         speed = f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else ""
         memory = f"{row.peak_memory_mb:,.0f}" if row.peak_memory_mb else ""
         name = trial_name(history.trials[row.key].values)
         lines.append(
-            f"| {row.rank} | {row.number} | {name} | {row.eval_loss:.4f} | {speed} | {memory} |"
+            f"| {row.rank} | {row.number} | {name} | {row.value:.4f} | {speed} | {memory} |"
         )
     return lines
 

@@ -30,7 +30,9 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
             + command_line(["status", str(run_dir)])
         )
     if not merge:
-        print(f"{folder.best}  trial {proof['number']}, eval_loss {proof['eval_loss']:.4f}")
+        losses = dict.fromkeys((proof.get("metric", "eval_loss"), "eval_loss"))
+        said = ", ".join(f"{name} {proof[name]:.4f}" for name in losses)
+        print(f"{folder.best}  trial {proof['number']}, {said}")
         print("It loads as it is (see its README.md); --merge makes one model without an adapter.")
         return 0
     target = (to or folder.root / "merged").absolute()

@@ -28,7 +28,7 @@ def knobs_grid(
         Column(head="knob", cells=texts(first), least=20),
         _own("effect", [_reach(effect) for effect, _ in lines], levels),
         _each("trials", levels, lambda level: str(level.trials)),
-        _each("mean", levels, lambda level: loss_text(level.eval_loss), keep=5),
+        _each("mean", levels, lambda level: loss_text(level.mean), keep=5),
         _each("adjusted", levels, lambda level: loss_text(level.adjusted)),
         _each("best", levels, lambda level: loss_text(level.best), keep=3),
         *cost_columns(levels),

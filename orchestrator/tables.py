@@ -154,7 +154,7 @@ def _configs(values: Iterable[Mapping[str, Any]]) -> Column:
 
 def _measures(history: History, rows: Sequence[Row | None], *, keep_loss: int) -> list[Column]:
     base = base_value(history)
-    losses = [base if row is None else row.eval_loss for row in rows]
+    losses = [base if row is None else row.value for row in rows]
     columns = [
         Column(
             head=history.metric, cells=texts(map(loss_text, losses)), right=True, keep=keep_loss
@@ -168,7 +168,7 @@ def _measures(history: History, rows: Sequence[Row | None], *, keep_loss: int) -
         ),
     ]
     if base is not None:
-        gains = ["" if row is None else gain_text(gain(history, row.eval_loss)) for row in rows]
+        gains = ["" if row is None else gain_text(gain(history, row.value)) for row in rows]
         columns.insert(1, Column(head="gain", cells=texts(gains), right=True, keep=8))
     return columns
 
@@ -216,7 +216,7 @@ def _with_base(history: History, rows: Sequence[Row]) -> list[Row | None]:
         (
             i
             for i, row in enumerate(rows)
-            if row.rank is None or not (gain(history, row.eval_loss) or 0) > 0
+            if row.rank is None or not (gain(history, row.value) or 0) > 0
         ),
         len(rows),
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.disclosure import clean
 from sweeps.history import History, Record
-from sweeps.ranking import COLUMNS, best, ranked
+from sweeps.ranking import best, columns, ranked
 from sweeps.searched import searched_keys
 from sweeps.trial import State
 
@@ -63,14 +63,14 @@ def counts(history: History) -> dict[str, int]:
 
 def ranking_table(history: History) -> tuple[list[str | int], list[list[object]]]:
     """trials.csv as columns and rows, without its error texts."""
-    columns: list[str | int] = [name for name in COLUMNS if name != "error"]
+    shown = {head: name for head, name in columns(history.metric).items() if name != "error"}
     keys = searched_keys(history)
     rows = [
-        [_cell(clean(str(name), getattr(row, str(name)))) for name in columns]
+        [_cell(clean(head, getattr(row, name))) for head, name in shown.items()]
         + [_cell(clean(key, row.values.get(key))) for key in keys]
         for row in ranked(history)
     ]
-    return [*columns, *keys], rows
+    return [*shown, *keys], rows
 
 
 def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:

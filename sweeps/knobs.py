@@ -39,7 +39,7 @@ class Level:
         values: the value, or the lowest and the highest of a range.
         trials: completed ones; every mean is over these, and None where there is none.
         pruned, diverged, failed: trials that stopped early with this value.
-        eval_loss: mean; `best` is the best of them.
+        mean: of the value ranked; `best` is the best of them.
         adjusted: the mean if the other knobs had been tried alike with every value of this one.
     """
 
@@ -48,7 +48,7 @@ class Level:
     pruned: int
     diverged: int
     failed: int
-    eval_loss: float | None
+    mean: float | None
     best: float | None
     adjusted: float | None
     tokens_per_second: float | None
@@ -58,7 +58,7 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """One knob; `range` is the adjusted eval_loss of its worst level less that of its best."""
+    """One knob; `range` is the adjusted mean of its worst level less that of its best."""
 
     name: str
     keys: tuple[str, ...]  # set together, where there are several
@@ -170,11 +170,11 @@ def _binned(groups: _Groups) -> _Groups:
 
 def _adjusted(grouped: Mapping[str, _Groups]) -> dict[str, list[float | None]]:
     losses = {
-        row.number: row.eval_loss
+        row.number: row.value
         for groups in grouped.values()
         for _, rows in groups
         for row in rows
-        if row.status is State.COMPLETED and row.eval_loss is not None
+        if row.status is State.COMPLETED and row.value is not None
     }
     members = {
         name: [[row.number for row in rows if row.number in losses] for _, rows in groups]
@@ -198,14 +198,14 @@ def _level(
     pick: Callable[[Iterable[float]], float],
 ) -> Level:
     completed = [row for row in rows if row.status is State.COMPLETED]
-    losses = [row.eval_loss for row in completed if row.eval_loss is not None]
+    losses = [row.value for row in completed if row.value is not None]
     return Level(
         values=values,
         trials=len(completed),
         pruned=sum(row.status is State.PRUNED for row in rows),
         diverged=sum(row.status is State.DIVERGED for row in rows),
         failed=sum(row.status is State.FAILED for row in rows),
-        eval_loss=_mean(losses),
+        mean=_mean(losses),
         best=pick(losses) if losses else None,
         adjusted=adjusted,
         tokens_per_second=_mean(row.tokens_per_second for row in completed),

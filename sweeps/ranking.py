@@ -37,12 +37,12 @@ _DIGITS = {  # decimals in trials.csv; the other numbers are written in full
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One trial as a line of trials.csv; the fields are its columns, in order.
+    """One trial as a line of trials.csv; the fields are its columns, in order (see `columns`).
 
     Attributes:
         rank: of its config, 1 is best; None unless completed.
-        eval_loss: the value ranked, the best over the trial's reports; of an unfinished or pruned
-            trial the best so far; None where it diverged or failed.
+        value: of the metric ranked by, the best over the trial's reports; of an unfinished or
+            pruned trial the best so far; None where it diverged or failed.
         best_step: optimizer steps done when that was measured.
         error: one line; empty where nothing went wrong. A trial that ran out of memory and went on
             with half the micro-batch says so here, whatever became of it.
@@ -53,7 +53,7 @@ class Row:
     number: int
     key: str
     status: State
-    eval_loss: float | None
+    value: float | None
     best_step: int | None
     steps: int | None
     examples: int | None
@@ -67,7 +67,12 @@ class Row:
     values: Mapping[str, Any]
 
 
-COLUMNS = tuple(column.name for column in fields(Row) if column.name != "values")
+_FIELDS = tuple(column.name for column in fields(Row) if column.name != "values")
+
+
+def columns(metric: str) -> dict[str, str]:
+    """Column of trials.csv -> field of `Row`; the value ranked has the name of its metric."""
+    return {metric if name == "value" else name: name for name in _FIELDS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +165,10 @@ def write_table(history: History, folder: RunFolder) -> None:
     keys = searched_keys(history)
     write_csv(
         folder.table,
-        [*COLUMNS, *keys],
+        [*columns(history.metric), *keys],
         (
             [
-                *(_number(name, getattr(row, name)) for name in COLUMNS),
+                *(_number(name, getattr(row, name)) for name in _FIELDS),
                 *(_cell(row.values[key]) if key in row.values else None for key in keys),
             ]
             for row in ranked(history)
@@ -183,7 +188,7 @@ def _row(history: History, record: Record, ranks: Mapping[int, int]) -> Row:
         number=record.number,
         key=record.key,
         status=record.state,
-        eval_loss=None if peak is None else peak.metrics[history.metric],
+        value=None if peak is None else peak.metrics[history.metric],
         best_step=None if peak is None else peak.step,
         steps=_count(record, "step", "steps"),
         examples=_count(record, "examples", "examples"),

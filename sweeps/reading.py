@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from sweeps.errors import Problem, nearest
 from sweeps.naming import SPOKEN
 from sweeps.spec import (
+    METRICS,
     BudgetSpec,
     ClusterSpec,
     DataSpec,
@@ -51,8 +52,6 @@ RANGES: dict[str, Range] = {
     "cluster.gpus": _FROM_ZERO,
     "seed": _FROM_ZERO,
 }
-
-METRICS = ("eval_loss", "train_loss")
 
 _TOP = {
     "seed": int,
@@ -324,6 +323,16 @@ def _check_sweep(sweep: SearchSpec, problems: list[Problem]) -> None:
                 value=sweep.metric,
                 message=f"must be one of {', '.join(METRICS)}.",
                 nearest=nearest(sweep.metric, METRICS),
+            )
+        )
+    elif sweep.direction != (own := METRICS[sweep.metric]):
+        better = {"minimize": "lower", "maximize": "higher"}[own]
+        problems.append(
+            Problem(
+                key="sweep.direction",
+                value=sweep.direction,
+                message=f"would rank the worst trial first, since {sweep.metric} is better when "
+                f"it is {better}: leave it out, or set sweep.direction={own}.",
             )
         )
 

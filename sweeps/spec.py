@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Direction = Literal["minimize", "maximize"]
+# What trials can be ranked by, and which way it is better; each is in every report of a trial.
+METRICS: Mapping[str, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
 

@@ -92,8 +92,9 @@ class Sweep:
 
     def _report(self, index: int, value: float, number: int) -> dict[str, Any]:
         metrics = {
-            self.metric: value,
+            "eval_loss": 10.0 - value,
             "train_loss": value + 0.1,
+            self.metric: value,
             "seconds": 1.5 * index,
             "tokens_per_second": 1000.0 + number,
             "peak_memory_mb": 400.0 + number,

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from driving import SMALL, make
+from sweep_events import Sweep
 
-from orchestrator.card import train_again
+from orchestrator.actor import CoordinatorActor
+from orchestrator.card import train_again, write_best
 from orchestrator.compose import compose_config, groups
+from orchestrator.export import export
 from orchestrator.preparation import Command
+from orchestrator.tracked_values import ranking_table
+from sweeps.files import RunFolder, write_text
 from sweeps.history import Record
-from sweeps.ranking import Best
+from sweeps.ranking import Best, best, write_table
 from sweeps.resolve import SECTIONS, config_of, trial_key
 from sweeps.spec import Spec
-from sweeps.trial import Report
+from sweeps.trial import Report, State
 
 LR = "trainer.learning_rate"
+BASE = {"index": 0, "step": 0, "examples": 0, "tokens": 0, "metrics": {"eval_loss": 9.5}}
 
 
 def spec_of(*words: str) -> Spec:
@@ -102,3 +112,87 @@ def test_no_shipped_default_is_a_mapping_that_an_override_would_be_merged_with()
             config, _, _, _ = compose_config(["sweep=base", *words])
             found = [v for s in SECTIONS for v in config[s].values() if isinstance(v, dict) and v]
             assert found == []
+
+
+PROOF = {"eval_loss": 8.0, "eval_tokens": 1000.0}
+
+
+def ended(metric: str) -> Sweep:
+    """Two trials: the one that is better by eval_loss is worse by train_loss."""
+    sweep = Sweep(metric=metric)
+    sweep.add("report", **BASE, decision="continue")
+    for rate, value in ((1e-3, 2.0), (1e-4, 3.0)):
+        sweep.trial({LR: rate}, [value + 1, value], totals={"steps": 8})
+    return sweep
+
+
+def written_best(root: Path, metric: str) -> tuple[str, dict[str, Any]]:
+    """README.md and trial.yaml of best/."""
+    folder = RunFolder(root)
+    history = ended(metric).history()
+    found = best(history)
+    assert found is not None
+    folder.best_draft.mkdir(parents=True)
+    write_text(folder.trial_config(found.record.key), "seed: 0")
+    spec = spec_of("sweep=lr_grid", f"sweep.metric={metric}", f"run_dir={root}")
+    write_best(folder, spec, history, found, PROOF)
+    facts = yaml.safe_load((folder.best / "trial.yaml").read_text())
+    return (folder.best / "README.md").read_text(), facts
+
+
+def test_what_was_ranked_by_is_named_beside_the_loss_that_was_proven(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, facts = written_best(tmp_path, "train_loss")
+    assert (
+        "`train_loss` 2.0000, by which the trials were ranked. `eval_loss` 8.0000 nats per "
+        "labelled token; the base model has 9.5000. Measured again from these files: 8.0000 over "
+        "1,000 tokens."
+    ) in card
+    assert "| rank | trial | what varies | train_loss |" in card
+    assert "| 1 | 0 | lr=1e-3 | 2.0000 |" in card
+    assert "sweep.metric=train_loss" in card
+    assert (facts["metric"], facts["train_loss"], facts["eval_loss"]) == ("train_loss", 2.0, 8.0)
+    (tmp_path / "ledger.jsonl").write_text("")
+    export(tmp_path, merge=False, to=None)
+    assert "trial 0, train_loss 2.0000, eval_loss 8.0000" in capsys.readouterr().out
+
+
+def test_the_card_of_a_sweep_by_eval_loss_names_it_once(tmp_path: Path) -> None:
+    card, facts = written_best(tmp_path, "eval_loss")
+    assert "`eval_loss` 2.0000 nats per labelled token; the base model has 9.5000." in card
+    assert "ranked" not in card
+    assert "train_loss" not in card
+    assert "train_loss" not in facts
+
+
+def test_tables_name_what_was_ranked_by(tmp_path: Path) -> None:
+    history = ended("train_loss").history()
+    write_table(history, RunFolder(tmp_path))
+    (first, *_) = csv.DictReader((tmp_path / "trials.csv").open())
+    assert first["train_loss"] == "2.0"
+    assert "eval_loss" not in first
+    heads, rows = ranking_table(history)
+    assert rows[0][heads.index("train_loss")] == 2.0
+
+
+def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) -> None:
+    """Which is not the lowest that it had, when trials are ranked by train_loss."""
+    office = CoordinatorActor(*make(SMALL, metric="train_loss", search="grid", trials=1), tmp_path)
+    office.begin({"host": "box"})
+    trial = office.next_job("w").trial
+    assert trial is not None
+    attempt = office.start("w", trial.key, "box:1", "cpu", 0, [])
+    assert attempt is not None
+    for index, (train_loss, eval_loss) in enumerate([(3.0, 1.0), (2.0, 1.5), (2.5, 1.2)], 1):
+        told = Report(
+            index=index,
+            step=2 * index,
+            examples=16 * index,
+            tokens=90 * index,
+            metrics={"eval_loss": eval_loss, "train_loss": train_loss},
+        )
+        office.report(trial.key, attempt, told)
+    office.end("w", trial.key, attempt, {"state": State.COMPLETED})
+    job = office.next_job("w")
+    assert (job.kind, job.step, job.expected) == ("prove", 4, 1.5)

@@ -37,7 +37,7 @@ def test_on_a_full_grid_the_means_are_the_plain_ones_and_the_largest_effect_come
     assert [level.values for level in rate.levels] == [(1e-4,), (1e-3,), (1e-2,)]
     for level in (*rate.levels, *accum.levels):
         assert level.trials == 3
-        assert level.adjusted == pytest.approx(level.eval_loss)
+        assert level.adjusted == pytest.approx(level.mean)
     assert rate.levels[1].best == pytest.approx(2.1)
 
 
@@ -45,9 +45,9 @@ def test_pruning_the_bad_companions_of_a_value_does_not_flatter_it() -> None:
     # accum=4 lost its worst rate to the pruner: by plain means it now looks better than accum=1
     accum = by_name(effects(grid(skip=((1e-4, 4),)).history()))[ACCUM]
     one, _, four = accum.levels
-    assert four.eval_loss is not None
-    assert one.eval_loss is not None
-    assert four.eval_loss < one.eval_loss
+    assert four.mean is not None
+    assert one.mean is not None
+    assert four.mean < one.mean
     assert four.adjusted == pytest.approx(one.adjusted + 0.3, abs=1e-6)
     assert (four.trials, four.pruned) == (2, 1)
 
@@ -58,8 +58,8 @@ def test_a_value_that_always_diverged_is_shown_without_a_mean() -> None:
     sweep.trial({LR: 1.0}, [], "diverged")
     (effect,) = effects(sweep.history())
     good, bad = effect.levels
-    assert (good.trials, good.eval_loss, bad.trials, bad.diverged) == (1, 2.0, 0, 1)
-    assert bad.eval_loss is bad.best is bad.adjusted is bad.tokens_per_second is None
+    assert (good.trials, good.mean, bad.trials, bad.diverged) == (1, 2.0, 0, 1)
+    assert bad.mean is bad.best is bad.adjusted is bad.tokens_per_second is None
     assert effect.range == 0.0
 
 
@@ -86,7 +86,7 @@ def test_a_continuous_key_falls_into_few_bins_of_equal_size() -> None:
         sweep.trial({LR: 1e-5 * 1.5**index}, [float(index)] * 4)
     (effect,) = effects(sweep.history())
     assert [level.trials for level in effect.levels] == [20 // MAX_BINS] * MAX_BINS
-    assert [level.eval_loss for level in effect.levels] == [2.0, 7.0, 12.0, 17.0]
+    assert [level.mean for level in effect.levels] == [2.0, 7.0, 12.0, 17.0]
     lows, highs = zip(*(level.values for level in effect.levels), strict=True)
     assert all(high < low for high, low in zip(highs, lows[1:], strict=False))
 

@@ -16,7 +16,7 @@ from sweep_events import Sweep
 from sweeps.files import RunFolder
 from sweeps.history import History
 from sweeps.noise import margin
-from sweeps.ranking import COLUMNS, best, ranked, spread, write_table
+from sweeps.ranking import best, columns, ranked, spread, write_table
 
 LR = "trainer.learning_rate"
 SCHEDULER = "trainer.lr_scheduler_type"
@@ -31,7 +31,7 @@ def test_a_trial_is_ranked_by_its_best_report_not_its_last() -> None:
     sweep.trial({}, [3.0, 1.0, 2.5, 2.9])
     sweep.trial({}, [2.0, 2.0, 2.0, 2.0])
     first, second = ranked(sweep.history())
-    assert (first.number, first.rank, first.eval_loss, first.best_step) == (0, 1, 1.0, 8)
+    assert (first.number, first.rank, first.value, first.best_step) == (0, 1, 1.0, 8)
     assert (first.steps, first.examples, first.tokens) == (16, 64, 1280)
     assert (second.number, second.rank) == (1, 2)
 
@@ -41,7 +41,7 @@ def test_a_pruned_trial_with_the_best_value_of_all_stands_below_every_completed_
     sweep.trial({}, [0.1], "pruned")
     sweep.trial({}, [9.0] * 4)
     rows = ranked(sweep.history())
-    assert [(row.number, row.rank, row.eval_loss) for row in rows] == [(1, 1, 9.0), (0, None, 0.1)]
+    assert [(row.number, row.rank, row.value) for row in rows] == [(1, 1, 9.0), (0, None, 0.1)]
     winner = best(sweep.history())
     assert winner is not None
     assert winner.record.number == 1
@@ -59,7 +59,7 @@ def test_the_sections_follow_in_order_and_pruned_trials_go_further_first() -> No
     sweep.trial({}, [8.0] * 4)  # 7
     rows = ranked(sweep.history())
     assert [row.number for row in rows] == [7, 6, 5, 4, 3, 2, 1, 0]
-    assert [row.eval_loss for row in rows] == [8.0, 2.0, None, 4.0, 5.0, 1.0, None, None]
+    assert [row.value for row in rows] == [8.0, 2.0, None, 4.0, 5.0, 1.0, None, None]
     assert rows[-1].error == "oom: CUDA out of memory tried 2 GiB"
     assert rows[-2].error == "non-finite loss"
 
@@ -69,7 +69,7 @@ def test_maximize_turns_the_order_round() -> None:
     sweep.trial({}, [0.2, 0.9, 0.3, 0.3])
     sweep.trial({}, [0.8] * 4)
     first, second = ranked(sweep.history())
-    assert (first.number, first.eval_loss, second.eval_loss) == (0, 0.9, 0.8)
+    assert (first.number, first.value, second.value) == (0, 0.9, 0.8)
 
 
 def test_equal_values_go_to_the_lower_number() -> None:
@@ -147,7 +147,7 @@ def test_the_table_has_a_column_for_each_searched_key_in_the_order_of_the_space(
     sweep = Sweep(space)
     sweep.trial({"trainer.bs": 2, "trainer.accum": 4, LR: 0.1 + 0.2}, [1 / 3] * 4)
     header, (row,) = read_table(sweep, tmp_path)
-    assert header == [*COLUMNS, LR, "trainer.bs", "trainer.accum", "trainer.decay"]
+    assert header == [*columns("eval_loss"), LR, "trainer.bs", "trainer.accum", "trainer.decay"]
     assert float(row["eval_loss"]) == 1 / 3
     assert float(row[LR]) == 0.1 + 0.2
     assert (row["trainer.bs"], row["trainer.decay"], row["error"]) == ("2", "", "")
@@ -235,7 +235,7 @@ def test_completed_trials_come_first_and_their_ranks_have_no_gaps(
     assert all(row.rank is None for row in rows[completed:])
     assert ranks == sorted(ranks)
     assert set(ranks) == set(range(1, len(set(ranks)) + 1))
-    assert all(row.eval_loss is None or math.isfinite(row.eval_loss) for row in rows)
+    assert all(row.value is None or math.isfinite(row.value) for row in rows)
 
 
 @settings(max_examples=40, deadline=None)

@@ -85,6 +85,15 @@ def test_a_bare_off_in_yaml_is_the_word_off() -> None:
         ({"sweep__search": "tpr"}, "sweep.search = tpr: must be one of grid, random"),
         ({"sweep__search": "tpr"}, "Did you mean tpe?"),
         ({"sweep__direction": "down"}, "must be one of minimize, maximize."),
+        (
+            {"sweep__direction": "maximize"},
+            "sweep.direction = maximize: would rank the worst trial first, since eval_loss is "
+            "better when it is lower: leave it out, or set sweep.direction=minimize.",
+        ),
+        (
+            {"sweep__direction": "maximize", "sweep__metric": "train_loss"},
+            "since train_loss is better when it is lower",
+        ),
         ({"sweep__metric": "eval_los"}, "must be one of eval_loss, train_loss. Did you mean eval_"),
         ({"sweep__trials": "many"}, "sweep.trials = many: must be a whole number or null."),
         ({"sweep__trials": 2.5}, "must be a whole number or null."),

@@ -27,7 +27,7 @@ from real_sweeps import (
 
 from orchestrator.cli import main
 from sweeps.files import RunFolder
-from sweeps.ranking import COLUMNS
+from sweeps.ranking import columns
 from sweeps.reading import read_train
 from trainers.checkpoint import verify
 from trainers.data import load
@@ -106,7 +106,7 @@ def test_it_ends_well_and_its_last_lines_name_the_best(finished: Finished) -> No
 
 def test_trials_csv_has_the_columns_that_scripts_rely_on(finished: Finished) -> None:
     rows = finished.command.rows()
-    assert list(rows[0]) == [*COLUMNS, LR, SCHEDULE]
+    assert list(rows[0]) == [*columns("eval_loss"), LR, SCHEDULE]
     assert [row["rank"] for row in rows] == ["1", "2", "3", "4"]
     assert {row["status"] for row in rows} == {"completed"}
     assert {(row["steps"], row["examples"]) for row in rows} == {("16", "128")}
