@@ -6,11 +6,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from orchestrator.card import proof_of
-from orchestrator.status import not_found
+from orchestrator.card import is_ready, proof_of
+from orchestrator.status import not_found, read_history
 from sweeps.commands import command_line
 from sweeps.errors import SweepError
 from sweeps.files import RunFolder
+from sweeps.ranking import best
 from sweeps.reading import read_train
 
 
@@ -26,8 +27,14 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
     proof = proof_of(folder)
     if proof is None:
         raise SweepError(
-            f"{folder.root} has no best/ yet: its sweep has not ended, or no trial completed. See "
-            + command_line(["status", str(run_dir)])
+            f"{folder.root} has no best/ yet: its sweep has not ended, no trial completed, or the "
+            "best checkpoint could not be made ready. See " + command_line(["status", str(run_dir)])
+        )
+    found = best(read_history(folder.ledger))
+    if found is not None and not is_ready(folder, found):
+        print(
+            f"note: trial {found.record.number}, step {found.report.step}, is better than what "
+            "best/ holds; the sweep's own command makes it ready"
         )
     if not merge:
         losses = dict.fromkeys((proof.get("metric", "eval_loss"), "eval_loss"))

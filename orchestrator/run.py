@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from orchestrator.background import Background
-from orchestrator.card import is_ready, proof_of, write_best
+from orchestrator.card import is_ready, proof_of, train_again, write_best
 from orchestrator.copies import Copies, bring_back
 from orchestrator.dealing import Rules
 from orchestrator.display import Display
@@ -234,7 +234,7 @@ class Driver:
         try:
             if past.spec and self._is_over():
                 self._history = past
-                self._show(proof_of(self._folder), {}, ["This sweep had ended already."])
+                self._show({}, ["This sweep had ended already."])
                 self._tell_failure(None)
                 return self._exit_code()
             self._display.plan(plan_lines(self._spec, self._space, self._folder))
@@ -491,20 +491,22 @@ class Driver:
             self._copies.take_draft()
         if found is not None and books["proof"] is not None:
             write_best(self._folder, self._spec, self._history, found, books["proof"])
+        proof_error = books["proof_error"]
+        if books["proof"] is not None and not is_ready(self._folder, found):
+            proof_error = "its files did not arrive from the worker that put them together"
         notes = list(books["notes"])
-        if books["proof_error"]:
-            notes.append(f"The best checkpoint could not be made ready: {books['proof_error']}")
         stop: Stop | None = books["stop"]
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
         lines = self._tracker.finish({}, _TRACKING_END_S)
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
-        self._show(proof_of(self._folder), books["importance"] or {}, [*notes, *lines])
+        self._show(books["importance"] or {}, [*notes, *lines], proof_error)
         self._tell_failure(stop)
-        if self._signals.seen or (stop is not None and stop.cause is not Cause.SAME_ERROR):
+        can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
+        if self._signals.seen or can_go_on or proof_error:
             self._display.note(self._go_on())
-        return self._exit_code(stop, is_proven=not books["proof_error"])
+        return self._exit_code(stop, is_proven=not proof_error)
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """No step could be trained, so there is no sweep."""
@@ -516,8 +518,10 @@ class Driver:
         raise SweepError(f"{why.rstrip('.')}. No trial was started.{where}")
 
     def _show(
-        self, proof: Mapping[str, Any] | None, importance: Mapping[str, float], notes: Sequence[str]
+        self, importance: Mapping[str, float], notes: Sequence[str], proof_error: str = ""
     ) -> None:
+        found = best(self._history)
+        proof = proof_of(self._folder) if is_ready(self._folder, found) else None
         tested = (proof or {}).get("proof", {})
         show(
             self._display.console,
@@ -526,11 +530,12 @@ class Driver:
                 self._folder,
                 effects(self._history),
                 importance or None,
-                best(self._history),
+                found,
                 test_loss=tested.get("test_loss"),
                 base_test_loss=tested.get("base_test_loss"),
                 notes=notes,
-                again=(proof or {}).get("again"),
+                again=None if found is None else train_again(self._spec, found),
+                proof_error=proof_error,
                 width=self._display.console.width,
             ),
         )

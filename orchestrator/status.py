@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from orchestrator.layout import duration_text, folder_text, make_console, show, unbroken
+from orchestrator.layout import duration_text, folder_text, make_console, show
 from orchestrator.progress import (
     Progress,
     planned_configs,
@@ -79,7 +79,7 @@ def _show(folder: RunFolder, console: Console) -> None:
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
-    show(console, [*failures(rows, folder), Text(), *_last(history, folder)])
+    show(console, [*failures(rows, folder), Text(), *closing(history, folder, best(history))])
 
 
 def read_history(ledger: Path) -> History:
@@ -163,16 +163,6 @@ def _running(history: History, progress: dict[str, Progress]) -> list[Renderable
     if len(records) > MOST_RUNNING:
         parts.append(Text(f"... and {len(records) - MOST_RUNNING} more running", style="dim"))
     return [*parts, Text()]
-
-
-def _last(history: History, folder: RunFolder) -> list[RenderableType]:
-    """The best so far; where it is not laid out in best/ yet, the checkpoint that it is."""
-    winner = best(history)
-    lines = closing(history, folder, winner)
-    if winner is not None and not folder.best.is_dir():
-        path = folder.checkpoint(winner.record.key, winner.report.step)
-        lines[-1] = unbroken(f"{folder_text(path)}/ (so far; best/ is written at the end)")
-    return lines
 
 
 def not_found(folder: RunFolder) -> str:

@@ -10,6 +10,7 @@ from itertools import groupby
 from rich.console import RenderableType
 from rich.text import Text
 
+from orchestrator.card import is_ready, proof_of
 from orchestrator.knobs_table import knobs_grid
 from orchestrator.layout import duration_text, folder_text, loss_text, unbroken
 from orchestrator.tables import counts_text, gain, ranking_grid
@@ -37,6 +38,7 @@ def summary(
     base_test_loss: float | None = None,
     notes: Iterable[str] = (),
     again: str | None = None,
+    proof_error: str = "",
     sync: str | None = None,
     width: int = 120,
 ) -> list[RenderableType]:
@@ -47,6 +49,7 @@ def summary(
         test_loss: of the best checkpoint on the test split, where there is one.
         notes: what else the user should know, a line each.
         again: command that trains the winner again; `sync`: the one that uploads offline runs.
+        proof_error: why the best checkpoint could not be made ready.
         width: characters a line; decides between a column for each key and one for all.
     """
     rows = ranked(history)
@@ -57,7 +60,7 @@ def summary(
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
     parts += _next_commands(folder, best, again, sync)
-    return [*parts, Text(), *closing(history, folder, best)]
+    return [*parts, Text(), *closing(history, folder, best, proof_error)]
 
 
 def ranking(
@@ -154,8 +157,15 @@ def failures(rows: Sequence[Row], folder: RunFolder) -> list[RenderableType]:
     return parts
 
 
-def closing(history: History, folder: RunFolder, best: Best | None) -> list[RenderableType]:
-    """The last lines: the best trial, and where it lies."""
+def closing(
+    history: History, folder: RunFolder, best: Best | None, proof_error: str = ""
+) -> list[RenderableType]:
+    """The last lines: the best trial and where it lies; or why best/ was not made, and what to do.
+
+    Args:
+        proof_error: why the best checkpoint could not be made ready; empty if nothing went wrong,
+            or it is not its time yet.
+    """
     if best is None:
         reason = "no trial has completed" if history.trials else "no trial was trained"
         return [Text(f"No best checkpoint: {reason}.", style="bold red")]
@@ -169,9 +179,33 @@ def closing(history: History, folder: RunFolder, best: Best | None) -> list[Rend
     if improved is not None:
         word = "better" if improved >= 0 else "worse"
         line += f"; {loss_text(abs(improved))} {word} than the base model"
+    if is_ready(folder, best):
+        return [
+            Text(line, style="bold green"),
+            Text(f"{folder_text(folder.best)}/", style="bold green"),
+        ]
+    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+
+
+def _not_ready(folder: RunFolder, best: Best, proof_error: str) -> list[RenderableType]:
+    """Where the best checkpoint lies that best/ does not hold, and what became of best/."""
+    checkpoint = f"{folder_text(folder.checkpoint(best.record.key, best.report.step))}/"
+    parts: list[RenderableType] = []
+    older = proof_of(folder)
+    if older is not None:
+        held = f"{folder_text(folder.best)}/ holds trial {older['number']}, step {older['step']}, "
+        parts.append(unbroken(f"{held}which was the best of an earlier start."))
+    if not proof_error:
+        return [*parts, unbroken(f"{checkpoint} (so far; best/ is written at the end)")]
+    why = f"The best checkpoint could not be made ready: {proof_error.rstrip('.')}."
     return [
-        Text(line, style="bold green"),
-        Text(f"{folder_text(folder.best)}/", style="bold green"),
+        Text(why, style="bold red"),
+        *parts,
+        unbroken(f"The checkpoint, as it was saved: {checkpoint}"),
+        Text(
+            "The same command tries it again. If it fails again, train the winner again by the "
+            "command above."
+        ),
     ]
 
 
@@ -228,7 +262,7 @@ def _next_commands(
 ) -> list[RenderableType]:
     run_dir = folder_text(folder.root)
     commands = [(command_line(["status", run_dir]), "this table again")]
-    if best is not None:
+    if best is not None and is_ready(folder, best):
         merge = command_line(["export", run_dir, "--merge"])
         commands.append((merge, "one model, no adapter"))
     commands += [(again, "train the winner again")] if again else []

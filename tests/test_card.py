@@ -158,6 +158,18 @@ def test_what_was_ranked_by_is_named_beside_the_loss_that_was_proven(
     assert "trial 0, train_loss 2.0000, eval_loss 8.0000" in capsys.readouterr().out
 
 
+def test_export_says_if_best_is_not_the_best_any_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ended("eval_loss")
+    folder = RunFolder(sweep.write(tmp_path))
+    for number, says in ((0, False), (1, True)):
+        sweep.best(folder, number, 8)
+        export(tmp_path, merge=False, to=None)
+        note = "note: trial 0, step 8, is better than what best/ holds"
+        assert (note in capsys.readouterr().out) is says
+
+
 def test_the_card_of_a_sweep_by_eval_loss_names_it_once(tmp_path: Path) -> None:
     card, facts = written_best(tmp_path, "eval_loss")
     assert "`eval_loss` 2.0000 nats per labelled token; the base model has 9.5000." in card

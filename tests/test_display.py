@@ -228,6 +228,7 @@ def lines_of(sweep: Sweep, folder: Path, width: int = 120, **more: object) -> li
 
 
 def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) -> None:
+    sweep_of_four().best(RunFolder(tmp_path), 0, 8)
     lines = lines_of(sweep_of_four(), tmp_path, test_loss=2.3, again="train this", sync="sync that")
     assert lines[-2] == (
         "Best: trial 0 (lr=1e-3 sgd), eval_loss 2.2500 at step 8; 0.7500 better than the base model"
@@ -240,6 +241,35 @@ def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) 
     assert "test split, which no decision has seen: 2.3000" in text
     for command in (f"python -m orchestrator status {tmp_path}", "train this", "sync that"):
         assert any(line.startswith(f"  {command}  # ") for line in lines)
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_best_that_could_not_be_made_ready_is_neither_named_nor_offered(
+    older: bool, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path)
+    if older:
+        sweep_of_four().best(folder, 1, 4)
+    error = "SweepError: the best checkpoint, loaded again, has eval_loss 3.0."
+    lines = lines_of(sweep_of_four(), tmp_path, 500, proof_error=error, again="train this")
+    first = next(number for number, line in enumerate(lines) if line.startswith("Best: trial 0"))
+    held = [f"{folder.best}/ holds trial 1, step 4, which was the best of an earlier start."]
+    assert lines[first + 1 :] == [
+        f"The best checkpoint could not be made ready: {error}",
+        *(held if older else []),
+        f"The checkpoint, as it was saved: {folder.checkpoint(f'{0:010x}', 8)}/",
+        "The same command tries it again. If it fails again, train the winner again by the command "
+        "above.",
+    ]
+    assert not any("export" in line for line in lines)
+    assert any(line.startswith("  train this  #") for line in lines)
+
+
+def test_before_best_is_made_the_checkpoint_is_named(tmp_path: Path) -> None:
+    lines = lines_of(sweep_of_four(), tmp_path, 500)
+    checkpoint = RunFolder(tmp_path).checkpoint(f"{0:010x}", 8)
+    assert lines[-1] == f"{checkpoint}/ (so far; best/ is written at the end)"
+    assert not any("export" in line for line in lines)
 
 
 def test_the_best_values_can_be_pasted_as_they_stand(tmp_path: Path) -> None:

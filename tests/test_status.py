@@ -75,10 +75,21 @@ def test_a_finished_sweep_ends_with_best(tmp_path: Path) -> None:
     for rate, loss in ((1e-4, 2.0), (1e-3, 1.0)):
         sweep.trial({LR: rate}, [loss] * 4)
     folder = RunFolder(sweep.write(tmp_path / "run"))
-    folder.best.mkdir()
+    sweep.best(folder, 1, 4)
     text = shown(folder.root)
     assert "Finished" in text
     assert text.strip().endswith(f"{folder.best}/")
+
+
+def test_a_finished_sweep_whose_best_was_not_made_does_not_name_it(tmp_path: Path) -> None:
+    sweep = Sweep({LR: "choice(1e-4, 1e-3)"})
+    for rate, loss in ((1e-4, 2.0), (1e-3, 1.0)):
+        sweep.trial({LR: rate}, [loss] * 4)
+    folder = RunFolder(sweep.write(tmp_path / "run"))
+    sweep.best(folder, 0, 8)
+    *_, held, last = shown(folder.root).strip().splitlines()
+    assert held == f"{folder.best}/ holds trial 0, step 8, which was the best of an earlier start."
+    assert last.startswith(f"{folder.checkpoint(f'{1:010x}', 4)}/ (so far")
 
 
 def test_looking_changes_nothing(tmp_path: Path) -> None:

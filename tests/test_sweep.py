@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 from collections.abc import Callable, Iterator
@@ -347,6 +348,48 @@ def test_interrupted_by_either_signal_it_commits_and_goes_on(
     assert (command.run_dir / "best" / "trial.yaml").is_file()
     for trial, found in losses(command.events()).items():
         assert found == losses(finished.events)[trial][: len(found)]
+
+
+def test_a_best_that_cannot_be_proven_is_told_and_tried_again(
+    make: Make,
+) -> None:
+    command = make(GRID, "tracking=off", "sweep.max_concurrent=1")
+    command.start()
+    command.wait_until(lambda events: of(events, "end") and under_way(events))
+    command.send(signal.SIGINT)
+    assert command.wait() == 130, command.output
+    saved = "(so far; best/ is written at the end)"
+    assert saved in command.output
+    assert "orchestrator export" not in command.output
+    folder = RunFolder(command.run_dir)
+    (checkpoint,) = re.findall(rf"^(\S+)/ {re.escape(saved)}", command.output, re.MULTILINE)
+    weights = Path(checkpoint) / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    assert command.run("sweep.time_budget_s=0.01") == 1, command.output
+    assert not folder.best.exists()
+    assert "The best checkpoint could not be made ready: " in command.output
+    assert f"The checkpoint, as it was saved: {checkpoint}/" in command.output
+    assert "orchestrator export" not in command.output
+    assert "go on with the same command" in command.output
+    weights.write_bytes(whole)
+    assert command.run("sweep.time_budget_s=0.01") == 0, command.output
+    assert command.output.count(f"{folder.best}/\n") == 1
+
+
+def test_a_sweep_by_training_loss_ranks_and_names_it(make: Make) -> None:
+    command = make(GRID, "tracking=off", "sweep.metric=train_loss")
+    assert command.run() == 0, command.output
+    rows = command.rows()
+    assert "eval_loss" not in rows[0]
+    assert float(rows[0]["train_loss"]) == min(float(row["train_loss"]) for row in rows)
+    assert f", train_loss {float(rows[0]['train_loss']):.4f} at step" in command.output
+    facts = yaml.safe_load((command.run_dir / "best" / "trial.yaml").read_text())
+    assert (facts["trial"], facts["metric"]) == (rows[0]["key"], "train_loss")
+    assert facts["train_loss"] == pytest.approx(float(rows[0]["train_loss"]))
+    assert facts["proof"]["eval_loss"] == pytest.approx(facts["eval_loss"], rel=1e-5)
+    assert "by which the trials were ranked" in (command.run_dir / "best/README.md").read_text()
 
 
 # ---------------------------------------------------------------------- trials that fail
