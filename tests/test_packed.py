@@ -23,6 +23,7 @@ from packs import (
     small_base,
 )
 from training import Recorder, stop_at
+from transformers.trainer_pt_utils import safe_globals
 
 from sweeps.errors import ConfigError, StaleAttemptError
 from sweeps.files import RunFolder
@@ -33,6 +34,7 @@ from trainers.export import load_trained
 from trainers.guards import DivergedError
 from trainers.model import load_base
 from trainers.packed.base import Base
+from trainers.packed.saving import first_state
 
 UNLIKE = [
     small(peft={"lora_dropout": 0.1}),
@@ -251,6 +253,24 @@ def test_a_trial_goes_on_in_another_engine(
     assert verify(last).attempt == 2
     folder = RunFolder(alone_once(spec)[0]).checkpoint(key(0), 6)
     assert distance(last, folder) < 1e-5
+
+
+def test_dropout_goes_on_whatever_device_the_checkpoint_was_written_on(tmp_path: Path) -> None:
+    """A trial on several GPUs saves a list of states; one that trained elsewhere saves no such."""
+    made = pack(tmp_path, UNLIKE[:1], [Recorder(to_row=stop_at(3))]).finish()
+    builder, folder = made.engine._builder, made.checkpoint(0, 3)
+    found = folder, verify(folder)
+    with safe_globals():
+        saved = torch.load(folder / "rng_state.pth", weights_only=True)
+    one, fresh = saved["cpu"], first_state(UNLIKE[0].seed)
+    assert not torch.equal(one, fresh)
+    for states, expected in [
+        (saved, one),
+        (saved | {"cpu": [one, fresh]}, one),
+        ({name: state for name, state in saved.items() if name != "cpu"}, fresh),
+    ]:
+        torch.save(states, folder / "rng_state.pth")
+        assert torch.equal(builder._stream(UNLIKE[0], found).state, expected)
 
 
 def test_a_lane_told_to_stop_waits_and_a_finished_one_has_nothing_left(tmp_path: Path) -> None:

@@ -126,10 +126,9 @@ class Builder:
 
     def _stream(self, train: TrainSpec, found: Found) -> Stream:
         device = self.base.device
-        if found:
-            state = saving.random_state(found[0], device.type)
-        elif device.type == "cpu":
+        state = saving.random_state(found[0], device.type) if found else None
+        if state is None and device.type == "cpu":
             state = saving.first_state(train.seed)
-        else:
+        elif state is None:
             state = torch.Generator(device=device).manual_seed(train.seed).get_state()
         return Stream(float(train.peft.get("lora_dropout") or 0.0), state, device)

@@ -42,14 +42,15 @@ def restore(lane: Lane, folder: Path) -> None:
     lane.record.state_bytes = lane.stepping.state_bytes
 
 
-def random_state(folder: Path, device_type: str) -> torch.Tensor:
-    """What dropout goes on from."""
+def random_state(folder: Path, device_type: str) -> torch.Tensor | None:
+    """What dropout goes on from; None if the checkpoint was written on another type of device."""
     from transformers.trainer_pt_utils import safe_globals
 
     with safe_globals():
         states = torch.load(folder / "rng_state.pth", weights_only=True)
-    state: torch.Tensor = states[device_type]
-    return state
+    state: torch.Tensor | list[torch.Tensor] | None = states.get(device_type)
+    # A trial on several GPUs saves the states of all; the first rank's file is this one.
+    return state[0] if isinstance(state, list) else state
 
 
 def history(folder: Path) -> list[dict[str, float]]:
