@@ -22,6 +22,7 @@ from packs import (
     small,
     small_base,
 )
+from torch.overrides import TorchFunctionMode
 from training import Recorder, stop_at
 from transformers.trainer_pt_utils import safe_globals
 
@@ -34,7 +35,7 @@ from trainers.export import load_trained
 from trainers.guards import DivergedError
 from trainers.model import load_base
 from trainers.packed.base import Base
-from trainers.packed.saving import first_state
+from trainers.packed.saving import commit, first_state
 
 UNLIKE = [
     small(peft={"lora_dropout": 0.1}),
@@ -306,6 +307,28 @@ def describe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [describe(each) for each in value]
     return type(value)
+
+
+def test_a_lanes_weights_are_copied_to_main_memory_at_once(tmp_path: Path) -> None:
+    """However many matrices there are: on a GPU each copy waits for the device."""
+
+    class Copies(TorchFunctionMode):
+        count = 0
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            self.count += func in (torch.Tensor.to, torch.Tensor.cpu)
+            return func(*args, **(kwargs or {}))
+
+    counts = []
+    for place, targets in enumerate((["q_proj"], "all-linear")):
+        made = pack(tmp_path / str(place), [small(peft={"target_modules": targets})])
+        made.advance(2)
+        with Copies() as copies:
+            commit(made.engine._lanes[0])
+        counts.append(copies.count)
+    assert counts[0] == counts[1] > 0
 
 
 def test_a_lanes_checkpoint_loads_as_it_was_measured(tmp_path: Path) -> None:

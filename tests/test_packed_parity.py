@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from packs import alone_once, distance, key, pack, short_rows, small, small_base
-from training import LORA, Recorder, prepared, run, train_spec
+from packs import alone, alone_once, distance, key, pack, short_rows, small, small_base
+from training import LORA, Recorder, prepared, run, stop_at, train_spec
 
 from sweeps.files import RunFolder
 from sweeps.spec import ModelSpec, TrainSpec
@@ -36,6 +36,7 @@ TWINS = ("adamw_bnb_8bit", "paged_", "rmsprop_bnb_32bit")
 
 
 def trial(optimizer: str, schedule: str, accumulation: int, **more: Any) -> TrainSpec:
+    peft = {"r": 16, "lora_alpha": 16} | more.pop("peft", {})
     seed = len(optimizer) + 10 * len(schedule) + accumulation
     return small(
         optim=optimizer,
@@ -44,7 +45,7 @@ def trial(optimizer: str, schedule: str, accumulation: int, **more: Any) -> Trai
         per_device_train_batch_size=2,
         learning_rate=RATES.get(optimizer, 1e-3),
         weight_decay=0.01,
-        peft={"r": 16, "lora_alpha": 16},
+        peft=peft,
         seed=seed,
         evaluations=2,
         **SCHEDULES[schedule] | more,
@@ -90,6 +91,46 @@ def test_every_optimizer_and_schedule(tmp_path: Path, accumulation: int) -> None
         near = 1e-3 if "8bit" in spec.trainer["optim"] else 1e-4
         last = RunFolder(folder).checkpoint(key(0), STEPS)
         assert distance(made.checkpoint(place, STEPS), last) < near, spec.trainer["optim"]
+
+
+# Of the small base, matrices that bitsandbytes' 8-bit states take as whole blocks.
+IN_BLOCKS = {"r": 128, "target_modules": ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+
+
+@pytest.mark.slow
+def test_8bit_states_of_whole_blocks(tmp_path: Path) -> None:
+    names = [name for name in optimizers() if "8bit" in name]
+    specs = [trial(name, "cosine", 1, peft=IN_BLOCKS) for name in names]
+    made = pack(tmp_path, specs, examples=STEPS * 2)
+    assert all(len(lane.stepping.parameters) == 1 for lane in made.engine._lanes)
+    made.finish()
+    for place, spec in enumerate(specs):
+        folder, theirs = alone_once(spec, STEPS * 2)
+        assert_parity(made.seen[place], theirs)
+        last = RunFolder(folder).checkpoint(key(0), STEPS)
+        assert distance(made.checkpoint(place, STEPS), last) < 1e-3, spec.trainer["optim"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "ademamix", "rmsprop_bnb", "ademamix_8bit"])
+def test_lane_to_solo_to_lane(tmp_path: Path, optimizer: str, quantization: Any) -> None:
+    """States that are kept in another form than SFTTrainer's; of nf4, adapters in bfloat16."""
+    model = replace(small_base(), quantization=quantization)
+    method = "lora" if quantization == "none" else "qlora"
+    peft = {**IN_BLOCKS, "method": method}
+    spec = trial(optimizer, "cosine", 1, peft=peft, model=model)
+    whole = alone_once(spec, STEPS * 2)[1]
+    losses: list[float] = []
+    for attempt, (engine, stop) in enumerate([(pack, 11), (alone, 22), (pack, STEPS + 1)], 1):
+        seen = Recorder(to_row=stop_at(stop), attempt=attempt)
+        if engine is pack:
+            pack(tmp_path, [spec], [seen], examples=STEPS * 2).finish()
+        else:
+            alone(tmp_path, spec, seen, examples=STEPS * 2)
+        losses += seen.losses
+    assert len(losses) == STEPS
+    assert losses == pytest.approx(whole.losses, rel=1e-4 if method == "lora" else 1e-3)
 
 
 @pytest.mark.slow

@@ -37,11 +37,12 @@ class Adapter:
     scaling: dict[str, float]
     decays: list[bool]
 
-    def save(self, matrices: list[torch.Tensor], folder: Path) -> None:
-        """Write what PeftModel.save_pretrained writes."""
+    def save(self, values: torch.Tensor, folder: Path) -> None:
+        """Write what PeftModel.save_pretrained writes, of these values [numel]."""
+        parts = values.to("cpu").split([weight.numel for weight in self.weights])  # copied at once
         named = {
-            _key(weight): matrix.detach().to("cpu").contiguous()
-            for weight, matrix in zip(self.weights, matrices, strict=True)
+            _key(weight): part.view(weight.shape)
+            for weight, part in zip(self.weights, parts, strict=True)
         }
         save_file(named, str(folder / _WEIGHTS), metadata={"format": "pt"})
         self.config.inference_mode = True

@@ -26,7 +26,7 @@ def commit(lane: Lane) -> None:
     lane.read()
     draft = lane.record.draft()
     with checkpoint.writing(draft):
-        lane.adapter.save(lane.stepping.matrices(), draft)
+        lane.adapter.save(lane.slot.weights, draft)
         torch.save(lane.stepping.state_dict(), draft / "optimizer.pt")
         torch.save(lane.stepping.schedule.state_dict(), draft / "scheduler.pt")
         torch.save(_random_states(lane), draft / "rng_state.pth")
