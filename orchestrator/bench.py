@@ -27,7 +27,7 @@ from sweeps.trial import State, Trial
 from trainers import kept
 from trainers.data import PreparedData, load
 from trainers.export import assemble, prove
-from trainers.guards import DivergedError, free_memory, held_mb, is_out_of_memory
+from trainers.guards import DivergedError, free_memory, held_mb, is_out_of_memory, paged_mb
 from trainers.ranks import Ranks
 from trainers.task import Outcome, Task
 
@@ -185,9 +185,13 @@ class Bench:
             log.debug("getting ready", exc_info=error)
 
     def _step(self, train: TrainSpec) -> Rehearsal:
+        from trainers.optimizers import step_each, trained_type
         from trainers.rehearsal import rehearse
 
         faults.passing("rehearsal")
+        model = train.model
+        trained = trained_type(train.peft.get("method"), model.quantization, model.dtype)
+        step_each(self._post.optimizers, self._device, trained)  # a driver only builds a GPU's
         place = self._folder.scratch / "rehearsal"
         engine = self._in_a_lane(train) or solo_train()
         return rehearse(
@@ -356,7 +360,7 @@ class Bench:
 
     def _give_back(self) -> None:
         free_memory()
-        held = held_mb(self._device) - kept.held_mb()
+        held = held_mb(self._device) + paged_mb() - kept.held_mb()
         if self._held_first is None:
             self._held_first = held
             gc.freeze()  # what is left are modules and caches: not to be looked through each time

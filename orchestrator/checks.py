@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from orchestrator.places import place_problems
@@ -51,17 +52,18 @@ def searched_values(space: Space) -> dict[str, list[Any]]:
     return found
 
 
-def training_problems(
-    trainer: Mapping[str, Any], peft: Mapping[str, Any], space: Space, device: str
-) -> list[Problem]:
+def training_problems(config: Mapping[str, Any], space: Space, device: str) -> list[Problem]:
     """What the libraries refuse: trainer fields, optimizers, schedules, LoRA. Uses torch."""
     from trainers.model import peft_problems
     from trainers.settings import problems
 
+    trainer, peft = config["trainer"], config["peft"]
+
     searched = searched_values(space)
     searched.pop(f"trainer.{STRATEGY}", None)  # refused as a key that is not a trial's
     own = without_strategy(trainer)
-    found = problems(own, searched=searched, device=device) + peft_problems(peft)
+    dtype = _trained_type(config, searched)
+    found = problems(own, searched=searched, device=device, dtype=dtype) + peft_problems(peft)
     for key, values in searched.items():
         section, _, name = key.partition(".")
         if section == "peft":
@@ -70,6 +72,15 @@ def training_problems(
                 new = peft_problems({**peft, name: value})
                 found += [p for p in new if (p.key, p.message) not in said]
     return found
+
+
+def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]]) -> str:
+    """Of the weights that are trained; where trials differ, the one that fewer optimizers step."""
+    from trainers.optimizers import trained_type
+
+    keys = ("peft.method", "model.quantization", "model.dtype")
+    options = [searched.get(key, [_lookup(config, key)]) for key in keys]
+    return min(trained_type(*each) for each in product(*options))  # bfloat16 before float32
 
 
 def spec_problems(spec: Spec, space: Space) -> list[Problem]:

@@ -141,7 +141,7 @@ class Command:
             tracks = spec.tracking.mode != "off"
             leave_out([name for name in unneeded(spec, space) if name != "wandb" or not tracks])
         device = guess_device(spec) if spec is not None else "cpu"
-        problems += training_problems(self.config["trainer"], self.config["peft"], space, device)
+        problems += training_problems(self.config, space, device)
         if spec is not None:
             problems += spec_problems(spec, space)
         if spec is not None and not problems:

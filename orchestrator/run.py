@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from orchestrator.background import Background
 from orchestrator.card import is_ready, proof_of, train_again, write_best
+from orchestrator.checks import searched_values
 from orchestrator.copies import Copies, bring_back
 from orchestrator.dealing import Rules
 from orchestrator.display import Display
@@ -341,6 +342,7 @@ class Driver:
             mark=mark,
             storage=self._copies.store.place if self._copies is not None else "",
             unneeded=unneeded(self._spec, self._space),
+            optimizers=tuple(searched_values(self._space).get("trainer.optim", ())),
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)

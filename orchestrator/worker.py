@@ -40,6 +40,7 @@ class Post:
             where there is but one node.
         storage: where copies of the run folder lie; empty for none.
         unneeded: libraries that workers do without.
+        optimizers: that are searched: one worker steps each before the first trial.
     """
 
     root: Path
@@ -53,6 +54,7 @@ class Post:
     mark: str = ""
     storage: str = ""
     unneeded: tuple[str, ...] = ("wandb",)
+    optimizers: tuple[str, ...] = ()
 
 
 class Worker(tune.Trainable):  # type: ignore[misc]

@@ -6,6 +6,8 @@ import contextlib
 import gc
 import math
 import time
+import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from trainers.guards import (
     Stopwatch,
     free_memory,
     held_mb,
+    paged_mb,
     require_finite,
 )
 
@@ -108,3 +111,37 @@ def test_memory_that_is_held_is_seen_and_given_back() -> None:
     del ring
     free_memory()
     assert held_mb("cpu") < before + 0.2 * BLOCK_MB
+
+
+def test_which_weight_was_wanted_in_32_bits_is_forgotten() -> None:
+    """bitsandbytes goes by a weight's number: of all optimizers that this process makes later."""
+    optim = pytest.importorskip("bitsandbytes.optim")
+    embedding = torch.nn.Embedding(64, 64)
+    watched = weakref.ref(embedding)
+    manager = optim.GlobalOptimManager.get_instance()
+    manager.register_module_override(embedding, "weight", {"optim_bits": 32})  # as the Trainer does
+    assert state_type(optim.AdamW8bit, embedding.weight) == torch.float32
+    del embedding
+    free_memory()
+    assert watched() is None
+    other = torch.nn.Parameter(torch.zeros(64, 64))
+    assert state_type(optim.AdamW8bit, other) == torch.uint8
+
+
+def state_type(optimizer_class: Any, weight: torch.nn.Parameter) -> torch.dtype:
+    """Of the first moment that an optimizer keeps of it."""
+    optimizer = optimizer_class([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept: torch.dtype = optimizer.state[weight]["state1"].dtype
+    return kept
+
+
+def test_paged_states_count_as_held_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    functional = pytest.importorskip("bitsandbytes.functional")
+    pages = functional.GlobalPageManager.get_instance()
+    before = paged_mb()
+    monkeypatch.setattr(pages, "paged_tensors", [*pages.paged_tensors, torch.zeros(2**20)])
+    assert paged_mb() == before + 4
+    free_memory()
+    assert paged_mb() == before + 4

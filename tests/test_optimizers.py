@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 from torch.testing._internal.two_tensor import TwoTensor
+from training import train_spec
 from transformers import Adafactor
 
-from trainers.optimizers import available, names, notes, problems, state_bytes, unavailable
+from orchestrator.bench import Bench
+from orchestrator.preparation import read_command
+from orchestrator.worker import Post
+from sweeps.errors import ConfigError, SweepError
+from trainers.optimizers import (
+    _trial_step,
+    available,
+    class_and_kwargs,
+    names,
+    notes,
+    problems,
+    state_bytes,
+    step_each,
+    trained_type,
+    unavailable,
+)
 
 SIDE = 128  # 16,384 elements: enough for bitsandbytes to quantize
 
@@ -50,6 +68,109 @@ def test_quantized_optimizers_run_on_a_cpu_and_paged_ones_are_noted() -> None:
     assert {"adamw_8bit", "lion_8bit", "paged_adamw_8bit"} <= set(available("cpu"))
     assert "unpaged" in notes(["adamw_8bit", "paged_adamw_8bit"], "cpu")[0]
     assert notes(["paged_adamw_8bit"], "cuda") == []
+
+
+@needs_bitsandbytes
+def test_what_has_no_kernel_for_bfloat16_on_a_gpu_is_refused_where_adapters_are_that() -> None:
+    """As bitsandbytes' own table of kernels says, which can be read without a GPU."""
+    kernels_32bit, kernels_8bit = (
+        kernels("str2optimizer32bit"),
+        kernels("str2optimizer8bit_blockwise"),
+    )
+
+    def steps_by_kernel_of_32_bits(name: str) -> str | None:
+        cls, arguments = class_and_kwargs(name, None, {})
+        if arguments.get("optim_bits") != 32:
+            return None
+        optimizer = cls([torch.nn.Parameter(torch.zeros(1))], **arguments)
+        return str(optimizer.optimizer_name)
+
+    of_32_bits = {name: steps_by_kernel_of_32_bits(name) for name in available("cuda")}
+    without = {
+        name
+        for name, kernel in of_32_bits.items()
+        if kernel is not None and kernels_32bit[kernel] < 3
+    }
+    assert set(kernels_8bit.values()) == {3}
+    assert without == set(available("cuda")) - set(available("cuda", "bfloat16"))
+    assert {"rmsprop_bnb", "adamw_bnb_8bit"} - without == {"adamw_bnb_8bit"}
+    assert without <= set(available("cpu", "bfloat16"))
+
+    (found,) = problems(["rmsprop_bnb"], device="cuda", dtype="bfloat16")
+    assert "has no kernel for a GPU that steps bfloat16 weights" in found.message
+    assert problems(["rmsprop_bnb"], device="cuda") == []
+
+
+def kernels(table: str) -> dict[str, int]:
+    """Optimizer -> for how many number types bitsandbytes has a kernel; bfloat16 is the third."""
+    (place,) = importlib.util.find_spec("bitsandbytes").submodule_search_locations  # type: ignore[union-attr]
+    tree = ast.parse(Path(place, "backends", "cuda", "ops.py").read_text(encoding="utf-8"))
+    assigned = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+    found = assigned[table]
+    assert isinstance(found, ast.Dict)
+    return {
+        ast.literal_eval(key): len(value.elts)
+        for key, value in zip(found.keys, found.values, strict=True)
+        if key is not None and isinstance(value, ast.Tuple)
+    }
+
+
+def test_weights_are_trained_in_bfloat16_on_a_quantized_base_and_where_they_are_that() -> None:
+    assert trained_type("qlora", "nf4", "auto") == "bfloat16"
+    assert trained_type("lora", "int8", "float32") == "bfloat16"
+    assert trained_type("lora", "none", "bfloat16") == "float32"
+    assert trained_type("full", "none", "bfloat16") == "bfloat16"
+    assert trained_type("full", "none", "auto") == "float32"
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_driver_steps_nothing_on_a_gpu(monkeypatch: pytest.MonkeyPatch, seen: bool) -> None:
+    """It would keep a CUDA context there. Here to make anything on "cuda" would raise."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen)
+    _trial_step.cache_clear()
+    try:
+        assert set(PLAIN) <= set(available("cuda"))
+    finally:
+        _trial_step.cache_clear()
+
+
+def test_a_worker_steps_each_and_says_which_cannot() -> None:
+    step_each(PLAIN, "cpu", "bfloat16")
+    with pytest.raises(SweepError, match=r"^trainer.optim = lomo: cannot run here: .*sweep.space$"):
+        step_each(["sgd", "lomo"], "cpu", "float32")
+
+
+def test_a_command_line_is_asked_for_the_type_that_its_adapters_have() -> None:
+    words = [
+        "engine.gpus_per_trial=1",
+        "tracking=off",
+        "sweep.space.trainer.optim=[sgd,rmsprop_bnb]",
+    ]
+    for peft, refused in (("qlora", True), ("lora", False)):
+        try:
+            read_command([*words, f"peft={peft}"])
+            found = ""
+        except ConfigError as error:
+            found = str(error)
+        assert ("trainer.optim = rmsprop_bnb: has no kernel for a GPU" in found) is refused
+
+
+def test_before_a_worker_rehearses_it_steps_what_is_searched(tmp_path: Path) -> None:
+    post = Post(root=tmp_path, examples=1, cpus=1, gpus=0, optimizers=("sgd", "lomo"))
+    with pytest.raises(SweepError, match=r"trainer\.optim = lomo: cannot run here"):
+        Bench(None, post, "worker 0", "here")._step(train_spec())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@needs_bitsandbytes
+def test_on_a_gpu_each_is_stepped_as_the_table_says() -> None:
+    fails = []
+    for name in available("cuda"):
+        try:
+            step_each([name], "cuda", "bfloat16")
+        except SweepError:
+            fails.append(name)
+    assert set(available("cuda")) - set(fails) == set(available("cuda", "bfloat16"))
 
 
 def test_stepping_inside_backward_is_refused_whatever_is_installed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,6 +80,10 @@ class PeakMemory:
 
 def free_memory() -> None:
     """Give back what a finished trial held, so that a reused process starts the next one clean."""
+    if optimizers := sys.modules.get("bitsandbytes.optim"):
+        # It keeps, for all optimizers to come, which weight the Trainer wanted in 32 bits: by its
+        # number, and with its module.
+        optimizers.GlobalOptimManager.get_instance().initialize()
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -89,6 +94,18 @@ def held_mb(device: str) -> float:
     if device.startswith("cuda"):
         return torch.cuda.memory_allocated(device) / 2**20
     return _status_kb("VmRSS") / 1024
+
+
+def paged_mb() -> float:
+    """MiB of optimizer states that bitsandbytes has paged in this process.
+
+    It asks CUDA for managed memory, which torch does not count, and never gives it back.
+    """
+    functional = sys.modules.get("bitsandbytes.functional")
+    if functional is None:
+        return 0.0
+    paged = functional.GlobalPageManager.get_instance().paged_tensors
+    return sum(float(each.nbytes) for each in paged) / 2**20
 
 
 def _status_kb(field: str) -> float:

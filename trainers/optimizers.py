@@ -13,11 +13,14 @@ import torch
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from sweeps.errors import Problem, nearest
+from sweeps.errors import Problem, SweepError, nearest
 
 _SIDE = 64  # a 64 x 64 weight: 4,096 elements is where bitsandbytes begins to quantize its state
 _PROJECTING = ("galore_", "apollo_")
 _IN_BACKWARD = ("lomo", "adalomo")
+# bitsandbytes' 32-bit kernels for a GPU that do not take bfloat16 gradients. Where they step small
+# matrices for rmsprop_bnb_8bit, only a trial shows it.
+_NO_BFLOAT16 = ("rmsprop_bnb", "rmsprop_bnb_32bit")
 _PROBE_VALUES = ("0.125", "1", "true")  # no optimizer has all of them as its default
 
 
@@ -26,17 +29,31 @@ def names() -> list[str]:
     return [name.value for name in OptimizerNames]
 
 
-def available(device: str = "cpu") -> list[str]:
-    """The optimizers that run on `device` as it is."""
-    return [name for name in names() if unavailable(name, device) is None]
+def available(device: str = "cpu", dtype: str = "float32") -> list[str]:
+    """The optimizers that run on `device` as it is; see `unavailable`."""
+    return [name for name in names() if unavailable(name, device, dtype=dtype) is None]
 
 
-def unavailable(name: str, device: str = "cpu", optim_args: str | None = None) -> str | None:
-    """Why `name` cannot train on `device` ("cpu", "cuda", "cuda:1"), or None where it can.
+def trained_type(method: object, quantization: object, dtype: object) -> str:
+    """The number type of the weights that a trial's optimizer steps.
 
-    The answer comes from doing it: the optimizer is built as the Trainer builds it and takes one
-    step on a 64 x 64 weight. Where this process sees no GPU, as on the driver of a cluster, one
-    for "cuda" is only built, which finds missing packages.
+    Args:
+        method: peft.method.
+        quantization, dtype: the model's.
+    """
+    is_half = dtype == "bfloat16" if method == "full" else quantization in ("nf4", "int8")
+    return "bfloat16" if is_half else "float32"
+
+
+def unavailable(
+    name: str, device: str = "cpu", optim_args: str | None = None, dtype: str = "float32"
+) -> str | None:
+    """Why `name` cannot train weights of `dtype` on `device` ("cpu", "cuda", "cuda:1"), or None.
+
+    The answer comes from doing it: the optimizer is built as the Trainer builds it, and on a CPU
+    takes one step on a 64 x 64 weight. One for "cuda" is only built, which finds missing packages:
+    a step would leave a CUDA context in the driver, and its memory on a GPU of the workers. They
+    step it, see `step_each`.
     """
     if name not in names():
         return "is not an optimizer that transformers knows"
@@ -45,29 +62,49 @@ def unavailable(name: str, device: str = "cpu", optim_args: str | None = None) -
             "steps inside the backward pass: gradients are neither accumulated nor checked to be "
             "finite before they are used"
         )
-    return _trial_step(name, device.partition(":")[0], optim_args)
+    kind = device.partition(":")[0]
+    if kind == "cuda" and dtype == "bfloat16" and name in _NO_BFLOAT16:
+        return (
+            "has no kernel for a GPU that steps bfloat16 weights, as adapters on a quantized base "
+            "are; rmsprop has"
+        )
+    return _trial_step(name, kind, optim_args, dtype, kind == "cpu")
+
+
+def step_each(chosen: Sequence[str], device: str, dtype: str) -> None:
+    """Take one step with each of the `chosen`, on the device that trials train on.
+
+    Raises:
+        SweepError: the first that cannot, and the library's words.
+    """
+    for name in chosen:
+        if reason := _trial_step(name, device.partition(":")[0], None, dtype, True):
+            raise SweepError(f"trainer.optim = {name}: {reason}; take it out of sweep.space")
 
 
 @functools.cache
-def _trial_step(name: str, device: str, optim_args: str | None) -> str | None:
-    steps_here = device == "cpu" or torch.cuda.is_available()
+def _trial_step(
+    name: str, device: str, optim_args: str | None, dtype: str, steps: bool
+) -> str | None:
+    place = device if steps else "cpu"
     settings = {"optim_args": optim_args, "optim_target_modules": "all-linear"}
     try:
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            model = _weight(device if steps_here else "cpu")
+            model = _weight(place, getattr(torch, dtype))
             optimizer = _build(name, model, settings)
-            if steps_here:
-                model(torch.ones(1, _SIDE, device=device)).sum().backward()
+            if steps:
+                model[0].weight.grad = torch.ones_like(model[0].weight)
                 optimizer.step()
     except Exception as error:  # a third-party package may raise anything
         return " ".join(f"cannot run here: {error}".split()).rstrip(".")
     return None
 
 
-def _weight(device: str) -> torch.nn.Sequential:
+def _weight(device: str, dtype: torch.dtype) -> torch.nn.Sequential:
     """A model of one 64 x 64 weight; it draws nothing from the global random state."""
-    linear = torch.nn.Linear(_SIDE, _SIDE, bias=False, device="meta").to_empty(device=device)
+    meta = torch.nn.Linear(_SIDE, _SIDE, bias=False, device="meta", dtype=dtype)
+    linear = meta.to_empty(device=device)
     torch.nn.init.zeros_(linear.weight)
     return torch.nn.Sequential(linear)
 
@@ -112,36 +149,42 @@ def problems(
     chosen: Sequence[str],
     *,
     device: str,
+    dtype: str = "float32",
     optim_args: Sequence[str | None] = (None,),
     target_modules: object = None,
 ) -> list[Problem]:
     """What keeps the `chosen` optimizers from training on `device`.
 
     Args:
+        dtype: of the weights, see `trained_type`.
         optim_args: what trainer.optim_args may be. Of several, an optimizer must run with one.
         target_modules: trainer.optim_target_modules.
     """
     options = list(optim_args) or [None]
-    found = list(_name_problems(chosen, device, options, target_modules))
+    found = list(_name_problems(chosen, device, dtype, options, target_modules))
     return found if found else list(_argument_problems(chosen, options))
 
 
 def _name_problems(
-    chosen: Sequence[str], device: str, optim_args: Sequence[str | None], target_modules: object
+    chosen: Sequence[str],
+    device: str,
+    dtype: str,
+    optim_args: Sequence[str | None],
+    target_modules: object,
 ) -> Iterator[Problem]:
     told = False
     for name in dict.fromkeys(chosen):
-        reason = unavailable(name, device)
+        reason = unavailable(name, device, dtype=dtype)
         if reason is None and name.startswith(_PROJECTING) and target_modules is None:
             reason = "needs trainer.optim_target_modules, the weights that it projects"
         if reason is not None:
             near = None if name in names() else _nearest(name)
-            works = "" if told else f" What would work here: {', '.join(available(device))}."
+            works = "" if told else f" What would work here: {', '.join(available(device, dtype))}."
             told = True  # the list is long, and the same for all
             message = f"{reason}.{works}"
             yield Problem(key="trainer.optim", value=name, message=message, nearest=near)
             continue
-        refusals = [unavailable(name, device, text) for text in optim_args]
+        refusals = [unavailable(name, device, text, dtype) for text in optim_args]
         if None not in refusals:
             message = f"{name} {refusals[0]}."
             yield Problem(key="trainer.optim_args", value=optim_args[0], message=message)

@@ -23,7 +23,11 @@ _MEASURED = ("completion_only_loss", "assistant_only_loss")
 
 
 def problems(
-    trainer: Mapping[str, Any], *, searched: Mapping[str, Sequence[Any]], device: str
+    trainer: Mapping[str, Any],
+    *,
+    searched: Mapping[str, Sequence[Any]],
+    device: str,
+    dtype: str = "float32",
 ) -> list[Problem]:
     """Everything wrong with the trainer section and with what is searched in it.
 
@@ -32,12 +36,13 @@ def problems(
             `trainer.lr_scheduler_kwargs.x` searches one argument, and those outside `trainer.`
             are left alone.
         device: where trials train, "cpu" or "cuda".
+        dtype: of the weights that they train.
     """
     ours = {key.removeprefix(_PREFIX): v for key, v in searched.items() if key.startswith(_PREFIX)}
     found = field_problems(trainer)
     for name, values in ours.items():
         found += [each for each in _searched_problems(name, values) if each not in found]
-    found += _scheduler_problems(trainer, ours) + _optimizer_problems(trainer, ours, device)
+    found += _scheduler_problems(trainer, ours) + _optimizer_problems(trainer, ours, device, dtype)
     if device == "cpu" and True in _options(trainer, ours, "tf32"):
         message = "is a number format of GPUs, and trials train on the CPU."
         found.append(Problem(key="trainer.tf32", value=True, message=message))
@@ -96,11 +101,12 @@ def _scheduler_problems(
 
 
 def _optimizer_problems(
-    trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]], device: str
+    trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]], device: str, dtype: str
 ) -> list[Problem]:
     return optimizers.problems(
         _options(trainer, searched, "optim"),
         device=device,
+        dtype=dtype,
         optim_args=_options(trainer, searched, "optim_args"),
         target_modules=trainer.get("optim_target_modules"),
     )
