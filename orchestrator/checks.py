@@ -58,7 +58,6 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     from trainers.settings import problems
 
     trainer, peft = config["trainer"], config["peft"]
-
     searched = searched_values(space)
     searched.pop(f"trainer.{STRATEGY}", None)  # refused as a key that is not a trial's
     own = without_strategy(trainer)
@@ -80,7 +79,8 @@ def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]]) 
 
     keys = ("peft.method", "model.quantization", "model.dtype")
     options = [searched.get(key, [_lookup(config, key)]) for key in keys]
-    return min(trained_type(*each) for each in product(*options))  # bfloat16 before float32
+    found = (trained_type(*each) for each in product(*options))
+    return min(found, default="float32")  # bfloat16 comes first
 
 
 def spec_problems(spec: Spec, space: Space) -> list[Problem]:

@@ -25,7 +25,7 @@ _SCALES = ("absmax1", "absmax2")  # one number for each block
 _TABLES = ("qmap1", "qmap2")  # what the 8 bits mean: the same for all matrices
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Flat:
     """All matrices of a lane as one vector [numel]."""
 
@@ -61,21 +61,21 @@ class Flat:
         return torch.cat(values, dim=-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stack:
     """Matrices of one size that lie equally far apart in a lane's vector, [count, rows, columns].
 
     Attributes:
-        first, step: where the first of them begins, and how far the next is from it.
+        first, distance: where the first of them begins, and each further one after the last.
     """
 
     places: tuple[int, ...]
     weight: Weight
     first: int
-    step: int
+    distance: int
 
     def view(self, vector: torch.Tensor) -> torch.Tensor:
-        every = vector[self.first :].unfold(0, self.weight.numel, self.step)
+        every = vector[self.first :].unfold(0, self.weight.numel, self.distance)
         return every[: len(self.places)].unflatten(1, self.weight.shape)
 
     def cut(self, name: str, value: torch.Tensor) -> list[torch.Tensor]:
@@ -111,7 +111,7 @@ def pieces(shape: Shape, optimizer: str, arguments: Mapping[str, Any]) -> list[P
     sizes = [weight.numel for weight in shape.weights]
     in_blocks = all(size >= _MIN_8BIT and size % _BLOCK == 0 for size in sizes)
     is_flat = optimizer in _ELEMENTWISE or bits == 32 or (bits == 8 and in_blocks)
-    return [Flat(shape)] if is_flat else []
+    return [Flat(shape=shape)] if is_flat else []
 
 
 def _stacks(shape: Shape) -> list[Stack]:
@@ -132,8 +132,8 @@ def _stacks(shape: Shape) -> list[Stack]:
             run.append(place)
         for run in runs:
             weight, first = shape.weights[run[0]], begins[run[0]]
-            step = begins[run[1]] - first if len(run) > 1 else weight.numel
-            found.append(Stack(tuple(run), weight, first, step))
+            distance = begins[run[1]] - first if len(run) > 1 else weight.numel
+            found.append(Stack(places=tuple(run), weight=weight, first=first, distance=distance))
     return found
 
 
