@@ -217,6 +217,32 @@ def test_missing_bitsandbytes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         choose(ModelSpec(path="tiny", quantization="int8"), "cpu")
 
 
+@pytest.mark.parametrize(
+    ("device", "index"), [("cuda", "cuda:1"), ("cuda:2", "cuda:2"), ("cpu", None)]
+)
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.usefixtures("gpu")
+def test_weights_are_loaded_straight_onto_the_device_of_this_rank(
+    monkeypatch: pytest.MonkeyPatch, device: str, index: str | None, quantization: Any
+) -> None:
+    """transformers reads them in threads of its own, for which "cuda" is the first GPU."""
+    given: dict[str, Any] = {}
+
+    class Asked(RuntimeError):
+        pass
+
+    def from_pretrained(*_: Any, **options: Any) -> None:
+        given.update(options)
+        raise Asked
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    with pytest.raises(Asked):
+        load_base(ModelSpec(path="tiny", quantization=quantization), device)
+    goes_by_main_memory = device == "cpu" and quantization == "none"
+    assert given.get("device_map") == (None if goes_by_main_memory else {"": index or "cpu"})
+
+
 def test_explicit_choices_are_respected() -> None:
     spec = ModelSpec(path="tiny", dtype="bfloat16", attn_implementation="eager")
     model = load_base(spec, "cpu")

@@ -119,6 +119,26 @@ def test_a_cpu_computes_in_bfloat16_if_told_to(tmp_path: Path) -> None:
     assert (made.bf16, made.use_cpu, made.mixed_precision) == (True, True, "bf16")
 
 
+@pytest.mark.parametrize("gpus", [1, 2, 8])
+def test_a_trial_takes_one_gpu_of_those_that_its_process_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
+) -> None:
+    """A driver sees all of them, and SFTTrainer refuses more than one for a single process."""
+    monkeypatch.setattr(training_args, "is_torch_bf16_gpu_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    made = config(tmp_path, autocast="bfloat16", device="cuda", per_device_train_batch_size=3)
+    assert (made.device.type, made.n_gpu, made.train_batch_size) == ("cuda", 1, 3)
+
+
+def test_on_a_cpu_a_config_has_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    made = config(tmp_path, device="cpu")
+    assert (made.device.type, made.n_gpu) == ("cpu", 0)
+
+
 def test_ratios_of_the_schedule_follow_each_trials_steps(tmp_path: Path) -> None:
     schedule = {
         "lr_scheduler_type": "warmup_stable_decay",

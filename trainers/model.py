@@ -88,6 +88,9 @@ def load_base(
     if spec.quantization != "none":
         options["quantization_config"] = chosen.quantization_config(spec.quantization)
     place = place or device
+    if place == "cuda":
+        # Weights are read by a pool of threads, each of which takes "cuda" for the first GPU.
+        place = f"cuda:{torch.cuda.current_device()}"
     if spec.quantization != "none" or place.startswith("cuda"):
         options["device_map"] = {"": place}  # straight to the device, without a copy in memory
     with reading(spec) as path, no_bars():

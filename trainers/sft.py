@@ -102,7 +102,19 @@ def sft_config(
         sharding.admit_cpus()
     # Else ACCELERATE_MIXED_PRECISION in the environment would decide.
     config.mixed_precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "no"
+    if world == 1:
+        _keep_to_one_device(config)
     return config
+
+
+def _keep_to_one_device(config: SFTConfig) -> None:
+    """Have the Trainer use one GPU of those that this process sees, as a driver may see several.
+
+    It would spread each batch over all of them (nn.DataParallel), which SFTTrainer refuses. No
+    public field says so: this is what the Trainer itself sets where it has reasons for one device.
+    """
+    if config.n_gpu > 1:
+        config._n_gpu = 1
 
 
 def _stream(train: TrainSpec) -> dict[str, Any]:
