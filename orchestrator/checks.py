@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+from orchestrator.gpus import gpu_problems
 from orchestrator.places import place_problems
 from sweeps.errors import Problem, nearest
 from sweeps.reading import STRATEGY, without_strategy
@@ -141,18 +142,11 @@ def _sharding_problems(spec: Spec, space: Space) -> list[Problem]:
 
 def _gpu_problems(spec: Spec) -> list[Problem]:
     """GPUs that no trial can use, or that are not here; a cluster's are counted later."""
-    found = []
+    found = gpu_problems(spec.engine, spec.cluster)
     asked = spec.engine.gpus_per_trial
     if asked != "auto" and asked > 1:
         message = "a trial trains on one device: 1, or a fraction to let several share one."
         found.append(Problem(key="engine.gpus_per_trial", value=asked, message=message))
-    if spec.cluster.kind == "local" and spec.cluster.gpus:
-        import torch
-
-        there = torch.cuda.device_count()
-        if spec.cluster.gpus > there:
-            message = f"this machine has {there} that torch can use."
-            found.append(Problem(key="cluster.gpus", value=spec.cluster.gpus, message=message))
     return found
 
 

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from orchestrator import compose
 from orchestrator.checks import read_space, spec_problems, training_problems
 from orchestrator.engines import engine_problems
+from orchestrator.gpus import usable
 from orchestrator.imports import leave_out, unneeded
 from orchestrator.preflight import (
     Findings,
@@ -30,6 +31,7 @@ from orchestrator.preflight import (
     room_line,
     step_line,
 )
+from orchestrator.tune import gpus_of_cluster
 from sweeps.commands import command_line
 from sweeps.errors import ConfigError, Problem, SweepError
 from sweeps.files import RunFolder, is_prepared, write_text
@@ -157,15 +159,23 @@ def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
 
 
 def guess_device(spec: Spec) -> str:
-    """Where trials will train, before the cluster is asked: this machine stands for the others."""
+    """Where trials will train, before they are placed.
+
+    A cluster that was joined is asked what it has; else this machine stands for all.
+    """
     gpus = spec.engine.gpus_per_trial
-    if gpus == 0 or spec.cluster.gpus == 0:
+    is_local = spec.cluster.kind == "local"
+    if gpus == 0 or (is_local and spec.cluster.gpus == 0):
         return "cpu"
     if gpus != "auto":
         return "cuda"
-    import torch
+    found = None if is_local else gpus_of_cluster()
+    return "cuda" if (usable() if found is None else found) else "cpu"
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+
+def asks_cluster(spec: Spec) -> bool:
+    """Whether what a sweep trains on is only known once its cluster is joined."""
+    return spec.cluster.kind != "local" and spec.engine.gpus_per_trial == "auto"
 
 
 def claim_folder(folder: RunFolder, spec: Spec) -> None:

@@ -20,6 +20,7 @@ from orchestrator.copies import Copies, bring_back
 from orchestrator.dealing import Rules
 from orchestrator.display import Display
 from orchestrator.engines import Choice, choose, planned_trials, rules
+from orchestrator.gpus import idle_cards
 from orchestrator.imports import unneeded
 from orchestrator.interruption import SIGNAL_EXIT, Pulse, Signals
 from orchestrator.layout import show
@@ -29,10 +30,10 @@ from orchestrator.preflight import Findings, check_place, step_line, tracking_li
 from orchestrator.preparation import (
     Command,
     Ready,
+    asks_cluster,
     claim_folder,
     guess_device,
     prepare_training,
-    read_command,
     refuse_strangers,
     rehearsal_line,
 )
@@ -43,6 +44,7 @@ from orchestrator.tune import (
     Placement,
     Workers,
     begin_ray,
+    gpus_of_cluster,
     knock,
     live_slots,
     own_session,
@@ -102,18 +104,23 @@ def run(argv: Sequence[str], *, lean: bool = False) -> int:
 
 
 def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, Space]:
-    """The spec and the space, asked of the libraries; a Ray of our own starts meanwhile.
+    """The spec and the space, asked of the libraries; a Ray of our own starts meanwhile, or a
+    cluster is joined that has to be asked for its GPUs.
 
     Each takes seconds: the one imports, the other mostly waits. Where there is something to refuse
     already, or the sweep has ended, no Ray is started.
     """
     spec = command.spec
+    if spec is None or command.problems:
+        return command.check(lean=lean)
     is_checked_soon = "transformers" in sys.modules
-    if spec is None or command.problems or spec.cluster.kind != "local" or is_checked_soon:
+    if not asks_cluster(spec) and (spec.cluster.kind != "local" or is_checked_soon):
         return command.check(lean=lean)
-    if proof_of(folder_of(spec)):
+    has_ended = bool(proof_of(folder_of(spec)))
+    if not has_ended or asks_cluster(spec):
+        begin_ray(spec.cluster)
+    if has_ended:
         return command.check(lean=lean)
-    begin_ray(spec.cluster)
     checking = Background(lambda: command.check(lean=lean))
     findings = Findings()
     with findings.part():
@@ -157,7 +164,16 @@ def _leave_no_trace(folder: RunFolder) -> None:
 
 def plan(argv: Sequence[str]) -> int:
     """Check everything that `run` would and say what it would do; trains nothing."""
-    spec, space = read_command(argv)
+    command = Command.read(argv)
+    try:
+        if command.spec is not None and not command.problems and asks_cluster(command.spec):
+            begin_ray(command.spec.cluster)
+        return _plan(*command.check(), argv)
+    finally:
+        stop_ray()
+
+
+def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
     display = Display(folder, spec.public)
@@ -178,9 +194,17 @@ def plan(argv: Sequence[str]) -> int:
         findings.refuse()
         rehearsal = Path(scratch, "rehearsal")
         step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
-        lines = [*ready.lines, step, tracking.result()]
+        lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
     display.plan([*plan_lines(spec, space, folder), *lines, "nothing was started"])
     return 0
+
+
+def _about_devices(spec: Spec) -> list[str]:
+    """What `plan` has to say of the devices, before a Ray of our own could count them."""
+    if asks_cluster(spec) and gpus_of_cluster() is None:
+        return ["no Ray cluster answers: this machine stood for its nodes"]
+    line = idle_cards(spec.engine, spec.cluster)
+    return [line] if line else []
 
 
 def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:

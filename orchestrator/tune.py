@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.gpus import given_to_ray, idle_beside, let_segments_grow
 from orchestrator.nodes import alive_nodes, share_of_gpu
 from sweeps.errors import ConfigError, Problem, SweepError, first_line
 from sweeps.secrets import scrub
@@ -30,6 +31,7 @@ _QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
 }
 _STOP_S = 10.0
+_ANSWER_S = 15.0  # of a cluster that is only asked what it has
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
 _NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
@@ -60,6 +62,7 @@ def import_ray(cluster: ClusterSpec) -> None:
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written into ~/.ray
         # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        let_segments_grow()  # in the workers, which take over this environment
     import ray  # noqa: F401
 
 
@@ -84,6 +87,16 @@ def start_ray(cluster: ClusterSpec) -> None:
         raise _ray.error
 
 
+def gpus_of_cluster() -> int | None:
+    """GPUs of the Ray that was begun; None where none was, or it does not answer soon."""
+    if _ray is None:
+        return None
+    _ray.wait(_ANSWER_S)
+    if not _ray.runs:
+        return None
+    return int(sum(node["Resources"].get("GPU", 0) for node in alive_nodes()))
+
+
 class _Ray(threading.Thread):
     """Starts Ray, and stays as long as it runs: its processes end with the thread that started
     them. In the main thread `ray.init` would set a handler of its own for SIGTERM, and a signal in
@@ -104,6 +117,10 @@ class _Ray(threading.Thread):
         finally:
             self._is_started.set()
         self._is_over.wait()
+
+    @property
+    def runs(self) -> bool:
+        return self._is_started.is_set() and self.error is None
 
     def wait(self, seconds: float | None = None) -> None:
         """Until it runs, or has failed to."""
@@ -134,7 +151,7 @@ def _init(cluster: ClusterSpec) -> None:
             ray.init(
                 address="local",  # else it joins a cluster that runs on this machine
                 num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
-                num_gpus=cluster.gpus,
+                num_gpus=given_to_ray(cluster),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **common,
@@ -229,11 +246,13 @@ def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placem
         ConfigError: not even one does; says what there is.
     """
     nodes = [node["Resources"] for node in alive_nodes()]
-    most_gpus = max((node.get("GPU", 0) for node in nodes), default=0)
-    gpus = engine.gpus_per_trial
+    seen = int(sum(node.get("GPU", 0) for node in nodes))
+    gpus, idle = engine.gpus_per_trial, ""
+    if gpus and cluster.kind == "local":
+        idle = idle_beside(seen, engine, cluster)
     if gpus == "auto":
-        gpus = 1.0 if most_gpus else 0.0
-    gpus = share_of_gpu(gpus, int(sum(node.get("GPU", 0) for node in nodes)), most)
+        gpus = 1.0 if seen and not idle else 0.0
+    gpus = share_of_gpu(gpus, seen, most)
     here_each = [slots_of(node, engine.cpus_per_trial, gpus) for node in nodes]
     devices = sum(here_each)
     here = "this machine" if cluster.kind == "local" else f"the largest of {len(nodes)} nodes"
@@ -261,7 +280,7 @@ def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placem
         devices=engine.devices_per_trial,
         slots=slots,
         nodes=len(nodes),
-        where=f"{slots} at once on {where}, {what}",
+        where="; ".join(filter(None, [f"{slots} at once on {where}, {what}", idle])),
     )
 
 
