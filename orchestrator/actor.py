@@ -62,7 +62,7 @@ class CoordinatorActor:
         self._asked: set[str] = set()  # workers that came so far as to ask for a job
         self._barren = 0
         self._wants_proof = True
-        self._idle: dict[str, str] = {}  # worker that takes no trials -> its host
+        self._idle: dict[str, str] = {}  # worker that takes no trials -> why
         self._idle_since: float | None = None  # while no other worker is there
 
     # -- for the driver
@@ -122,8 +122,8 @@ class CoordinatorActor:
         elif self._idle_since is None:
             self._idle_since = time.monotonic()
         elif time.monotonic() - self._idle_since > _IDLE_S and not self._coordinator.is_finished:
-            hosts = ", ".join(sorted(set(self._idle.values())))
-            self.interrupt(Stop(cause=Cause.NO_RUN_DIR, details=(hosts,)), False)
+            why = "; ".join(sorted(set(self._idle.values())))
+            self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
 
     def wants_worker(self) -> bool:
         """Whether a new worker would find something to do as things are: while one proves, no."""
@@ -180,9 +180,9 @@ class CoordinatorActor:
         for key in self._dealer.leaves(worker):
             self._coordinator.give_back(key)
 
-    def sits_out(self, worker: str, host: str) -> None:
-        """A worker takes no trials, since its node does not see the run folder."""
-        self._idle[worker] = host
+    def sits_out(self, worker: str, why: str) -> None:
+        """A worker takes no trials, since none can be trained on its node."""
+        self._idle[worker] = why
 
     def let_go(self, worker: str, key: str, reason: str, full_disk: bool = False) -> None:
         """A worker cannot go on with a trial, through no fault of the trial's.

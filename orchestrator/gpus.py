@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from sweeps.errors import ConfigError, Problem
+from sweeps.files import RunFolder
 from sweeps.spec import ClusterSpec, EngineSpec
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -115,6 +117,25 @@ def sides() -> str:
     visible = os.environ.get(_VISIBLE)
     limit = "" if visible is None else f"; {_VISIBLE}={visible}"
     return f"torch {torch.__version__}, {built}; {_driver()}{limit}"
+
+
+def cannot_use(gpus: float) -> str:
+    """Why a worker that was given `gpus` cannot train on them; empty where it can."""
+    return f"cannot use its GPU: {sides()}" if gpus and not usable() else ""
+
+
+def keep_kernels(folder: RunFolder) -> None:
+    """See that Triton, which compiles a part of SFTTrainer on a GPU, can write what it compiles."""
+    if "TRITON_CACHE_DIR" in os.environ:
+        return
+    home = Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"))
+    cache = home / ".triton" / "cache"  # Triton's own choice
+    with suppress(OSError):
+        if home.is_absolute():  # "~" where a user has no home
+            cache.mkdir(parents=True, exist_ok=True)
+        if os.access(cache, os.W_OK):
+            return
+    os.environ["TRITON_CACHE_DIR"] = str(folder.scratch / "triton")
 
 
 def let_segments_grow() -> None:

@@ -23,7 +23,7 @@ from ray import tune
 from orchestrator.imports import importing
 from orchestrator.leaving import Lookout
 from orchestrator.shelf import Shelf
-from orchestrator.worker import Post, settle_in, sit_out
+from orchestrator.worker import Post, missing_here, settle_in, sit_out
 
 _HANG_S = "SWEEPS_HANG_S"  # how long a rank may be silent while the others wait for it
 _HANG_DEFAULT_S = 600.0
@@ -83,11 +83,10 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Where a rank is, and whether the run folder's contents can be had there."""
+    """Where a rank is, and why it cannot train there; empty where it can."""
 
     node: str
-    host: str
-    is_usable: bool
+    missing: str
 
 
 def train_rank(config: Mapping[str, Any]) -> None:
@@ -102,11 +101,11 @@ def train_rank(config: Mapping[str, Any]) -> None:
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
     shelf = Shelf(post.root, post.mark, post.storage)
     node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
-    seats = between.each(lambda: Seat(node=node, host=host, is_usable=shelf.is_usable))
+    seats = between.each(lambda: Seat(node=node, missing=missing_here(post, shelf)))
     # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
     # to look out for.
     notice = Lookout(*(seat.node for seat in seats)) if between.is_first else None
-    unfit = [seat.host for seat in seats if not seat.is_usable]
+    unfit = [seat.missing for seat in seats if seat.missing]
     if unfit:
         if notice is not None:
             sit_out(office, worker, unfit[0], notice)

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -123,16 +124,17 @@ class Look:
     missing: str
 
 
-def require_nodes(root: Path, word: str, *, has_store: bool) -> list[str]:
+def require_nodes(root: Path, word: str, *, has_store: bool, on_gpus: bool) -> list[str]:
     """Ask each node whether it can take part; what the user should know of those that cannot.
 
     Args:
         has_store: there are copies of the run folder, for nodes that do not see it.
+        on_gpus: trials train on GPUs; nodes without one are not asked.
 
     Raises:
         SweepError: none of those that could hold a trial can.
     """
-    looks = _look_everywhere("" if has_store else str(root), word)
+    looks = _look_everywhere("" if has_store else str(root), word, on_gpus)
     unfit = [look for look in looks if look.missing]
     lines = [f"node {look.host} takes no trials: {look.missing}" for look in unfit]
     if looks and len(unfit) == len(looks):
@@ -140,17 +142,17 @@ def require_nodes(root: Path, word: str, *, has_store: bool) -> list[str]:
     return lines
 
 
-def _look_everywhere(root: str, word: str) -> list[Look]:
+def _look_everywhere(root: str, word: str, on_gpus: bool) -> list[Look]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
     for node in alive_nodes():
-        if not node["Resources"].get("CPU"):
+        if not node["Resources"].get("CPU") or (on_gpus and not node["Resources"].get("GPU")):
             continue  # no trial would go there
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         look = ray.remote(_look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        asked[look.remote(root, word)] = node
+        asked[look.remote(root, word, on_gpus)] = node
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=_LOOK_S)
     return [_answer(call, asked[call]) for call in done] + [
         Look(node=asked[call]["NodeID"], host=_name(asked[call]), missing="it does not answer")
@@ -169,8 +171,11 @@ def _answer(call: Any, node: Mapping[str, Any]) -> Look:
     return Look(node=node["NodeID"], host=_name(node), missing=missing)
 
 
-def _look(root: str, word: str) -> str:
+def _look(root: str, word: str, on_gpus: bool) -> str:
     """Runs on the node; by its import it also shows that the packages are there."""
+    build = version("torch") if on_gpus else ""  # from a disk that is slow, torch takes a minute
+    if build.endswith("+cpu"):
+        return f"its torch {build} was built without CUDA"
     if not root:
         return ""
     here = Path(root)

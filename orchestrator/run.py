@@ -350,7 +350,7 @@ class Driver:
         )
         self._tracker.begin()
         self._display.plan([f"{engine.why}; {placement.where}"])
-        mark = self._mark()
+        mark = self._mark(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)
         slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
@@ -388,12 +388,13 @@ class Driver:
             raise self._broken(f"Ray Tune stopped: {words[-1]}")
         return self._finish(ray.get(self._office.finish.remote()))
 
-    def _mark(self) -> str:
+    def _mark(self, *, on_gpus: bool) -> str:
         """On a cluster: see that its nodes can take part, and say which cannot."""
         if self._spec.cluster.kind == "local":
             return ""
         mark = leave_mark(self._folder.root)
-        unfit = require_nodes(self._folder.root, mark, has_store=self._copies is not None)
+        has_store = self._copies is not None
+        unfit = require_nodes(self._folder.root, mark, has_store=has_store, on_gpus=on_gpus)
         self._display.plan(unfit)
         return mark
 

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from orchestrator.gpus import cannot_use, keep_kernels, let_segments_grow
 from orchestrator.imports import importing, leave_out
 from orchestrator.leaving import Lookout, Notice
 from orchestrator.shelf import Shelf
@@ -70,8 +71,9 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         shelf = Shelf(self._post.root, self._post.mark, self._post.storage)
-        if not shelf.is_usable:
-            sit_out(self._office, self._name, socket.gethostname(), self._notice)
+        missing = missing_here(self._post, shelf)
+        if missing:
+            sit_out(self._office, self._name, missing, self._notice)
             return {"done": True}
         with importing():
             from orchestrator.bench import Bench
@@ -87,9 +89,22 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Nothing: a new worker asks for its work."""
 
 
-def sit_out(office: Any, worker: str, host: str, notice: Lookout) -> None:
-    """Keep the place of a worker that would not see the run folder either, and do nothing."""
-    ray.get(office.sits_out.remote(worker, host))
+def missing_here(post: Post, shelf: Shelf) -> str:
+    """Why no worker of this node can train; empty where one can. What it needs is made ready."""
+    host = socket.gethostname()
+    if not shelf.is_usable:
+        return f"run_dir cannot be seen from node {host}"
+    why = cannot_use(post.gpus)
+    if why:
+        return f"node {host} {why}"
+    if post.gpus:
+        keep_kernels(shelf.folder)
+    return ""
+
+
+def sit_out(office: Any, worker: str, why: str, notice: Lookout) -> None:
+    """Keep the place of a worker of a node on which none can train, and do nothing."""
+    ray.get(office.sits_out.remote(worker, why))
     while not (notice.is_given or ray.get(office.is_done.remote())):
         time.sleep(_SIT_S)
 
@@ -101,7 +116,12 @@ def settle_in(post: Post) -> None:
     leave_out(post.unneeded)
     if not post.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
+    let_segments_grow()
     import torch
+
+    if 0 < post.gpus < 1 and torch.cuda.is_available():
+        # Those who share a GPU would fill what the others count on.
+        torch.cuda.set_per_process_memory_fraction(post.gpus)
 
     torch.set_num_threads(max(1, int(post.cpus)))
     try:

@@ -15,7 +15,7 @@ class Cause(enum.Enum):
     TIME_BUDGET = "the time budget is spent"
     SAME_ERROR = "the first {} trials failed with the same error"
     WORKERS_DIE = "workers die before they can train anything: {}"
-    NO_RUN_DIR = "run_dir cannot be seen from node {}"
+    UNFIT_NODES = "{}"  # what each of them lacks
     NO_ROOM = "no node of the cluster has room for a trial"
     NO_SUGGESTION = f"no trial could be made ({{}}); {_WHOLE}"
     LEDGER_UNWRITABLE = f"{{}} cannot be written ({{}}); {_WHOLE}"

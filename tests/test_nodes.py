@@ -204,13 +204,13 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
 def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
     office: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office.sits_out("worker 1", "far")
+    office.sits_out("worker 1", "run_dir cannot be seen from node far")
     assert not office.is_done()
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     time.sleep(0.01)
     assert office.is_done()
     stop = office.finish()["stop"]
-    assert stop.cause is Cause.NO_RUN_DIR
+    assert stop.cause is Cause.UNFIT_NODES
     assert str(stop) == "run_dir cannot be seen from node far"
 
 
@@ -230,7 +230,7 @@ def test_where_one_worker_can_the_others_may_sit_out(
 ) -> None:
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     office.next_job("worker 2")
-    office.sits_out("worker 1", "far")
+    office.sits_out("worker 1", "run_dir cannot be seen from node far")
     for _ in range(3):
         assert not office.is_done()
 
@@ -270,10 +270,10 @@ def test_a_folder_of_the_same_name_is_told_from_the_run_folder(tmp_path: Path) -
     assert sees(here, word)
     assert not sees(there, word)
     assert not sees(tmp_path / "none", word)
-    assert nodes._look(str(there), word).endswith(
+    assert nodes._look(str(there), word, False).endswith(
         "this node has another folder of that name; storage=... would do without"
     )
-    assert nodes._look(str(here), word) == ""
+    assert nodes._look(str(here), word, False) == ""
 
 
 @pytest.mark.parametrize("name", ["step-000064", "x@1", "step-abc@1", "step-000064@x"])
