@@ -55,6 +55,7 @@ class CoordinatorActor:
         self._coordinator = Coordinator(spec, space, self._folder)
         self._rules = rules or Rules()
         self._lanes = self._rules.lanes
+        self._lane_mb = 0.0
         self._dealer = Dealer(self._rules, self._coordinator.ask)
         self._gate = Gate(facts={}, train=None)
         self._proof = Proof()
@@ -89,6 +90,7 @@ class CoordinatorActor:
         step = {**facts.get("rehearsal", {}), **(found or {})}
         step.pop("lanes", None)  # of an earlier start, which may have had other memory
         self._lanes = self._rules.fitting(step)
+        self._lane_mb = float(step.get("step_mb") or 0.0)
         if self._lanes < self._rules.lanes:
             step["lanes"] = self._lanes
         facts["rehearsal"] = step
@@ -207,7 +209,8 @@ class CoordinatorActor:
         room = min(room, self._lanes)
         trial = self._dealer.deal(worker, room=room, finished=self._finished())
         if trial is not None:
-            return Job(kind="train", trial=trial, alone=self._is_last_try(trial.key))
+            alone = self._is_last_try(trial.key)
+            return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
         if self._dealer.holds(worker) or not self._coordinator.is_finished:
             return Job(kind="wait")
         # The last worker out proves the best: no trial that still runs can change it then.

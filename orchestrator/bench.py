@@ -76,6 +76,7 @@ class Bench:
         self._pack: Pack | None = None
         self._spare: tuple[Shared, Base] | None = None  # of the rehearsal, for the first pack
         self._queue: deque[Waiting] = deque()
+        self._lane_mb = 0.0
         self._ask_again = 0.0
         self._held_first: float | None = None
         self._is_worn = False
@@ -120,6 +121,7 @@ class Bench:
                     self._get_ready(job.spec)
                 self._ask_again = time.monotonic() + _IDLE_S
                 return job.kind == "leave"
+            self._lane_mb = job.lane_mb
             self._take(job.trial, alone=job.alone)
         return False
 
@@ -135,7 +137,9 @@ class Bench:
         """Trials that this device can train at once."""
         if not self._post.fits_unknown:
             return self._post.lanes
-        return self._pack.room(self._post.lanes) if self._pack is not None else 1
+        if self._pack is None:
+            return 1
+        return self._pack.room(self._post.lanes, gpus=self._post.gpus, lane_mb=self._lane_mb)
 
     def _take(self, trial: Trial, *, alone: bool) -> None:
         train = read_train(trial.config).halved(trial.halvings)

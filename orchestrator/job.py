@@ -18,6 +18,8 @@ class Job:
             leave for good.
         spec: what to rehearse; where another worker does that, what to get ready for.
         alone: the trial is to share its device with no other.
+        lane_mb: memory that a trial takes at the most as a lane, beside the base model, by the
+            rehearsal; 0 where none was done.
         expected: for prove, the loss that was reported at `step`.
     """
 
@@ -25,5 +27,6 @@ class Job:
     trial: Trial | None = None
     spec: TrainSpec | None = None
     alone: bool = False
+    lane_mb: float = 0.0
     step: int = 0
     expected: float = 0.0

@@ -34,6 +34,8 @@ class Pack:
         self._lines: dict[str, Line] = {}
         self._base_mb = held_mb(device)
         self._since_attach = 0
+        self._widest = 0  # lanes that have gone together
+        self._judged = 1  # lanes for which there is room by what they have shown
 
     @property
     def count(self) -> int:
@@ -43,20 +45,31 @@ class Pack:
     def is_empty(self) -> bool:
         return not self._lines
 
-    def room(self, most: int) -> int:
-        """How many lanes fit on this GPU, at most `most`, judged by those that train.
+    def room(self, most: int, *, gpus: float, lane_mb: float) -> int:
+        """How many lanes fit on this GPU, at most `most`.
 
-        It doubles at most, and only once those that came last have shown what they take. Where a
-        lane turns out larger after all, the engine splits its passes.
+        There is room at once for as many as fit if each takes what the rehearsal's did, since its
+        rows were the longest, and for as many as were there before. For more, once those that came
+        last have shown what they take: then twice as many at most. If a lane turns out larger after
+        all, the engine splits its passes.
+
+        Args:
+            gpus: the share of the GPU that is this worker's.
+            lane_mb: what a lane took in the rehearsal; 0: nobody knows.
         """
-        if not self.count:
-            return 1
-        if self._since_attach < _SETTLED:
-            return self.count
-        free, _ = torch.cuda.mem_get_info(self._device)
-        usable_mb = _SHARE * (free + torch.cuda.memory_reserved(self._device)) / 2**20
-        peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
-        return min(most, lanes_that_fit(self._base_mb, peak_mb, self.count, usable_mb))
+        usable_mb = _SHARE * self._within_reach_mb(gpus)
+        if self.count and self._since_attach >= _SETTLED:
+            peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
+            self._judged = lanes_that_fit(self._base_mb, peak_mb, self._widest, usable_mb)
+        rehearsed = int((usable_mb - self._base_mb) // lane_mb) if lane_mb else 0
+        return max(self.count, min(most, max(self._judged, self._widest, rehearsed)))
+
+    def _within_reach_mb(self, gpus: float) -> float:
+        """Memory that this process has and can still get; of a shared GPU no more than its share,
+        however much the others leave unused."""
+        free, total = torch.cuda.mem_get_info(self._device)
+        reach = free + torch.cuda.memory_reserved(self._device)
+        return min(reach, total * gpus if 0 < gpus < 1 else reach) / 2**20
 
     def attach(self, task: Task, line: Line) -> None:
         """Begin or go on with a trial as a lane; raises whatever building it raises."""
@@ -66,6 +79,7 @@ class Pack:
 
     def advance(self) -> list[tuple[Line, Outcome | None, Exception | None]]:
         """One micro-step of all lanes; those that ended with it."""
+        self._widest = max(self._widest, self.count)
         ended = self._engine.advance()
         self._since_attach += 1
         return [(self._lines.pop(one.task.key), one.outcome, one.error) for one in ended]

@@ -54,6 +54,22 @@ def test_one_worker_rehearses_and_the_others_wait(office: CoordinatorActor, tmp_
     assert {office.next_job(worker, 8).kind for worker in "ab"} == {"train"}
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+def test_trials_come_with_what_a_lane_took_in_the_rehearsal(is_known: bool, tmp_path: Path) -> None:
+    """By which a worker with a GPU knows how many it has room for; at a later start, too."""
+    spec, space = make(SMALL, search="grid", trials=None)
+    office = CoordinatorActor(spec, space, tmp_path)
+    found = {**FOUND, "step_mb": 300.0}
+    if is_known:
+        office.begin({**FACTS, "rehearsal": {"identity": "abc", **found}})
+    else:
+        office.begin(FACTS, largest())
+        assert office.next_job("a", 8).lane_mb == 0.0
+        office.rehearsed("a", found)
+    job = office.next_job("a", 8)
+    assert (job.kind, job.lane_mb) == ("train", 300.0)
+
+
 @pytest.mark.parametrize(("memory_mb", "said"), [(1_000, {"lanes": 2}), (10_000, {})])
 def test_as_many_trials_share_a_cpu_as_one_step_says_and_the_ledger_tells(
     memory_mb: float, said: dict[str, int], tmp_path: Path
