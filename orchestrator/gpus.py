@@ -149,16 +149,26 @@ def let_segments_grow() -> None:
 
 
 def _unusable(key: str, value: float, found: str) -> Problem:
-    message = (
-        f"{found} ({sides()}). Install a torch that was built for CUDA, and for no later CUDA "
-        f"than the driver knows; or train on the CPU: {key}=0."
-    )
+    message = f"{found} ({sides()}). {_way_out()}, or train on the CPU: {key}=0."
     return Problem(key=key, value=value, message=message)
 
 
+def _way_out() -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "Install a torch that was built for CUDA"
+    if _VISIBLE in os.environ:
+        return f"Unset {_VISIBLE}, or name GPUs that there are"
+    return (
+        f"Install a driver that knows CUDA {torch.version.cuda}, or a torch that was built for an "
+        "older CUDA"
+    )
+
+
 def _idle(seen: int) -> str:
-    is_one = seen == 1
-    return f"{_gpus(seen)} {'stays' if is_one else 'stay'} idle: torch can use none ({sides()})"
+    stays = "stays" if seen == 1 else "stay"
+    return f"{_gpus(seen)} {stays} idle: torch can use none ({sides()})"
 
 
 def _driver() -> str:
