@@ -8,16 +8,21 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sweep_events import Sweep
 
 from orchestrator.cli import main
-from orchestrator.interruption import SIGNAL_EXIT
+from orchestrator.interruption import SIGNAL_EXIT, Signals
+from orchestrator.preparation import Command
+from orchestrator.run import Driver
 from sweeps.ending import Cause, Stop, exit_code
 from sweeps.files import Lock, RunFolder
 
+PROOF = {"eval_loss": 1.0, "eval_tokens": 9.0}
 README = Path(__file__).resolve().parent.parent / "README.md"
-FAILURES = [cause for cause in Cause if cause.is_failure]
+FAILURES = [cause for cause in Cause if cause not in (Cause.SIGNAL, Cause.TIME_BUDGET)]
 
 
 def refused(tmp_path: Path) -> int:
@@ -107,3 +112,42 @@ def test_a_stop_says_its_cause_in_words_with_its_details() -> None:
         "the first 3 trials failed with the same error"
     )
     assert str(Stop(cause=Cause.SIGNAL, details=("{0}{x}",))) == "{0}{x}"
+
+
+class NoTracker:
+    """What the driver asks of tracking at its end."""
+
+    def finish(self, summary: object, timeout_s: float) -> list[str]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "says"),
+    [
+        # The worker that proved it is elsewhere, and the store does not give its files back.
+        ({"proof": PROOF}, 1, "its files did not arrive from the worker"),
+        ({"proof_error": "SweepError: another loss"}, 1, "made ready: SweepError: another loss."),
+        ({"stop": stopped(Cause.NO_ROOM)}, 1, "Stopped before the end: no node of the cluster"),
+        ({"stop": stopped(Cause.TIME_BUDGET)}, 0, "Stopped before the end: the time budget"),
+    ],
+)
+def test_what_the_coordinator_tells_at_the_end_decides(
+    told: dict[str, Any],
+    code: int,
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = Command.read([f"run_dir={tmp_path}"])
+    assert command.spec is not None
+    sweep = Sweep()
+    sweep.trial({"trainer.learning_rate": 1e-3}, [1.0])
+    driver = Driver(command.spec, command.space, RunFolder(tmp_path), ["sweep=base"], Signals())
+    driver._history = sweep.history()
+    driver._tracker = NoTracker()
+    nothing = {"importance": None, "stop": None, "notes": [], "proof": None, "proof_error": ""}
+    assert driver._finish({**nothing, **told}) == code
+    said = " ".join(capsys.readouterr().out.split())
+    assert says in said
+    assert "orchestrator export" not in said
+    assert "go on with the same command: python -m orchestrator sweep=base" in said
