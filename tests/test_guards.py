@@ -18,6 +18,8 @@ from trainers.guards import (
     Stopwatch,
     free_memory,
     held_mb,
+    is_device_lost,
+    is_out_of_memory,
     paged_mb,
     require_finite,
 )
@@ -46,6 +48,143 @@ def test_a_number_that_is_not_finite_is_named_with_its_step(value: float) -> Non
 
 def test_large_numbers_are_finite() -> None:
     require_finite("the training loss", 1e300, 7)
+
+
+def first_words(error: Exception) -> str:
+    return f"{type(error).__name__}-{str(error)[:50]}"
+
+
+# What libraries really say: from torch's, NCCL's and Triton's sources, and from public reports.
+_HINTS = (
+    "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "
+    "below might be incorrect.\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\nCompile "
+    "with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+)
+_NCCL = (
+    "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled cuda error "
+    "(run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+)
+MEMORY = [
+    torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB "
+        "of which 5.44 MiB is free."
+    ),
+    MemoryError(),
+    torch.AcceleratorError(
+        "CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia."
+        "com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more information.\n" + _HINTS
+    ),
+    RuntimeError("CUDA error: out of memory\n" + _HINTS),  # before torch 2.8
+    RuntimeError("CUDA driver error: out of memory"),  # expandable segments
+    torch.cuda.DeferredCudaCallError(
+        "CUDA call failed lazily at initialization with error: CUDA error: out of memory"
+    ),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    torch.distributed.DistBackendError(_NCCL + "Cuda failure 2 'out of memory'"),
+    torch.distributed.DistBackendError(_NCCL + "Cuda failure 'out of memory'"),
+    RuntimeError(
+        "Caught OutOfMemoryError in pin memory thread for device 0.\nOriginal Traceback (most "
+        "recent call last):\n...\ntorch.OutOfMemoryError: CUDA out of memory."
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 409600000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("unable to mmap 4400 bytes from file <model>: Cannot allocate memory (12)"),
+]
+LOST = [
+    torch.AcceleratorError(
+        "CUDA error: an illegal memory access was encountered\nSearch for "
+        "`cudaErrorIllegalAddress' in https://docs.nvidia.com/\n" + _HINTS
+    ),
+    torch.AcceleratorError("CUDA error: unspecified launch failure\n" + _HINTS),
+    torch.AcceleratorError("CUDA error: device-side assert triggered\n" + _HINTS),
+    torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\n" + _HINTS),
+    torch.AcceleratorError("CUDA error: misaligned address\n" + _HINTS),
+    torch.AcceleratorError("CUDA error: an illegal instruction was encountered\n" + _HINTS),
+    torch.AcceleratorError("CUDA error: the launch timed out and was terminated\n" + _HINTS),
+    torch.AcceleratorError(
+        "CUDA error: Invalid access of peer GPU memory over nvlink or a hardware error\n" + _HINTS
+    ),
+    RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\n" + _HINTS),
+    RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    torch.distributed.DistBackendError(
+        _NCCL + "Cuda failure 'uncorrectable ECC error encountered'"
+    ),
+]
+NEITHER = [
+    torch.AcceleratorError("CUDA error: invalid configuration argument\n" + _HINTS),
+    torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"),
+    RuntimeError(
+        "CUDA error: CUBLAS_STATUS_INVALID_VALUE when calling `cublasGemmEx( handle, ...`"
+    ),
+    RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED."),
+    torch.distributed.DistBackendError(_NCCL + "Cuda failure 1 'invalid argument'"),
+    RuntimeError(
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory. Please try to raise your shared memory "
+        "limit."
+    ),
+    RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x8 and 4x8)"),
+    RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!"),
+    RuntimeError(
+        "out of resource: shared memory, Required: 131072, Hardware limit: 101376. Reducing block "
+        "sizes or `num_stages` may help."
+    ),
+    ValueError("a run that went out of memory is to be named"),  # not torch's word
+    DivergedError("the training loss is nan at step 7"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY, ids=first_words)
+def test_each_way_to_be_out_of_memory_is_one(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    assert not is_device_lost(error, "cpu")
+
+
+@pytest.mark.parametrize("error", LOST, ids=first_words)
+def test_after_some_errors_the_process_can_do_nothing_more(error: Exception) -> None:
+    assert is_device_lost(error, "cuda:0")
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", NEITHER, ids=first_words)
+def test_other_errors_are_neither(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    assert not is_device_lost(error, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        (None, False),
+        (torch.AcceleratorError("CUDA error: unknown error"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), False),
+    ],
+)
+def test_of_an_error_whose_words_say_nothing_the_device_is_asked(
+    answer: Exception | None, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def synchronize(device: str) -> None:
+        asked.append(device)
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    error = RuntimeError(
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...`"
+    )
+    assert is_device_lost(error, "cuda:1") is lost
+    assert not is_device_lost(error, "cpu")
+    assert not is_device_lost(ValueError("peft.r = 0"), "cuda:1")
+    assert asked == ["cuda:1"]
 
 
 def test_a_pause_is_not_counted(clock: Clock) -> None:
