@@ -186,15 +186,20 @@ class CoordinatorActor:
         """A worker takes no trials, since none can be trained on its node."""
         self._idle[worker] = why
 
-    def let_go(self, worker: str, key: str, reason: str, full_disk: bool = False) -> None:
+    def let_go(
+        self, worker: str, key: str, reason: str, full_disk: bool = False, error: str = ""
+    ) -> None:
         """A worker cannot go on with a trial, through no fault of the trial's.
 
         One that was thought dead and lives may say so of a trial that is in other hands by now.
+
+        Args:
+            error: the traceback, where a trial's own doing may be behind it after all.
         """
         if not self._dealer.has(worker, key):
             return
         self._dealer.took_back(worker, key)
-        self._coordinator.lost(key, reason, full_disk=full_disk)
+        self._coordinator.lost(key, reason, error, full_disk=full_disk)
         self._table.refresh(self._coordinator.history)
 
     def next_job(self, worker: str, room: int = 1) -> Job:
@@ -280,7 +285,7 @@ class CoordinatorActor:
         """A trial ended, or was left for later where the state is WAITING."""
         self._dealer.took_back(worker, key)
         if ending["state"] is State.WAITING:
-            self._coordinator.leave(key, attempt)
+            self._coordinator.leave(key, attempt, ending.get("reason", ""))
             return
         self._coordinator.end(key, attempt, **ending)
         self._table.refresh(self._coordinator.history)

@@ -27,7 +27,14 @@ from sweeps.trial import State, Trial
 from trainers import kept
 from trainers.data import PreparedData, load
 from trainers.export import assemble, prove
-from trainers.guards import DivergedError, free_memory, held_mb, is_out_of_memory, paged_mb
+from trainers.guards import (
+    DivergedError,
+    free_memory,
+    held_mb,
+    is_device_lost,
+    is_out_of_memory,
+    paged_mb,
+)
 from trainers.ranks import Ranks
 from trainers.task import Outcome, Task
 
@@ -80,13 +87,14 @@ class Bench:
         self._ask_again = 0.0
         self._held_first: float | None = None
         self._is_worn = False
+        self._lost: Exception | None = None  # what took the device away from this process
         self._is_ready = False
         for name in ("transformers", "bitsandbytes.autograd._functions"):
             logging.getLogger(name).setLevel(logging.ERROR)  # the latter: a line for each product
 
     def work(self) -> None:
-        """Until told to leave, or the node has to go, or memory is not given back: then a fresh
-        process is better."""
+        """Until told to leave, or the node has to go, or the device is lost, or memory is not given
+        back: then a fresh process is better."""
         while True:
             leave = self._fill()
             if self._pack is not None and not self._pack.is_empty:
@@ -102,7 +110,8 @@ class Bench:
 
     @property
     def _has_to_leave(self) -> bool:
-        return self._notice is not None and self._notice.is_given
+        is_told = self._notice is not None and self._notice.is_given
+        return is_told or self._lost is not None
 
     # ------------------------------------------------------------------ asking
 
@@ -135,11 +144,14 @@ class Bench:
 
     def _room(self) -> int:
         """Trials that this device can train at once."""
+        most = self._post.lanes
+        if self._pack is not None:
+            most = self._pack.bound(most)
         if not self._post.fits_unknown:
-            return self._post.lanes
+            return most
         if self._pack is None:
             return 1
-        return self._pack.room(self._post.lanes, gpus=self._post.gpus, lane_mb=self._lane_mb)
+        return self._pack.room(most, gpus=self._post.gpus, lane_mb=self._lane_mb)
 
     def _take(self, trial: Trial, *, alone: bool) -> None:
         train = read_train(trial.config).halved(trial.halvings)
@@ -235,7 +247,8 @@ class Bench:
         if first.group is None:
             self._queue.popleft()
             self._train_alone(first)
-            self._give_back()
+            if self._lost is None:
+                self._give_back()
             return
         from orchestrator.pack import Pack
 
@@ -248,21 +261,35 @@ class Bench:
                 self._fail(self._line(waiting.trial), error)
             return
         for waiting in together:
-            self._attach(self._pack, waiting)
+            if self._lost is None:
+                self._attach(self._pack, waiting)
 
     def _attach(self, pack: Pack, waiting: Waiting) -> None:
         line = self._line(waiting.trial)
         try:
             pack.attach(self._task(waiting), line)
         except Exception as error:
-            self._settle(line, None, error)
+            self._settle_lane(pack, line, None, error, others=pack.count)
+            self._give_up_if_lost(pack)
 
     def _advance(self, pack: Pack) -> None:
-        for line, outcome, error in pack.advance():
-            self._settle(line, outcome, error)
-            self._ask_again = 0.0
+        others = pack.count - 1
+        try:
+            for line, outcome, why in pack.advance():
+                self._settle_lane(pack, line, outcome, why, others=others)
+                self._ask_again = 0.0
+        except Exception as error:
+            if not is_device_lost(error, self._device):
+                raise
+            self._lost = error
+        self._give_up_if_lost(pack)
         if pack.is_empty and not self._queue:
             self._ask_again = 0.0
+
+    def _give_up_if_lost(self, pack: Pack) -> None:
+        if self._lost is not None:
+            for line in pack.give_up():
+                self._settle(line, None, self._lost)
 
     def _train_alone(self, waiting: Waiting) -> None:
         line = self._line(waiting.trial)
@@ -274,6 +301,27 @@ class Bench:
             self._settle(line, outcome, None)
 
     # ------------------------------------------------------------------ endings
+
+    def _settle_lane(
+        self,
+        pack: Pack,
+        line: Line,
+        outcome: Outcome | None,
+        error: Exception | None,
+        *,
+        others: int,
+    ) -> None:
+        """Tell how a lane ended. One for which there was no room beside `others` is as it was
+        asked for, and waits: by itself it may well fit."""
+        if error is None or not others or not is_out_of_memory(error):
+            self._settle(line, outcome, error)
+            return
+        log.warning("no memory for %s beside %d other trials: %s", line.key, others, error)
+        pack.is_full()
+        self._shelf.forget(line.key)
+        if line.attempt or line.begin(0, []):
+            reason = f"no memory for it beside {others} others on its device; it waits for room"
+            line.end(State.WAITING, reason=reason)
 
     def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
         """Tell how a trial ended."""
@@ -301,9 +349,13 @@ class Bench:
             full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
             ray.get(self._office.let_go.remote(self._worker, line.key, reason, full_disk))
             return
+        text = "".join(traceback.format_exception(error))
+        if is_device_lost(error, self._device):
+            self._lost = error
+            ray.get(self._office.let_go.remote(self._worker, line.key, reason, False, text))
+            return
         if not line.attempt and not line.begin(0, []):  # the Coordinator has to know of the attempt
             return
-        text = "".join(traceback.format_exception(error))
         if is_out_of_memory(error):
             line.out_of_memory(reason, text)
             return
@@ -325,6 +377,8 @@ class Bench:
             result = self._measured(job, train, draft)
             self._shelf.hand_in_draft()
         except Exception as failure:
+            if is_device_lost(failure, self._device):
+                raise  # this process dies of it, and another one proves
             error = f"{type(failure).__name__}: {failure}"
         ray.get(self._office.proven.remote(self._worker, job.trial.key, job.step, result, error))
         self._give_back()

@@ -36,6 +36,7 @@ class Pack:
         self._since_attach = 0
         self._widest = 0  # lanes that have gone together
         self._judged = 1  # lanes for which there is room by what they have shown
+        self._most: int | None = None  # lanes, once memory was too small for more
 
     @property
     def count(self) -> int:
@@ -44,6 +45,15 @@ class Pack:
     @property
     def is_empty(self) -> bool:
         return not self._lines
+
+    def is_full(self) -> None:
+        """Memory was too small for one lane more than are left now. That holds as long as any of
+        them trains."""
+        self._most = max(1, self.count)
+
+    def bound(self, most: int) -> int:
+        """At most `most` lanes, and no more than memory has sufficed for."""
+        return most if self._most is None else min(most, self._most)
 
     def room(self, most: int, *, gpus: float, lane_mb: float) -> int:
         """How many lanes fit on this GPU, at most `most`.
@@ -82,7 +92,15 @@ class Pack:
         self._widest = max(self._widest, self.count)
         ended = self._engine.advance()
         self._since_attach += 1
-        return [(self._lines.pop(one.task.key), one.outcome, one.error) for one in ended]
+        over = [(self._lines.pop(one.task.key), one.outcome, one.error) for one in ended]
+        if self.is_empty:
+            self._most = None
+        return over
+
+    def give_up(self) -> list[Line]:
+        """Let go of all lanes as they are: their device is lost."""
+        lines, self._lines = list(self._lines.values()), {}
+        return lines
 
 
 def lanes_that_fit(base: float, peak: float, count: int, usable: float) -> int:

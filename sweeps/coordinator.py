@@ -278,16 +278,17 @@ class Coordinator:
             if kind == "bug":
                 self._stop_if_all_fail_alike(reason)
 
-    def leave(self, key: str, attempt: int) -> None:
-        """A worker leaves a trial unfinished, its checkpoint committed: it waits for the next.
+    def leave(self, key: str, attempt: int, reason: str = "") -> None:
+        """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
 
-        While the sweep goes on that is the worker's node's doing, and costs none of its retries.
+        While the sweep goes on that is none of the trial's doing, and costs none of its retries:
+        the worker's node is about to go, or has no room for one more trial.
         """
         with self._guard:
             self._check(key, attempt)
             self._handed.discard(key)
             if self._stop is None:
-                reason = "its node is about to go"
+                reason = reason or "its node is about to go"
                 self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
 
     def lost(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:

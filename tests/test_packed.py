@@ -361,11 +361,69 @@ def test_out_of_memory_the_pack_goes_on_in_smaller_groups(
     with caplog.at_level(logging.WARNING, "trainers.packed"):
         made = pack(tmp_path, specs).finish()
     assert [record.message for record in caplog.records] == [
-        "out of memory: from now on at most 2 trials pass at once"
+        "out of memory: until one leaves, at most 2 trials pass at once"
     ]
     assert calls[:6] == [4, 4, 4, 4, 2, 2]
     for place, spec in enumerate(specs):
         assert_same(made.seen[place], alone_once(spec)[1])
+
+
+def test_when_the_lane_has_left_that_took_so_much_all_pass_at_once_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tried again when a lane has left, and not before: each attempt that fails is a pass lost."""
+    made = pack(tmp_path, [small(seed=seed) for seed in (3, 4, 5)])
+    made.attach(small(seed=6), Recorder(to_report=lambda _: Decision.PRUNE))
+    whole, measured = Base.train_pass, made.engine._evaluation._sums
+    passes: list[int] = []
+    evaluated: list[int] = []
+
+    def tight(lanes: Any, seen: list[int]) -> None:
+        seen.append(len(lanes))
+        if len(lanes) > 2 and any(lane.task.key == key(3) for lane in made.engine._lanes):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def train_pass(self: Base, lanes: Any, batches: Any) -> Any:
+        tight(lanes, passes)
+        return whole(self, lanes, batches)
+
+    def sums(lanes: Any) -> Any:
+        tight(lanes, evaluated)
+        return measured(lanes)
+
+    monkeypatch.setattr(Base, "train_pass", train_pass)
+    monkeypatch.setattr(made.engine._evaluation, "_sums", sums)
+    made.advance(3)
+    assert passes == [4, 2, 2, 2, 2, 2, 2]
+    made.attach(small(seed=7))  # no reason to try again
+    made.advance()  # the first report: the lane is pruned
+    assert passes[7:] == [2, 2, 1]
+    assert evaluated == [4, 2, 2]
+    made.advance()
+    assert passes[10:] == [4]
+    made.finish()
+    assert set(passes[11:]) <= {4, 1}  # the one that came later trains on alone
+    assert set(evaluated[3:]) <= {3, 1}
+    assert_same(made.seen[0], alone_once(small())[1])
+
+
+def test_a_lost_device_ends_the_whole_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is undone and nobody is tried alone: each call would fail."""
+    made = pack(tmp_path, [small(), small(seed=4)])
+    lost = RuntimeError("CUDA error: an illegal memory access was encountered")
+    calls: list[int] = []
+
+    def fails(*given: Any) -> Any:
+        calls.append(len(given))
+        raise lost
+
+    monkeypatch.setattr(made.engine._evaluation, "_sums", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        made.advance(4)
+    monkeypatch.setattr(Base, "train_pass", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        made.advance()
+    assert len(calls) == 2
 
 
 def test_a_lane_that_alone_is_too_large_fails_alone(
@@ -399,7 +457,7 @@ def test_out_of_memory_in_an_evaluation(
 
     monkeypatch.setattr(made.engine._evaluation, "_sums", tight)
     made.finish()
-    assert "from now on 1 trials at once" in caplog.text
+    assert "until one leaves 1 trials at once" in caplog.text
     assert_same(made.seen[0], alone_once(small())[1])
 
 

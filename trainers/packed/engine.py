@@ -170,6 +170,8 @@ class Engine:
         self._over.append(ended)
         self._lanes.remove(lane)
         self._builder.clear(lane.bank, lane.slot)
+        self._passes.lane_left()
+        self._evaluation.lane_left()
 
 
 def train_alone(task: Task, data: PreparedData, observer: Observer, *, base: Base) -> Outcome:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from trainers.evaluation import Measured, Rows, computing_in
-from trainers.guards import free_memory, is_out_of_memory
+from trainers.guards import free_memory, is_device_lost, is_out_of_memory
 from trainers.packed.base import Base, parts_of
 from trainers.packed.lane import Lane
 
@@ -23,13 +23,21 @@ class Evaluation:
         self._base = base
         self._most: int | None = None  # lanes of a pass, once memory was too small for more
 
+    def lane_left(self) -> None:
+        """Try again with all lanes at once: see `Passes`."""
+        self._most = None
+
     def base_loss(self) -> Measured:
         """Of the base, without any lane."""
         return self._rows.measure(self._base.model, autocast=self._base.computes)
 
     @torch.no_grad()
     def measure(self, lanes: Sequence[Lane]) -> list[Measured | Exception]:
-        """The loss of each lane, neighbours in the pack; or why it could not be measured."""
+        """The loss of each lane, neighbours in the pack; or why it could not be measured.
+
+        Raises:
+            What the device was lost by.
+        """
         model = self._base.model
         was_training = model.training
         model.eval()
@@ -46,11 +54,13 @@ class Evaluation:
             sums = [self._sums(lanes[start : start + size]) for start in starts]
             totals = torch.cat(sums).tolist()
         except Exception as error:
+            if is_device_lost(error, str(self._base.device)):
+                raise
             if len(lanes) == 1:
                 return [error]
             if is_out_of_memory(error):
                 self._most = max(1, size // 2)
-                words = "out of memory in an evaluation: from now on %d trials at once, not %d"
+                words = "out of memory in an evaluation: until one leaves %d trials at once, not %d"
                 log.warning(words, self._most, size)
             elif size == 1:
                 return [each for lane in lanes for each in self._in_groups([lane])]

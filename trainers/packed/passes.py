@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from trainers.guards import free_memory, is_out_of_memory
+from trainers.guards import free_memory, is_device_lost, is_out_of_memory
 from trainers.packed.base import Base
 from trainers.packed.lane import Lane
 from trainers.packed.rows import MicroBatch
@@ -14,16 +14,25 @@ log = logging.getLogger(__name__)
 
 
 class Passes:
-    """Once memory was too small for all lanes at once, smaller groups of them pass from then on."""
+    """Once memory was too small for all lanes at once, smaller groups of them pass, until one has
+    left: it may have been the one that took so much."""
 
     def __init__(self, base: Base) -> None:
         self._base = base
         self._most: int | None = None  # lanes of a pass
 
+    def lane_left(self) -> None:
+        """Try again with all lanes at once. Where one came, that would fail as before."""
+        self._most = None
+
     def run(
         self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
     ) -> list[tuple[Lane, Exception]]:
-        """Pass a micro-batch of each lane, neighbours in the pack; those that fail even alone."""
+        """Pass a micro-batch of each lane, neighbours in the pack; those that fail even alone.
+
+        Raises:
+            What the device was lost by: no lane can be saved then.
+        """
         size = self._most or len(lanes)
         failed = []
         for start in range(0, len(lanes), size):
@@ -42,7 +51,7 @@ class Passes:
         if is_out_of_memory(error):
             size = (len(lanes) + 1) // 2
             self._most = size
-            log.warning("out of memory: from now on at most %d trials pass at once", size)
+            log.warning("out of memory: until one leaves, at most %d trials pass at once", size)
         del error
         free_memory()
         failed = []
@@ -51,13 +60,15 @@ class Passes:
         return failed
 
     def _attempt(self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]) -> Exception | None:
-        """One pass; where it fails, its lanes are as they were."""
+        """One pass; if it fails, its lanes are as they were."""
         before = [lane.slot.grads.clone() if lane.in_window else None for lane in lanes]
         for lane in lanes:
             lane.stream.begin()
         try:
             losses, hits = self._base.train_pass(lanes, batches)
         except Exception as error:
+            if is_device_lost(error, str(self._base.device)):
+                raise
             for lane, grads in zip(lanes, before, strict=True):
                 lane.stream.undo()
                 lane.slot.grads.zero_() if grads is None else lane.slot.grads.copy_(grads)
