@@ -6,6 +6,7 @@ and all after it). With FLAG, a path, it fails in one process only: the one that
     kill    the process kills itself, as `kill -9` would
     full    the disk is full: OSError, ENOSPC
     oom     the memory is full: MemoryError
+    lost    the device is lost: RuntimeError, in CUDA's words
 
 Several stand side by side with a semicolon between them.
 
@@ -37,7 +38,7 @@ POINTS = frozenset(
         "rehearsal",  # before the one step that precedes all trials
     )
 )
-ACTIONS = ("kill", "full", "oom")
+ACTIONS = ("kill", "full", "oom", "lost")
 
 _suspended = False
 
@@ -63,6 +64,8 @@ class Fault:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.action == "oom":
             raise MemoryError(f"out of memory, as {FAULT} asked for")
+        if self.action == "lost":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
