@@ -4,11 +4,13 @@ BIN := .venv/bin
 # One thread a process: two processes with two threads each on two cores run fifty times slower.
 export OMP_NUM_THREADS ?= 1
 ARGS ?=
+# Where a GPU is, the packages may come with the machine, and there is no .venv.
+GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 # Each test has limits of its own; this ends a run that does not even come to its limits.
 HANGS := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-fast faults test-cluster check lint types layers tiny-model bench clean
+.PHONY: help setup sweep test test-fast test-gpu faults test-cluster check lint types layers tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -26,12 +28,15 @@ sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
 check: lint types layers  ## what CI runs first: lint, types, layers, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster and not gpu" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
 
 test-fast: setup  ## the quick tests only
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster and not gpu" $(ARGS)
+
+test-gpu:  ## what needs a GPU; without .venv in the environment of PYTHON=python3 (8 minutes)
+	$(GPU_PYTHON) -m pytest tests/gpu -rfEs -m gpu --durations=20 $(HANGS) $(ARGS)
 
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)

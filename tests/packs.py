@@ -105,12 +105,14 @@ class Pack:
     seen: list[Recorder]
     ended: dict[int, Ended]
     examples: int
+    device: str = "cpu"
 
     def attach(self, spec: TrainSpec, seen: Recorder | None = None) -> bool:
         place = len(self.specs)
         self.specs.append(spec)
         self.seen.append(seen or Recorder())
-        return self.engine.attach(task(self.root, spec, place, self.examples), self.seen[place])
+        one = task(self.root, spec, place, self.examples, self.device)
+        return self.engine.attach(one, self.seen[place])
 
     def advance(self, times: int = 1) -> None:
         for _ in range(times):
@@ -134,8 +136,9 @@ class Pack:
         return RunFolder(self.root).checkpoint(key(place), step)
 
 
-def task(root: Path, spec: TrainSpec, place: int, examples: int) -> Task:
-    return Task(key=key(place), train=spec, examples=examples, folder=RunFolder(root), device="cpu")
+def task(root: Path, spec: TrainSpec, place: int, examples: int, device: str = "cpu") -> Task:
+    folder = RunFolder(root)
+    return Task(key=key(place), train=spec, examples=examples, folder=folder, device=device)
 
 
 def pack(
@@ -145,11 +148,12 @@ def pack(
     *,
     examples: int = EXAMPLES,
     data: PreparedData | None = None,
+    device: str = "cpu",
 ) -> Pack:
     """A pack with a lane for each trial."""
     torch.set_num_threads(1)
-    engine = Engine(specs[0], data or short_rows(), device="cpu")
-    made = Pack(root, engine, [], [], {}, examples)
+    engine = Engine(specs[0], data or short_rows(), device=device)
+    made = Pack(root, engine, [], [], {}, examples, device)
     for place, spec in enumerate(specs):
         made.attach(spec, seen[place] if seen else None)
     return made
@@ -163,11 +167,12 @@ def alone(
     place: int = 0,
     examples: int = EXAMPLES,
     data: PreparedData | None = None,
+    device: str = "cpu",
 ) -> Recorder:
     """The same trial by SFTTrainer; what it told."""
     torch.set_num_threads(1)
     seen = seen or Recorder()
-    solo.train(task(root, spec, place, examples), data or short_rows(), seen)
+    solo.train(task(root, spec, place, examples, device), data or short_rows(), seen)
     return seen
 
 

@@ -53,10 +53,11 @@ class Command:
         """Start it in an empty folder and an empty home, as the head of a process group."""
         for name in ("home", "cwd"):
             (self.root / name).mkdir(exist_ok=True)
+        there = os.environ.get("PYTHONPATH", "")  # some environments keep their packages there
         environment = {
             **os.environ,
             "HOME": str(self.root / "home"),
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(REPOSITORY), there))),
             "OMP_NUM_THREADS": "1",
             "COLUMNS": "200",
             **self.environment,

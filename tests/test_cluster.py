@@ -70,6 +70,14 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    add_node = started.add_node
+
+    def add_counted(**resources: Any) -> Any:
+        with monkeypatch.context() as seen:  # Ray counts no more GPUs than may be seen
+            seen.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            return add_node(**resources)
+
+    started.add_node = add_counted
     ray.init(address=started.address, namespace="sweeps", log_to_driver=False)
     yield started
     ray.shutdown()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from driving import make
 from training import TINY, prepared, train_spec
 
@@ -219,7 +218,6 @@ def test_changed_data_is_refused_and_may_be_accepted(
     assert "one real step of 8 of the longest rows" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_driver_without_a_gpu_plans_for_those_of_other_nodes(tmp_path: Path) -> None:
     facts = dict.fromkeys(("data", "base", "versions", "code"), "")
     ready = Ready(examples=8, facts=facts, lines=[], largest=train_spec(), data=prepared())

@@ -1,0 +1,17 @@
+"""`make test-gpu`: each test finds the card as the first one did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _clean_card() -> Iterator[None]:
+    yield
+    from trainers import kept
+    from trainers.guards import free_memory
+
+    kept.let_go()
+    free_memory()
