@@ -2,12 +2,19 @@
 
     python -m benchmarks.packing                   # 1 M parameters, rows of 20 tokens; minutes
     python -m benchmarks.packing --device cuda     # Llama-3.2-1B's shape in bf16, rows of 512
+    python -m benchmarks.packing --output FILE     # each line goes there too, once it is known
+
+On a GPU it ends after --minutes 7.5, and says what it has left out.
 
 Nothing is evaluated, logged or saved while it is timed. `one batch` is the limit: a plain PEFT
 model, all rows of all lanes as one micro-batch of one adapter. `one at a time` is the same model
 with the rows of one lane, in a bare loop. Both have the pack's own head, attention, threads and
 AdamW. Weights are random: speed does not depend on them. MiB is the peak of the device; on a CPU of
 this process, with what else it holds.
+
+Rows of one length flatter a pack: nothing is padded. The second table has rows as chats have them,
+of lengths that are distributed lognormally, and trials that each see them in an order of their own,
+so that a pack pads to the longest row of all lanes. Its tokens are those of the rows, no padding.
 """
 
 from __future__ import annotations
@@ -16,8 +23,9 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +36,21 @@ from benchmarks.measure import machine, table
 from sweeps.files import RunFolder
 from sweeps.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
 from sweeps.trial import Decision
+from trainers import kept
+from trainers.data import order
 from trainers.guards import PeakMemory, free_memory, is_out_of_memory
+from trainers.packed.base import Base
 from trainers.packed.engine import Engine
 from trainers.packed.head import Head
+from trainers.packed.settings import settings
 from trainers.task import Task
 
 _ROWS = 4096
 _FOREVER = 10**6  # examples of a trial: none ends while it is timed
+_SPREAD = 0.9  # of the logarithm of a chat's length
+_MEAN = 243 / 512  # of chats, in lengths of the equal rows
+_LONGEST = 2  # the same; longer ones are cut off
+_GROWTH = 2.2  # times that a row of a table takes, with twice the lanes, of the one before
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +65,7 @@ class Setup:
     steps: int  # of one timing
     rounds: int
     recomputes: bool = False
+    minutes: float | None = None  # it ends before that
 
 
 LAPTOP = Setup(
@@ -70,7 +87,40 @@ GPU = Setup(
     lanes=(1, 2, 4, 8, 16, 32),
     steps=4,
     rounds=3,
+    minutes=7.5,
 )
+
+
+@dataclass(kw_only=True)
+class Pages:
+    """Where results go, line by line, and how much time is left for more."""
+
+    output: Path | None
+    minutes: float | None
+    _began: float = field(default_factory=lambda: time.monotonic())
+
+    def write(self, text: str) -> None:
+        print(text, flush=True)
+        if self.output is not None:
+            with open(self.output, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def has_time(self, seconds: float = 0.0) -> bool:
+        """Whether something that takes so long ends in time."""
+        spent = time.monotonic() - self._began + seconds
+        return self.minutes is None or spent < 60 * self.minutes
+
+    def table(self, head: Sequence[object], rows: Iterator[Callable[[], Sequence[object]]]) -> None:
+        """A Markdown table, each row as soon as it is known, as long as there is time."""
+        last_s, begun = 0.0, False
+        for make in rows:
+            if not self.has_time(_GROWTH * last_s):
+                self.write("\nThe rest of it is left out: there is no time for more (--minutes).")
+                return
+            began = time.monotonic()
+            lines = table(head, make()).splitlines()
+            self.write("\n".join(lines[-1:] if begun else lines))
+            last_s, begun = time.monotonic() - began, True
 
 
 class Silent:
@@ -127,10 +177,28 @@ def random_rows(setup: Setup) -> Any:
     return PreparedData(train=train, evaluation=few, test=None, fingerprint="", report=None)  # type: ignore[arg-type]
 
 
+def chat_rows(setup: Setup) -> Any:
+    """The same, with rows of lengths as chats have them."""
+    from datasets import Dataset
+
+    from trainers.data import PreparedData
+
+    draw = np.random.default_rng(0)
+    spread = np.exp(_SPREAD * draw.standard_normal(_ROWS))
+    lengths, scale = spread, 1.0
+    for _ in range(50):  # to that mean, after the longest were cut off
+        scale *= _MEAN * setup.tokens / lengths.mean()
+        lengths = np.clip(np.round(scale * spread), 3, _LONGEST * setup.tokens)
+    rows = [draw.integers(3, 2000, int(length)).tolist() for length in lengths]
+    train = Dataset.from_dict({"input_ids": rows, "labels": rows})
+    few = train.select(range(8))
+    return PreparedData(train=train, evaluation=few, test=None, fingerprint="", report=None)  # type: ignore[arg-type]
+
+
 def trial(setup: Setup, model: ModelSpec, rows: int, rank: int = 8) -> TrainSpec:
     return TrainSpec(
         model=model,
-        data=DataSpec(source="docstrings", max_length=setup.tokens),
+        data=DataSpec(source="docstrings", max_length=_LONGEST * setup.tokens),
         peft={"method": "lora", "r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"},
         trainer={
             "learning_rate": 1e-4,
@@ -145,12 +213,23 @@ def trial(setup: Setup, model: ModelSpec, rows: int, rank: int = 8) -> TrainSpec
     )
 
 
-def packed(setup: Setup, specs: Sequence[TrainSpec], data: Any, root: Path) -> Callable[[], None]:
-    """A pack of these trials; a call is one optimizer step of each."""
-    engine = Engine(specs[0], data, device=setup.device)
+def packed(
+    setup: Setup, specs: Sequence[TrainSpec], data: Any, root: Path, engine: Engine | None = None
+) -> Callable[[], None]:
+    """A pack of these trials; a call is one optimizer step of each.
+
+    Args:
+        engine: that has the first of them as lanes already.
+    """
+    engine = engine or Engine(
+        specs[0], data, device=setup.device, base=_loaded_once(setup, specs[0])
+    )
     for place, spec in enumerate(specs):
+        key = f"{place:010x}"
+        if key in engine.keys:
+            continue
         task = Task(
-            key=f"{place:010x}",
+            key=key,
             train=replace(spec, seed=place),
             examples=_FOREVER,
             folder=RunFolder(root),
@@ -165,12 +244,41 @@ def packed(setup: Setup, specs: Sequence[TrainSpec], data: Any, root: Path) -> C
     return step
 
 
+_bases: dict[str, Base] = {}
+
+
+def _loaded_once(setup: Setup, spec: TrainSpec) -> Base | None:
+    """On a GPU, where loading takes longer than what is timed, all packs have one base."""
+    if setup.device == "cpu":
+        return None
+    if spec.model.path not in _bases:
+        _bases[spec.model.path] = Base(spec, settings(spec), setup.device)
+    return _bases[spec.model.path]
+
+
 def plain(setup: Setup, spec: TrainSpec, data: Any) -> Callable[[], None]:
     """A plain PEFT model and AdamW; a call is one optimizer step on a micro-batch."""
+    train = _plain(setup, spec)
+    ids = torch.tensor(data.train[: spec.batch_size]["input_ids"], device=setup.device)
+    targets = ids[:, 1:].flatten()
+
+    def step() -> None:
+        train(ids, None, targets)
+
+    return step
+
+
+Train = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], None]
+
+
+def _plain(setup: Setup, spec: TrainSpec) -> Train:
+    """Takes a step on token ids [rows, tokens]; on all positions but the last of each row, or on
+    those of an index into all positions; and the targets of those."""
     from trainers.adapters import adapt
     from trainers.model import load_base
 
-    base = load_base(spec.model, setup.device)
+    on_cpu = setup.device == "cpu"
+    base = load_base(spec.model, "cpu") if on_cpu else kept.base_for(spec, setup.device)
     head, model = Head(base), adapt(base, spec.peft)
     model.train()
     if setup.recomputes:
@@ -178,19 +286,58 @@ def plain(setup: Setup, spec: TrainSpec, data: Any) -> Callable[[], None]:
         base.enable_input_require_grads()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
-    ids = torch.tensor(data.train[: spec.batch_size]["input_ids"], device=setup.device)
-    targets = ids[:, 1:].flatten()
 
-    def step() -> None:
+    def step(ids: torch.Tensor, index: torch.Tensor | None, targets: torch.Tensor) -> None:
         with torch.autocast(setup.device, torch.bfloat16, enabled=setup.device == "cuda"):
-            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-            losses, _ = head.score(hidden.reshape(-1, hidden.shape[-1]), targets)
+            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            if index is None:
+                hidden = hidden[:, :-1]
+            hidden = hidden.reshape(-1, hidden.shape[-1])
+            losses, _ = head.score(hidden if index is None else hidden[index], targets)
         losses.mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
     return step
+
+
+class Chats:
+    """Micro-batches of trials that each see the rows in an order of their own."""
+
+    def __init__(self, data: Any, rows: int, device: str) -> None:
+        self._ids: list[list[int]] = data.train["input_ids"][:]
+        self._rows, self._device = rows, device
+
+    def of(self, seed: int) -> Iterator[list[list[int]]]:
+        """Of one trial, one after another."""
+        seen = order(len(self._ids), 100 * self._rows, seed)
+        for start in range(0, len(seen), self._rows):
+            yield [self._ids[row] for row in seen[start : start + self._rows]]
+
+    def of_all(self, lanes: int) -> Iterator[list[list[int]]]:
+        """The next of each trial, as one."""
+        for many in zip(*(self.of(seed) for seed in range(lanes)), strict=True):
+            yield [row for micro_batch in many for row in micro_batch]
+
+    def train(
+        self, setup: Setup, spec: TrainSpec, batches: Iterator[list[list[int]]]
+    ) -> tuple[Callable[[], None], Callable[[], int]]:
+        """A plain PEFT model on these, padded on the right; and the tokens it has seen."""
+        step, seen = _plain(setup, spec), 0
+
+        def act() -> None:
+            nonlocal seen
+            rows = next(batches)
+            longest = max(map(len, rows))
+            ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+            places = [p * longest + t for p, row in enumerate(rows) for t in range(len(row) - 1)]
+            targets = torch.tensor([token for row in rows for token in row[1:]])
+            index = torch.tensor(places)
+            step(*(tensor.to(self._device) for tensor in (ids, index, targets)))
+            seen += sum(map(len, rows))
+
+        return act, lambda: seen
 
 
 def sft_trainer(setup: Setup, spec: TrainSpec, data: Any, root: Path) -> str:
@@ -229,6 +376,16 @@ def compare(
 ) -> dict[str, tuple[float, float]]:
     """Seconds of a step (median of alternating rounds) and peak MiB of each arm; 0 where it does
     not fit."""
+    seconds, peaks = rounds(setup, arms)
+    medians = {name: statistics.median(s) if s else 0.0 for name, s in seconds.items()}
+    return {name: (medians[name], peaks[name]) for name in arms}
+
+
+def rounds(
+    setup: Setup, arms: dict[str, Callable[[], Callable[[], None]]]
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Of each arm the seconds of a step in each round, none where it does not fit; and its peak
+    MiB."""
     built, peaks = {}, dict.fromkeys(arms, 0.0)
     for name, build in arms.items():
         free_memory()
@@ -236,7 +393,8 @@ def compare(
         try:
             step = build()
             timed(setup, step)  # caches and allocators warm up
-            peaks[name] = memory.mb
+            # A GPU's is of this process alone, and the base that plain models start from stays.
+            peaks[name] = memory.mb - (kept.held_mb() if setup.device == "cuda" else 0)
             built[name] = step
         except Exception as error:
             if not is_out_of_memory(error):
@@ -245,36 +403,111 @@ def compare(
     for _ in range(setup.rounds):
         for name, step in built.items():
             seconds[name].append(timed(setup, step))
-    medians = {name: statistics.median(s) if s else 0.0 for name, s in seconds.items()}
-    return {name: (medians[name], peaks[name]) for name in arms}
+    return seconds, peaks
 
 
-def by_lanes(setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int) -> str:
+HEAD = ("lanes", "tokens/s", "ms a lane-step", "of one batch", "times one at a time", "MiB")
+
+
+def by_lanes(
+    setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int
+) -> Iterator[Callable[[], Sequence[object]]]:
     """Tokens a second for each number of lanes, beside the limit and one at a time."""
-    lines: list[Sequence[object]] = [
-        ("lanes", "tokens/s", "ms a lane-step", "of one batch", "times one at a time", "MiB"),
-    ]
     per_lane = rows * setup.tokens
     spec = trial(setup, model, rows)
-    for lanes in setup.lanes:
+    packs = Packs(setup)
+
+    def row(lanes: int) -> Sequence[object]:
         arms = {
-            "packed": lambda: packed(setup, [spec] * lanes, data, root),  # noqa: B023
-            "limit": lambda: plain(setup, trial(setup, model, rows * lanes), data),  # noqa: B023
+            "packed": lambda: packs.of([spec] * lanes, data, root),
+            "limit": lambda: plain(setup, trial(setup, model, rows * lanes), data),
             "one": lambda: plain(setup, spec, data),
         }
         found = compare(setup, arms)
         (step_s, peak), (limit_s, _), (one_s, _) = (found[name] for name in arms)
-        lines.append(
-            (
-                lanes,
-                f"{lanes * per_lane / step_s:,.0f}" if step_s else "does not fit",
-                f"{1000 * step_s / lanes:.2f}",
-                f"{limit_s / step_s:.2f}" if limit_s and step_s else "-",
-                f"{lanes * one_s / step_s:.2f}" if step_s else "-",
-                f"{peak:,.0f}",
-            )
+        return (
+            lanes,
+            f"{lanes * per_lane / step_s:,.0f}" if step_s else "does not fit",
+            f"{1000 * step_s / lanes:.2f}",
+            f"{limit_s / step_s:.2f}" if limit_s and step_s else "-",
+            f"{lanes * one_s / step_s:.2f}" if step_s else "-",
+            f"{peak:,.0f}",
         )
-    return table(*lines)
+
+    return (lambda lanes=lanes: row(lanes) for lanes in setup.lanes)  # type: ignore[misc]
+
+
+class Packs:
+    """The packs of a table: on a GPU one that grows, since a lane takes longer to make than to
+    time."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.engine: Engine | None = None
+
+    def of(self, specs: Sequence[TrainSpec], data: Any, root: Path) -> Callable[[], None]:
+        before = self.engine if self._setup.device == "cuda" else None
+        self.engine = before or Engine(
+            specs[0],
+            data,
+            device=self._setup.device,
+            base=_loaded_once(self._setup, specs[0]),
+        )
+        return packed(self._setup, specs, data, root, self.engine)
+
+    def tokens(self) -> int:
+        """That all lanes have seen."""
+        assert self.engine is not None
+        return sum(lane.record.tokens for lane in self.engine._lanes)
+
+
+def by_lanes_of_chats(
+    setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int
+) -> Iterator[Callable[[], Sequence[object]]]:
+    """The same for rows of unlike lengths, by their own tokens."""
+    spec = trial(setup, model, rows)
+    packs, chats = Packs(setup), Chats(data, rows, setup.device)
+
+    def row(lanes: int) -> Sequence[object]:
+        seen: dict[str, list[int]] = {name: [] for name in ("packed", "limit", "one")}
+
+        def noted(name: str, act: Callable[[], None], tokens: Callable[[], int]) -> Any:
+            """Note the tokens that each round has seen."""
+            calls = count(1)
+
+            def step() -> None:
+                act()
+                if next(calls) % setup.steps == 0:
+                    seen[name].append(tokens())
+
+            return step
+
+        arms = {
+            "packed": lambda: noted("packed", packs.of([spec] * lanes, data, root), packs.tokens),
+            "limit": lambda: noted("limit", *chats.train(setup, spec, chats.of_all(lanes))),
+            "one": lambda: noted("one", *chats.train(setup, spec, chats.of(0))),
+        }
+        seconds, peaks = rounds(setup, arms)
+        speeds = {
+            name: statistics.median(
+                tokens / (setup.steps * each)
+                for tokens, each in zip(np.diff(seen[name]), seconds[name], strict=True)
+            )
+            if seconds[name]
+            else 0.0
+            for name in arms
+        }
+        ours, limit, one = speeds.values()
+        return (
+            lanes,
+            f"{ours:,.0f}" if ours else "does not fit",
+            f"{1000 * statistics.median(seconds['packed']) / lanes:.2f}" if ours else "-",
+            f"{ours / limit:.2f}" if limit and ours else "-",
+            f"{ours / one:.2f}" if one and ours else "-",
+            f"{peaks['packed']:,.0f}",
+        )
+
+    return (lambda lanes=lanes: row(lanes) for lanes in setup.lanes)  # type: ignore[misc]
 
 
 def unlike(setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int) -> str:
@@ -312,6 +545,8 @@ def main() -> None:
     parser.add_argument("--lanes", type=int, nargs="*")
     parser.add_argument("--micro-batches", type=int, nargs="*")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing in all")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="append each line to it, too")
+    parser.add_argument("--minutes", type=float, help="end before that; on a GPU 7.5")
     asked = parser.parse_args()
     torch.set_num_threads(1 if asked.device == "cpu" else 8)
     setup = GPU if asked.device == "cuda" else LAPTOP
@@ -321,18 +556,31 @@ def main() -> None:
         micro_batches=tuple(asked.micro_batches or setup.micro_batches),
         recomputes=asked.recompute,
     )
+    pages = Pages(output=asked.output, minutes=asked.minutes or setup.minutes)
+    if asked.device == "cuda":  # first: a run that is cut short has said where it ran
+        pages.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
         model, data = random_base(setup, Path(folder, "base")), random_rows(setup)
         for rows in setup.micro_batches:
-            print(
-                f"\nmicro-batch {rows}, rows of {setup.tokens} tokens, r=8 on all linear layers\n"
+            what = f"micro-batch {rows}, rows of {setup.tokens} tokens, r=8 on all linear layers"
+            pages.write(f"\n{what}\n")
+            pages.table(HEAD, by_lanes(setup, model, data, Path(folder, "equal"), rows))
+            chats = chat_rows(setup)
+            lengths = np.array([len(ids) for ids in chats.train["input_ids"]])
+            what = f"mean {lengths.mean():.0f}, median {np.median(lengths):.0f}, at most"
+            pages.write(
+                f"\nthe same, rows of unlike lengths ({what} {lengths.max()} tokens), trials out "
+                "of step\n"
             )
-            print(by_lanes(setup, model, data, Path(folder), rows), flush=True)
-            print(
-                f"\n{sft_trainer(setup, trial(setup, model, rows), data, Path(folder, str(rows)))}"
-            )
-            print(f"\n{unlike(setup, model, data, Path(folder), rows)}\n", flush=True)
-    print(torch.cuda.get_device_name() if asked.device == "cuda" else machine())
+            place = Path(folder, "chats")
+            pages.table(HEAD, by_lanes_of_chats(setup, model, chats, place, rows))
+            if pages.has_time(60):
+                place = Path(folder, str(rows))
+                pages.write(f"\n{sft_trainer(setup, trial(setup, model, rows), data, place)}")
+            if pages.has_time(60):
+                pages.write(f"\n{unlike(setup, model, data, Path(folder, 'unlike'), rows)}\n")
+    if asked.device == "cpu":
+        pages.write(machine())
 
 
 if __name__ == "__main__":

@@ -135,6 +135,7 @@ def test_the_peak_of_a_second_engine_is_its_own(tmp_path: Path) -> None:
     large.advance(2)
     peak = large.engine._lanes[0].record.totals()["peak_memory_mb"]
     del large
+    free_memory()
     small_one = endless_pack(tmp_path / "small", [endless(llama(), rows=1)], data)
     small_one.advance(2)
     assert small_one.engine._lanes[0].record.totals()["peak_memory_mb"] < 0.5 * peak

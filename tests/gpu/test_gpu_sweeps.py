@@ -83,13 +83,12 @@ def assert_near(ours: list[list[float]], theirs: list[list[float]]) -> None:
     ("method", "words", "said"),
     [
         ("lora", (), "engine: packed"),
-        ("lora", ("engine=solo",), "engine: solo"),
         ("lora", ("engine=solo", "engine.gpus_per_trial=0.5"), "2 share a GPU"),
         ("lora", ("engine.gpus_per_trial=0.5",), "2 share a GPU"),
         ("qlora", (), "engine: packed"),
         ("full", (), "engine: solo"),
     ],
-    ids=["packed", "solo", "solo-halves", "packed-halves", "qlora", "full"],
+    ids=["packed", "solo-halves", "packed-halves", "qlora", "full"],
 )
 def test_a_sweep_ends_well_and_near_where_a_cpu_ends(
     method: str,
