@@ -84,6 +84,7 @@ class Bench:
         self._spare: tuple[Shared, Base] | None = None  # of the rehearsal, for the first pack
         self._queue: deque[Waiting] = deque()
         self._lane_mb = 0.0
+        self._large: set[str] = set()  # trials for which there was no room beside even one other
         self._ask_again = 0.0
         self._held_first: float | None = None
         self._is_worn = False
@@ -156,6 +157,7 @@ class Bench:
     def _take(self, trial: Trial, *, alone: bool) -> None:
         train = read_train(trial.config).halved(trial.halvings)
         assert train is not None  # as long as it can be halved, it is handed out again
+        alone = alone or trial.key in self._large  # else it would wait for the end of all others
         waiting = Waiting(trial=trial, train=train, group=None if alone else self._group(train))
         if self._pack is not None and waiting.group == self._pack.group:
             self._attach(self._pack, waiting)
@@ -318,6 +320,8 @@ class Bench:
             return
         log.warning("no memory for %s beside %d other trials: %s", line.key, others, error)
         pack.is_full()
+        if others == 1:
+            self._large.add(line.key)
         self._shelf.forget(line.key)
         if line.attempt or line.begin(0, []):
             reason = f"no memory for it beside {others} others on its device; it waits for room"

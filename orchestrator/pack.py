@@ -47,8 +47,10 @@ class Pack:
         return not self._lines
 
     def is_full(self) -> None:
-        """Memory was too small for one lane more than are left now. That holds as long as any of
-        them trains."""
+        """Memory was too small for one lane more than are left now.
+
+        With each of them that ends one more may be tried; with the last one this is forgotten.
+        """
         self._most = max(1, self.count)
 
     def bound(self, most: int) -> int:
@@ -95,6 +97,8 @@ class Pack:
         over = [(self._lines.pop(one.task.key), one.outcome, one.error) for one in ended]
         if self.is_empty:
             self._most = None
+        elif self._most is not None:
+            self._most += sum(outcome is not None for _, outcome, _ in over)
         return over
 
     def give_up(self) -> list[Line]:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 from driving import LR, make
-from packs import LORA, short_rows, small_base
+from packs import LORA, short_rows, small, small_base, task
 from real_sweeps import of
+from training import Recorder
 
 from orchestrator import bench
 from orchestrator.actor import CoordinatorActor
 from orchestrator.bench import Bench
+from orchestrator.pack import Pack
 from orchestrator.worker import Post
 from sweeps.ledger import Ledger
 from sweeps.trial import State
@@ -24,6 +26,7 @@ from trainers import solo
 from trainers.packed.base import Base
 from trainers.packed.builder import Builder
 from trainers.packed.lane import Lane
+from trainers.packed.sharing import shared
 
 EXAMPLES = 32  # 4 windows of 8 rows
 ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
@@ -181,6 +184,47 @@ def test_trials_that_fit_by_themselves_only_train_one_after_another(
     sweep.run()
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
+
+
+def test_one_that_fits_only_by_itself_neither_waits_for_all_others_nor_keeps_them_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, train_pass = Lane.step, Base.train_pass
+    passes: list[int] = []
+
+    def tight(self: Lane) -> None:
+        if len(self.bank.slots) > 1 and self.task.train.trainer["learning_rate"] > 3e-4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self)
+
+    def counted(self: Base, lanes: Any, batches: Any) -> Any:
+        passes.append(len(lanes))
+        return train_pass(self, lanes, batches)
+
+    monkeypatch.setattr(Lane, "step", tight)
+    monkeypatch.setattr(Base, "train_pass", counted)
+    sweep = Sweep(tmp_path, "4e-4,1e-4,2e-4,3e-4", lanes=2)
+    sweep.run()
+    assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
+    assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
+    (retry,) = sweep.events("retry")
+    ended = [event["trial"] for event in sweep.events("end")]
+    assert ended.index(retry["trial"]) == 1  # after the one beside which it did not fit
+    assert passes[-8:] == [2] * 8  # the last two, four steps of two micro-batches
+
+
+def test_with_each_lane_that_ends_a_full_pack_may_try_one_more(tmp_path: Path) -> None:
+    spec = small(evaluations=1)
+    made = Pack(shared(spec), spec, short_rows(), "cpu")
+    for place, examples in enumerate((8, 16, 24)):
+        line: Any = Recorder()
+        made.attach(task(tmp_path, spec, place, examples), line)
+    made.is_full()
+    bounds = []
+    while not made.is_empty:
+        made.advance()
+        bounds.append(made.bound(8))
+    assert bounds == [3, 4, 4, 5, 5, 8]
 
 
 # -- a device that is lost
