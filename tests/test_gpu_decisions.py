@@ -53,6 +53,7 @@ class Decided:
     Attributes:
         device: for which the config is checked.
         dtype, full, qlora: number type of a base that is frozen, trained, quantized.
+        autocast: what each of the three computes in; `no` without autocast.
         workers, share: how many, and what each has of a GPU; 0: they train on the CPU.
         told: words of the plan about the devices.
         refused: words of the refusal; nothing else is decided then.
@@ -62,7 +63,8 @@ class Decided:
     dtype: str = "bfloat16"
     full: str = "float32"
     qlora: str = "bfloat16"
-    attention: str = "sdpa"
+    autocast: str = "bfloat16 bfloat16 bfloat16"
+    attention: str = "causal_sdpa"
     engine: str = "packed"
     lanes: int = 32
     workers: int = 1
@@ -89,8 +91,16 @@ HEAD_OF_CPUS = Machine(cards=0, torch_sees=1, nodes=(0, 0))  # `ray start --num-
 
 ON_GPU = Decided()
 ON_CPU = Decided(
-    device="cpu", dtype="float32", qlora="float32", lanes=16, workers=CPUS, share=0.0, told="1 CPU"
+    device="cpu",
+    dtype="float32",
+    qlora="float32",
+    autocast="no no no",
+    lanes=16,
+    workers=CPUS,
+    share=0.0,
+    told="1 CPU",
 )
+ON_T4 = Decided(dtype="float32", qlora="float16", autocast="no no float16")
 CLUSTER = "cluster=ray cluster.address=auto"
 HALF = "engine.gpus_per_trial=0.5"
 
@@ -111,7 +121,12 @@ TABLE: dict[str, tuple[Machine, str, Decided]] = {
     "groups of four": (FOUR, "engine.devices_per_trial=2", replace(
         ON_GPU, engine="solo", lanes=1, workers=2, told="2 x 1 GPU each")),
     "A10": (A10, "", ON_GPU),
-    "T4": (T4, "", replace(ON_GPU, dtype="float32", qlora="float16")),
+    "T4": (T4, "", ON_T4),
+    "T4, quantized": (T4, "peft=qlora", replace(ON_T4, engine="solo", lanes=1)),
+    "T4, quantized, as lanes": (T4, "peft=qlora engine=packed", Decided(
+        refused="this GPU computes in float16, and each trial would need a loss scale of its own")),
+    "int8": (H100, "peft=qlora model.quantization=int8", replace(ON_GPU, engine="solo", lanes=1)),
+    "quantized": (H100, "peft=qlora", ON_GPU),
     "slices": (SLICED, "", replace(ON_GPU, workers=7)),
     "all slices by number": (SLICED, "cluster.gpus=7", replace(ON_GPU, workers=7)),
     "some slices": (SLICED, "cluster.gpus=3", replace(ON_GPU, workers=3)),
@@ -161,12 +176,16 @@ def test_decisions(
 def decide(machine: Machine, words: str, monkeypatch: pytest.MonkeyPatch) -> Decided:
     spec, space = read("sweep=lr_grid", *words.split())
     pretend(machine, spec, monkeypatch)
-    problems = spec_problems(spec, space)
+    device = guess_device(spec)
+    problems = spec_problems(spec, space) or engines.engine_problems(spec, space, device)
     if problems:
         return Decided(refused=str(ConfigError(problems)))
-    device = guess_device(spec)
     model = replace(spec.train.model, quantization="none")
-    frozen = choose(model, device)
+    frozen, full, qlora = (
+        choose(model, device),
+        choose(model, device, trains_base=True),
+        choose(replace(model, quantization="nf4"), device),
+    )
     try:
         placed = place(spec.engine, spec.cluster, engines.planned_trials(spec, space) or 0)
     except ConfigError as error:
@@ -176,8 +195,9 @@ def decide(machine: Machine, words: str, monkeypatch: pytest.MonkeyPatch) -> Dec
     return Decided(
         device=device,
         dtype=name(frozen.dtype),
-        full=name(choose(model, device, trains_base=True).dtype),
-        qlora=name(choose(replace(model, quantization="nf4"), device).dtype),
+        full=name(full.dtype),
+        qlora=name(qlora.dtype),
+        autocast=" ".join(name(each.autocast) for each in (frozen, full, qlora)),
         attention=frozen.attn_implementation,
         engine=engine.why.split()[1].rstrip(","),
         lanes=engine.lanes,
@@ -220,5 +240,5 @@ def counted_by_ray(machine: Machine, given: int | None, monkeypatch: pytest.Monk
     return int(count)
 
 
-def name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+def name(dtype: torch.dtype | None) -> str:
+    return str(dtype or "no").removeprefix("torch.")

@@ -60,7 +60,7 @@ def test_without_a_gpu_all_are_skipped_and_say_why(words: list[str], said: str) 
 
 def test_the_makefile_leaves_them_out_and_runs_them_by_themselves() -> None:
     def recipe(target: str) -> str:
-        run = ["make", "--dry-run", "--always-make", target]
+        run = ["make", "--no-print-directory", "--dry-run", "--always-make", target]
         return subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True).stdout
 
     for target in ("check", "test-fast"):

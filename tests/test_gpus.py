@@ -168,13 +168,12 @@ def test_a_worker_whose_torch_cannot_use_its_gpu_sits_out_and_says_why(
     shelf = Shelf(cards, "", "")
     on_gpu, on_cpu = (Post(root=cards, examples=8, cpus=1, gpus=share) for share in (1.0, 0.0))
     assert "cannot use its GPU: torch" in missing_here(on_gpu, shelf)
-    assert any(words in missing_here(on_gpu, shelf) for words in run._FAILURES)
     assert missing_here(on_cpu, shelf) == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert missing_here(on_gpu, shelf) == ""
     unseen = Shelf(cards / "nowhere", "word", "")
-    assert missing_here(on_gpu, unseen).endswith("does not see run_dir")
+    assert missing_here(on_gpu, unseen).startswith("run_dir cannot be seen from node")
 
 
 def test_a_node_with_a_cpu_build_of_torch_takes_no_trial_on_gpus(

@@ -104,7 +104,7 @@ def test_one_real_step_is_trained_by_either_engine_and_leaves_nothing(
     longest = sorted(map(len, prepared().train["input_ids"]))[-spec.batch_size :]
     assert (found.rows, found.tokens, found.too_many) == (spec.batch_size, sum(longest), 0)
     assert found.checkpoint_mb > 0
-    assert 0 < found.step_mb < found.peak_mb
+    assert 0 <= found.step_mb < found.peak_mb  # of a process that may have held more before
     assert list(tmp_path.iterdir()) == []
     assert f"one real step of 4 of the longest rows ({sum(longest)} tokens)" in step_line(
         asdict(found)

@@ -48,7 +48,7 @@ def test_the_default_of_every_other_field_is_accepted(name: str) -> None:
         ("eval_steps", "sweep.evaluations"),
         ("save_total_limit", "sweep.keep"),
         ("report_to", "tracking"),
-        ("bf16", "model.dtype"),
+        ("fp16", "model.dtype"),
         ("hub_model_id", "export"),
         ("resume_from_checkpoint", "the same command"),
         ("packing", "equal data"),
