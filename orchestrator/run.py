@@ -43,6 +43,7 @@ from orchestrator.summary import summary
 from orchestrator.tune import (
     Placement,
     Workers,
+    ask_cluster,
     begin_ray,
     gpus_of_cluster,
     knock,
@@ -116,11 +117,11 @@ def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, S
     is_checked_soon = "transformers" in sys.modules
     if not asks_cluster(spec) and (spec.cluster.kind != "local" or is_checked_soon):
         return command.check(lean=lean)
-    has_ended = bool(proof_of(folder_of(spec)))
-    if not has_ended or asks_cluster(spec):
-        begin_ray(spec.cluster)
-    if has_ended:
+    if proof_of(folder_of(spec)):
+        if asks_cluster(spec):
+            ask_cluster(spec.cluster)
         return command.check(lean=lean)
+    begin_ray(spec.cluster)
     checking = Background(lambda: command.check(lean=lean))
     findings = Findings()
     with findings.part():
@@ -167,7 +168,7 @@ def plan(argv: Sequence[str]) -> int:
     command = Command.read(argv)
     try:
         if command.spec is not None and not command.problems and asks_cluster(command.spec):
-            begin_ray(command.spec.cluster)
+            ask_cluster(command.spec.cluster)
         return _plan(*command.check(), argv)
     finally:
         stop_ray()

@@ -31,7 +31,7 @@ _QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
 }
 _STOP_S = 10.0
-_ANSWER_S = 15.0  # of a cluster that is only asked what it has
+_ANSWER_S = 10.0  # of a cluster that is only asked what it has
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
 _NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
@@ -87,11 +87,20 @@ def start_ray(cluster: ClusterSpec) -> None:
         raise _ray.error
 
 
+def ask_cluster(cluster: ClusterSpec) -> None:
+    """Join a cluster to see what it has; one that does not answer soon is let go of again."""
+    begin_ray(cluster)
+    assert _ray is not None
+    _ray.wait(_ANSWER_S)
+    if not _ray.runs:
+        stop_ray()
+
+
 def gpus_of_cluster() -> int | None:
-    """GPUs of the Ray that was begun; None where none was, or it does not answer soon."""
+    """GPUs of the Ray that was begun; None if none was, or if it could not be joined."""
     if _ray is None:
         return None
-    _ray.wait(_ANSWER_S)
+    _ray.wait()
     if not _ray.runs:
         return None
     return int(sum(node["Resources"].get("GPU", 0) for node in alive_nodes()))

@@ -19,7 +19,7 @@ from orchestrator import gpus, nodes, run, tune, worker
 from orchestrator.cli import main
 from orchestrator.preparation import guess_device
 from orchestrator.shelf import Shelf
-from orchestrator.tune import begin_ray, stop_ray
+from orchestrator.tune import ask_cluster, stop_ray
 from orchestrator.worker import Post, missing_here, settle_in
 from sweeps.files import RunFolder
 from sweeps.spec import ClusterSpec, EngineSpec
@@ -197,8 +197,8 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(tune, "_STOP_S", 0.1)
     spec, _ = read("sweep=lr_grid", "cluster=ray", "cluster.address=auto")
     began = time.monotonic()
-    begin_ray(spec.cluster)
     try:
+        ask_cluster(spec.cluster)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         assert guess_device(spec) == "cuda", "this machine stands for it"
