@@ -105,6 +105,25 @@ def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
     assert "engine.cpus_per_trial = 16: the largest of 3 nodes has 4 CPUs" in said
 
 
+@pytest.mark.slow
+def test_a_plan_asks_a_cluster_for_its_gpus(cluster: Any, tmp_path: Path) -> None:
+    """From a driver on a node without one."""
+    words = ["sweep=lr_grid", "tracking=off", f"run_dir={tmp_path}/run", "cluster=ray"]
+    words.append(f"cluster.address={cluster.address}")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+    def said() -> str:
+        command = [sys.executable, "-m", "orchestrator", "plan", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return " ".join(done.stdout.split())
+
+    assert "float32 (what a CPU computes fastest in)" in said()
+    cluster.add_node(num_cpus=1, num_gpus=1)
+    cluster.wait_for_nodes()
+    assert "bfloat16 (as long as the GPUs, of which this machine has none" in said()
+    assert [node["Alive"] for node in nodes()] == [True, True]
+
+
 ALONE = """
 import ray
 from orchestrator.tune import start_ray, stop_ray
