@@ -100,6 +100,18 @@ def test_the_base_is_measured_without_any_lane_and_once(tmp_path: Path) -> None:
     assert made.seen[0].reports == []
 
 
+def test_the_clock_stops_for_a_lane_that_comes_once_the_device_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = pack(tmp_path, [small()])
+    clock, runs = made.engine._clock, []
+    monkeypatch.setattr(
+        "trainers.packed.engine.wait_for", lambda _: runs.append(clock._since is not None)
+    )
+    made.attach(small(seed=4))
+    assert runs == [True]
+
+
 def test_where_the_observer_says_no_there_is_no_lane(tmp_path: Path) -> None:
     made = pack(tmp_path, UNLIKE[:1])
     assert not made.attach(UNLIKE[1], Recorder(welcome=False, base=True))

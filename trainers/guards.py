@@ -131,6 +131,12 @@ class PeakMemory:
         return _status_kb("VmHWM") / 1024
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that was launched on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def free_memory() -> None:
     """Give back what a finished trial held, so that a reused process starts the next one clean."""
     if optimizers := sys.modules.get("bitsandbytes.optim"):

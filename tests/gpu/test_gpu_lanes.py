@@ -48,7 +48,7 @@ def prove_again(folder: Path, spec: TrainSpec, seen: Recorder, place: int) -> No
 def test_the_proof_accepts_what_lanes_report(tmp_path: Path, quantization: str, lanes: int) -> None:
     model = replace(llama(), quantization=quantization)
     specs = [trial(model, seed=seed, peft={"lora_dropout": 0.1}) for seed in range(lanes)]
-    if quantization == "int8" and obstacle(specs[0]):
+    if quantization == "int8" and obstacle(specs[0], CUDA):
         pytest.skip("int8 trains alone")
     made = pack(tmp_path, specs, device=CUDA).finish()
     for place, spec in enumerate(specs):
@@ -110,7 +110,7 @@ def test_grouped_queries_in_float32_do_without_the_math_kernel(tmp_path: Path, e
 
 def is_kept(stream: Stream, shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
     """Where the next draw of a lane keeps an activation."""
-    return stream.noise("module", shape, dtype, again=False) != 0
+    return stream.mask("module", shape, dtype, again=False) != 0
 
 
 def stream_of(seed: int, probability: float = 0.1) -> Stream:
@@ -203,10 +203,12 @@ def test_a_lane_goes_on_from_a_checkpoint_of_other_devices(tmp_path: Path, state
 # -- optimizers
 
 
-def quantizing() -> list[str]:
-    """The optimizers of bitsandbytes that run here."""
+def quantizing(dtype: str) -> list[str]:
+    """The optimizers of bitsandbytes that step weights of this type here."""
     ours = ("bnb", "8bit", "paged", "lion", "ademamix", "32bit")
-    return [name for name in available(CUDA) if any(word in name for word in ours)]
+    found = [name for name in available(CUDA, dtype) if any(word in name for word in ours)]
+    # Of matrices below 4,096 numbers its states have 32 bits, for which there is no kernel.
+    return [name for name in found if (name, dtype) != ("rmsprop_bnb_8bit", "bfloat16")]
 
 
 @pytest.mark.parametrize("quantization", ["none", "nf4"])  # adapters in float32; in bfloat16
@@ -214,7 +216,7 @@ def test_each_optimizer_of_bitsandbytes_steps_a_lane_as_it_steps_sft_trainers_mo
     tmp_path: Path, quantization: str
 ) -> None:
     model = replace(llama(), quantization=quantization)
-    names = quantizing()
+    names = quantizing("float32" if quantization == "none" else "bfloat16")
     assert names, "bitsandbytes is not installed"
     specs = [
         trial(model, optim=name, seed=place, learning_rate=1e-4, evaluations=1)

@@ -16,7 +16,7 @@ from sweeps.trial import Decision, Report, State
 from trainers import checkpoint
 from trainers.data import PreparedData
 from trainers.evaluation import Measured, rows_for
-from trainers.guards import PeakMemory, Stopwatch, require_finite
+from trainers.guards import PeakMemory, Stopwatch, require_finite, wait_for
 from trainers.model import fingerprint_base
 from trainers.packed import saving
 from trainers.packed.base import Base
@@ -78,6 +78,7 @@ class Engine:
             DivergedError: the base model's loss is not finite.
             Whatever building the lane raises; the other lanes are left alone.
         """
+        wait_for(self._base.device)  # what was queued is training, and counts as such
         with self._clock.paused():
             checkpoints = task.folder.checkpoints(task.key)
             found = checkpoint.newest(checkpoints, key=task.key, base=self._fingerprint)
