@@ -36,7 +36,7 @@ test-fast: setup  ## the quick tests only
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster and not gpu" $(ARGS)
 
 test-gpu:  ## what needs a GPU; without .venv in the environment of PYTHON=python3 (8 minutes)
-	$(GPU_PYTHON) -m pytest tests/gpu -rfEs -m gpu --durations=20 $(HANGS) $(ARGS)
+	$(GPU_PYTHON) -m pytest tests/gpu -rfEs -m gpu --durations=20 -o faulthandler_timeout=300 $(ARGS)
 
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
