@@ -225,7 +225,7 @@ def pretend(machine: Machine, spec: Spec, monkeypatch: pytest.MonkeyPatch) -> No
     )
     nodes = [{"Resources": {"CPU": CPUS, "GPU": count}} for count in (own, *machine.nodes)]
     monkeypatch.setattr(tune, "alive_nodes", lambda: nodes)
-    joined = SimpleNamespace(wait=lambda seconds: None, runs=True)
+    joined = SimpleNamespace(wait=lambda *_: None, runs=True)
     monkeypatch.setattr(tune, "_ray", None if is_local else joined)
 
 
