@@ -82,7 +82,7 @@ def runtime(
         raise ConfigError(problems)
     import torch
 
-    mixed = f", autocast to {autocast}" if autocast not in (None, dtype_name) else ""
+    mixed = f", autocast to {autocast}" if autocast else ""
     return Runtime(
         dtype=getattr(torch, dtype_name),
         autocast=getattr(torch, autocast) if autocast else None,
