@@ -208,7 +208,9 @@ class Bench:
 
         faults.passing("rehearsal")
         model = train.model
-        trained = trained_type(train.peft.get("method"), model.quantization, model.dtype)
+        trained = trained_type(
+            train.peft.get("method"), model.quantization, model.dtype, self._device
+        )
         step_each(self._post.optimizers, self._device, trained)  # a driver only builds a GPU's
         place = self._folder.scratch / "rehearsal"
         engine = self._in_a_lane(train) or solo_train()

@@ -62,7 +62,7 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     searched = searched_values(space)
     searched.pop(f"trainer.{STRATEGY}", None)  # refused as a key that is not a trial's
     own = without_strategy(trainer)
-    dtype = _trained_type(config, searched)
+    dtype = _trained_type(config, searched, device)
     found = problems(own, searched=searched, device=device, dtype=dtype) + peft_problems(peft)
     for key, values in searched.items():
         section, _, name = key.partition(".")
@@ -74,13 +74,14 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     return found
 
 
-def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]]) -> str:
-    """Of the weights that are trained; where trials differ, the one that fewer optimizers step."""
+def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]], device: str) -> str:
+    """The number type of the trained weights; if trials differ, the one that fewer optimizers
+    step."""
     from trainers.optimizers import trained_type
 
     keys = ("peft.method", "model.quantization", "model.dtype")
     options = [searched.get(key, [_lookup(config, key)]) for key in keys]
-    found = (trained_type(*each) for each in product(*options))
+    found = (trained_type(m, q, d, device) for m, q, d in product(*options))
     return min(found, default="float32")  # bfloat16 comes first
 
 

@@ -116,11 +116,20 @@ def kernels(table: str) -> dict[str, int]:
 
 
 def test_weights_are_trained_in_bfloat16_on_a_quantized_base_and_where_they_are_that() -> None:
-    assert trained_type("qlora", "nf4", "auto") == "bfloat16"
-    assert trained_type("lora", "int8", "float32") == "bfloat16"
-    assert trained_type("lora", "none", "bfloat16") == "float32"
-    assert trained_type("full", "none", "bfloat16") == "bfloat16"
-    assert trained_type("full", "none", "auto") == "float32"
+    assert trained_type("qlora", "nf4", "auto", "cpu") == "bfloat16"
+    assert trained_type("lora", "int8", "float32", "cpu") == "bfloat16"
+    assert trained_type("lora", "none", "bfloat16", "cpu") == "float32"
+    assert trained_type("full", "none", "bfloat16", "cpu") == "bfloat16"
+    assert trained_type("full", "none", "auto", "cpu") == "float32"
+
+
+def test_on_a_gpu_without_bfloat16_adapters_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainers.runtime._has_gpu", lambda: True)
+    monkeypatch.setattr("trainers.runtime._has_bfloat16", lambda: False)
+    assert trained_type("qlora", "nf4", "auto", "cuda") == "float32"
+    assert trained_type("qlora", "nf4", "auto", "cpu") == "bfloat16"
+    assert trained_type("qlora", "nf4", "float16", "cuda") == "float32"
+    assert unavailable("rmsprop_bnb", "cuda", dtype="float32") is None
 
 
 @pytest.mark.parametrize("seen", [True, False])

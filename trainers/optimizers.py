@@ -14,6 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from sweeps.errors import Problem, SweepError, nearest
+from trainers.runtime import lacks_bfloat16
 
 _SIDE = 64  # a 64 x 64 weight: 4,096 elements is where bitsandbytes begins to quantize its state
 _PROJECTING = ("galore_", "apollo_")
@@ -34,15 +35,18 @@ def available(device: str = "cpu", dtype: str = "float32") -> list[str]:
     return [name for name in names() if unavailable(name, device, dtype=dtype) is None]
 
 
-def trained_type(method: object, quantization: object, dtype: object) -> str:
-    """The number type of the weights that a trial's optimizer steps.
+def trained_type(method: object, quantization: object, dtype: object, device: str) -> str:
+    """The number type of the weights that a trial's optimizer steps on `device`.
 
     Args:
         method: peft.method.
         quantization, dtype: the model's.
     """
-    is_half = dtype == "bfloat16" if method == "full" else quantization in ("nf4", "int8")
-    return "bfloat16" if is_half else "float32"
+    if method == "full":
+        return "bfloat16" if dtype == "bfloat16" else "float32"
+    # Under float16 autocast adapters are float32: see `trainers.adapters.in_training_type`.
+    in_float16 = dtype == "float16" or (dtype == "auto" and lacks_bfloat16(device))
+    return "bfloat16" if quantization in ("nf4", "int8") and not in_float16 else "float32"
 
 
 def unavailable(

@@ -123,7 +123,7 @@ def _autocast(
     if dtype_name == "float16":
         return "float16"
     if bf16 is None and (dtype_name == "bfloat16" or (trains_base and spec.dtype == "auto")):
-        return "bfloat16" if not _has_gpu() or _has_bfloat16() else None
+        return None if lacks_bfloat16(device) else "bfloat16"
     return None
 
 
@@ -134,7 +134,7 @@ def _bf16_problems(bf16: bool | None, dtype_name: str, device: str) -> Iterator[
     if dtype_name == "float16":
         message = "does not go with model.dtype=float16: leave one of the two out."
         yield Problem(key=key, value=bf16, message=message)
-    elif device.startswith("cuda") and _has_gpu() and not _has_bfloat16():
+    elif lacks_bfloat16(device):
         message = "this GPU does not compute in bfloat16: leave it out."
         yield Problem(key=key, value=bf16, message=message)
 
@@ -144,11 +144,15 @@ def _dtype_problems(dtype_name: str, device: str) -> list[Problem]:
     if device == "cpu" and dtype_name == "float16":
         message = "on a CPU, training in float16 loses small gradients; float32 or bfloat16"
         return [Problem(key=key, value=dtype_name, message=message)]
-    is_here = device.startswith("cuda") and _has_gpu()
-    if is_here and dtype_name == "bfloat16" and not _has_bfloat16():
+    if dtype_name == "bfloat16" and lacks_bfloat16(device):
         message = "this GPU does not compute in bfloat16; float16 or float32"
         return [Problem(key=key, value=dtype_name, message=message)]
     return []
+
+
+def lacks_bfloat16(device: str) -> bool:
+    """Whether trials train on a GPU that is here to be asked, and does not compute in bfloat16."""
+    return device.startswith("cuda") and _has_gpu() and not _has_bfloat16()
 
 
 def _has_gpu() -> bool:
