@@ -9,8 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,6 +140,17 @@ class Command:
     def rows(self) -> list[dict[str, str]]:
         with open(self.run_dir / "trials.csv", newline="") as file:
             return list(csv.DictReader(file))
+
+
+@contextmanager
+def clearing_up(made: Sequence[Command]) -> Iterator[None]:
+    """End, on leaving, what is left of the processes of these commands."""
+    try:
+        yield
+    finally:
+        for one in made:
+            if one.process is not None:
+                one.clear_up()
 
 
 def of(events: Events, kind: str, trial: str | None = None) -> Events:

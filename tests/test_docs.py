@@ -125,3 +125,19 @@ def test_architecture_names_modules_that_exist() -> None:
 @pytest.mark.parametrize("name", [*DOCUMENTS, "docs/live.svg", "docs/record.py", "Makefile"])
 def test_no_path_of_one_machine(name: str) -> None:
     assert re.findall(r"(?<![\w.:/])/(?:tmp|work|root|home|Users|mnt|opt)/\S*", read(name)) == []
+
+
+def test_each_test_that_the_page_on_gpus_names_is_there() -> None:
+    """Of a row's `file`: `words`, ... each of the words is part of a test's name, or a case's."""
+    findings = read("docs/gpu.md").partition("## The 32 findings")[2]
+    rows = re.findall(r"^\| \d+ \|.*\|([^|]*)\|$", findings, re.MULTILINE)
+    assert len(rows) == 32
+    for row in rows:
+        for named in filter(None, row.split("; ")):
+            if not (found := re.match(r"((?:`test_\w+`(?:, )?)+)(?:: (.*))?$", named.strip())):
+                assert not named.strip(), named
+                continue
+            files = re.findall(r"test_\w+", found[1])
+            texts = [next((ROOT / "tests").rglob(f"{name}.py")).read_text() for name in files]
+            for words in re.findall(r"`(\w+)`", found[2] or ""):
+                assert any(words in text for text in texts), (files, words)

@@ -11,7 +11,7 @@ from pathlib import Path
 import apart
 import pytest
 from omegaconf import OmegaConf
-from real_sweeps import GRID, SMALL, Command, losses, of, other_rank, under_way
+from real_sweeps import GRID, SMALL, Command, clearing_up, losses, of, other_rank, under_way
 from training import Recorder, prepared, train_spec
 
 from orchestrator.group_network import interface_of
@@ -136,10 +136,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         )
         return made[-1]
 
-    yield command
-    for one in made:
-        if one.process is not None:
-            one.clear_up()
+    with clearing_up(made):
+        yield command
 
 
 @pytest.mark.cluster

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from real_sweeps import GRID, SMALL, Command, losses, of, under_way
+from real_sweeps import GRID, SMALL, Command, clearing_up, losses, of, under_way
 
 pytestmark = pytest.mark.slow
 
@@ -25,10 +25,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         made.append(Command((*SMALL, GRID, "tracking=off", *words), root))
         return made[-1]
 
-    yield command
-    for one in made:
-        if one.process is not None:
-            one.clear_up()
+    with clearing_up(made):
+        yield command
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ from real_sweeps import (
     SMALL,
     Command,
     Events,
+    clearing_up,
     losses,
     of,
     under_way,
@@ -75,10 +76,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         made.append(Command((*SMALL, "engine=solo", *words), tmp_path_factory.mktemp("sweep")))
         return made[-1]
 
-    yield command
-    for one in made:
-        if one.process is not None:
-            one.clear_up()
+    with clearing_up(made):
+        yield command
 
 
 @pytest.fixture(scope="module")

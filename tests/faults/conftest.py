@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from real_sweeps import clearing_up
 from witnessed import WORDS, Witnessed
 
 ENGINES = ("solo", "packed")
@@ -77,10 +78,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         made.append(Witnessed((*WORDS, *words), root, examples=examples, engine=engine))
         return made[-1]
 
-    yield command
-    for one in made:
-        if one.process is not None:
-            one.clear_up()
+    with clearing_up(made):
+        yield command
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import torch
 from cards import CUDA, child, llama, rows_of, stranger
 from packs import pack, small, task
 
+from benchmarks.packing import Silent
 from orchestrator.pack import Pack as Lanes
 from sweeps.spec import TrainSpec
-from sweeps.trial import Decision
 from trainers.packed.sharing import shared
 
 pytestmark = pytest.mark.gpu
@@ -117,21 +117,6 @@ def test_an_error_of_the_host_loses_nothing() -> None:
     assert judged(act) == ["False", "False"]
 
 
-class Quiet:
-    """A line to a Coordinator that lets a lane train."""
-
-    attempt = 1
-
-    def begin(self, *_: Any) -> bool:
-        return True
-
-    def wants_base(self) -> bool:
-        return False
-
-    def log(self, _: Any) -> Decision:
-        return Decision.CONTINUE
-
-
 def test_there_is_no_room_for_a_lane_in_memory_that_a_stranger_holds(
     tmp_path: Path, whole_card: None
 ) -> None:
@@ -142,7 +127,7 @@ def test_there_is_no_room_for_a_lane_in_memory_that_a_stranger_holds(
         gradient_accumulation_steps=1,
     )
     lanes = Lanes(shared(spec), spec, rows_of([500] * 256, [60] * 8), CUDA)
-    line: Any = Quiet()
+    line: Any = Silent()
     lanes.attach(task(tmp_path, spec, 0, 10**6, CUDA), line)
     for _ in range(8):
         lanes.advance()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from cards import CUDA, child, llama
-from real_sweeps import LR, REPOSITORY, SCHEDULE, SMALL, Command, losses, of
+from real_sweeps import LR, REPOSITORY, SCHEDULE, SMALL, Command, clearing_up, losses, of
 
 from sweeps.files import RunFolder
 
@@ -42,10 +42,8 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         made.append(Command((*SMALL, SPACE, "tracking=off", *words), root, environment))
         return made[-1]
 
-    yield command
-    for one in made:
-        if one.process is not None:
-            one.clear_up()
+    with clearing_up(made):
+        yield command
 
 
 @pytest.fixture(scope="module")
