@@ -194,7 +194,7 @@ class CoordinatorActor:
         One that was thought dead and lives may say so of a trial that is in other hands by now.
 
         Args:
-            error: the traceback, where a trial's own doing may be behind it after all.
+            error: the traceback, if a trial's own doing may be behind it after all.
         """
         if not self._dealer.has(worker, key):
             return

@@ -68,9 +68,9 @@ def gpu_problems(engine: EngineSpec, cluster: ClusterSpec) -> list[Problem]:
 
 
 def idle_beside(seen: int, engine: EngineSpec, cluster: ClusterSpec) -> str:
-    """What to say where trials train on this machine's CPU beside the GPUs that Ray has `seen`.
+    """What to say if trials train on this machine's CPU beside the GPUs that Ray has `seen`.
 
-    Empty where torch can use those GPUs, or where there are none.
+    Empty if torch can use those GPUs, or if there are none.
 
     Raises:
         ConfigError: Ray and torch do not see the same GPUs, and a choice between them is needed.
@@ -120,7 +120,7 @@ def sides() -> str:
 
 
 def cannot_use(gpus: float) -> str:
-    """Why a worker that was given `gpus` cannot train on them; empty where it can."""
+    """Why a worker that was given `gpus` cannot train on them; empty if it can."""
     return f"cannot use its GPU: {sides()}" if gpus and not usable() else ""
 
 
@@ -131,7 +131,7 @@ def keep_kernels(folder: RunFolder) -> None:
     home = Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~"))
     cache = home / ".triton" / "cache"  # Triton's own choice
     with suppress(OSError):
-        if home.is_absolute():  # "~" where a user has no home
+        if home.is_absolute():  # "~" if a user has no home
             cache.mkdir(parents=True, exist_ok=True)
         if os.access(cache, os.W_OK):
             return

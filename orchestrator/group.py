@@ -83,7 +83,7 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Where a rank is, and why it cannot train there; empty where it can."""
+    """Where a rank is, and why it cannot train there; empty if it can."""
 
     node: str
     missing: str

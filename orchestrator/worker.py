@@ -90,7 +90,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
 
 def missing_here(post: Post, shelf: Shelf) -> str:
-    """Why no worker of this node can train; empty where one can. What it needs is made ready."""
+    """Why no worker of this node can train; empty if one can. What it needs is made ready."""
     host = socket.gethostname()
     if not shelf.is_usable:
         return f"run_dir cannot be seen from node {host}"

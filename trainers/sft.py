@@ -111,7 +111,7 @@ def _keep_to_one_device(config: SFTConfig) -> None:
     """Have the Trainer use one GPU of those that this process sees, as a driver may see several.
 
     It would spread each batch over all of them (nn.DataParallel), which SFTTrainer refuses. No
-    public field says so: this is what the Trainer itself sets where it has reasons for one device.
+    public field says so: this is what the Trainer itself sets if it has reasons for one device.
     """
     if config.n_gpu > 1:
         config._n_gpu = 1

@@ -115,7 +115,7 @@ def pieces(shape: Shape, optimizer: str, arguments: Mapping[str, Any]) -> list[P
 
 
 def _stacks(shape: Shape) -> list[Stack]:
-    """The same matrix of all layers is a stack; of more than one where the distance changes."""
+    """The same matrix of all layers is a stack; of more than one if the distance changes."""
     alike: dict[object, list[int]] = {}
     begins = []
     for place, (begin, weight) in enumerate(shape.offsets.values()):
