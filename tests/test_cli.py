@@ -359,8 +359,7 @@ def test_more_than_one_gpu_for_a_trial(value: str, refused: Refused) -> None:
 
 
 def test_more_gpus_than_this_machine_has(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("orchestrator.gpus.usable", lambda: 2)
     message = refused("cluster.gpus=8", "engine.gpus_per_trial=1")
     assert "cluster.gpus = 8: this machine has 2" in message
 
