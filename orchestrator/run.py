@@ -48,6 +48,7 @@ from orchestrator.tune import (
     gpus_of_cluster,
     knock,
     live_slots,
+    own_ray_is_gone,
     own_session,
     place,
     start_ray,
@@ -448,7 +449,7 @@ class Driver:
             if self._signals.seen and not interrupted:
                 interrupted = True
                 self._interrupt(self._signals.seen[0].name)
-            if interrupted and silent_s > _SILENCE_S:
+            if interrupted and (silent_s > _SILENCE_S or own_ray_is_gone()):
                 self._leave_now()
             if pulse.ray_silent_s() > _RAY_SILENCE_S:
                 raise self._broken("Ray does not answer any more")

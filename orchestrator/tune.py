@@ -31,6 +31,7 @@ _QUIET = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
 }
 _STOP_S = 10.0
+_HEAD = ("gcs_server", "raylet")  # Ray's processes without which nothing goes on
 _ANSWER_S = 10.0  # of a cluster that is only asked what it has
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
 _NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
@@ -138,7 +139,10 @@ class _Ray(threading.Thread):
     def end(self) -> None:
         import ray
 
-        ray.shutdown()
+        if own_ray_is_gone():  # `ray.shutdown` would wait for it; what is left of it is ended
+            _own_node().kill_all_processes(check_alive=False, allow_graceful=False)
+        else:
+            ray.shutdown()
         self._is_over.set()
 
 
@@ -236,6 +240,13 @@ def own_session() -> Path | None:
     """The folder of the Ray that this process has started; None where it has joined one."""
     node = _own_node()
     return Path(node.get_session_dir_path()) if node else None
+
+
+def own_ray_is_gone() -> bool:
+    """Whether the Ray that this process has started has lost its head, as by a signal to the whole
+    process group. Ray ends this process some time later, and with an exit code of its own."""
+    node = _own_node()
+    return node is not None and any(name in _HEAD for name, _ in node.dead_processes())
 
 
 def _own_node() -> Any:
