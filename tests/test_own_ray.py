@@ -1,4 +1,4 @@
-"""A Ray of our own whose head is gone: seen at once, and its leavings are ended without asking it."""
+"""A Ray of our own whose head has ended: it is seen at once, and what is left of it is ended."""
 
 from __future__ import annotations
 
