@@ -84,23 +84,3 @@ def test_a_trial_that_cannot_share_trains_beside_those_that_can(make: Make) -> N
     mixed = ended(make("trainer.neftune_noise_alpha=null,5", "sweep.budget.examples=32"))
     assert "alone where trainer.neftune_noise_alpha=5" in mixed.output
     assert [row["status"] for row in mixed.rows()] == ["completed"] * 8
-
-
-AS_A_GPU = ("model.dtype=bfloat16", "trainer.bf16=true", "sweep.budget.examples=32")
-
-
-def test_a_cpu_that_computes_as_a_gpu_ends_well_in_both_engines(make: Make) -> None:
-    """The best is proven in bfloat16, by PEFT, in another process than the lanes' passes."""
-    packed, solo = ended(make(*AS_A_GPU)), ended(make("engine=solo", *AS_A_GPU))
-    for command in (packed, solo):
-        assert "bfloat16 (as asked for), autocast to bfloat16, causal_sdpa" in command.output
-        assert (command.run_dir / "best" / "trial.yaml").is_file()
-    ours, theirs = losses(packed.events()), losses(solo.events())
-    assert ours == {key: pytest.approx(values, rel=5e-3) for key, values in theirs.items()}
-    assert ours != theirs  # each rounds in its own order
-
-
-def test_so_does_qlora(make: Make) -> None:
-    packed = ended(make("peft=qlora", *AS_A_GPU))
-    assert "engine: packed" in packed.output
-    assert (packed.run_dir / "best" / "trial.yaml").is_file()
