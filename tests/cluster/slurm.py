@@ -154,10 +154,25 @@ class Slurm:
     def state(self, job: str) -> str:
         return self.ask("squeue", "-h", "-a", "-t", "all", "-j", job, "-o", "%T").strip()
 
+    def account_of(self, job: str) -> str:
+        """What Slurm says of a job and of its nodes, and the ends of the daemons' logs."""
+        asked = (("scontrol", "show", "job", job), ("scontrol", "show", "node"))
+        return "\n".join([*(self.ask(*words, check=False) for words in asked), self._logs()])
+
     def start_again(self, job: str) -> None:
-        """A job that was put back waits two minutes in Slurm; we do not."""
+        """A job that was put back waits two minutes in Slurm; we do not.
+
+        Slurm may set the time of that wait anew while the job's last processes end.
+        """
+
+        def running() -> bool:
+            state = self.state(job)
+            if state == "PENDING":
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+            return state == "RUNNING"
+
         self._wait(lambda: self.state(job) == "PENDING")
-        self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
+        self._wait(running)
 
     def wait_for_end(self, job: str) -> int:
         """The batch script's exit code."""

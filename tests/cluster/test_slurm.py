@@ -56,7 +56,7 @@ class Job:
             if found := condition(self.events()):
                 return found
             time.sleep(0.05)
-        raise AssertionError(self.output)
+        raise AssertionError(f"{self.output}\n{self.slurm.account_of(self.number)}")
 
 
 def test_a_job_is_told_to_go_on_later_and_put_back(
