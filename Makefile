@@ -10,7 +10,7 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 HANGS := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-fast test-gpu faults test-cluster check lint types layers tiny-model bench clean
+.PHONY: help setup sweep test test-fast test-gpu faults test-cluster check lint types layers size tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,8 +55,11 @@ types: setup  ## mypy
 layers: setup  ## import-linter
 	$(BIN)/lint-imports
 
+size:  ## lines of code by folder
+	$(PYTHON) -m tools.size
+
 tiny-model: setup  ## pretrain the embedded model again (8 minutes)
-	OMP_NUM_THREADS=2 $(BIN)/python -m trainers.tiny_model
+	OMP_NUM_THREADS=2 $(BIN)/python -m tools.tiny_model
 
 bench: setup  ## the measurements in benchmarks/
 	$(BIN)/python -m benchmarks.lr_grid

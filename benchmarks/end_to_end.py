@@ -51,8 +51,8 @@ def short_rows(folder: Path) -> None:
     """Rows of at most 20 tokens, all of them learnt."""
     from transformers import AutoTokenizer
 
-    from sweeps.spec import DataSpec
-    from trainers.rows import read
+    from sweeps.config.spec import DataSpec
+    from trainers.data.rows import read
 
     tokenizer = AutoTokenizer.from_pretrained(_MODEL)
     texts = [str(row["completion"]) for row in read(DataSpec(source="docstrings")).train]
@@ -66,9 +66,9 @@ def short_rows(folder: Path) -> None:
 
 def docstring_rows(folder: Path) -> None:
     """The embedded data, as a user would have it in files."""
-    from sweeps.spec import DataSpec
-    from trainers.rows import read
-    from trainers.split import split
+    from sweeps.config.spec import DataSpec
+    from trainers.data.rows import read
+    from trainers.data.split import split
 
     spec = DataSpec(source="docstrings", eval_fraction=0.08, eval_limit=300)
     parts = split(spec, read(spec))

@@ -65,7 +65,7 @@ def apart(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def read_sweep(words: tuple[str, ...], reports: int, trials: int = 20_000) -> tuple[Any, Any]:
-    from orchestrator.preparation import read_command
+    from orchestrator.config.command import read_command
 
     more = (f"sweep.evaluations={reports}", f"sweep.trials={trials}", "engine=solo")
     return read_command(["sweep=lr_grid", *words, *more])
@@ -73,7 +73,7 @@ def read_sweep(words: tuple[str, ...], reports: int, trials: int = 20_000) -> tu
 
 def write_ledger(root: Path, words: tuple[str, ...], trials: int, reports: int) -> None:
     """Trials as a driver would have written them, one after another, a checkpoint at the end."""
-    from sweeps.trial import fingerprint
+    from sweeps.core.trial import fingerprint
 
     spec, space = read_sweep(words, reports)
     root.mkdir(parents=True)
@@ -125,8 +125,8 @@ def a_report(index: int, floor: float) -> dict[str, Any]:
 def replay(root: Path, words: tuple[str, ...], reports: int) -> tuple[float, float, float]:
     """Seconds of the replay and of the first ask; the most memory, MB."""
     spec, space = read_sweep(words, reports)
-    from sweeps.coordinator import Coordinator
-    from sweeps.files import RunFolder
+    from sweeps.coordinator.coordinator import Coordinator
+    from sweeps.storage.run_folder import RunFolder
 
     before = held_mb()
     began = time.perf_counter()
@@ -145,7 +145,7 @@ def status(root: Path) -> tuple[float, float]:
     from rich.console import Console
 
     began = time.perf_counter()
-    from orchestrator.status import status as show
+    from orchestrator.terminal.status import status as show
 
     show(root, Console(width=120, file=io.StringIO()))
     return time.perf_counter() - began, held_mb("VmHWM")

@@ -77,7 +77,7 @@ def run(
     nodes: int, workers: int, trials: int, words: tuple[str, ...]
 ) -> tuple[tuple[str, ...], dict[str, list[float]]]:
     """The row of the sweep, and seconds that workers waited, by call."""
-    from orchestrator.tune import _QUIET
+    from orchestrator.cluster.ray_cluster import _QUIET
 
     os.environ.update(_QUIET, RAY_AUTH_MODE="disabled", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     import ray
@@ -104,14 +104,15 @@ def sweep(
     root: Path, trials: int, words: tuple[str, ...], workers: int
 ) -> tuple[tuple[str, ...], dict[str, list[float]]]:
     """A driver's part, without a terminal: the office, its workers, until the last has left."""
+    import orchestrator.worker
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    import orchestrator.worker
-    from orchestrator.actor import CoordinatorActor
-    from orchestrator.tune import Workers, live_slots, place
+    from orchestrator.cluster.placement import live_slots, place
+    from orchestrator.coordinator.actor import CoordinatorActor
+    from orchestrator.workers.pool import Workers
 
-    orchestrator.worker.Worker = stand_in(root / "times")  # type: ignore[misc]
+    orchestrator.workers.worker.Worker = stand_in(root / "times")  # type: ignore[misc]
     spec, space = read_sweep(words, REPORTS, trials)
     run_dir = root / "run"
     run_dir.mkdir()
@@ -212,7 +213,7 @@ def stand_in(folder: Path) -> type:
             return {"done": True}
 
         def pretend(self, key: str) -> None:
-            from sweeps.trial import Report, State
+            from sweeps.core.trial import Report, State
 
             attempt = self.call("start", self.name, key, self.name, "cpu", 0, [])
             for index in range(1, REPORTS + 1):

@@ -33,17 +33,18 @@ import numpy as np
 import torch
 
 from benchmarks.measure import machine, table
-from sweeps.files import RunFolder
-from sweeps.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
-from sweeps.trial import Decision
-from trainers import kept
-from trainers.data import order
-from trainers.guards import PeakMemory, free_memory, is_out_of_memory
-from trainers.packed.base import Base
+from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
+from sweeps.core.trial import Decision
+from sweeps.storage.run_folder import RunFolder
+from trainers.data.dataset import order
+from trainers.model import cache
+from trainers.packed.compatibility import settings
 from trainers.packed.engine import Engine
-from trainers.packed.head import Head
-from trainers.packed.settings import settings
-from trainers.task import Task
+from trainers.packed.frozen_base import Base
+from trainers.packed.lm_head import Head
+from trainers.trial.failures import is_out_of_memory
+from trainers.trial.meters import PeakMemory, free_memory
+from trainers.trial.task import Task
 
 _ROWS = 4096
 _FOREVER = 10**6  # examples of a trial: none ends while it is timed
@@ -149,7 +150,7 @@ def random_base(setup: Setup, folder: Path) -> ModelSpec:
     """A Llama with random weights on disk, with the embedded model's tokenizer."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from trainers.model import load_tokenizer
+    from trainers.model.tokenizer import load_tokenizer
 
     load_tokenizer(ModelSpec(path="tiny")).save_pretrained(str(folder))
     torch.manual_seed(0)
@@ -168,7 +169,7 @@ def random_rows(setup: Setup) -> Any:
     """Prepared data: rows of one length, all tokens labelled."""
     from datasets import Dataset
 
-    from trainers.data import PreparedData
+    from trainers.data.dataset import PreparedData
 
     draw = np.random.default_rng(0)
     rows = draw.integers(3, 2000, (_ROWS, setup.tokens)).tolist()
@@ -181,7 +182,7 @@ def chat_rows(setup: Setup) -> Any:
     """The same, with rows of lengths as chats have them."""
     from datasets import Dataset
 
-    from trainers.data import PreparedData
+    from trainers.data.dataset import PreparedData
 
     draw = np.random.default_rng(0)
     spread = np.exp(_SPREAD * draw.standard_normal(_ROWS))
@@ -274,11 +275,11 @@ Train = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], None]
 def _plain(setup: Setup, spec: TrainSpec) -> Train:
     """Takes a step on token ids [rows, tokens]; on all positions but the last of each row, or on
     those of an index into all positions; and the targets of those."""
-    from trainers.adapters import adapt
-    from trainers.model import load_base
+    from trainers.model.loading import load_base
+    from trainers.model.lora import adapt
 
     on_cpu = setup.device == "cpu"
-    base = load_base(spec.model, "cpu") if on_cpu else kept.base_for(spec, setup.device)
+    base = load_base(spec.model, "cpu") if on_cpu else cache.base_for(spec, setup.device)
     head, model = Head(base), adapt(base, spec.peft)
     model.train()
     if setup.recomputes:
@@ -343,7 +344,7 @@ class Chats:
 def sft_trainer(setup: Setup, spec: TrainSpec, data: Any, root: Path) -> str:
     """One trial at a time as users train it; without TRL, that it is not there."""
     try:
-        from trainers import solo
+        from trainers.sft import trainer as sft_trainer
     except ImportError:
         return "SFTTrainer: TRL is not installed"
     steps = 20 * setup.steps
@@ -354,7 +355,7 @@ def sft_trainer(setup: Setup, spec: TrainSpec, data: Any, root: Path) -> str:
         folder=RunFolder(root),
         device=setup.device,
     )
-    seconds = solo.train(task, data, Silent()).totals["seconds"]
+    seconds = sft_trainer.train(task, data, Silent()).totals["seconds"]
     speed = steps * spec.batch_size * setup.tokens / seconds
     return (
         f"SFTTrainer, one at a time: {speed:,.0f} tokens/s, {1000 * seconds / steps:.1f} ms a step"
@@ -394,7 +395,7 @@ def rounds(
             step = build()
             timed(setup, step)  # caches and allocators warm up
             # A GPU's is of this process alone, and the base that plain models start from stays.
-            peaks[name] = memory.mb - (kept.held_mb() if setup.device == "cuda" else 0)
+            peaks[name] = memory.mb - (cache.held_mb() if setup.device == "cuda" else 0)
             built[name] = step
         except Exception as error:
             if not is_out_of_memory(error):

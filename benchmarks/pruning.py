@@ -20,7 +20,7 @@ def main() -> None:
     import optuna
     from optuna.pruners import HyperbandPruner, MedianPruner, SuccessiveHalvingPruner
 
-    from sweeps.pruning import Brackets, Halving, Percentile
+    from sweeps.search.pruners import Brackets, Halving, Percentile
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     halving = {"min_resource": 1, "reduction_factor": 2}

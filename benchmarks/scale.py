@@ -66,9 +66,9 @@ def simulate(
     root: Path, words: tuple[str, ...], trials: int, width: int
 ) -> tuple[dict[str, list[float]], float, float]:
     """Seconds of each call by its name, and without the disk; MB of the ledger and of memory."""
-    from sweeps.coordinator import Coordinator
-    from sweeps.files import RunFolder
-    from sweeps.trial import Report, State
+    from sweeps.coordinator.coordinator import Coordinator
+    from sweeps.core.trial import Report, State
+    from sweeps.storage.run_folder import RunFolder
 
     spec, space = read_sweep(words, REPORTS)
     before = held_mb()

@@ -19,13 +19,18 @@ from rich.align import Align
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
-from orchestrator.display import Display
-from orchestrator.progress import planned_configs, planned_trials, read_progress, time_left_s
-from orchestrator.status import lock_holder, read_history
-from orchestrator.summary import closing, ranking, title
-from sweeps.files import RunFolder
-from sweeps.history import History
-from sweeps.ranking import best, ranked
+from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.progress import (
+    planned_configs,
+    planned_trials,
+    read_progress,
+    time_left_s,
+)
+from orchestrator.terminal.status import lock_holder
+from orchestrator.terminal.summary import closing, ranking, title
+from sweeps.ledger.history import History, read_history
+from sweeps.results.ranking import best, ranked
+from sweeps.storage.run_folder import RunFolder
 
 WIDTH, LINES = 110, 20  # characters
 LOOK_S = 1.0

@@ -9,8 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweeps.errors import SweepError, nearest
-from sweeps.secrets import scrub
+from sweeps.core.errors import SweepError, nearest
+from sweeps.core.secrets import scrub
 
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
@@ -61,21 +61,21 @@ def _dispatch(argv: list[str], lean: bool) -> int:
         print(help_text())
         return 0
     if first == "status":
-        from orchestrator.status import status
+        from orchestrator.terminal.status import status
 
         return status(_status_arguments(argv[1:]))
     if first == "export":
-        from orchestrator.export import export
-        from orchestrator.places import fetched
+        from orchestrator.best.merge import export
+        from orchestrator.storage.run_dir import fetched
 
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
     if first == "plan":
-        from orchestrator.run import plan
+        from orchestrator.driver import plan
 
         return plan(argv[1:])
     if first and "=" not in first and not first.startswith(("-", "~", "+")):
-        from orchestrator.compose import groups
+        from orchestrator.config.overrides import groups
 
         near = nearest(first, VERBS)
         hint = f" Did you mean {near}?" if near else ""
@@ -85,13 +85,13 @@ def _dispatch(argv: list[str], lean: bool) -> int:
             f"{first}: no such verb; there are {', '.join(VERBS)}, and without one the sweep runs. "
             f"Overrides are written key=value.{hint} See python -m orchestrator --help."
         )
-    from orchestrator.run import run
+    from orchestrator.driver import run
 
     return run(argv, lean=lean)
 
 
 def _status_arguments(argv: Sequence[str]) -> Path:
-    from orchestrator.places import fetched
+    from orchestrator.storage.run_dir import fetched
 
     parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
     parser.add_argument("run_dir")
@@ -115,7 +115,7 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
 
 def help_text() -> str:
     """What can be chosen, and commands worth typing."""
-    from orchestrator.compose import CONF, groups
+    from orchestrator.config.overrides import CONF, groups
 
     lines = [
         "Find out which settings to fine-tune a language model with.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from gpu_runs import VISIBLE, asks_for_gpus, obstacle
+from support.gpu_runs import VISIBLE, asks_for_gpus, obstacle
 
 
 def pytest_configure(config: pytest.Config) -> None:

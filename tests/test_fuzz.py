@@ -18,20 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from driving import SMALL, drive, make, open_sweep
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from support.driving import SMALL, drive, make, open_sweep
 
-from orchestrator import compose
-from orchestrator.preparation import Command
-from orchestrator.status import read_history
-from sweeps.coordinator import Coordinator
-from sweeps.errors import ConfigError, SweepError
-from sweeps.files import RunFolder
-from sweeps.secrets import scrub
-from sweeps.spec import DataSpec
-from trainers import checkpoint, rows
+from orchestrator.config import compose
+from orchestrator.config.command import Command
+from sweeps.config.spec import DataSpec
+from sweeps.coordinator.coordinator import Coordinator
+from sweeps.core.errors import ConfigError, SweepError
+from sweeps.core.secrets import scrub
+from sweeps.ledger.history import read_history
+from sweeps.storage.run_folder import RunFolder
+from trainers.data import rows
+from trainers.trial import checkpoint
 
 TIMES = int(os.environ.get("SWEEPS_FUZZ", "1"))
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from gpu_runs import VISIBLE, asks_for_gpus
+from support.gpu_runs import VISIBLE, asks_for_gpus
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -15,12 +15,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-import remains
-from network import Network, obstacle
-from objects import ObjectServer, no_server
-from one_sweep import WORDS, Undisturbed, last_losses
-from real_sweeps import Command
-from slurm import Slurm, SlurmRefusesError, no_slurm
+from support import remains
+from support.network import Network, obstacle
+from support.objects import ObjectServer, no_server
+from support.one_sweep import WORDS, Undisturbed, last_losses
+from support.real_sweeps import Command
+from support.slurm import Slurm, SlurmRefusesError, no_slurm
 
 # Three times and more what each takes on two cores that do nothing else.
 LIMITS_S = {"setup": 240, "call": 600, "teardown": 180}

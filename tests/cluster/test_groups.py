@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import remains
-from network import Machine, Network
-from objects import ObjectServer, no_server
-from real_sweeps import GRID, SMALL, Command, command_of, losses, of, under_way
+from support import remains
+from support.network import Machine, Network
+from support.objects import ObjectServer, no_server
+from support.real_sweeps import GRID, SMALL, Command, command_of, losses, of, under_way
 from test_network import OnMachine, hosts
 
 pytestmark = pytest.mark.cluster

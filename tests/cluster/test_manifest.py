@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from objects import PYTHON
-from real_sweeps import REPOSITORY
+from support.objects import PYTHON
+from support.real_sweeps import REPOSITORY
 
 pytestmark = pytest.mark.cluster
 

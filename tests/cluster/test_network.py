@@ -6,8 +6,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from network import Machine, Network
-from real_sweeps import GRID, SMALL, Command, Events, losses, of
+from support.network import Machine, Network
+from support.real_sweeps import GRID, SMALL, Command, Events, losses, of
 
 pytestmark = pytest.mark.cluster
 

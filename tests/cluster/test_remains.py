@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import remains
-from network import Network
+from support import remains
+from support.network import Network
 
 pytestmark = pytest.mark.cluster
 

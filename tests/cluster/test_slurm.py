@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from one_sweep import WORDS, Undisturbed, last_losses
-from real_sweeps import PATIENCE_S, REPOSITORY, Events, of, under_way
-from slurm import NODES, Slurm
+from support.one_sweep import WORDS, Undisturbed, last_losses
+from support.real_sweeps import PATIENCE_S, REPOSITORY, Events, of, under_way
+from support.slurm import NODES, Slurm
 
 pytestmark = pytest.mark.cluster
 

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from network import Network
-from objects import ObjectServer, no_server
-from one_sweep import WORDS, Undisturbed, last_losses
-from real_sweeps import PATIENCE_S, Command, of, under_way
+from support.network import Network
+from support.objects import ObjectServer, no_server
+from support.one_sweep import WORDS, Undisturbed, last_losses
+from support.real_sweeps import PATIENCE_S, Command, of, under_way
 from test_network import OnMachine, hosts
 
-from sweeps.store import FILES, Store
+from sweeps.storage.object_store import FILES, Store
 
 pytestmark = pytest.mark.cluster
 

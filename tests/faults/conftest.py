@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from real_sweeps import clearing_up
-from witnessed import WORDS, Witnessed
+from support.real_sweeps import clearing_up
+from support.witnessed import WORDS, Witnessed
 
 ENGINES = ("solo", "packed")
 _SURVIVED = "survived"  # the name of a line of the table among a report's properties

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from real_sweeps import of
-from witnessed import GRID, Witnessed, has_losses_of, judge
+from support.real_sweeps import of
+from support.witnessed import GRID, Witnessed, has_losses_of, judge
 
-from trainers.checkpoint import verify
+from trainers.trial.checkpoint import verify
 
 pytestmark = pytest.mark.faults
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from real_sweeps import of
-from witnessed import LONG, LONG_GRID, Witnessed, judge
+from support.real_sweeps import of
+from support.witnessed import LONG, LONG_GRID, Witnessed, judge
 
 pytestmark = pytest.mark.faults
 

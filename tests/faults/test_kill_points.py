@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from witnessed import LONG, LONG_GRID, TPE, Witnessed, judge
+from support.witnessed import LONG, LONG_GRID, TPE, Witnessed, judge
 
 pytestmark = pytest.mark.faults
 

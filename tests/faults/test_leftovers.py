@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from real_sweeps import LR, Events, of
-from witnessed import Witnessed
+from support.real_sweeps import LR, Events, of
+from support.witnessed import Witnessed
 
 pytestmark = pytest.mark.faults
 

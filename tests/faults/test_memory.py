@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from real_sweeps import losses, of
-from witnessed import GRID, Witnessed, apart
+from support.real_sweeps import losses, of
+from support.witnessed import GRID, Witnessed, apart
 
 pytestmark = pytest.mark.faults
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from witnessed import GRID, INTERVAL, TPE, Witnessed, is_alive, judge
+from support.witnessed import GRID, INTERVAL, TPE, Witnessed, is_alive, judge
 
 pytestmark = pytest.mark.faults
 

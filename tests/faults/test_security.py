@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from real_sweeps import under_way
-from witnessed import GRID, Witnessed, has_losses_of
+from support.real_sweeps import under_way
+from support.witnessed import GRID, Witnessed, has_losses_of
 
 import trainers
 from orchestrator.cli import main

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 
 import pytest
-from real_sweeps import of
-from witnessed import GRID, LONG, LONG_GRID, Witnessed, is_alive, judge
+from support.real_sweeps import of
+from support.witnessed import GRID, LONG, LONG_GRID, Witnessed, is_alive, judge
 
-from trainers.checkpoint import verify
+from trainers.trial.checkpoint import verify
 
 pytestmark = pytest.mark.faults
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_sweeps import losses, of
-from tracked_sweep import CANARY, history, records
-from wandb_stub import WandbStub
-from witnessed import GRID, Witnessed, has_losses_of
+from support.real_sweeps import losses, of
+from support.tracked_sweep import CANARY, history, records
+from support.wandb_stub import WandbStub
+from support.witnessed import GRID, Witnessed, has_losses_of
 
-from sweeps.files import RunFolder
+from sweeps.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.faults
 

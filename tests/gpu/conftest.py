@@ -10,8 +10,8 @@ import pytest
 @pytest.fixture(autouse=True)
 def _clean_card() -> Iterator[None]:
     yield
-    from trainers import kept
-    from trainers.guards import free_memory
+    from trainers.model import cache
+    from trainers.trial.meters import free_memory
 
-    kept.let_go()
+    cache.let_go()
     free_memory()

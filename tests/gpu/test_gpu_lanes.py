@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cards import CUDA, Matmuls, counted, llama, operators, reseal, rows_of
-from packs import alone, key, pack, short_rows, small
-from training import Recorder, stop_at
+from support.cards import CUDA, Matmuls, counted, llama, operators, reseal, rows_of
+from support.packs import alone, key, pack, short_rows, small
+from support.training import Recorder, stop_at
 
-from sweeps.files import RunFolder
-from sweeps.spec import ModelSpec, TrainSpec
-from trainers.export import assemble, prove
-from trainers.optimizers import available
+from sweeps.config.spec import ModelSpec, TrainSpec
+from sweeps.storage.run_folder import RunFolder
+from trainers.best_checkpoint import assemble, prove
+from trainers.packed.compatibility import obstacle
 from trainers.packed.dropout import Stream
-from trainers.packed.sharing import obstacle
+from trainers.sft.optimizers import available
 
 pytestmark = pytest.mark.gpu
 

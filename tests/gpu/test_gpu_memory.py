@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from cards import CUDA, child, llama, rows_of, stranger
-from packs import pack, small, task
+from support.cards import CUDA, child, llama, rows_of, stranger
+from support.packs import pack, small, task
 
 from benchmarks.packing import Silent
-from orchestrator.pack import Pack as Lanes
-from sweeps.spec import TrainSpec
-from trainers.packed.sharing import shared
+from orchestrator.workers.packed import Pack as Lanes
+from sweeps.config.spec import TrainSpec
+from trainers.packed.compatibility import shared
 
 pytestmark = pytest.mark.gpu
 
@@ -70,7 +70,7 @@ def test_where_memory_is_short_passes_are_split_and_the_losses_stay(
 # Printed: what it is, and whether the device still answers.
 _JUDGE = """
 import torch
-from trainers.guards import is_device_lost, is_out_of_memory
+from trainers.trial.failures import is_device_lost, is_out_of_memory
 try:
     {act}
     torch.cuda.synchronize()

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cards import CUDA, body, counted, llama, rows_of
-from packs import Pack, pack, small
+from support.cards import CUDA, body, counted, llama, rows_of
+from support.packs import Pack, pack, small
 
-from sweeps.spec import ModelSpec, TrainSpec
-from trainers.data import PreparedData
-from trainers.guards import free_memory
+from sweeps.config.spec import ModelSpec, TrainSpec
+from trainers.data.dataset import PreparedData
+from trainers.trial.meters import free_memory
 
 pytestmark = pytest.mark.gpu
 

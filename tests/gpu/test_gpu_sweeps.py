@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cards import CUDA, child, llama
-from real_sweeps import LR, REPOSITORY, SCHEDULE, SMALL, Command, clearing_up, losses, of
+from support.cards import CUDA, child, llama
+from support.real_sweeps import LR, REPOSITORY, SCHEDULE, SMALL, Command, clearing_up, losses, of
 
-from sweeps.files import RunFolder
+from sweeps.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.gpu
 
@@ -145,7 +145,7 @@ def test_trials_on_two_gpus_each(
 
 _SECOND_RANK = """
 import torch
-from sweeps.spec import ModelSpec
+from sweeps.config.spec import ModelSpec
 from trainers.model import load_base
 torch.cuda.set_device(1)
 model = load_base(ModelSpec(path={path!r}), {device!r})

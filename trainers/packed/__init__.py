@@ -1,1 +1,1 @@
-"""Many LoRA trials on one frozen base model, trained in the same passes. See `engine`."""
+"""Many LoRA trials on one frozen base model on one device."""

@@ -8,25 +8,31 @@ for ended in engine.advance(): ...     # one micro-step of every lane, and what 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
-from sweeps.spec import TrainSpec
-from sweeps.trial import Decision, Report, State
-from trainers import checkpoint
-from trainers.data import PreparedData
-from trainers.evaluation import Measured, rows_for
-from trainers.guards import PeakMemory, Stopwatch, require_finite, wait_for
-from trainers.model import fingerprint_base
-from trainers.packed import saving
-from trainers.packed.base import Base
-from trainers.packed.builder import Builder
+import torch
+
+from sweeps.config.spec import TrainSpec
+from sweeps.core.trial import Decision, Report, State
+from trainers.data.dataset import PreparedData, tokens_seen
+from trainers.model.loading import fingerprint_base
+from trainers.packed import checkpoint as lane_checkpoint
+from trainers.packed.adapter_bank import Adapter, Bank, Shape, Slot
+from trainers.packed.compatibility import settings
+from trainers.packed.dropout import Stream
 from trainers.packed.evaluation import Evaluation
+from trainers.packed.frozen_base import Base, Passes
 from trainers.packed.lane import Lane
-from trainers.packed.passes import Passes
-from trainers.packed.rows import MicroBatch
-from trainers.packed.settings import settings
-from trainers.task import Observer, Outcome, Task
+from trainers.packed.micro_batches import MicroBatch, Reader, Windows
+from trainers.packed.optimizer import Stepping
+from trainers.trial import checkpoint
+from trainers.trial.evaluation import Measured, rows_for
+from trainers.trial.failures import require_finite
+from trainers.trial.meters import PeakMemory, Stopwatch, wait_for
+from trainers.trial.reporting import Record
+from trainers.trial.task import Observer, Outcome, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +157,7 @@ class Engine:
     def _settle(self, lane: Lane) -> None:
         """Commit where it is due or was told to stop, and end."""
         if lane.is_due or lane.leaving:
-            saving.commit(lane)
+            lane_checkpoint.commit(lane)
         if lane.is_done:
             self._end(lane, State.COMPLETED)
         elif lane.leaving:
@@ -191,3 +197,113 @@ def train_alone(task: Task, data: PreparedData, observer: Observer, *, base: Bas
         raise ended.error
     assert ended.outcome is not None
     return ended.outcome
+
+
+Found = tuple[Path, checkpoint.Manifest] | None
+
+
+@dataclass
+class _Since:
+    """A lane's seconds: what earlier attempts took, and the pack's since it came."""
+
+    clock: Stopwatch
+    before: float
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        return self.before + self.clock.seconds - self.since
+
+
+@dataclass(kw_only=True)
+class Builder:
+    """Makes lanes on one base.
+
+    Attributes:
+        fingerprint: of the base model.
+        clock, memory: the pack's.
+        banks: those that hold a lane.
+    """
+
+    base: Base
+    data: PreparedData
+    fingerprint: str
+    clock: Stopwatch
+    memory: PeakMemory
+    banks: dict[Shape, Bank] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._reader = Reader(self.data.train)
+
+    def build(self, task: Task, observer: Observer, found: Found, reports: list[Report]) -> Lane:
+        """The lane of `task`, from the checkpoint that was found, with its place in a bank."""
+        train = task.train
+        chosen = settings(train)
+        steps = train.steps(task.examples)
+        adapter = self.base.adapter(train.peft, train.seed)
+        values = adapter.load(found[0]) if found else adapter.values
+        bank, slot = self._place(adapter, train.batch_size, values)
+        try:
+            lane = Lane(
+                task=task,
+                chosen=chosen,
+                record=self._record(task, observer, found, reports),
+                adapter=adapter,
+                bank=bank,
+                slot=slot,
+                stepping=Stepping(chosen, bank.shape, slot, adapter.decays, steps),
+                windows=self._windows(task, chosen.pad_to_multiple_of or 1),
+                stream=self._stream(train, found),
+                steps=steps,
+                device=self.base.device,
+                history=lane_checkpoint.history(found[0]) if found else [],
+            )
+            if found:
+                lane_checkpoint.restore(lane, found[0])
+        except Exception:
+            self.clear(bank, slot)
+            raise
+        self.base.hook(weight.module for weight in adapter.weights)
+        return lane
+
+    def clear(self, bank: Bank, slot: Slot) -> None:
+        """Give a lane's memory back."""
+        bank.remove(slot)
+        if not bank.slots:
+            del self.banks[bank.shape]
+
+    def _record(
+        self, task: Task, observer: Observer, found: Found, reports: list[Report]
+    ) -> Record:
+        before = found[1].seconds if found else 0.0
+        record = Record(
+            task,
+            observer,
+            base=self.fingerprint,
+            tokens=tokens_seen(self.data.train, task.examples, task.train.seed),
+            reports=reports,
+            clock=_Since(self.clock, before, self.clock.seconds),
+            memory=self.memory,
+        )
+        record.step = found[1].step if found else 0
+        return record
+
+    def _place(self, adapter: Adapter, rows: int, values: torch.Tensor) -> tuple[Bank, Slot]:
+        shape = Shape(adapter.weights, rows, adapter.values.dtype)
+        bank = self.banks.setdefault(shape, Bank(shape, self.base.device))
+        slot = Slot()
+        slot.scaling = adapter.scaling
+        bank.add(slot, values.to(self.base.device))
+        return bank, slot
+
+    def _windows(self, task: Task, multiple: int) -> Windows:
+        return Windows(self._reader, task.train, task.examples, len(self.data.train), multiple)
+
+    def _stream(self, train: TrainSpec, found: Found) -> Stream:
+        device = self.base.device
+        state = lane_checkpoint.random_state(found[0], device.type) if found else None
+        if state is None and device.type == "cpu":
+            state = lane_checkpoint.first_state(train.seed)
+        elif state is None:
+            state = torch.Generator(device=device).manual_seed(train.seed).get_state()
+        return Stream(float(train.peft.get("lora_dropout") or 0.0), state, device)

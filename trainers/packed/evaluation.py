@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import torch
 
-from trainers.evaluation import Measured, Rows, computing_in
-from trainers.guards import free_memory, is_device_lost, is_out_of_memory
-from trainers.packed.base import Base, parts_of
+from trainers.packed.frozen_base import Base, parts_of
 from trainers.packed.lane import Lane
+from trainers.trial.evaluation import Measured, Rows, computing_in
+from trainers.trial.failures import is_device_lost, is_out_of_memory
+from trainers.trial.meters import free_memory
 
 log = logging.getLogger(__name__)
 

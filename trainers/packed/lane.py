@@ -9,17 +9,16 @@ from types import SimpleNamespace
 
 import torch
 
-from sweeps import faults
-from sweeps.trial import Decision, State
-from trainers.guards import require_finite
-from trainers.packed.adapter import Adapter
-from trainers.packed.bank import Bank, Slot
+from sweeps.core import fault_injection
+from sweeps.core.trial import Decision, State
+from trainers.packed.adapter_bank import Adapter, Bank, Slot
+from trainers.packed.compatibility import log_every
 from trainers.packed.dropout import Stream
-from trainers.packed.rows import MicroBatch, Windows
-from trainers.packed.settings import log_every
-from trainers.packed.stepping import Stepping
-from trainers.progress import Record
-from trainers.task import Outcome, Task
+from trainers.packed.micro_batches import MicroBatch, Windows
+from trainers.packed.optimizer import Stepping
+from trainers.trial.failures import require_finite
+from trainers.trial.reporting import Record
+from trainers.trial.task import Outcome, Task
 
 
 @dataclass(kw_only=True)
@@ -75,7 +74,7 @@ class Lane:
 
     def take(self) -> MicroBatch:
         """The rows of its next micro-batch."""
-        faults.passing("batch")
+        fault_injection.passing("batch")
         return self.windows.next(self.record.step)
 
     def add(self, loss: torch.Tensor, hits: torch.Tensor) -> None:

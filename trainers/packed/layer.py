@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from trainers.packed.bank import Bank
+from trainers.packed.adapter_bank import Bank
 from trainers.packed.dropout import Stream
 
 # Of the two ways round in which a product can be computed, BLAS on a CPU is three times as slow at

@@ -1,0 +1,1 @@
+"""best/: its model card, and the verb that exports it merged."""

@@ -1,0 +1,1 @@
+"""Ray: the cluster, its nodes and GPUs, where trials are placed, signals and preemption."""

@@ -1,0 +1,233 @@
+"""Ray and Tune: start or join a cluster, place workers on its devices, replace those that die."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.gpus import given_to_ray, let_segments_grow
+from orchestrator.cluster.nodes import alive_nodes
+from sweeps.config.spec import ClusterSpec
+from sweeps.core.errors import SweepError, first_line
+from sweeps.core.secrets import scrub
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours is fed by the ledger
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # Tune's snapshots are never read back
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000",  # else a worker waits until the one before has started
+}
+_STOP_S = 10.0
+_HEAD = ("gcs_server", "raylet")  # Ray's processes without which nothing goes on
+_ANSWER_S = 10.0  # of a cluster that is only asked what it has
+_OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
+
+
+def import_ray(cluster: ClusterSpec) -> None:
+    """Import Ray, which reads its settings from the environment as it is imported."""
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if cluster.kind == "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written into ~/.ray
+        # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        let_segments_grow()  # in the workers, which take over this environment
+    import ray  # noqa: F401
+
+
+def begin_ray(cluster: ClusterSpec) -> None:
+    """Start Ray on this machine, on loopback, or join a running cluster; once, and wait not."""
+    global _ray
+    if _ray is None:
+        import_ray(cluster)  # not where another thread imports, too
+        _ray = _Ray(cluster)
+
+
+def start_ray(cluster: ClusterSpec) -> None:
+    """The same, and wait until it runs.
+
+    Raises:
+        SweepError: it does not start, or the cluster cannot be reached.
+    """
+    begin_ray(cluster)
+    assert _ray is not None
+    _ray.wait()
+    if _ray.error is not None:
+        raise _ray.error
+
+
+def ask_cluster(cluster: ClusterSpec) -> None:
+    """Join a cluster to see what it has; one that does not answer soon is let go of again."""
+    begin_ray(cluster)
+    assert _ray is not None
+    _ray.wait(_ANSWER_S)
+    if not _ray.runs:
+        stop_ray()
+
+
+def gpus_of_cluster() -> int | None:
+    """GPUs of the Ray that was begun; None if none was, or if it could not be joined."""
+    if _ray is None:
+        return None
+    _ray.wait()
+    if not _ray.runs:
+        return None
+    return int(sum(node["Resources"].get("GPU", 0) for node in alive_nodes()))
+
+
+class _Ray(threading.Thread):
+    """Starts Ray, and stays as long as it runs: its processes end with the thread that started
+    them. In the main thread `ray.init` would set a handler of its own for SIGTERM, and a signal in
+    the middle of it would leave processes behind."""
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        super().__init__(name="ray", daemon=True)
+        self.error: Exception | None = None
+        self._cluster = cluster
+        self._is_started, self._is_over = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        try:
+            _init(self._cluster)
+        except Exception as error:
+            self.error = error
+        finally:
+            self._is_started.set()
+        self._is_over.wait()
+
+    @property
+    def runs(self) -> bool:
+        return self._is_started.is_set() and self.error is None
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until it runs, or has failed to."""
+        self._is_started.wait(seconds)
+
+    def end(self) -> None:
+        import ray
+
+        if own_ray_is_gone():  # `ray.shutdown` would wait for it; what is left of it is ended
+            _own_node().kill_all_processes(check_alive=False, allow_graceful=False)
+        else:
+            ray.shutdown()
+        self._is_over.set()
+
+
+_ray: _Ray | None = None
+
+
+def _init(cluster: ClusterSpec) -> None:
+    import ray
+
+    # It would say that it sets and resets no signal handler here: `Signals` does that.
+    logging.getLogger("ray._private.worker").setLevel(logging.CRITICAL)
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "namespace": "sweeps",
+    }
+    if cluster.kind == "local":
+        try:
+            ray.init(
+                address="local",  # else it joins a cluster that runs on this machine
+                num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
+                num_gpus=given_to_ray(cluster),
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **common,
+            )
+        except Exception as error:
+            raise _no_start(error) from error
+        # The autoscaler has nothing to scale here, and at the end it would be waited for.
+        _own_node().kill_monitor(check_alive=False)
+        return
+    knock(cluster)
+    try:
+        # Its nodes know nothing of our packages, which lie at the same place on each.
+        path = f"{Path(__file__).parents[2]}:${{PYTHONPATH}}"
+        common["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+        ray.init(address=cluster.address, **common)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _no_answer(cluster, error) from None
+
+
+def knock(cluster: ClusterSpec) -> None:
+    """See whether anything listens at a cluster's host:port; Ray itself would try for minutes.
+
+    Raises:
+        SweepError: nothing does.
+    """
+    if cluster.kind == "local":
+        return
+    host, sign, port = str(cluster.address).removeprefix("ray://").rpartition(":")
+    if sign and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+        except (OSError, ValueError, OverflowError) as error:
+            raise _no_answer(cluster, error) from None
+
+
+def _no_answer(cluster: ClusterSpec, error: Exception) -> SweepError:
+    return SweepError(
+        f"cluster.address = {scrub(str(cluster.address))}: no Ray cluster answers "
+        f"({first_line(error)}). Start one with `ray start --head`, name its address, or take "
+        "cluster=local. One that asks for a token wants RAY_AUTH_MODE=token here, too."
+    )
+
+
+def _no_start(error: Exception) -> SweepError:
+    words = first_line(error)[:300]
+    return SweepError(
+        f"Ray cannot be started on this machine ({type(error).__name__}: {words}). It keeps files "
+        "in /dev/shm and in the folder that RAY_TMPDIR names, else TMPDIR, else /tmp: there must "
+        "be room, and the folder's path must be short, since sockets lie in it."
+    )
+
+
+def stop_ray(*, keep_logs: bool = False) -> None:
+    """Let go of Ray, but do not wait long for a Ray that is gone.
+
+    Args:
+        keep_logs: of the Ray that was started here; else its folder is removed.
+    """
+    global _ray
+    if _ray is None:
+        return
+    _ray.wait(_STOP_S)
+    session = None if keep_logs else own_session()
+    closing = threading.Thread(target=_ray.end, daemon=True)
+    closing.start()
+    closing.join(_STOP_S)
+    _ray = None
+    if session is not None:
+        shutil.rmtree(session, ignore_errors=True)  # Ray itself leaves a folder of logs each time
+
+
+def own_session() -> Path | None:
+    """The folder of the Ray that this process has started; None where it has joined one."""
+    node = _own_node()
+    return Path(node.get_session_dir_path()) if node else None
+
+
+def own_ray_is_gone() -> bool:
+    """Whether the Ray that this process has started has lost its head, as by a signal to the whole
+    process group. Ray ends this process some time later, and with an exit code of its own."""
+    node = _own_node()
+    return node is not None and any(name in _HEAD for name, _ in node.dead_processes())
+
+
+def _own_node() -> Any:
+    from ray._private import worker  # there is no public way to ask
+
+    node = getattr(worker, "_global_node", None)
+    return node if node is not None and node.head else None

@@ -1,0 +1,1 @@
+"""From a command line to a sweep that may start: composed, checked, data prepared."""

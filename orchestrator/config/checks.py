@@ -1,0 +1,207 @@
+"""Everything that can be said against a config before any device is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+from orchestrator.cluster.gpus import gpu_problems
+from orchestrator.storage.run_dir import place_problems
+from sweeps.config.spec import Spec
+from sweeps.config.validation import STRATEGY, without_strategy
+from sweeps.core.errors import Problem, nearest
+from sweeps.search.samplers import search_problems
+from sweeps.space.parser import parse_space
+from sweeps.space.space import Choice, Interval, Space, set_by
+
+_SEARCHED_MODEL_KEYS = ("model.dtype", "model.quantization", "model.attn_implementation")
+_OWNED = {
+    "seed": "sweep.repeats runs each config with several seeds",
+    "sweep": "it says how to search",
+    "engine": "it says where trials run",
+    "tracking": "it says what is tracked",
+    "cluster": "it says where trials run",
+    "run_dir": "it says where files go",
+    "name": "it names the sweep",
+    "storage": "it says where files go",
+    "accept_changes": "it says whether to go on",
+}
+
+
+def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
+    """The space of a composed config, with what a condition needs of its fixed keys."""
+    # What is no mapping is refused by `sweeps.config.validation`, with its name.
+    parts = (config["sweep"].get(name) for name in ("space", "when"))
+    written, when = (part if isinstance(part, Mapping) else {} for part in parts)
+    space = parse_space(written, when, problems)
+    asked = {condition.key for condition in space.when.values()}
+    problems += _key_problems(config, space) + _condition_problems(config, space)
+    return Space(space.dimensions, space.when, {key: _lookup(config, key) for key in asked})
+
+
+def searched_values(space: Space) -> dict[str, list[Any]]:
+    """Config key -> every value it may get; the bounds of an interval."""
+    found: dict[str, list[Any]] = {}
+    for dimension in space.dimensions:
+        if isinstance(dimension, Interval):
+            found[dimension.name] = [dimension.low, dimension.high]
+            continue
+        for option in dimension.options:
+            pairs = option if isinstance(option, Mapping) else {dimension.name: option}
+            for key, value in pairs.items():
+                found.setdefault(key, []).append(value)
+    return found
+
+
+def training_problems(config: Mapping[str, Any], space: Space, device: str) -> list[Problem]:
+    """What the libraries refuse: trainer fields, optimizers, schedules, LoRA. Uses torch."""
+    from trainers.model.lora import peft_problems
+    from trainers.sft.validation import problems
+
+    trainer, peft = config["trainer"], config["peft"]
+    searched = searched_values(space)
+    searched.pop(f"trainer.{STRATEGY}", None)  # refused as a key that is not a trial's
+    own = without_strategy(trainer)
+    dtype = _trained_type(config, searched, device)
+    found = problems(own, searched=searched, device=device, dtype=dtype) + peft_problems(peft)
+    for key, values in searched.items():
+        section, _, name = key.partition(".")
+        if section == "peft":
+            for value in values:
+                said = {(problem.key, problem.message) for problem in found}
+                new = peft_problems({**peft, name: value})
+                found += [p for p in new if (p.key, p.message) not in said]
+    return found
+
+
+def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]], device: str) -> str:
+    """The number type of the trained weights; if trials differ, the one that fewer optimizers
+    step."""
+    from trainers.sft.optimizers import trained_type
+
+    keys = ("peft.method", "model.quantization", "model.dtype")
+    options = [searched.get(key, [_lookup(config, key)]) for key in keys]
+    found = (trained_type(m, q, d, device) for m, q, d in product(*options))
+    return min(found, default="float32")  # bfloat16 comes first
+
+
+def spec_problems(spec: Spec, space: Space) -> list[Problem]:
+    """What only a whole spec can be asked: how its parts go together."""
+    from trainers.data import schema
+    from trainers.model.lora import peft_problems
+
+    found = search_problems(spec.sweep, space) + _device_problems(spec, space)
+    found += [p for p in peft_problems(spec.train.peft, spec.train.model) if p.key[:5] == "model"]
+    return found + schema.spec_problems(spec.train.data)
+
+
+def _device_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Devices and storage that no trial can use."""
+    found = _group_problems(spec, space) + _sharding_problems(spec, space)
+    found += _gpu_problems(spec)
+    return found + place_problems(spec)
+
+
+def _group_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Optimizer steps that cannot be shared out among a trial's devices."""
+    from trainers.trial.ranks import indivisible
+
+    world = spec.engine.devices_per_trial
+    if world == 1:
+        return []
+    searched = searched_values(space)
+    batches, accumulations = (
+        searched.get(f"trainer.{name}", [getattr(spec.train, attribute)])
+        for name, attribute in (
+            ("per_device_train_batch_size", "batch_size"),
+            ("gradient_accumulation_steps", "accumulation_steps"),
+        )
+    )
+    return [
+        indivisible(batch, accumulation, world)
+        for batch in batches
+        for accumulation in accumulations
+        if isinstance(batch, int) and isinstance(accumulation, int)
+        if batch % world and accumulation % world
+    ][:1]
+
+
+def _sharding_problems(spec: Spec, space: Space) -> list[Problem]:
+    """trainer.strategy=fsdp, and what cannot be shared out among a trial's devices."""
+    if spec.strategy != "fsdp":
+        return []
+    from trainers.sft import fsdp
+
+    if spec.engine.devices_per_trial == 1:
+        message = (
+            "shares a model out among the devices of a trial, and a trial has one here: set "
+            f"engine.devices_per_trial=2 or more, or trainer.{STRATEGY}=ddp."
+        )
+        return [Problem(key=f"trainer.{STRATEGY}", value="fsdp", message=message)]
+    return fsdp.problems(spec.train, searched_values(space))
+
+
+def _gpu_problems(spec: Spec) -> list[Problem]:
+    """GPUs that no trial can use, or that are not here; a cluster's are counted later."""
+    found = gpu_problems(spec.engine, spec.cluster)
+    asked = spec.engine.gpus_per_trial
+    if asked != "auto" and asked > 1:
+        message = "a trial trains on one device: 1, or a fraction to let several share one."
+        found.append(Problem(key="engine.gpus_per_trial", value=asked, message=message))
+    return found
+
+
+def _key_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
+    """Searched keys that are not in the config, or not a trial's to vary."""
+    found = []
+    for dimension in space.dimensions:
+        for key in set_by(dimension):
+            reason, near = _refusal(config, key)
+            if reason:
+                found.append(Problem(key=f"sweep.space.{key}", message=reason, nearest=near))
+            elif isinstance(dimension, Choice) and key != dimension.name and "." in dimension.name:
+                reason = f"sets {key} besides what it is called; give it a name without a dot."
+                found.append(Problem(key=f"sweep.space.{dimension.name}", message=reason))
+    return found
+
+
+def _condition_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
+    """Conditions on a key that nobody sets: they would never hold, and nobody would notice."""
+    searched = [key for dimension in space.dimensions for key in set_by(dimension)]
+    fixed = [f"{part}.{leaf}" for part in ("trainer", "peft", "model") for leaf in config[part]]
+    return [
+        Problem(
+            key=f"sweep.when.{name}",
+            value=f"{condition.key}=...",
+            message=f"{condition.key} is neither searched nor in the config: set or search it.",
+            nearest=nearest(condition.key, [*searched, *fixed]),
+        )
+        for name, condition in space.when.items()
+        if condition.key not in searched and _lookup(config, condition.key) is None
+    ]
+
+
+def _refusal(config: Mapping[str, Any], key: str) -> tuple[str, str | None]:
+    section, _, name = key.partition(".")
+    if key == f"trainer.{STRATEGY}":
+        return "cannot be searched: it says where a trial's weights lie, not what it learns.", None
+    if section in _OWNED:
+        return f"cannot be searched: {_OWNED[section]}.", None
+    if key in _SEARCHED_MODEL_KEYS:
+        return "", None
+    if section in ("model", "data"):
+        reason = "changes what the evaluation measures, so trials could not be compared: run one "
+        return f"{reason}sweep for each value.", None
+    known = [f"{part}.{leaf}" for part in ("trainer", "peft") for leaf in config[part]]
+    known += _SEARCHED_MODEL_KEYS
+    if section in ("trainer", "peft") and name:
+        return "", None  # the libraries' own fields are checked by name in `training_problems`
+    return "is no key of the config.", nearest(key, known) or nearest(f"trainer.{key}", known)
+
+
+def _lookup(config: Mapping[str, Any], key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value

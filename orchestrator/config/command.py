@@ -1,0 +1,111 @@
+"""A command line as a spec: composed by Hydra, read, and checked on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.cluster.gpus import usable
+from orchestrator.cluster.ray_cluster import gpus_of_cluster
+from orchestrator.config import compose
+from orchestrator.config.checks import read_space, spec_problems, training_problems
+from orchestrator.config.engine_choice import engine_problems
+from orchestrator.config.imports import leave_out, unneeded
+from sweeps.config.spec import Spec
+from sweeps.config.validation import read_spec, section_problems
+from sweeps.core.errors import ConfigError, Problem
+from sweeps.space.space import Space
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command line, read; the libraries have not been asked yet.
+
+    Attributes:
+        spec: None where a part of the config is not even of its kind.
+        problems: what is wrong with it as far as one can see without them.
+    """
+
+    config: Mapping[str, Any]
+    spec: Spec | None
+    space: Space
+    problems: Sequence[Problem]
+
+    @classmethod
+    def read(cls, argv: Sequence[str]) -> Command:
+        """Read a command line.
+
+        Raises:
+            ConfigError: nothing more can be said of it.
+        """
+        return cls.of(*compose.compose_config(argv))
+
+    @classmethod
+    def of(
+        cls, config: Mapping[str, Any], base: Mapping[str, Any], name: str, run_dir: str
+    ) -> Command:
+        """The same, of what `compose_config` returned."""
+        problems = section_problems(config)
+        if problems:
+            raise ConfigError(problems)
+        spec = read_spec(
+            config,
+            base=base,
+            public=compose.public(config),
+            default_name=name,
+            default_run_dir=run_dir,
+            problems=problems,
+        )
+        return cls(config=config, spec=spec, space=read_space(config, problems), problems=problems)
+
+    def check(self, *, lean: bool = False) -> tuple[Spec, Space]:
+        """Ask the libraries, whose imports take seconds; the spec and the space if all is well.
+
+        Args:
+            lean: leave libraries out of this process that the sweep has no use for.
+
+        Raises:
+            ConfigError: everything that is wrong.
+        """
+        spec, space, problems = self.spec, self.space, list(self.problems)
+        if lean and spec is not None:
+            tracks = spec.tracking.mode != "off"
+            leave_out([name for name in unneeded(spec, space) if name != "wandb" or not tracks])
+        device = guess_device(spec) if spec is not None else "cpu"
+        problems += training_problems(self.config, space, device)
+        if spec is not None:
+            problems += spec_problems(spec, space)
+        if spec is not None and not problems:
+            problems += engine_problems(spec, space, device)
+        if problems or spec is None:
+            raise ConfigError(problems)
+        return spec, space
+
+
+def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
+    """The spec and the space of a command line, checked; raises ConfigError."""
+    return Command.read(argv).check()
+
+
+def guess_device(spec: Spec) -> str:
+    """Where trials will train, before they are placed.
+
+    A cluster that was joined is asked what it has; else this machine stands for all.
+    """
+    gpus = spec.engine.gpus_per_trial
+    is_local = spec.cluster.kind == "local"
+    if gpus == 0 or (is_local and spec.cluster.gpus == 0):
+        return "cpu"
+    if gpus != "auto":
+        return "cuda"
+    found = None if is_local else gpus_of_cluster()
+    return "cuda" if (usable() if found is None else found) else "cpu"
+
+
+def asks_cluster(spec: Spec) -> bool:
+    """Whether what a sweep trains on is only known once its cluster is joined."""
+    return spec.cluster.kind != "local" and spec.engine.gpus_per_trial == "auto"

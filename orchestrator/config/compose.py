@@ -1,0 +1,154 @@
+"""Hydra's compose, with a sweep's own reading of overrides (`orchestrator.config.overrides`).
+
+Hydra writes nothing of its own: no run folder, no logs, no overrides.yaml that would hold secrets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from orchestrator.config.overrides import (
+    CONF,
+    Overrides,
+    is_free,
+    sort_overrides,
+)
+from sweeps.config.spec import Spec
+from sweeps.config.trial_config import SECTIONS
+from sweeps.core.errors import ConfigError, Problem
+from sweeps.core.secrets import masked, scrub
+from sweeps.core.trial import fingerprint
+
+
+def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str, str]:
+    """The config of a command line.
+
+    Returns:
+        the resolved config, its unresolved training sections, the sweep's default name, and its
+        default folder.
+
+    Raises:
+        ConfigError: an override cannot be read, or names a group or choice that there is not.
+    """
+    overrides = sort_overrides(argv)
+    config, choice = _compose(overrides)
+    _drop_options(config, overrides)
+    try:
+        space, when = _space(config, overrides)
+        config["sweep"]["space"] = {}
+        config["sweep"]["when"] = {}
+        resolved = _container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([_problem(error)]) from None
+    base = _container(config, resolve=False)
+    _refuse_missing(resolved)
+    resolved["sweep"]["space"] = space
+    resolved["sweep"]["when"] = when
+    name = str(resolved.get("name") or choice)
+    suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
+    sections = {section: base[section] for section in SECTIONS}
+    return resolved, sections, name, f"outputs/{name}{suffix}"
+
+
+def _drop_options(config: DictConfig, overrides: Overrides) -> None:
+    """Another sampler or pruner on the command line takes nothing over from the file's."""
+    given = {word.lstrip("+").partition("=")[0] for word in overrides.for_hydra}
+    for name in ("search", "pruner"):
+        options = f"sweep.{name}_options"
+        if f"sweep.{name}" in given and not any(key.startswith(options) for key in given):
+            config.sweep[f"{name}_options"] = {}
+
+
+def _compose(overrides: Overrides) -> tuple[DictConfig, str]:
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            whole = compose("config", overrides=overrides.for_hydra, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError([_problem(error)]) from None
+    choice = str(whole.hydra.runtime.choices.get("sweep", "sweep"))
+    OmegaConf.set_struct(whole, False)
+    config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
+    return config, choice
+
+
+def _problem(error: Exception) -> Problem:
+    key = getattr(error, "full_key", None) or "config"
+    return Problem(key=str(key), message=scrub(str(error).strip().splitlines()[0]))
+
+
+def _space(config: DictConfig, overrides: Overrides) -> tuple[dict[str, Any], Any]:
+    """`sweep.space` and `sweep.when`: the file's, or what the command line puts in their place."""
+    space = {} if overrides.replaces_space else _mapping(config.sweep.get("space"))
+    space.update(overrides.space)
+    when = config.sweep.get("when")
+    if when is not None and not OmegaConf.is_dict(when):
+        return space, when  # refused by `reading`, with its name
+    conditions = _mapping(when)
+    if overrides.replaces_space:  # the file's conditions go with the keys that they were about
+        conditions = {key: text for key, text in conditions.items() if key in space}
+    return space, conditions | overrides.when
+
+
+def _mapping(config: DictConfig | None) -> dict[str, Any]:
+    return {} if config is None else _container(config, resolve=True)
+
+
+def _container(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    plain = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _refuse_missing(config: Mapping[str, Any]) -> None:
+    missing = [
+        Problem(key=key, message="is left open by its file; set it on the command line.")
+        for key, value in flatten(config)
+        if value == "???"
+    ]
+    if missing:
+        raise ConfigError(missing)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a nested mapping, with its full key."""
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{key}.")
+        else:
+            yield key, value
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as it may be written down: secrets masked, and nothing that JSON cannot hold."""
+    shown = _finite(masked("", config))
+    assert isinstance(shown, dict)
+    return shown
+
+
+def _finite(value: Any) -> Any:
+    """inf and nan in words, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Key, there, now: what differs from a folder's own config and may not."""
+    there, now = dict(flatten(written)), dict(flatten(spec.public))
+    return [
+        (key, there.get(key), now.get(key))
+        for key in sorted(there.keys() | now.keys())
+        if there.get(key) != now.get(key) and not is_free(key)
+    ]

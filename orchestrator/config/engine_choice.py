@@ -1,0 +1,92 @@
+"""Which engine a sweep's trials train in, how many share a device, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from orchestrator.config.checks import searched_values
+from sweeps.config.spec import Spec
+from sweeps.config.trial_config import config_of
+from sweeps.config.validation import read_train
+from sweeps.core.errors import Problem
+from sweeps.space.space import Space
+
+# Measured with benchmarks/packing.py: on one core, more lanes gain nothing. At most: on a GPU how
+# many fit is measured as they come, on a CPU by the one step that precedes all trials.
+_CPU_LANES = 16
+_GPU_LANES = 32
+_LEARNING = ("tpe", "gp", "cmaes")  # searches that ask better the more results they have
+_ROUNDS = 4  # in so many rounds, at least, such a search gets its results
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """`lanes` is 1 where each trial trains alone."""
+
+    lanes: int
+    why: str
+
+
+def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
+    """engine=packed, and trials that cannot share `device`."""
+    if spec.engine.kind != "packed":
+        return []
+    if spec.engine.devices_per_trial > 1:
+        message = "lanes share one device: engine=solo, or engine.devices_per_trial=1."
+        return [Problem(key="engine.kind", value="packed", message=message)]
+    reasons = [reason for reason in obstacles(spec, space, device).values() if reason]
+    message = "; engine=auto trains what cannot share a device alone."
+    return [
+        Problem(key="engine.kind", value="packed", message=f"{reason}{message}")
+        for reason in dict.fromkeys(reasons)
+    ]
+
+
+def choose(spec: Spec, space: Space, *, on_gpu: bool) -> Choice:
+    """The engine for `spec`, in words too."""
+    devices = spec.engine.devices_per_trial
+    if devices > 1:
+        why = f"engine: solo, each trial on {devices} devices ({spec.strategy})"
+        return Choice(lanes=1, why=why)
+    if spec.engine.kind == "solo":
+        return Choice(lanes=1, why="engine: solo, one trial on each device")
+    found = obstacles(spec, space, "cuda" if on_gpu else "cpu")
+    reasons = list(dict.fromkeys(reason for reason in found.values() if reason))
+    most = spec.engine.lanes
+    lanes = most if most != "auto" else _GPU_LANES if on_gpu else _CPU_LANES
+    if all(found.values()):
+        return Choice(lanes=1, why=f"engine: solo, one trial on each device ({reasons[0]})")
+    if lanes == 1:
+        return Choice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
+    why = f"engine: packed, up to {lanes} trials share a device and its base model"
+    if reasons:
+        why += f"; alone where {'; '.join(reasons)}"
+    return Choice(lanes=lanes, why=why)
+
+
+def planned_trials(spec: Spec, space: Space) -> int | None:
+    """Trials of the whole sweep, repeats counted; None where it ends with its time only."""
+    size = space.size() if space.dimensions else 1
+    configs = [n for n in (size, spec.sweep.trials) if n is not None]
+    return min(configs) * spec.sweep.repeats if configs else None
+
+
+def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:
+    """Why trials cannot be lanes on `device` ("" if they can), for each value searched, one at a
+    time."""
+    from trainers.packed.compatibility import obstacle
+
+    return {
+        name: obstacle(read_train(config_of(spec, values)), device)
+        for name, values in _variants(spec, space)
+    }
+
+
+def _variants(spec: Spec, space: Space) -> Iterator[tuple[str, dict[str, object]]]:
+    searched = searched_values(space)
+    first = {key: values[0] for key, values in searched.items() if values}
+    yield "", first
+    for key, values in searched.items():
+        for value in values[1:]:
+            yield f"{key}={value}", {**first, key: value}

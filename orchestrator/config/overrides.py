@@ -1,0 +1,238 @@
+"""A command line's overrides, sorted by who reads them, and refused where nobody can.
+
+Three kinds are taken out before Hydra sees them: `sweep.space={...}` replaces the file's space
+(Hydra would merge), `sweep.space.KEY=...` and `sweep.when.KEY=...` set one key (Hydra would cut it
+at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The rest is Hydra's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from sweeps.core.commands import masked_word
+from sweeps.core.errors import ConfigError, Problem, nearest
+from sweeps.core.secrets import is_secret_key, scrub
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+# Keys that may differ between two starts on one folder: the default folder's name is made without.
+FREE_KEYS = (
+    "sweep.trials",
+    "sweep.keep",
+    "sweep.time_budget_s",
+    "sweep.max_concurrent",
+    "sweep.max_retries",
+    "tracking",
+    "cluster",
+    "engine",
+    "trainer.strategy",
+    "storage",
+    "run_dir",
+    "name",
+    "accept_changes",
+)
+
+SPACE = "sweep.space"
+WHEN = "sweep.when"
+_SECRET_REASON = "its value has a character that must be quoted"
+_SPACE_FORM = "is written {key: choice(a, b), ...}."
+
+
+@dataclass
+class Overrides:
+    """A command line, sorted by who reads what."""
+
+    for_hydra: list[str] = field(default_factory=list)
+    space: dict[str, str] = field(default_factory=dict)
+    when: dict[str, str] = field(default_factory=dict)
+    replaces_space: bool = False
+    naming: list[str] = field(default_factory=list)  # what the default folder's hash is made of
+
+
+def groups() -> dict[str, list[str]]:
+    """Config group -> its choices, as they lie in conf/."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
+        for folder in sorted(CONF.iterdir())
+        if folder.is_dir()
+    }
+
+
+def sort_overrides(argv: Sequence[str]) -> Overrides:
+    """Sort a command line's words.
+
+    Raises:
+        ConfigError: with every word that cannot be read.
+    """
+    problems: list[Problem] = []
+    sorted_ = Overrides()
+    known = groups()
+    for word in argv:
+        problem = _refused(word, known) or _sort(word, known, sorted_)
+        if problem is not None:
+            problems.append(problem)
+    if problems:
+        raise ConfigError(problems)
+    _settle_budget(sorted_)
+    return sorted_
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may differ between two starts on one folder."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+
+
+def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
+    """What is no override at all, whatever its key."""
+    key, sign, _ = word.partition("=")
+    if word in ("-m", "--multirun") or key == "hydra.mode":
+        return Problem(
+            key=word,
+            message="Hydra's multirun is not used: the sweep is ours. Leave it out; "
+            "key=1,2 or sweep.space says what to try.",
+        )
+    if word.startswith("-"):
+        message = "is no option. Overrides are written key=value; see --help."
+        return Problem(key=key, message=message)
+    if key.lstrip("+~").startswith("hydra.") and not key.endswith("searchpath"):
+        message = "Hydra's own settings are not used; run_dir=... says where files go."
+        return Problem(key=key, message=message)
+    if key in known and not sign:
+        message = f"is written {key}=CHOICE: one of {', '.join(known[key])}."
+        return Problem(key=key, message=message)
+    if not key.strip() or (not sign and not key.startswith("~")):
+        near = nearest(key, known)
+        return Problem(
+            key=scrub(word) or "''", message="is no override; write key=value.", nearest=near
+        )
+    return None
+
+
+def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Problem | None:
+    prefix, key, text = _cut(word)
+    if not is_free(key) and not key.startswith("hydra."):
+        into.naming.append(masked_word(f"{'~' if prefix == '~' else ''}{key}", text))
+    if prefix != "~":
+        if key == SPACE:
+            into.replaces_space = True
+            return _take_space(text, into)
+        for section, taken in ((SPACE, into.space), (WHEN, into.when)):
+            if key.startswith(f"{section}."):
+                taken[key.removeprefix(f"{section}.")] = _unquoted(text)
+                return None
+    try:
+        is_search = OverridesParser.create().parse_override(word).is_sweep_override()
+    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+        reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
+        message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
+        return Problem(key=key, message=message)
+    group = key.split("@")[0]
+    if group in known:
+        return _take_group(word, prefix, group, text, known[group], is_search, into)
+    if is_search:
+        into.space[key] = text
+    elif prefix or key.startswith("hydra."):
+        into.for_hydra.append(word)
+    elif "." in key and key.split(".")[0] not in known:
+        there = f"is no key of the config; its groups are {', '.join(known)}."
+        return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
+    else:
+        into.for_hydra.append(f"++{word}")  # unknown names are found, with the rest, by `reading`
+    return None
+
+
+def _in_words(said: str) -> str:
+    """What Hydra's parser says, without the names of its tokens."""
+    line = said.splitlines()[0].partition(" expecting ")[0]
+    if "integer string conversion" in line:
+        return "it has a number of thousands of digits"
+    if "'<EOF>'" in line:
+        return "it ends where more should follow"
+    found = re.search(r"'(.{1,60})", line)
+    return f"it makes no sense from {found[1].rstrip(chr(39))} on" if found else line
+
+
+def _cut(word: str) -> tuple[str, str, str]:
+    """Hydra's prefix (+, ++, ~ or none), the key, and the text after `=`."""
+    key, _, text = word.partition("=")
+    bare = key.strip().lstrip("+~")
+    return key.strip().removesuffix(bare), bare, text
+
+
+def _take_group(
+    word: str,
+    prefix: str,
+    group: str,
+    choice: str,
+    choices: Sequence[str],
+    is_search: bool,
+    into: Overrides,
+) -> Problem | None:
+    if prefix == "~":
+        message = f"cannot be left out; choose one of {', '.join(choices)}."
+        return Problem(key=f"~{group}", message=message)
+    if is_search:
+        return Problem(
+            key=group,
+            value=choice,
+            message="whole groups cannot be searched; search their keys (e.g. peft.r=4,8), or run "
+            "the command once for each.",
+        )
+    if choice not in choices:
+        message = f"is none of its choices: {', '.join(choices)}."
+        return Problem(key=group, value=choice, message=message, nearest=nearest(choice, choices))
+    if group == "sweep":  # the folder has its name
+        into.naming = [name for name in into.naming if name != f"{group}={choice}"]
+    into.for_hydra.append(word)
+    return None
+
+
+def _take_space(text: str, into: Overrides) -> Problem | None:
+    body = text.strip()
+    if not (body.startswith("{") and body.endswith("}")):
+        return Problem(key=SPACE, value=text, message=_SPACE_FORM)
+    for part in split_top(body[1:-1]):
+        key, sign, expression = part.partition(":")
+        if not sign:
+            return Problem(key=SPACE, value=part, message=_SPACE_FORM)
+        into.space[_unquoted(key)] = _unquoted(expression)
+    return None
+
+
+def split_top(text: str) -> Iterator[str]:
+    """`text` cut at the commas that no bracket or quote encloses."""
+    depth, quote, start = 0, "", 0
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "([{":
+            depth += 1
+        elif letter in ")]}":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            yield text[start:place].strip()
+            start = place + 1
+    if text[start:].strip():
+        yield text[start:].strip()
+
+
+def _unquoted(text: str) -> str:
+    text = text.strip()
+    return text[1:-1] if re.fullmatch(r"'[^']*'|\"[^\"]*\"", text) else text
+
+
+def _settle_budget(overrides: Overrides) -> None:
+    """Setting one of the two budgets on the command line takes the file's other one back."""
+    examples, epochs = "sweep.budget.examples", "sweep.budget.epochs"
+    given = {word.lstrip("+").partition("=")[0] for word in overrides.for_hydra}
+    if len(given & {examples, epochs}) == 1:
+        other = examples if epochs in given else epochs
+        overrides.for_hydra.append(f"++{other}=null")

@@ -1,0 +1,195 @@
+"""What stands in a sweep's way, found before it starts, all at once; and what there is room for."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.config.spec import Spec, TrackingSpec, TrainSpec
+from sweeps.core.errors import ConfigError, Problem, SweepError
+
+if TYPE_CHECKING:
+    from trainers.memory_estimate import Needs
+
+_CHECKPOINTS_OF_A_RUNNING_TRIAL = 4  # the last two, the best, and the one that is being written
+_AT_ONCE = 8  # trials that run side by side, where nothing says how many
+
+
+class Findings:
+    """Collects what is wrong with parts that do not depend on each other."""
+
+    def __init__(self) -> None:
+        self._problems: list[Problem] = []
+        self._errors: list[str] = []
+
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """What is raised in here is kept; the next part is looked at all the same."""
+        try:
+            yield
+        except ConfigError as error:
+            self._problems += [one for one in error.problems if one not in self._problems]
+        except SweepError as error:
+            if str(error) not in self._errors:
+                self._errors.append(str(error))
+
+    def add(self, problems: Sequence[Problem]) -> None:
+        self._problems += problems
+
+    def refuse(self) -> None:
+        """Raise all that was found, if anything was."""
+        if not self._errors and self._problems:
+            raise ConfigError(self._problems)
+        if self._problems:
+            self._errors.append(str(ConfigError(self._problems)))
+        if len(self._errors) == 1:
+            raise SweepError(self._errors[0])
+        if self._errors:
+            raise SweepError("\n".join(f"{n}. {text}" for n, text in enumerate(self._errors, 1)))
+
+
+def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
+    """Memory and disk that are needed at least, and what there is.
+
+    Raises:
+        SweepError: there is less than that.
+    """
+    memory_mb, memory_of = device_memory_mb(device)
+    needed_mb = found.memory_mb
+    if spec.strategy == "fsdp" and device != "cpu":  # a CPU's ranks may share this machine's memory
+        needed_mb /= spec.engine.devices_per_trial
+    most = spec.sweep.max_concurrent or _AT_ONCE
+    kept = spec.sweep.keep * spec.sweep.repeats + most * _CHECKPOINTS_OF_A_RUNNING_TRIAL
+    disk_mb = kept * found.checkpoint_mb
+    free_mb = shutil.disk_usage(existing(root)).free / 2**20
+    if needed_mb > memory_mb:
+        raise SweepError(
+            f"model.path = {spec.train.model.path}: a trial takes at least {size(needed_mb)} "
+            f"of memory, before any activation, and {memory_of} has {size(memory_mb)}. Take a "
+            "smaller model, peft=qlora, a larger device, or several that share the model out: "
+            "engine.devices_per_trial=2 trainer.strategy=fsdp."
+        )
+    if disk_mb > free_mb:
+        raise SweepError(
+            f"{root}: the checkpoints that stay take about {size(disk_mb)} ({kept} of "
+            f"{size(found.checkpoint_mb)}), and {size(free_mb)} are free. Free some room, lower "
+            "sweep.keep or sweep.max_concurrent, or choose a run_dir=... on another disk."
+        )
+    of_what = f"the {size(memory_mb)} memory of {memory_of}"
+    if math.isinf(memory_mb):
+        of_what = f"the memory of {memory_of}"
+    return (
+        f"needs at least {size(needed_mb)} of {of_what} a "
+        f"trial ({found.trained:,} trained parameters), and about {size(disk_mb)} of "
+        f"{size(free_mb)} disk"
+    )
+
+
+def device_memory_mb(device: str) -> tuple[float, str]:
+    """MiB, and whose they are. Of this machine: it stands for the others of a cluster."""
+    if device.startswith("cuda"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_properties(0).total_memory / 2**20, "the GPU"
+        return float("inf"), "a GPU that is not on this machine"
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return pages / 2**20, "this machine"
+
+
+def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpec:
+    """The training that takes the most memory: largest micro-batch, largest adapter."""
+    sizes = [train.batch_size, *_numbers(searched, "trainer.per_device_train_batch_size")]
+    ranks = [train.peft.get("r") or 0, *_numbers(searched, "peft.r")]
+    trainer = {**train.trainer, "per_device_train_batch_size": int(max(sizes))}
+    peft = dict(train.peft)
+    if peft.get("method") != "full" and max(ranks):
+        peft["r"] = int(max(ranks))
+    return replace(train, trainer=trainer, peft=peft)
+
+
+def step_line(found: Mapping[str, Any]) -> str:
+    """What a `trainers.dry_run.Rehearsal` came to."""
+    halved = ""
+    if found["too_many"]:
+        halved = (
+            f"; {found['too_many']} rows run out of memory: trials with so many go on with half, "
+            "and twice the accumulation"
+        )
+    fitting = ""
+    if "lanes" in found:
+        fitting = f"; each device has memory for {found['lanes']} trials at once"
+    return (
+        f"one real step of {found['rows']} of the longest rows ({found['tokens']:,} tokens), "
+        f"evaluation and checkpoint: {found['seconds']:.1f} s, at most {size(found['peak_mb'])} "
+        f"of memory, {size(found['checkpoint_mb'])} a checkpoint{halved}{fitting}"
+    )
+
+
+def tracking_line(tracking: TrackingSpec) -> str:
+    """Whether W&B can be reached; takes a few seconds at most, and never fails."""
+    from orchestrator.tracking.wandb_login import find_link, is_off
+    from orchestrator.tracking.wandb_process import tear_down
+
+    if is_off(tracking):
+        return "W&B: off"
+    try:
+        link = find_link(tracking)
+    except Exception as error:
+        return f"W&B: off: {type(error).__name__}: {error}"
+    finally:
+        tear_down()
+    return f"W&B: online, {link.page}" if link.online else f"W&B: offline ({link.why})"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not what it was at the last start, and may be: library versions, our own code."""
+    there, here = before.get("versions") or {}, now["versions"]
+    changed = [
+        f"{name} {there.get(name, 'none')} -> {here.get(name, 'none')}"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
+    if before.get("code") not in (None, now["code"]):
+        changed.append("this program's own code")
+    if not before or not changed:
+        return []
+    return [
+        f"changed since the last start: {', '.join(changed)}. Trials from before and after may "
+        "differ in their last digits, or in more."
+    ]
+
+
+def size(mb: float) -> str:
+    """MiB for people."""
+    if mb == float("inf"):
+        return "an unknown amount"
+    return f"{mb / 1024:.1f} GB" if mb >= 1024 else f"{mb:.1f} MB"
+
+
+def check_place(root: Path) -> None:
+    """See that a run folder can be made, without making it.
+
+    Raises:
+        SweepError: something else has its name, or it could not be written.
+    """
+    above = existing(root)
+    taken = next((path for path in (root, *root.parents) if path.exists()), above)
+    if taken != above or not os.access(above, os.W_OK | os.X_OK):
+        why = "is no folder" if taken != above else "cannot be written"
+        raise SweepError(f"run_dir = {root}: {taken} {why}. Choose another run_dir=...")
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder above that is there."""
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())
+
+
+def _numbers(searched: Mapping[str, Sequence[Any]], key: str) -> list[float]:
+    return [value for value in searched.get(key, ()) if isinstance(value, int | float)]

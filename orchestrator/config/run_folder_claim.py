@@ -1,0 +1,90 @@
+"""A run folder belongs to one sweep: sweep.yaml is written, or compared with what is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from orchestrator.config import compose
+from sweeps.config.spec import Spec
+from sweeps.core.errors import SweepError
+from sweeps.storage.durable_writes import write_text
+from sweeps.storage.run_folder import RunFolder, is_prepared
+
+if TYPE_CHECKING:
+    pass
+
+SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
+
+
+def claim_folder(folder: RunFolder, spec: Spec) -> None:
+    """Write sweep.yaml, or see that the one there says the same.
+
+    Raises:
+        SweepError: the folder holds another sweep; the differences are shown.
+    """
+    if folder.has_begun and folder.spec.exists():  # else nothing was trained by what it says
+        changed = compose.differences(spec, _written(folder))
+        if changed:
+            rows = "\n".join(
+                f"  {key}: there {there!r}, now {now!r}" for key, there, now in changed
+            )
+            raise SweepError(
+                f"{folder.root} holds another sweep:\n{rows}\n"
+                "Give the same settings to go on with it, or choose another run_dir=..."
+            )
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
+    write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
+
+
+def _written(folder: RunFolder) -> dict[str, Any]:
+    """What sweep.yaml says."""
+    try:
+        config = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict):
+        raise SweepError(
+            f"{folder.spec} cannot be read: it says what this folder's sweep is. Restore it from a "
+            "copy, or choose another run_dir=..."
+        )
+    return {str(key): value for key, value in config.items()}
+
+
+def refuse_strangers(folder: RunFolder) -> None:
+    """See that nothing of the user's lies where a sweep would write.
+
+    Raises:
+        SweepError: there is no sweep in the folder, and files of the names that one has.
+    """
+    if folder.has_begun:
+        return
+    ours = (folder.trials, folder.best, folder.tracking, folder.table, folder.study)
+    there = [path for path in ours if path.exists()]
+    # These may be of a start that was killed before its ledger began.
+    there += [
+        path
+        for path, is_ours in (
+            (folder.data, is_prepared),
+            (folder.spec, lambda path: _begins(path, rf"{re.escape(SPEC_HEAD)}\n")),
+            (folder.lock, lambda path: _begins(path, r"(\S+, pid \d+)?\n?$")),
+        )
+        if path.exists() and not is_ours(path)
+    ]
+    if there:
+        names = ", ".join(path.name for path in there)
+        raise SweepError(
+            f"{folder.root} holds no sweep, but has {names} in it, which a sweep would write over. "
+            "Choose another run_dir=..., a folder that is empty or new."
+        )
+
+
+def _begins(path: Path, pattern: str) -> bool:
+    try:
+        return re.match(pattern, path.read_text(encoding="utf-8")) is not None
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,1 @@
+"""The Coordinator as a Ray actor: which worker gets which job."""

@@ -1,0 +1,324 @@
+"""The Coordinator as one Ray actor on the driver's node: what workers and driver call.
+
+It adds to `sweeps.coordinator` what only matters between processes: which worker holds which
+trial, and the last job of a sweep, proving the best checkpoint, given to a worker that has it all
+loaded.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from orchestrator.coordinator.assignment import Dealer, Rules
+from orchestrator.coordinator.dry_run_gate import Gate
+from orchestrator.coordinator.job import Job
+from sweeps.config.spec import Spec, TrainSpec
+from sweeps.coordinator.coordinator import Coordinator
+from sweeps.core.ending import Cause, Stop
+from sweeps.core.errors import LedgerWriteError
+from sweeps.core.trial import Decision, Report, State
+from sweeps.ledger.history import History
+from sweeps.results.importance import importance
+from sweeps.results.ranking import best
+from sweeps.results.trials_csv import Table
+from sweeps.search.optuna_export import export_study, study_of
+from sweeps.space.space import Space
+from sweeps.storage.run_folder import RunFolder
+
+_BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
+_IDLE_S = 60.0  # nobody but workers that take no trials: then the sweep stops
+_PROOF_TRIES = 3  # workers that may die while they prove the best
+
+
+@dataclass(kw_only=True)
+class Proof:
+    """How far the best checkpoint is: proven results by (key, step), or why it failed."""
+
+    holder: str = ""
+    deaths: int = 0
+    results: dict[tuple[str, int], dict[str, float]] = field(default_factory=dict)
+    error: str = ""
+
+
+class CoordinatorActor:
+    """A `sweeps.coordinator` Coordinator, each method a remote call, one handled at a time."""
+
+    def __init__(self, spec: Spec, space: Space, root: Path, rules: Rules | None = None) -> None:
+        self._folder = RunFolder(root)
+        self._spec = spec.sweep
+        self._coordinator = Coordinator(spec, space, self._folder)
+        self._rules = rules or Rules()
+        self._lanes = self._rules.lanes
+        self._lane_mb = 0.0
+        self._dealer = Dealer(self._rules, self._coordinator.ask)
+        self._gate = Gate(facts={}, train=None)
+        self._proof = Proof()
+        self._table = Table(self._folder)
+        self._asked: set[str] = set()  # workers that came so far as to ask for a job
+        self._barren = 0
+        self._wants_proof = True
+        self._idle: dict[str, str] = {}  # worker that takes no trials -> why
+        self._idle_since: float | None = None  # while no other worker is there
+
+    # -- for the driver
+
+    def outlive_signals(self) -> None:
+        """A batch system sends SIGTERM to every process of a job: trials still have to commit."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def warm_up(self) -> None:
+        """Load what the end of the sweep needs, while nobody waits for an answer."""
+        with suppress(Exception), TemporaryDirectory() as scratch:
+            export_study(History(), Path(scratch, "study.db"))
+
+    def begin(self, facts: Mapping[str, Any], rehearsal: TrainSpec | None = None) -> None:
+        """Hand out trials; with `rehearsal`, after one step of it has been trained."""
+        nothing_to_train = self._coordinator.is_finished
+        self._gate = Gate(facts=facts, train=None if nothing_to_train else rehearsal)
+        if self._gate.is_open:
+            self._open()
+
+    def _open(self, found: Mapping[str, Any] | None = None) -> None:
+        self._gate.train = None
+        facts = dict(self._gate.facts)
+        step = {**facts.get("rehearsal", {}), **(found or {})}
+        step.pop("lanes", None)  # of an earlier start, which may have had other memory
+        self._lanes = self._rules.fitting(step)
+        self._lane_mb = float(step.get("step_mb") or 0.0)
+        if self._lanes < self._rules.lanes:
+            step["lanes"] = self._lanes
+        facts["rehearsal"] = step
+        self._coordinator.begin(**facts)
+        self._table.refresh(self._coordinator.history)
+
+    def ping(self) -> None:
+        """Answers: see `orchestrator.cluster.signals.Pulse`."""
+
+    def interrupt(self, stop: Stop, prove: bool) -> None:
+        """Stop handing out trials; with `prove`, the best so far is still made ready."""
+        if self._gate.refusal:
+            return
+        if not self._gate.is_open:
+            with suppress(LedgerWriteError):  # then it stops for that reason, and says so
+                self._open()
+        self._wants_proof = self._wants_proof and prove
+        self._coordinator.interrupt(stop)
+
+    def is_done(self) -> bool:
+        """Whether no worker is needed any more."""
+        if self._gate.refusal:
+            return True
+        self._look_at_idle()
+        return self._coordinator.is_finished and not self._has_to_prove()
+
+    def _look_at_idle(self) -> None:
+        """Stop where, for a while, nobody has been there but workers that take no trials."""
+        if not self._idle or self._asked:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = time.monotonic()
+        elif time.monotonic() - self._idle_since > _IDLE_S and not self._coordinator.is_finished:
+            why = "; ".join(sorted(set(self._idle.values())))
+            self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
+
+    def wants_worker(self) -> bool:
+        """Whether a new worker would find something to do as things are: while one proves, no."""
+        return not self._coordinator.is_finished or not self._proof.holder
+
+    def finish(self) -> dict[str, Any]:
+        """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
+        if self._gate.refusal:
+            return {"refusal": self._gate.refusal, "traceback": self._gate.traceback}
+        unwritten = []
+        try:
+            self._table.write(self._coordinator.history)
+            export_study(self._coordinator.history, self._folder.study)
+        except Exception as error:  # a full disk, in Optuna's words or the system's
+            unwritten.append(f"The tables could not be written: {error}")
+        proven = best(self._coordinator.history)
+        key = (proven.record.key, proven.report.step) if proven else ("", 0)
+        return {
+            "importance": importance(study_of(self._coordinator.history)),
+            "stop": self._coordinator.stop,
+            "notes": unwritten,
+            "proof": self._proof.results.get(key),
+            "proof_error": self._proof.error,
+        }
+
+    # -- for workers
+
+    def died(self, worker: str, reason: str) -> None:
+        """A worker's process is gone, and with it what it held.
+
+        Where none comes so far as to ask for a job, the sweep stops: nor would the next.
+        """
+        self._gate.died(worker, reason)
+        held = self._dealer.leaves(worker)
+        for key in held:
+            self._coordinator.lost(key, "its worker's process died")
+        if held:
+            self._table.refresh(self._coordinator.history)
+        if self._proof.holder == worker:
+            self._proof.holder = ""
+            self._proof.deaths += 1
+            if self._proof.deaths >= _PROOF_TRIES:
+                self._proof.error = f"{self._proof.deaths} workers died while they proved it"
+        self._barren = 0 if worker in self._asked | set(self._idle) else self._barren + 1
+        self._asked.discard(worker)
+        self._idle.pop(worker, None)
+        if self._barren > _BARREN_STARTS and not self._dealer.count:
+            self.interrupt(Stop(cause=Cause.WORKERS_DIE, details=(reason,)), False)
+
+    def left(self, worker: str) -> None:
+        """A worker leaves of its own accord; trials that it has not begun are handed out again."""
+        self._asked.discard(worker)
+        self._gate.left(worker)
+        for key in self._dealer.leaves(worker):
+            self._coordinator.give_back(key)
+
+    def sits_out(self, worker: str, why: str) -> None:
+        """A worker takes no trials, since none can be trained on its node."""
+        self._idle[worker] = why
+
+    def let_go(
+        self, worker: str, key: str, reason: str, full_disk: bool = False, error: str = ""
+    ) -> None:
+        """A worker cannot go on with a trial, through no fault of the trial's.
+
+        One that was thought dead and lives may say so of a trial that is in other hands by now.
+
+        Args:
+            error: the traceback, if a trial's own doing may be behind it after all.
+        """
+        if not self._dealer.has(worker, key):
+            return
+        self._dealer.took_back(worker, key)
+        self._coordinator.lost(key, reason, error, full_disk=full_disk)
+        self._table.refresh(self._coordinator.history)
+
+    def next_job(self, worker: str, room: int = 1) -> Job:
+        """What a worker is to do that can train `room` trials at once."""
+        self._asked.add(worker)
+        self._barren = 0
+        if self._gate.refusal:
+            return Job(kind="leave")
+        if not self._gate.is_open:
+            is_first = self._gate.take(worker)
+            return Job(kind="rehearse" if is_first else "wait", spec=self._gate.train)
+        room = min(room, self._lanes)
+        trial = self._dealer.deal(worker, room=room, finished=self._finished())
+        if trial is not None:
+            alone = self._is_last_try(trial.key)
+            return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
+        if self._dealer.holds(worker) or not self._coordinator.is_finished:
+            return Job(kind="wait")
+        # The last worker out proves the best: no trial that still runs can change it then.
+        if not self._dealer.count and self._has_to_prove() and not self._proof.holder:
+            return self._prove_job(worker)
+        self._dealer.leaves(worker)
+        return Job(kind="leave")
+
+    def rehearsed(
+        self, worker: str, found: Mapping[str, Any] | None, refusal: str = "", traceback: str = ""
+    ) -> None:
+        """What a step of the largest micro-batch came to; or why there can be no sweep."""
+        self._gate.left(worker)
+        if self._gate.is_open:
+            return  # the sweep was interrupted in the meantime
+        if found is None:
+            self._gate.refuse(refusal, traceback)
+            return
+        try:
+            self._open(found)
+        except LedgerWriteError as error:
+            self._gate.refuse(str(error))
+
+    def _finished(self) -> int:
+        return self._coordinator.history.count(*(state for state in State if state.is_finished()))
+
+    def _is_last_try(self, key: str) -> bool:
+        """Whether a trial's retries are spent: others should not share its process then."""
+        retries = self._coordinator.history.trials[key].retries
+        return retries > 0 and retries >= self._spec.max_retries
+
+    def start(
+        self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
+    ) -> int | None:
+        if not self._dealer.has(worker, key):
+            return None  # it was thought dead, and its trials were handed out again
+        attempt = self._coordinator.start(
+            key, worker=where, device=device, step=step, reports=reports
+        )
+        if attempt is None:
+            self._dealer.took_back(worker, key)
+            self._coordinator.give_back(key)
+        return attempt
+
+    def claim_base(self, key: str, attempt: int) -> bool:
+        return self._coordinator.claim_base(key, attempt)
+
+    def log(self, key: str, attempt: int, rows: Sequence[Mapping[str, Any]]) -> Decision:
+        return self._coordinator.log(key, attempt, rows)
+
+    def report(self, key: str, attempt: int, report: Report) -> Decision:
+        return self._coordinator.report(key, attempt, report)
+
+    def may_commit(self, key: str, attempt: int) -> None:
+        self._coordinator.may_commit(key, attempt)
+
+    def out_of_memory(self, worker: str, key: str, attempt: int, reason: str, error: str) -> None:
+        """See `Coordinator.out_of_memory`."""
+        self._dealer.took_back(worker, key)
+        self._coordinator.out_of_memory(key, attempt, reason, error)
+        self._table.refresh(self._coordinator.history)
+
+    def committed(self, key: str, attempt: int, step: int, size: int) -> None:
+        self._coordinator.committed(key, attempt, step, size)
+
+    def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
+        """A trial ended, or was left for later where the state is WAITING."""
+        self._dealer.took_back(worker, key)
+        if ending["state"] is State.WAITING:
+            self._coordinator.leave(key, attempt, ending.get("reason", ""))
+            return
+        self._coordinator.end(key, attempt, **ending)
+        self._table.refresh(self._coordinator.history)
+
+    def proven(
+        self, worker: str, key: str, step: int, result: dict[str, float], error: str
+    ) -> None:
+        self._proof.holder = ""
+        if error:
+            self._proof.error = error
+        else:
+            self._proof.results[key, step] = result
+
+    def _has_to_prove(self) -> bool:
+        if not self._wants_proof or self._proof.error:
+            return False
+        found = best(self._coordinator.history)
+        if found is None:
+            return False
+        return (found.record.key, found.report.step) not in self._proof.results
+
+    def _prove_job(self, worker: str) -> Job:
+        found = best(self._coordinator.history)
+        assert found is not None
+        self._proof.holder = worker
+        return Job(
+            kind="prove",
+            trial=self._coordinator.trial(found.record.key),
+            step=found.report.step,
+            expected=found.report.metrics["eval_loss"],
+        )
+
+    def already_proven(self, key: str, step: int, result: dict[str, float]) -> None:
+        """best/ holds this already, from an earlier start."""
+        self._proof.results[key, step] = result

@@ -1,0 +1,151 @@
+"""Which worker gets which trial, where several share a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.config.engine_choice import _LEARNING, _ROUNDS, planned_trials
+from sweeps.config.spec import Spec
+from sweeps.core.trial import Trial
+from sweeps.space.space import Space
+
+
+def rules(
+    spec: Spec, space: Space, *, workers: int, lanes: int, memory_mb: float = math.inf
+) -> Rules:
+    """How trials are spread over the workers.
+
+    Args:
+        memory_mb: that each worker has, where it trains on a CPU.
+    """
+    sweep = spec.sweep
+    planned = planned_trials(spec, space)
+    at_once = sweep.max_concurrent or 10**6
+    if sweep.search in _LEARNING and sweep.max_concurrent is None and planned is not None:
+        at_once = max(workers, math.ceil(planned / _ROUNDS))
+    in_turn = lanes > 1 and sweep.search not in _LEARNING and sweep.pruner == "none"
+    if spec.engine.lanes != "auto":
+        memory_mb = math.inf
+    return Rules(
+        workers=workers,
+        at_once=at_once,
+        planned=planned,
+        in_turn=in_turn,
+        lanes=lanes,
+        memory_mb=memory_mb,
+    )
+
+
+_SHARE = 0.8  # of a worker's memory that lanes may fill
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How trials are spread.
+
+    Attributes:
+        workers: how many are expected; trials are shared out evenly between them.
+        at_once: trials that may train at once, over all workers.
+        planned: trials of the whole sweep; None where nobody knows.
+        in_turn: deal by number, trial n to seat n modulo workers. Which trials share a device, and
+            with it the last bits of their losses, is then the same in every run. Only for searches
+            that do not learn from results, since it asks ahead.
+        lanes: trials that may share a worker's device.
+        memory_mb: of main memory for each worker, where its lanes have to fit into it.
+    """
+
+    workers: int = 1
+    at_once: int = 10**6
+    planned: int | None = None
+    in_turn: bool = False
+    lanes: int = 10**6
+    memory_mb: float = math.inf
+
+    def fitting(self, step: Mapping[str, Any]) -> int:
+        """Lanes for which a worker's memory suffices, by what one step of one of them came to.
+
+        Args:
+            step: a `trainers.dry_run.Rehearsal`; nothing where none was done.
+        """
+        if math.isinf(self.memory_mb) or not step.get("step_mb"):
+            return self.lanes
+        more = (_SHARE * self.memory_mb - step["peak_mb"]) // step["step_mb"]
+        return max(1, min(self.lanes, 1 + int(more)))
+
+
+class Dealer:
+    """Hands out what `ask` gives, and keeps who holds what."""
+
+    def __init__(self, rules: Rules, ask: Callable[[], Trial | None]) -> None:
+        self._rules = rules
+        self._ask = ask
+        self._holds: dict[str, set[str]] = {}
+        self._seats: dict[str, int] = {}
+        self._reserve: list[Trial] = []
+
+    def deal(self, worker: str, *, room: int, finished: int) -> Trial | None:
+        """The next trial for a worker that can train `room` at once; None: nothing now.
+
+        Args:
+            finished: trials of the sweep that have ended.
+        """
+        held = self._holds.setdefault(worker, set())
+        if len(held) >= min(room, self._share(finished)) or self.count >= self._rules.at_once:
+            return None
+        trial = self._next(self._seat(worker))
+        if trial is not None:
+            held.add(trial.key)
+        return trial
+
+    @property
+    def count(self) -> int:
+        """Trials that are in some worker's hands."""
+        return sum(len(held) for held in self._holds.values())
+
+    def holds(self, worker: str) -> bool:
+        return bool(self._holds.get(worker))
+
+    def has(self, worker: str, key: str) -> bool:
+        """Whether this trial is in this worker's hands."""
+        return key in self._holds.get(worker, set())
+
+    def took_back(self, worker: str, key: str) -> None:
+        """A worker is done with a trial."""
+        self._holds.get(worker, set()).discard(key)
+
+    def leaves(self, worker: str) -> list[str]:
+        """A worker is gone; the keys of what it held."""
+        self._seats.pop(worker, None)
+        return sorted(self._holds.pop(worker, set()))
+
+    def _share(self, finished: int) -> int:
+        """What falls to each worker of what is left."""
+        if self._rules.planned is None:
+            return 10**6
+        left = max(1, self._rules.planned - finished)
+        return math.ceil(left / max(self._rules.workers, len(self._seats)))
+
+    def _seat(self, worker: str) -> int:
+        if worker not in self._seats:
+            taken = set(self._seats.values())
+            self._seats[worker] = next(n for n in range(len(taken) + 1) if n not in taken)
+        return self._seats[worker]
+
+    def _next(self, seat: int) -> Trial | None:
+        if not self._rules.in_turn:
+            return self._ask()
+        mine = next((t for t in self._reserve if self._seat_of(t) == seat), None)
+        if mine is not None:
+            self._reserve.remove(mine)
+            return mine
+        while (trial := self._ask()) is not None:
+            if self._seat_of(trial) == seat:
+                return trial
+            self._reserve.append(trial)
+        return self._reserve.pop(0) if self._reserve else None  # rather out of turn than idle
+
+    def _seat_of(self, trial: Trial) -> int:
+        return trial.number % self._rules.workers

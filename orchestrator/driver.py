@@ -1,0 +1,584 @@
+"""`python -m orchestrator`: a sweep from the first line to the last."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
+from orchestrator.cluster.background import Background
+from orchestrator.cluster.gpus import idle_cards
+from orchestrator.cluster.nodes import Roomless, require_nodes
+from orchestrator.cluster.placement import Placement, live_slots, place
+from orchestrator.cluster.ray_cluster import (
+    ask_cluster,
+    begin_ray,
+    gpus_of_cluster,
+    knock,
+    own_ray_is_gone,
+    own_session,
+    start_ray,
+    stop_ray,
+)
+from orchestrator.cluster.signals import SIGNAL_EXIT, Pulse, Signals
+from orchestrator.config.checks import searched_values
+from orchestrator.config.command import Command, asks_cluster, guess_device
+from orchestrator.config.engine_choice import Choice, choose, planned_trials
+from orchestrator.config.imports import unneeded
+from orchestrator.config.preflight import Findings, check_place, step_line, tracking_line
+from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
+from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
+from orchestrator.coordinator.assignment import Rules, rules
+from orchestrator.storage.folder_token import leave_mark
+from orchestrator.storage.run_dir import folder_of, places_of, unanswered
+from orchestrator.storage.sync import Copies, bring_back
+from orchestrator.terminal.format import show
+from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.progress import read_progress
+from orchestrator.terminal.summary import summary
+from orchestrator.workers.pool import Workers
+from sweeps.config.spec import Spec
+from sweeps.coordinator.coordinator import Coordinator
+from sweeps.core.commands import command_line
+from sweeps.core.ending import Cause, Stop, exit_code
+from sweeps.core.errors import SweepError
+from sweeps.core.trial import State
+from sweeps.ledger.history import History, read_history
+from sweeps.ledger.ledger import Tail
+from sweeps.results.importance import effects
+from sweeps.results.ranking import best
+from sweeps.space.space import Space
+from sweeps.storage.driver_lease import Lease
+from sweeps.storage.durable_writes import remove_tree, write_text
+from sweeps.storage.lock import Lock
+from sweeps.storage.object_store import Store
+from sweeps.storage.run_folder import RunFolder, is_prepared
+
+_TICK_S = 0.2
+_TRACKING_END_S = 15.0
+_COPIES_END_S = 100.0  # under the two minutes that a spot instance or a batch system leaves
+_SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended by it, too
+_RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
+
+
+def run(argv: Sequence[str], *, lean: bool = False) -> int:
+    """Run or go on with a sweep; returns the exit code.
+
+    Args:
+        lean: this process does nothing else, and may do without libraries.
+
+    Raises:
+        SweepError: refused before anything was trained.
+    """
+    command = Command.read(argv)
+    with Signals() as signals, ExitStack() as refused:
+        refused.callback(stop_ray)
+        spec, space = _checked(command, signals, lean=lean)
+        folder, store = places_of(spec)
+        refuse_strangers(folder)
+        lock = Lock(folder.lock)
+        try:
+            with ExitStack() as stack:
+                lease = stack.enter_context(_taken(store, folder, spec)) if store else None
+                claim_folder(folder, spec)
+                copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
+                driver = Driver(spec, space, folder, argv, signals, copies)
+                refused.pop_all()  # from here on Ray ends with the driver
+                return driver.run()
+        finally:
+            _leave_no_trace(folder)
+            lock.release()
+
+
+def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, Space]:
+    """The spec and the space, asked of the libraries; a Ray of our own starts meanwhile, or a
+    cluster is joined that has to be asked for its GPUs.
+
+    Each takes seconds: the one imports, the other mostly waits. Where there is something to refuse
+    already, or the sweep has ended, no Ray is started.
+    """
+    spec = command.spec
+    if spec is None or command.problems:
+        return command.check(lean=lean)
+    is_checked_soon = "transformers" in sys.modules
+    if not asks_cluster(spec) and (spec.cluster.kind != "local" or is_checked_soon):
+        return command.check(lean=lean)
+    if proof_of(folder_of(spec)):
+        if asks_cluster(spec):
+            ask_cluster(spec.cluster)
+        return command.check(lean=lean)
+    begin_ray(spec.cluster)
+    checking = Background(lambda: command.check(lean=lean))
+    findings = Findings()
+    with findings.part():
+        start_ray(spec.cluster)
+        signals.take_over()
+    with findings.part():
+        checked: tuple[Spec, Space] = checking.result()
+    findings.refuse()
+    return checked
+
+
+@contextmanager
+def _taken(store: Store, folder: RunFolder, spec: Spec) -> Iterator[Lease]:
+    """Hold the sweep in a store, and fetch what is there; raises SweepError where it is no use."""
+    lease = Lease(store)
+    try:
+        lease.take(say=print)
+        bring_back(store, folder, checkpoints=spec.cluster.kind == "local")
+    except OSError as error:
+        raise unanswered(store, error) from None
+    try:
+        yield lease
+    finally:
+        with suppress(OSError):
+            lease.give_back()
+
+
+def _leave_no_trace(folder: RunFolder) -> None:
+    """Take back what was written for a sweep that was refused before it began."""
+    if folder.has_begun:
+        return
+    for path in (folder.spec, folder.lock, folder.ledger, folder.mark):
+        path.unlink(missing_ok=True)
+    if is_prepared(folder.data):
+        remove_tree(folder.data)
+    with suppress(OSError):  # other things of the user's lie in it
+        folder.root.rmdir()
+        if folder.root.parent.name == "outputs":
+            folder.root.parent.rmdir()
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Check everything that `run` would and say what it would do; trains nothing."""
+    command = Command.read(argv)
+    try:
+        if command.spec is not None and not command.problems and asks_cluster(command.spec):
+            ask_cluster(command.spec.cluster)
+        return _plan(*command.check(), argv)
+    finally:
+        stop_ray()
+
+
+def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
+    folder, _ = places_of(spec)
+    refuse_strangers(folder)
+    display = Display(folder, spec.public)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Where the sweep has begun its data is there, and what has changed since can be told.
+        begun = folder.ledger.exists() and not spec.accept_changes
+        past = read_history(folder.ledger) if begun else History()
+        place = folder if begun else RunFolder(Path(scratch))
+        os.environ.setdefault("WANDB_DATA_DIR", scratch)
+        os.environ.setdefault("WANDB_CACHE_DIR", scratch)
+        tracking = Background(lambda: tracking_line(spec.tracking))
+        findings = Findings()
+        with findings.part():
+            check_place(folder.root)
+            knock(spec.cluster)
+        with findings.part():
+            ready = prepare_training(spec, space, place, past, argv)
+        findings.refuse()
+        rehearsal = Path(scratch, "rehearsal")
+        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
+        lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
+    display.plan([*plan_lines(spec, space, folder), *lines, "nothing was started"])
+    return 0
+
+
+def _about_devices(spec: Spec) -> list[str]:
+    """What `plan` has to say of the devices, before a Ray of our own could count them."""
+    if asks_cluster(spec) and gpus_of_cluster() is None:
+        return ["no Ray cluster answers: this machine stood for its nodes"]
+    line = idle_cards(spec.engine, spec.cluster)
+    return [line] if line else []
+
+
+def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
+    """What will run, before it does."""
+    size = space.size() if space.dimensions else 1
+    configs = min(n for n in (size, spec.sweep.trials, math.inf) if n is not None)
+    repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
+    return [
+        f"sweep {spec.name}: {configs:g} trials{repeats} by {spec.sweep.search}{pruner}",
+        "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
+        f"folder: {folder.root}",
+    ]
+
+
+class Driver:
+    """One start of a sweep: Ray, workers, tracking and the live table, until all have ended."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        space: Space,
+        folder: RunFolder,
+        argv: Sequence[str],
+        signals: Signals,
+        copies: Copies | None = None,
+    ) -> None:
+        self._spec = spec
+        self._space = space
+        self._folder = folder
+        self._argv = argv
+        # What can be shown before the ledger begins, while workers start.
+        self._history = History(
+            name=spec.name,
+            spec=spec.public,
+            metric=spec.sweep.metric,
+            direction=spec.sweep.direction,
+        )
+        self._tail = Tail(folder.ledger)
+        self._rows: dict[str, Tail] = {}
+        self._signals = signals
+        self._copies = copies
+        self._display = Display(folder, spec.public)
+        self._attempts = 0  # before this one
+        self._is_broken = False
+        self._office: Any = None
+        self._tracker: Any = None
+
+    def run(self) -> int:
+        past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
+        self._attempts = past.attempts
+        try:
+            if past.spec and self._is_over():
+                self._history = past
+                self._show({}, ["This sweep had ended already."])
+                self._tell_failure(None)
+                return self._exit_code()
+            self._display.plan(plan_lines(self._spec, self._space, self._folder))
+            return self._sweep(past, *self._get_ready(past))
+        finally:
+            self._display.close()
+            stop_ray(keep_logs=self._is_broken)
+
+    def _get_ready(self, past: History) -> tuple[Ready, Placement, Choice]:
+        """The data is prepared while Ray and the Coordinator start."""
+        preparing = Background(lambda: self._prepare(past))
+        findings = Findings()
+        with findings.part():
+            start_ray(self._spec.cluster)
+            self._signals.take_over()
+            most = self._most_workers()
+            placement = place(self._spec.engine, self._spec.cluster, most)
+            engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
+            workers = min(placement.slots, most)
+            spread = rules(
+                self._spec,
+                self._space,
+                workers=workers,
+                lanes=engine.lanes,
+                memory_mb=math.inf if placement.gpus else placement.memory_mb,
+            )
+            self._office = self._open_office(spread)
+        with findings.part():
+            ready: Ready = preparing.result()
+        findings.refuse()
+        self._display.plan(ready.lines)
+        self._signals.collect(self._leave_now)
+        return ready, placement, engine
+
+    def _prepare(self, past: History) -> Ready:
+        ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
+        return ready
+
+    def _is_over(self) -> bool:
+        """Whether a start would find nothing to do: all trials ended and best/ is made."""
+        coordinator = Coordinator(self._spec, self._space, self._folder)
+        try:
+            return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
+        finally:
+            coordinator.close()
+
+    def _sweep(self, past: History, ready: Ready, placement: Placement, engine: Choice) -> int:
+        import ray
+
+        try:
+            return self._watch(past, ready, placement, engine)
+        except ray.exceptions.RayActorError as error:
+            if self._signals.seen:  # it was meant for Ray's processes, too
+                self._leave_now()
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            raise self._broken(f"The Coordinator's process died: {reason}") from None
+        except ray.exceptions.RayTaskError as error:  # its words, without the traceback around them
+            if isinstance(error.cause, SweepError):
+                raise error.cause from None
+            raise
+
+    def _broken(self, why: str) -> SweepError:
+        """Ray failed us: its logs stay, and are named."""
+        self._is_broken = True
+        logs = own_session()
+        where = f" Ray's own logs are in {logs}." if logs is not None else ""
+        return SweepError(f"{why}.{where} {self._go_on()}")
+
+    def _watch(self, past: History, ready: Ready, placement: Placement, engine: Choice) -> int:
+        import ray
+
+        from orchestrator.tracking.tracker import Tracker
+        from orchestrator.workers.worker_config import Post
+
+        device = "cuda" if placement.gpus else "cpu"
+        strategy = self._spec.strategy
+        step = ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
+        self._begin(ready, step)
+        self._tracker = Tracker(
+            self._spec.tracking,
+            self._folder,
+            sweep_name=self._folder.root.name,
+            public=self._spec.public,
+        )
+        self._tracker.begin()
+        self._display.plan([f"{engine.why}; {placement.where}"])
+        mark = self._mark(on_gpus=bool(placement.gpus))
+        if self._copies is not None:
+            self._begin_copies(self._copies)
+        slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
+        post = Post(
+            root=self._folder.root,
+            examples=ready.examples,
+            cpus=placement.cpus,
+            gpus=placement.gpus,
+            lanes=engine.lanes,
+            fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
+            devices=placement.devices,
+            strategy=strategy,
+            mark=mark,
+            storage=self._copies.store.place if self._copies is not None else "",
+            unneeded=unneeded(self._spec, self._space),
+            optimizers=tuple(searched_values(self._space).get("trainer.optim", ())),
+        )
+        scratch = self._folder.scratch
+        shutil.rmtree(scratch, ignore_errors=True)
+        tune = Workers(self._office, post, placement, slots, scratch)
+        began = time.monotonic()
+        tune.start()
+        try:
+            with Pulse(self._office) as pulse, Roomless(slots) as roomless:
+                self._loop(tune, pulse, began, roomless)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if tune.error is not None:
+            if self._signals.seen:  # Tune's processes took the signal, too
+                self._leave_now()
+            with suppress(ray.exceptions.GetTimeoutError):
+                # Tune stops where the Coordinator is dead, and says so in a long traceback.
+                ray.get(self._office.ping.remote(), timeout=_SILENCE_S)
+            words = str(tune.error).strip().splitlines() or [type(tune.error).__name__]
+            raise self._broken(f"Ray Tune stopped: {words[-1]}")
+        return self._finish(ray.get(self._office.finish.remote()))
+
+    def _mark(self, *, on_gpus: bool) -> str:
+        """On a cluster: see that its nodes can take part, and say which cannot."""
+        if self._spec.cluster.kind == "local":
+            return ""
+        mark = leave_mark(self._folder.root)
+        has_store = self._copies is not None
+        unfit = require_nodes(self._folder.root, mark, has_store=has_store, on_gpus=on_gpus)
+        self._display.plan(unfit)
+        return mark
+
+    def _begin_copies(self, copies: Copies) -> None:
+        try:
+            copies.begin()
+        except OSError as error:
+            raise unanswered(copies.store, error) from None
+        self._display.plan([f"copies: {copies.store}"])
+
+    def _open_office(self, spread: Rules) -> Any:
+        """The Coordinator's process, on this node."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        from orchestrator.coordinator.actor import CoordinatorActor
+
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
+        office = remote.remote(self._spec, self._space, self._folder.root, spread)
+        office.outlive_signals.remote()
+        office.warm_up.remote()
+        return office
+
+    def _begin(self, ready: Ready, step: Mapping[str, Any]) -> None:
+        """Have the Coordinator hand out trials to those who ask."""
+        import ray
+
+        facts = {**ready.facts, "rehearsal": step}
+        ray.get(self._office.begin.remote(facts, None if "rows" in step else ready.largest))
+        found = proof_of(self._folder)
+        if found:
+            call = self._office.already_proven
+            ray.get(call.remote(found["trial"], found["step"], found["proof"]))
+
+    def _most_workers(self) -> int:
+        """No more workers than trials, or than the user allows."""
+        limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
+        return min([n for n in limits if n is not None], default=10**6)
+
+    # ------------------------------------------------------------------ while it runs
+
+    def _loop(self, workers: Workers, pulse: Pulse, began: float, roomless: Roomless) -> None:
+        interrupted = False
+        budget = self._spec.sweep.time_budget_s
+        while workers.is_alive():
+            workers.join(_TICK_S)
+            self._follow()
+            silent_s = pulse.silent_s()
+            if self._signals.seen and not interrupted:
+                interrupted = True
+                self._interrupt(self._signals.seen[0].name)
+            if interrupted and (silent_s > _SILENCE_S or own_ray_is_gone()):
+                self._leave_now()
+            if pulse.ray_silent_s() > _RAY_SILENCE_S:
+                raise self._broken("Ray does not answer any more")
+            if line := roomless.news() or (not roomless.seconds and workers.news()):
+                self._display.note(line)
+            if roomless.is_over:
+                self._office.interrupt.remote(roomless.STOP, False)
+                break  # a worker that waits for its place would keep Tune for ever
+            if interrupted and roomless.seconds > _SILENCE_S:
+                break
+            if budget is not None and time.monotonic() - began > budget:
+                budget = None
+                self._display.note("The time budget is spent: trials commit and wait.")
+                self._office.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Pass on what the ledger and the trials' metrics say since the last look."""
+        for news in (self._tracker.news, self._copies.news if self._copies else str):
+            if line := news():
+                self._display.note(line)
+        if self._copies is not None and self._copies.lost is not None:
+            raise self._copies.lost
+        for event in self._tail.read():
+            self._history.apply(event)
+            if event["event"] == "attempt" and self._history.attempts > self._attempts:
+                self._tell_step(event.get("rehearsal") or {})
+            self._tracker.on_event(event)
+            if event["event"] == "start":
+                self._rows.setdefault(event["trial"], Tail(self._folder.metrics(event["trial"])))
+        for key, tail in self._rows.items():
+            for row in tail.read():
+                self._tracker.on_metrics(key, row)
+        self._rows = {
+            key: tail
+            for key, tail in self._rows.items()
+            if not self._history.trials[key].state.is_finished()
+        }
+        self._display.update(self._history, read_progress(self._folder, self._history))
+
+    def _tell_step(self, found: Mapping[str, Any]) -> None:
+        """What one step came to, now or at a start before; nothing where none was done."""
+        if "rows" in found:
+            self._display.note(step_line(found))
+
+    def _interrupt(self, name: str) -> None:
+        self._display.note(
+            f"{name}: trials commit a checkpoint and stop; once more leaves at once."
+        )
+        self._office.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
+
+    def _leave_now(self) -> NoReturn:
+        import os
+
+        self._display.close()
+        print(self._go_on(), flush=True)
+        stop_ray()
+        os._exit(SIGNAL_EXIT[self._signals.seen[-1]])
+
+    # ------------------------------------------------------------------ the end
+
+    def _finish(self, books: Mapping[str, Any]) -> int:
+        self._display.close()
+        if "refusal" in books:
+            self._refuse(books["refusal"], books["traceback"])
+        found = best(self._history)
+        if self._copies is not None:
+            self._copies.take_draft()
+        if found is not None and books["proof"] is not None:
+            write_best(self._folder, self._spec, self._history, found, books["proof"])
+        proof_error = books["proof_error"]
+        if books["proof"] is not None and not is_ready(self._folder, found):
+            proof_error = "its files did not arrive from the worker that put them together"
+        notes = list(books["notes"])
+        stop: Stop | None = books["stop"]
+        if stop is not None:
+            notes.append(f"Stopped before the end: {stop}.")
+        lines = self._tracker.finish({}, _TRACKING_END_S)
+        if self._copies is not None:
+            lines = [*lines, *self._copies.finish(_COPIES_END_S)]
+        self._show(books["importance"] or {}, [*notes, *lines], proof_error)
+        self._tell_failure(stop)
+        can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
+        if self._signals.seen or can_go_on or proof_error:
+            self._display.note(self._go_on())
+        return self._exit_code(stop, is_proven=not proof_error)
+
+    def _refuse(self, why: str, traceback: str) -> NoReturn:
+        """No step could be trained, so there is no sweep."""
+        self._tracker.finish({}, _TRACKING_END_S)
+        where = ""
+        if traceback:
+            write_text(self._folder.refusal, traceback)
+            where = f" The traceback is in {self._folder.refusal}."
+        raise SweepError(f"{why.rstrip('.')}. No trial was started.{where}")
+
+    def _show(
+        self, importance: Mapping[str, float], notes: Sequence[str], proof_error: str = ""
+    ) -> None:
+        found = best(self._history)
+        proof = proof_of(self._folder) if is_ready(self._folder, found) else None
+        tested = (proof or {}).get("proof", {})
+        show(
+            self._display.console,
+            summary(
+                self._history,
+                self._folder,
+                effects(self._history),
+                importance or None,
+                found,
+                test_loss=tested.get("test_loss"),
+                base_test_loss=tested.get("base_test_loss"),
+                notes=notes,
+                again=None if found is None else train_again(self._spec, found),
+                proof_error=proof_error,
+                width=self._display.console.width,
+            ),
+        )
+
+    def _exit_code(self, stop: Stop | None = None, *, is_proven: bool = True) -> int:
+        return exit_code(
+            completed=self._history.count(State.COMPLETED),
+            failed=self._history.count(State.FAILED),
+            stop=stop,
+            signal_code=self._signals.exit_code if self._signals.seen else 0,
+            is_proven=is_proven,
+        )
+
+    def _tell_failure(self, stop: Stop | None) -> None:
+        """Print a traceback if trials failed alike and nothing else ended the sweep."""
+        if stop is None or not stop.cause.is_failure:
+            is_told = not self._signals.seen and not self._history.count(State.COMPLETED)
+        else:
+            is_told = stop.cause is Cause.SAME_ERROR
+        if not is_told:
+            return
+        for record in self._history.trials.values():
+            if record.state is State.FAILED and self._folder.error(record.key).exists():
+                print(self._folder.error(record.key).read_text(encoding="utf-8"), file=sys.stderr)
+                return
+
+    def _go_on(self) -> str:
+        return f"Nothing is lost; go on with the same command:\n  {command_line(self._argv)}"

@@ -1,0 +1,1 @@
+"""A run folder between machines: bucket or folder, copies, what a worker keeps."""

@@ -1,0 +1,26 @@
+"""A token file in the run folder, by which a node shows that it sees the same folder."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from sweeps.storage.durable_writes import write_text
+from sweeps.storage.run_folder import RunFolder
+
+# ---------------------------------------------------------------------- who sees the run folder
+
+
+def leave_mark(root: Path) -> str:
+    """Write a word into the run folder that tells it from any other of the same name."""
+    word = uuid.uuid4().hex
+    write_text(RunFolder(root).mark, word)
+    return word
+
+
+def sees(root: Path, word: str) -> bool:
+    """Whether this machine's `root` is the folder that was marked, not its own of that name."""
+    try:
+        return (RunFolder(root).mark).read_text(encoding="utf-8") == word
+    except OSError:
+        return False

@@ -1,0 +1,138 @@
+"""Where a worker finds data and checkpoints: the run folder, or a store and its own disk."""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from orchestrator.storage.folder_token import sees
+from sweeps.core.errors import SweepError
+from sweeps.storage.durable_writes import in_turn, remove_tree
+from sweeps.storage.object_store import Store
+from sweeps.storage.run_folder import STEP_PREFIX, RunFolder, checkpoint_step
+
+log = logging.getLogger(__name__)
+
+_DRAFT = "draft"
+
+
+def checkpoint_name(step: int, attempt: int) -> str:
+    """In a store every attempt writes under a name of its own: nobody can spoil another's."""
+    return f"{STEP_PREFIX}{step:06d}@{attempt}"
+
+
+def split_name(name: str) -> tuple[int, int]:
+    """Step and attempt of a checkpoint's name in a store; (-1, 0) where it is none."""
+    head, _, attempt = name.partition("@")
+    step = checkpoint_step(Path(head))
+    return (step, int(attempt)) if step is not None and attempt.isdecimal() else (-1, 0)
+
+
+class Shelf:
+    """Of one worker.
+
+    Args:
+        root: the run folder, as the driver names it.
+        mark: the word in it; empty where there is no other node.
+        place: of the store; empty where there is none.
+    """
+
+    def __init__(self, root: Path, mark: str, place: str) -> None:
+        self._is_alone = not mark
+        self._shares = self._is_alone or sees(root, mark)
+        self._store = Store(place) if place else None
+        self.folder = RunFolder(root if self._shares else _own_root(mark))
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the run folder's contents can be had here."""
+        return self._shares or self._store is not None
+
+    def data(self) -> Path:
+        """The tokenized data's folder; a node's first worker fetches it, the others wait."""
+        folder = self.folder.data
+        if self._shares:
+            return folder
+        assert self._store is not None
+        with in_turn(self.folder.root / ".data.turn"):
+            if not folder.is_dir() and not self._store.get_folder("data", folder):
+                raise SweepError(f"{self._store} holds no data/: it was removed")
+        return folder
+
+    def fetch(self, key: str) -> None:
+        """Bring the trial's checkpoints here that are not.
+
+        On one machine the driver has done so, and no trial waits for a store. Ranks of one node
+        call this together: the first fetches, the others wait.
+        """
+        if self._store is None or self._is_alone:
+            return
+        try:
+            with in_turn(self.folder.trial(key) / ".fetch.turn"):
+                fetch_checkpoints(self._store, self.folder, key)
+        except OSError as error:
+            if not self._shares:
+                raise
+            log.warning("checkpoints of trial %s are looked for here only: %s", key, error)
+
+    def committed(self, key: str, step: int, attempt: int) -> None:
+        """Copy a new checkpoint to the store, where the driver cannot; keep only the newest here.
+
+        Raises:
+            OSError: the store does not take it.
+        """
+        if self._shares:
+            return
+        assert self._store is not None
+        name = f"trials/{key}/checkpoints/{checkpoint_name(step, attempt)}"
+        self._store.put_folder(self.folder.checkpoint(key, step), name)
+        for path in self.folder.checkpoints(key).glob(f"{STEP_PREFIX}*"):
+            if checkpoint_step(path) != step:
+                remove_tree(path)
+
+    def forget(self, key: str) -> None:
+        """A trial has left this worker: where its files are but copies, they go."""
+        if not self._shares:
+            shutil.rmtree(self.folder.trial(key), ignore_errors=True)
+
+    def hand_in_draft(self) -> None:
+        """The best checkpoint is put together and proven: the driver takes it from here."""
+        if not self._shares:
+            assert self._store is not None
+            self._store.put_folder(self.folder.best_draft, _DRAFT)
+            remove_tree(self.folder.best_draft)
+
+
+def fetch_checkpoints(store: Store, folder: RunFolder, key: str) -> None:
+    """Those that the store has and the folder has not: the newest attempt's of each step."""
+    newest: dict[int, int] = {}
+    there = f"trials/{key}/checkpoints"
+    for name in store.names(there):
+        step, attempt = split_name(name)
+        newest[step] = max(attempt, newest.get(step, 0))
+    for step in sorted(newest, reverse=True):
+        final = folder.checkpoint(key, step)
+        if step < 0 or final.is_dir():
+            continue
+        name = f"{there}/{checkpoint_name(step, newest[step])}"
+        try:
+            store.get_folder(name, final)
+        except OSError:
+            if store.files_of(name) is not None:
+                raise
+            # Else it was superseded, and removed while it was fetched.
+
+
+def take_draft(store: Store, folder: RunFolder) -> None:
+    """For the driver: fetch what a worker elsewhere has put together, where it did."""
+    if store.files_of(_DRAFT) is not None and not folder.best_draft.is_dir():
+        store.get_folder(_DRAFT, folder.best_draft)
+    store.remove(_DRAFT)
+
+
+def _own_root(mark: str) -> Path:
+    """On this node's own disk; its workers share it."""
+    return Path(tempfile.gettempdir()) / f"sft-sweeps-{getpass.getuser()}" / mark

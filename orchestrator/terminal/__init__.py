@@ -1,0 +1,1 @@
+"""What a user reads: live table, summary, status."""

@@ -1,0 +1,200 @@
+"""A running sweep in the terminal: a live table, or plain lines where the output is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.terminal.format import duration_text, loss_text, make_console
+from orchestrator.terminal.log_lines import PlainLines
+from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
+from orchestrator.terminal.tables import base_value, counts_text, leaders_grid, running_grid
+from sweeps.core.trial import State
+from sweeps.ledger.history import History
+from sweeps.results.ranking import Row, ranked
+from sweeps.storage.run_folder import RunFolder, folder_text
+
+REFRESH_S = 0.2  # the live table is drawn no more often
+LEADERS = 5
+RANKING_SHARE = 0.1  # of the driver's time at most goes into ranking for the table
+FIXED_LINES = 10  # of the live view: its head, blank lines, the heads of two tables, one to spare
+
+
+class Display:
+    """Shows a sweep while the driver's loop feeds it; losing the terminal never stops the sweep.
+
+    Args:
+        folder: the run folder, named in the view.
+        spec_public: the public config, for what is planned before the ledger says so.
+        console: where to write; None for stdout.
+        live: None for a live table on a terminal, and plain lines elsewhere.
+        configs: how many there will be to try; None to work it out from the search space.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        spec_public: Mapping[str, Any],
+        console: Console | None = None,
+        live: bool | None = None,
+        *,
+        configs: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.console = console or make_console()
+        self._folder = folder
+        self._configs = configs or planned_configs(spec_public)
+        self._clock = clock
+        self._drawn = float("-inf")
+        self._leaders = _Leaders(clock)
+        wanted = self.console.is_terminal and not self.console.is_dumb_terminal
+        self._live: Live | None = None
+        self._plain: PlainLines | None = None
+        if wanted if live is None else live:
+            self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        else:
+            self._plain = PlainLines(self.say, clock)
+
+    def __enter__(self) -> Display:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def plan(self, lines: Iterable[str]) -> None:
+        """What is about to happen, before anything starts."""
+        for line in lines:
+            self.say(line)
+
+    def note(self, text: str) -> None:
+        """One line that stays: above the live table, or among the plain lines."""
+        self.say(text)
+
+    def update(self, history: History, progress: Mapping[str, Progress]) -> None:
+        """Show where the sweep stands. Cheap, so call it as often as the loop turns."""
+        now = self._clock()
+        if self._live is not None and now - self._drawn < REFRESH_S:
+            return  # a log misses nothing: its last lines may be the last call
+        self._drawn = now
+        total = planned_trials(history, self._configs)
+        if self._plain is not None:
+            self._plain.update(history, total, lambda: time_left_s(history, progress, total, now))
+        else:
+            left = time_left_s(history, progress, total, now)
+            self._quietly(lambda live: self._draw(live, self.view(history, progress, left)))
+
+    def close(self) -> None:
+        """Take the live table away and give the cursor back; the summary comes after this."""
+        self._quietly(lambda live: live.stop())
+        self._live = None
+
+    def say(self, text: str) -> None:
+        try:
+            self.console.print(Text(text), soft_wrap=True)
+        except OSError:  # the terminal is gone (EIO after a hang-up)
+            self.console.quiet = True
+
+    def view(
+        self, history: History, progress: Mapping[str, Progress], left: float | None
+    ) -> RenderableType:
+        """The live view, cut to the height of the terminal."""
+        leaders = self._leaders.rows(history)
+        running = [r for r in history.trials.values() if r.state is State.RUNNING]
+        room = max(1, self.console.height - FIXED_LINES - len(leaders))
+        hidden = max(0, len(running) - room)
+        parts: list[RenderableType] = [self._head(history, left), self._counts(history), Text()]
+        if running:
+            parts.append(running_grid(history, running[: len(running) - hidden], progress))
+            if hidden:
+                parts.append(Text(f"... and {hidden} more running", style="dim"))
+        else:
+            begun = "Waiting for the first trial to start"
+            before = "Waiting for a worker to train one step before the first trial"
+            parts.append(Text(begun if history.attempts else before, style="dim"))
+        if leaders:
+            parts += [Text(), leaders_grid(history, leaders)]
+        return Group(*parts)
+
+    def _head(self, history: History, left: float | None) -> RenderableType:
+        """Name, a bar over all trials, how many ended, elapsed, left."""
+        done = sum(record.state.is_finished() for record in history.trials.values())
+        total = planned_trials(history, self._configs)
+        head = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        head.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True)
+        head.add_column(no_wrap=True, justify="right")
+        began = history.driver.get("time", history.began)
+        elapsed = None if began is None else max(0.0, self._clock() - began)
+        times = duration_text(elapsed) + ("" if left is None else f", {duration_text(left)} left")
+        head.add_row(
+            Text(history.name or "sweep", style="bold"),
+            ProgressBar(
+                total=max(1, total or len(history.trials)), completed=done, complete_style="cyan"
+            ),
+            Text(f"{done} of {total or '?'}"),
+            Text(times),
+        )
+        return head
+
+    def _counts(self, history: History) -> RenderableType:
+        base = base_value(history)
+        line = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        line.add_column(no_wrap=True, overflow="ellipsis")
+        line.add_column(no_wrap=True, overflow="ellipsis", justify="right")
+        measured = Text(f"base model {loss_text(base)}", style="italic blue")
+        line.add_row(
+            counts_text(history) or Text("starting"),
+            Text(folder_text(self._folder.root), style="dim") if base is None else measured,
+        )
+        return line
+
+    def _draw(self, live: Live, view: RenderableType) -> None:
+        if not live.is_started:
+            live.start()
+        live.update(view, refresh=True)
+
+    def _quietly(self, action: Callable[[Live], None]) -> None:
+        if self._live is None:
+            return
+        try:
+            action(self._live)
+        except OSError:
+            self.console.quiet = True
+            with suppress(OSError, IndexError):  # it may have failed half started
+                self._live.stop()
+            self._live = None
+
+
+class _Leaders:
+    """The best completed trials, ranked again when one has completed and there is time for it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._rows: list[Row] = []
+        self._completed = 0
+        self._next = float("-inf")
+
+    def rows(self, history: History) -> list[Row]:
+        completed = history.count(State.COMPLETED)
+        now = self._clock()
+        if completed != self._completed and now >= self._next:
+            self._rows = [row for row in ranked(history) if row.rank is not None][:LEADERS]
+            self._completed = completed
+            self._next = now + (self._clock() - now) / RANKING_SHARE
+        return self._rows

@@ -1,0 +1,97 @@
+"""A running sweep as plain lines, for logs: what starts, what ends, and now and then a count."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from orchestrator.terminal.format import duration_text, loss_text
+from orchestrator.terminal.tables import base_value
+from sweeps.core.naming import trial_name
+from sweeps.core.trial import State
+from sweeps.ledger.history import History, Record
+from sweeps.results.ranking import best, config_ranks
+
+EVERY_S = 30.0  # a line on the whole sweep, where nothing else is said
+
+
+class PlainLines:
+    """Says what changed since the last update.
+
+    What had ended before the first update, in an earlier attempt, is counted and not listed.
+    """
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._print = say
+        self._clock = clock
+        self._seen: dict[str, tuple[State, int]] | None = None  # state and attempt by trial key
+        self._base_said = False
+        self._last = clock()
+
+    def update(self, history: History, total: int | None, left: Callable[[], float | None]) -> None:
+        first = self._seen is None
+        now = {key: (record.state, record.attempt) for key, record in history.trials.items()}
+        seen = self._seen or {}
+        changed = [history.trials[key] for key in now if now[key] != seen.get(key)]
+        self._seen = now
+        done = sum(state.is_finished() for state, _ in now.values())
+        if first and done:
+            self._say(f"going on: {done} of {total or '?'} trials have ended before")
+            changed = [record for record in changed if not record.state.is_finished()]
+        self._say_base(history)
+        self._say_changes(history, changed)
+        if self._clock() - self._last >= EVERY_S:
+            self._last = self._clock()
+            self._say(_standing(history, total, left()))
+
+    def _say(self, text: str) -> None:
+        self._print(f"{time.strftime('%H:%M:%S', time.localtime(self._clock()))}  {text}")
+
+    def _say_base(self, history: History) -> None:
+        base = base_value(history)
+        if base is not None and not self._base_said:
+            self._base_said = True
+            self._say(f"base model: {history.metric} {loss_text(base)}")
+
+    def _say_changes(self, history: History, changed: list[Record]) -> None:
+        completed = any(record.state is State.COMPLETED for record in changed)
+        ranks = config_ranks(history) if completed else {}
+        for record in changed:
+            line = _change(history, record, ranks.get(record.config), len(ranks))
+            if line:
+                self._say(line)
+
+
+def _change(history: History, record: Record, rank: int | None, ranks: int) -> str:
+    trial = f"trial {record.number}"
+    value = f"{history.metric} {loss_text(history.value(record))}"
+    if record.state is State.RUNNING:
+        again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
+        return f"{trial} started{again}: {trial_name(record.values)}"
+    if record.state is State.WAITING:
+        return f"{trial} will be tried again: {record.reason}" if record.reason else ""
+    if record.state is State.COMPLETED:
+        seconds = duration_text(record.totals.get("seconds"))
+        return f"{trial} completed: {value}, rank {rank} of {ranks}, {seconds}"
+    if record.state is State.PRUNED:
+        return f"{trial} pruned at report {record.pruned_at}: {value}"
+    return f"{trial} {record.state}: {record.reason or record.kind}"
+
+
+def _standing(history: History, total: int | None, left: float | None) -> str:
+    counts = Counter(record.state for record in history.trials.values())
+    done = sum(count for state, count in counts.items() if state.is_finished())
+    parts = [f"{done} of {total or '?'} trials ended", f"{counts[State.RUNNING]} running"]
+    parts += [
+        f"{counts[state]} {state}"
+        for state in (State.PRUNED, State.DIVERGED, State.FAILED)
+        if counts[state]
+    ]
+    winner = best(history)
+    if winner is not None:
+        value = winner.report.metrics[history.metric]
+        parts.append(f"best {loss_text(value)} (trial {winner.record.number})")
+    if left is not None:
+        parts.append(f"about {duration_text(left)} left")
+    return ", ".join(parts)

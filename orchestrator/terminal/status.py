@@ -1,0 +1,114 @@
+"""The verb `status`: any run folder's table, running or not; writes nothing but study.db."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from pathlib import Path
+
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from orchestrator.storage.run_dir import not_found
+from orchestrator.terminal.format import duration_text, make_console, show
+from orchestrator.terminal.progress import (
+    Progress,
+    planned_configs,
+    planned_trials,
+    read_progress,
+    time_left_s,
+)
+from orchestrator.terminal.summary import closing, failures, knob_part, ranking, title, verdicts
+from orchestrator.terminal.tables import running_grid
+from sweeps.core.errors import SweepError
+from sweeps.core.trial import State
+from sweeps.ledger.history import History, read_history
+from sweeps.results.importance import effects, importance
+from sweeps.results.ranking import best, ranked
+from sweeps.search.optuna_export import export_study, study_of
+from sweeps.storage.run_folder import RunFolder
+
+MOST_RUNNING = 20
+MOST_EXPORTED = (
+    200  # trials; Optuna's SQLite storage takes 30 ms for each, so more wait for the end
+)
+
+
+def status(run_dir: Path, console: Console | None = None) -> int:
+    """Print where a sweep stands, and write study.db for optuna-dashboard; 0.
+
+    Raises:
+        SweepError: where `run_dir` holds no sweep; names what lies nearby.
+        LedgerDamagedError: where the ledger cannot be read.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.ledger.is_file():
+        raise SweepError(not_found(folder))
+    _show(folder, console or make_console())
+    return 0
+
+
+def _show(folder: RunFolder, console: Console) -> None:
+    holder = lock_holder(folder.lock)
+    history = read_history(folder.ledger)
+    if holder is None:
+        history.stop_running()
+    progress = read_progress(folder, history)
+    rows = ranked(history)
+    show(console, [title(history), *_driver(history, progress, holder), Text()])
+    show(console, _running(history, progress))
+    show(console, ranking(history, folder, rows, console.width))
+    show(console, [Text(verdict) for verdict in verdicts(history)])
+    if len(history.trials) <= MOST_EXPORTED:
+        export_study(history, folder.study)
+    show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
+    show(console, [*failures(rows, folder), Text(), *closing(history, folder, best(history))])
+
+
+def lock_holder(lock: Path) -> str | None:
+    """`host, pid` of the living driver that holds the lock; None where there is none.
+
+    A shared lock is tried and let go at once. A driver that starts in that very moment would be
+    refused; it says so, and the next try succeeds.
+    """
+    try:
+        with open(lock, encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "an unknown process"
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def _driver(
+    history: History, progress: dict[str, Progress], holder: str | None
+) -> list[RenderableType]:
+    """Whether the sweep is running, and how long it will be."""
+    total = planned_trials(history, planned_configs(history.spec))
+    ended = sum(record.state.is_finished() for record in history.trials.values())
+    if holder is not None:
+        left = time_left_s(history, progress, total, time.time())
+        more = "" if left is None else f", about {duration_text(left)} left"
+        return [Text(f"Running: {holder}; {ended} of {total or '?'} trials ended{more}")]
+    if history.trials and ended == len(history.trials) and (total is None or ended >= total):
+        return [Text("Finished: no driver is running, every trial has ended")]
+    how = "was interrupted" if history.interrupted else "is gone"
+    return [
+        Text(
+            f"Stopped: the driver {how} with {ended} of {total or '?'} trials ended. "
+            "The same command goes on from here.",
+            style="yellow",
+        )
+    ]
+
+
+def _running(history: History, progress: dict[str, Progress]) -> list[RenderableType]:
+    records = [r for r in history.trials.values() if r.state is State.RUNNING]
+    if not records:
+        return []
+    parts: list[RenderableType] = [running_grid(history, records[:MOST_RUNNING], progress)]
+    if len(records) > MOST_RUNNING:
+        parts.append(Text(f"... and {len(records) - MOST_RUNNING} more running", style="dim"))
+    return [*parts, Text()]

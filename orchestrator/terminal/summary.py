@@ -1,0 +1,272 @@
+"""What a user reads when a sweep has ended."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.terminal.format import duration_text, loss_text, unbroken
+from orchestrator.terminal.importance_table import knobs_grid
+from orchestrator.terminal.tables import counts_text, gain, ranking_grid
+from sweeps.core.commands import UnwritableError, command_line, written
+from sweeps.core.naming import trial_name
+from sweeps.core.trial import State
+from sweeps.ledger.history import History
+from sweeps.results.importance import Effect
+from sweeps.results.ranking import Best, Row, completed_values, config_ranks, ranked
+from sweeps.results.significance import margin
+from sweeps.storage.run_folder import RunFolder, folder_text
+
+MOST_ROWS = 30  # of the ranking; trials.csv has them all
+MOST_FAILURES = 10  # different reasons
+
+
+def summary(
+    history: History,
+    folder: RunFolder,
+    knobs: Sequence[Effect],
+    importance: Mapping[str, float] | None,
+    best: Best | None,
+    *,
+    test_loss: float | None = None,
+    base_test_loss: float | None = None,
+    notes: Iterable[str] = (),
+    again: str | None = None,
+    proof_error: str = "",
+    sync: str | None = None,
+    width: int = 120,
+) -> list[RenderableType]:
+    """The sweep's result in parts to print with `layout.show`; the last lines name the best trial.
+
+    Args:
+        importance: of `sweeps.results.importance.importance`; None leaves the column out.
+        test_loss: of the best checkpoint on the test split, where there is one.
+        notes: what else the user should know, a line each.
+        again: command that trains the winner again; `sync`: the one that uploads offline runs.
+        proof_error: why the best checkpoint could not be made ready.
+        width: characters a line; decides between a column for each key and one for all.
+    """
+    rows = ranked(history)
+    parts: list[RenderableType] = [title(history), Text()]
+    parts += ranking(history, folder, rows, width)
+    parts += [Text(note) for note in (*verdicts(history), *notes)]
+    parts += knob_part(history, knobs, importance)
+    parts += failures(rows, folder)
+    parts += _best_values(best, history, test_loss, base_test_loss)
+    parts += _next_commands(folder, best, again, sync)
+    return [*parts, Text(), *closing(history, folder, best, proof_error)]
+
+
+def ranking(
+    history: History, folder: RunFolder, rows: Sequence[Row], width: int
+) -> list[RenderableType]:
+    """The ranked table, cut to the rows that matter most."""
+    if not rows:
+        return [Text("No trial has been asked for yet.")]
+    table = folder_text(folder.table)
+    parts: list[RenderableType] = [ranking_grid(history, rows[:MOST_ROWS], width, table)]
+    if len(rows) > MOST_ROWS:
+        parts.append(
+            Text(f"... and {len(rows) - MOST_ROWS:,} more trials: see {table}", style="dim")
+        )
+    return [*parts, Text()]
+
+
+def verdicts(history: History) -> list[str]:
+    """What the ranking does not say by itself: noise, missing repeats, no gain over the base."""
+    found = []
+    ranks = config_ranks(history)
+    values = completed_values(history)
+    first = min(ranks, key=ranks.__getitem__, default=None)
+    if first is None:
+        return []
+    if (gain(history, history.config_mean(first)) or 1) <= 0:
+        found.append(
+            "No trial is better than the base model: tuning with these settings only hurts. "
+            "Try lower learning rates, or look at the data."
+        )
+    ahead = margin(history)
+    if ahead is not None:
+        found.append(_noise_text(ahead.gap, ahead.noise, ahead.runner_up))
+    sign = 1 if history.direction == "minimize" else -1
+    lucky = [
+        config
+        for config in ranks
+        if len(values[config]) < len(values[first])
+        and sign * (sum(values[config]) / len(values[config]))
+        < sign * (sum(values[first]) / len(values[first]))
+    ]
+    if lucky:
+        numbers = ", ".join(str(min(r.number for r in history.repeats(c))) for c in lucky)
+        found.append(
+            f"Better by mean, but ranked lower for want of completed repeats: trial {numbers}."
+        )
+    return found
+
+
+def knob_part(
+    history: History, knobs: Sequence[Effect], importance: Mapping[str, float] | None
+) -> list[RenderableType]:
+    """What each knob did, under its heading; nothing where no knob varied."""
+    if not knobs:
+        return []
+    return [
+        Text(),
+        Text(f"What each knob did to {history.metric}", style="bold"),
+        knobs_grid(history, knobs, importance),
+        Text(
+            "adjusted: the mean had the other knobs been tried alike with every value", style="dim"
+        ),
+    ]
+
+
+def failures(rows: Sequence[Row], folder: RunFolder) -> list[RenderableType]:
+    """Trials that diverged or failed, and those that went on with less memory, by reason."""
+    bad = [
+        row
+        for row in rows
+        if row.status in (State.DIVERGED, State.FAILED) or (row.status.is_finished() and row.error)
+    ]
+    if not bad:
+        return []
+    by_reason = sorted(
+        bad, key=lambda row: (row.status is not State.FAILED, row.status, row.error, row.number)
+    )
+    parts: list[RenderableType] = [Text(), Text("What went wrong", style="bold")]
+    groups = [list(group) for _, group in groupby(by_reason, lambda row: (row.status, row.error))]
+    for group in groups[:MOST_FAILURES]:
+        numbers = ", ".join(str(row.number) for row in group[:8])
+        more = f" and {len(group) - 8} more" if len(group) > 8 else ""
+        word = "trial" if len(group) == 1 else "trials"
+        style = "red" if group[0].status is State.FAILED else "yellow"
+        parts.append(
+            Text(f"{group[0].status}: {word} {numbers}{more}", style=style)
+            + Text(f": {group[0].error or 'no reason was given'}", style="default")
+        )
+        error = folder.error(group[0].key)
+        if error.exists():
+            parts.append(unbroken(f"  traceback: {folder_text(error)}", "dim"))
+    if len(groups) > MOST_FAILURES:
+        parts.append(Text(f"... and {len(groups) - MOST_FAILURES} other reasons", style="dim"))
+    return parts
+
+
+def closing(
+    history: History, folder: RunFolder, best: Best | None, proof_error: str = ""
+) -> list[RenderableType]:
+    """The last lines: the best trial and where it lies; or why best/ was not made, and what to do.
+
+    Args:
+        proof_error: why the best checkpoint could not be made ready; empty if nothing went wrong,
+            or it is not its time yet.
+    """
+    if best is None:
+        reason = "no trial has completed" if history.trials else "no trial was trained"
+        return [Text(f"No best checkpoint: {reason}.", style="bold red")]
+    value = best.report.metrics[history.metric]
+    name = trial_name(best.record.values)
+    line = f"Best: trial {best.record.number}" + (f" ({name})" if name else "")
+    line += f", {history.metric} {loss_text(value)} at step {best.report.step}"
+    if best.spread is not None:
+        line += f"; mean of its repeats {loss_text(best.mean)} +- {loss_text(best.spread)}"
+    improved = gain(history, value)
+    if improved is not None:
+        word = "better" if improved >= 0 else "worse"
+        line += f"; {loss_text(abs(improved))} {word} than the base model"
+    if is_ready(folder, best):
+        return [
+            Text(line, style="bold green"),
+            Text(f"{folder_text(folder.best)}/", style="bold green"),
+        ]
+    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+
+
+def _not_ready(folder: RunFolder, best: Best, proof_error: str) -> list[RenderableType]:
+    """Where the best checkpoint lies that best/ does not hold, and what became of best/."""
+    checkpoint = f"{folder_text(folder.checkpoint(best.record.key, best.report.step))}/"
+    parts: list[RenderableType] = []
+    older = proof_of(folder)
+    if older is not None:
+        held = f"{folder_text(folder.best)}/ holds trial {older['number']}, step {older['step']}, "
+        parts.append(unbroken(f"{held}which was the best of an earlier start."))
+    if not proof_error:
+        return [*parts, unbroken(f"{checkpoint} (so far; best/ is written at the end)")]
+    why = f"The best checkpoint could not be made ready: {proof_error.rstrip('.')}."
+    return [
+        Text(why, style="bold red"),
+        *parts,
+        unbroken(f"The checkpoint, as it was saved: {checkpoint}"),
+        Text(
+            "The same command tries it again. If it fails again, train the winner again by the "
+            "command above."
+        ),
+    ]
+
+
+def title(history: History) -> Text:
+    title = Text(history.name or "sweep", style="bold")
+    if history.began is not None and history.latest is not None:
+        title += Text(f"  {duration_text(history.latest - history.began)}  ", style="default")
+    return title + counts_text(history)
+
+
+def _noise_text(gap: float, noise: float | None, runner_up: int) -> str:
+    ahead = f"The best is {loss_text(abs(gap))} {'ahead of' if gap >= 0 else 'behind'} the next"
+    ahead += f" (trial {runner_up})"
+    if noise is None:
+        return (
+            f"{ahead}. One seed each cannot tell that from chance; a sweep of the best few "
+            "with sweep.repeats=3 could."
+        )
+    if gap > noise:
+        return f"{ahead}: more than chance, which explains up to {loss_text(noise)} (95%)."
+    return (
+        f"{ahead}: within chance, which explains up to {loss_text(noise)} (95%). Take the cheaper "
+        "of the two, or run more repeats."
+    )
+
+
+def _best_values(
+    best: Best | None, history: History, test: float | None, base_test: float | None
+) -> list[RenderableType]:
+    if best is None:
+        return []
+    parts: list[RenderableType] = []
+    if best.record.values:
+        parts += [Text(), Text("Best values", style="bold")]
+        words = [f"{key}={_exact(value)}" for key, value in best.record.values.items()]
+        parts += [unbroken(f"  {shlex.quote(word)}") for word in words]
+    if test is not None:
+        line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
+        line += "" if base_test is None else f" (base model {loss_text(base_test)})"
+        parts += [Text(), Text(line)]
+    return parts
+
+
+def _exact(value: object) -> str:
+    """A searched value as an override takes it, every digit kept."""
+    try:
+        return written(value)
+    except UnwritableError:
+        return json.dumps(value)
+
+
+def _next_commands(
+    folder: RunFolder, best: Best | None, again: str | None, sync: str | None
+) -> list[RenderableType]:
+    run_dir = folder_text(folder.root)
+    commands = [(command_line(["status", run_dir]), "this table again")]
+    if best is not None and is_ready(folder, best):
+        merge = command_line(["export", run_dir, "--merge"])
+        commands.append((merge, "one model, no adapter"))
+    commands += [(again, "train the winner again")] if again else []
+    commands += [(sync, "upload the tracked runs")] if sync else []
+    lines = [unbroken(f"  {command}") + Text(f"  # {what}", "dim") for command, what in commands]
+    table = unbroken(f"Every trial, every column: {folder_text(folder.table)}")
+    return [Text(), Text("Next", style="bold"), *lines, Text(), table]

@@ -1,0 +1,109 @@
+"""What may leave the machine: an allow-list of config keys, without secrets and local paths.
+
+What is not named here stays. A new config key is private until someone adds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.core.secrets import is_secret_key, masked
+
+_MODEL = frozenset(
+    "path revision dtype quantization attn_implementation chat_template trust_remote_code".split()
+)
+_DATA = frozenset(
+    "source path name revision split format limit eval_path eval_split eval_fraction eval_limit "
+    "test_fraction max_length max_truncated on_bad_row".split()
+)
+_SWEEP = frozenset(
+    "space when metric direction search search_options pruner pruner_options trials repeats "
+    "evaluations budget time_budget_s".split()
+)
+_TRIAL = frozenset(("seed", "budget", "evaluations"))
+_LOCAL = ("/", "~", "./", "../", "file:")
+
+
+def trial_config(public: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial's training config as it may be shown: the base with the searched values set.
+
+    Args:
+        public: the sweep's whole resolved config.
+        values: searched config keys, and what this trial sets them to.
+    """
+    config = _as_dict(public)
+    for key, value in _single_keys(values).items():
+        _set(config, key.split("."), value)
+    sweep = config.get("sweep")
+    shown = {
+        "model": _only(config.get("model"), _MODEL),
+        "data": _only(config.get("data"), _DATA),
+        "peft": config.get("peft"),
+        "trainer": config.get("trainer"),
+        **_only(sweep, _TRIAL),
+        **_only(config, _TRIAL),
+    }
+    return _clean_mapping("", shown)
+
+
+def sweep_config(public: Mapping[str, Any]) -> dict[str, Any]:
+    """What was searched, and the base config, as they may be shown."""
+    shown = {"sweep": _only(public.get("sweep"), _SWEEP)}
+    return {**trial_config(public, {}), **_clean_mapping("", shown)}
+
+
+def clean(key: str, value: object) -> object:
+    """`value` without secrets, with local paths reduced to their last component, at any depth."""
+    if isinstance(value, Mapping):
+        return _clean_mapping(key, value)
+    if isinstance(value, list | tuple):
+        return [clean(key, item) for item in value]
+    if isinstance(value, str):
+        return _without_folders(str(masked(key, value)))
+    return masked(key, value)
+
+
+def _clean_mapping(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Secrets are left out, as their masks would say nothing; so is what is not set at all."""
+    return {
+        str(name): clean(f"{key}.{name}" if key else str(name), item)
+        for name, item in value.items()
+        if item is not None and not is_secret_key(str(name))
+    }
+
+
+def _without_folders(text: str) -> str:
+    if not text.startswith(_LOCAL):
+        return text
+    return text.rstrip("/").rpartition("/")[2] or text
+
+
+def _only(section: object, names: frozenset[str]) -> dict[str, Any]:
+    if not isinstance(section, Mapping):
+        return {}
+    return {name: value for name, value in section.items() if name in names}
+
+
+def _single_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry a config key: a choice may set several together."""
+    single: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value and all("." in str(name) for name in value):
+            single.update(value)
+        else:
+            single[key] = value
+    return single
+
+
+def _as_dict(value: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that may be written to, mappings at every depth as dicts."""
+    return {k: _as_dict(v) if isinstance(v, Mapping) else v for k, v in value.items()}
+
+
+def _set(config: dict[str, Any], parts: list[str], value: object) -> None:
+    for part in parts[:-1]:
+        if not isinstance(config.get(part), dict):
+            config[part] = {}
+        config = config[part]
+    config[parts[-1]] = value

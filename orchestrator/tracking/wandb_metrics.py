@@ -1,0 +1,98 @@
+"""The numbers and words that a sweep's W&B runs show."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.tracking.allow_list import clean
+from sweeps.core.trial import State
+from sweeps.ledger.history import History, Record
+from sweeps.results.ranking import best, columns, ranked, searched_keys
+
+_PLAIN = frozenset(
+    "examples tokens tokens_per_second peak_memory_mb optimizer_state_mb".split(),
+)
+_ENDED = (State.COMPLETED, State.PRUNED, State.DIVERGED, State.FAILED)
+
+
+def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics under the names of Trainer's own W&B charts: train/loss, eval/loss; numbers only.
+
+    A NaN stays one: it is what a diverged run looks like.
+    """
+    values: dict[str, float] = {}
+    for name, value in _numbers(metrics).items():
+        if name in _PLAIN or "/" in name:
+            values[name] = value
+        elif name.startswith("eval_"):
+            values[f"eval/{name.removeprefix('eval_')}"] = value
+        else:
+            values[f"train/{name}"] = value
+    return values
+
+
+def outcome(history: History, record: Record) -> dict[str, Any]:
+    """How a trial ended. Its reason in words stays here, as it may hold local paths."""
+    top = record.best(history.metric, history.direction)
+    values: dict[str, Any] = {"status": str(record.state), "attempt": record.attempt}
+    if top is not None:
+        values |= {f"best_{history.metric}": top.metrics[history.metric], "best_step": top.step}
+    if record.kind:
+        values["failure"] = record.kind
+    return values | _numbers(record.totals)
+
+
+def progress(history: History) -> dict[str, Any]:
+    """The sweep so far: how many trials ended, and the best value among the completed ones."""
+    values: dict[str, Any] = {"trials_ended": history.count(*_ENDED)}
+    top = best(history)
+    if top is not None:
+        values[f"best_{history.metric}"] = top.report.metrics[history.metric]
+    return values
+
+
+def counts(history: History) -> dict[str, int]:
+    """Trials by state; states without any are left out."""
+    found = {str(state): history.count(state) for state in State}
+    return {state: count for state, count in found.items() if count}
+
+
+def ranking_table(history: History) -> tuple[list[str | int], list[list[object]]]:
+    """trials.csv as columns and rows, without its error texts."""
+    shown = {head: name for head, name in columns(history.metric).items() if name != "error"}
+    keys = searched_keys(history)
+    rows = [
+        [_cell(clean(head, getattr(row, name))) for head, name in shown.items()]
+        + [_cell(clean(key, row.values.get(key))) for key in keys]
+        for row in ranked(history)
+    ]
+    return [*shown, *keys], rows
+
+
+def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What may be shown of a summary: numbers, words, and mappings of them."""
+    return {
+        key: clean(key, value)
+        for key, value in summary.items()
+        if isinstance(value, int | float | str | Mapping)
+    }
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+def _cell(value: object) -> object:
+    """Numbers and words as they are, everything else as text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, int | float | str):
+        return value
+    return json.dumps(value, default=str)

@@ -1,0 +1,117 @@
+"""A worker whose trials each take several devices: Ray Train's TorchTrainer inside a Tune trial.
+
+The processes are started once and train one trial after another, as other workers do. Rank 0 asks
+for jobs and speaks for all; where one of them dies or hangs, all end, and the trial goes on from
+its last checkpoint in a new group. Where the node of one is about to go, the trial commits, and all
+leave together.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.cluster.preemption import Lookout
+from orchestrator.config.imports import importing
+from orchestrator.storage.worker_files import Shelf
+from orchestrator.workers.worker import missing_here, settle_in, sit_out
+from orchestrator.workers.worker_config import Post
+
+_HANG_S = "SWEEPS_HANG_S"  # how long a rank may be silent while the others wait for it
+_HANG_DEFAULT_S = 600.0
+_IDLE = timedelta(days=7)  # between trials, ranks wait for the next one as long as it takes
+
+
+class GroupWorker(tune.Trainable):  # type: ignore[misc]
+    """One Tune trial, which holds no device itself: the group's processes do.
+
+    It lives on the driver's node, and so does all that Ray Train adds.
+    """
+
+    def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
+        self._loop = {"office": office, "post": post, "worker": f"worker {config['worker']}"}
+        self._post = post
+
+    def step(self) -> dict[str, Any]:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        from orchestrator.workers.gloo_interface import NodeNetwork
+
+        post = self._post
+        resources = {"CPU": post.cpus, **({"GPU": post.gpus} if post.gpus else {})}
+        scratch = tempfile.mkdtemp(prefix="sweep-group-")
+        hang_s = float(os.environ.get(_HANG_S, _HANG_DEFAULT_S))
+        try:
+            TorchTrainer(
+                train_rank,
+                train_loop_config=self._loop,
+                torch_config=NodeNetwork(
+                    backend="cpu:gloo,cuda:nccl" if post.gpus else "gloo", timeout_s=int(hang_s)
+                ),
+                scaling_config=ScalingConfig(
+                    num_workers=post.devices,
+                    use_gpu=bool(post.gpus),
+                    resources_per_worker=resources,
+                ),
+                run_config=RunConfig(
+                    name="group",
+                    storage_path=scratch,
+                    # A new group is a new worker, which the Coordinator has to know of.
+                    failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+                ),
+            ).fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        ray.get(self._loop["office"].left.remote(self._loop["worker"]))
+        return {"done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: trials commit their own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a new group asks for its work."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seat:
+    """Where a rank is, and why it cannot train there; empty if it can."""
+
+    node: str
+    missing: str
+
+
+def train_rank(config: Mapping[str, Any]) -> None:
+    """What each process of a group does, from its start to its end."""
+    office, post, worker = config["office"], config["post"], config["worker"]
+    settle_in(post)
+    with importing():
+        import torch.distributed as dist
+
+        from orchestrator.workers.distributed_loop import Follower, Leader
+        from trainers.trial.ranks import Ranks
+    between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
+    shelf = Shelf(post.root, post.mark, post.storage)
+    node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
+    seats = between.each(lambda: Seat(node=node, missing=missing_here(post, shelf)))
+    # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
+    # to look out for.
+    notice = Lookout(*(seat.node for seat in seats)) if between.is_first else None
+    unfit = [seat.missing for seat in seats if seat.missing]
+    if unfit:
+        if notice is not None:
+            sit_out(office, worker, unfit[0], notice)
+        between.wait()
+        return
+    where = f"{host}:{os.getpid()}"
+    role = Leader if between.is_first else Follower
+    role(office, post, worker, where, between, notice, shelf).work()

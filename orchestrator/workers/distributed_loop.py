@@ -1,0 +1,153 @@
+"""The benches of a group's ranks: the first leads, the others follow it from trial to trial."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from orchestrator.cluster.preemption import Lookout
+from orchestrator.coordinator.job import Job
+from orchestrator.storage.worker_files import Shelf
+from orchestrator.workers.observer import Line
+from orchestrator.workers.trial_loop import Bench, Waiting
+from orchestrator.workers.worker_config import Post
+from sweeps.config.spec import TrainSpec
+from sweeps.core.errors import StaleAttemptError, SweepError
+from trainers.best_checkpoint import prove
+from trainers.sft import trainer as sft_trainer
+from trainers.trial.failures import DivergedError
+from trainers.trial.ranks import FirstSpeaks, Ranks
+from trainers.trial.task import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """The best, to be measured by all ranks: it may not fit on the device of one."""
+
+    key: str
+    step: int
+    train: TrainSpec
+    expected: float
+
+
+class RankFailed(Exception):
+    """A rank could not go on; the others cannot either."""
+
+
+class _Member(Bench):
+    """Any rank; `between` is for what is said between trials."""
+
+    def __init__(
+        self,
+        office: Any,
+        post: Post,
+        worker: str,
+        where: str,
+        between: Ranks,
+        notice: Lookout | None,
+        shelf: Shelf,
+    ) -> None:
+        super().__init__(office, post, worker, where, notice, shelf)
+        self._between = between
+
+
+class Leader(_Member):
+    """Rank 0: gets the jobs, has the others join in, and tells how trials end.
+
+    Its notice is of the nodes of all: where it hears of one, all are told to stop.
+    """
+
+    def work(self) -> None:
+        super().work()
+        self._between.together(lambda: None)  # nothing more to train
+
+    def _rehearse(self, job: Job) -> None:
+        assert job.spec is not None
+        self._between.together(lambda: job.spec)
+        try:
+            found = self._step(job.spec)
+        except Exception as error:
+            raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
+        ray.get(self._office.rehearsed.remote(self._worker, asdict(found)))
+
+    def _train_alone(self, waiting: Waiting) -> None:
+        self._between.together(lambda: waiting)
+        line = self._line(waiting.trial)
+        try:
+            outcome = _train(self, waiting, line)
+        except (StaleAttemptError, DivergedError) as error:
+            self._settle(line, None, error)
+        except Exception as error:
+            # The others may be in the middle of a sum that never comes: this group is over.
+            raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
+        else:
+            self._settle(line, outcome, None)
+
+    def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
+        Ranks.here().wait()  # until the others have put away what this one may fetch again next
+        super()._settle(line, outcome, error)
+
+    def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
+        if self._post.strategy != "fsdp":
+            return super()._measured(job, train, draft)
+        assert job.trial is not None
+        proof = Proof(key=job.trial.key, step=job.step, train=train, expected=job.expected)
+        self._between.together(lambda: proof)
+        return _measure(self, proof, draft)
+
+
+class Follower(_Member):
+    """Any other rank."""
+
+    def work(self) -> None:
+        while (waiting := self._between.together(_nothing)) is not None:
+            try:
+                self._join(waiting)
+            except SweepError:
+                continue  # rank 0 has seen it, too, and tells
+            self._give_back()
+
+    def _join(self, waiting: Waiting | TrainSpec | Proof) -> None:
+        if isinstance(waiting, TrainSpec):
+            self._step(waiting)
+        elif isinstance(waiting, Proof):
+            self._shelf.fetch(waiting.key)
+            _measure(self, waiting, self._folder.checkpoint(waiting.key, waiting.step))
+            self._shelf.forget(waiting.key)
+        else:
+            self._train_with_all(waiting)
+
+    def _train_with_all(self, waiting: Waiting) -> None:
+        """Rank 0 sees how it ends, too, and tells."""
+        has_left = True
+        try:
+            _train(self, waiting, None)
+        except DivergedError:
+            pass
+        except StaleAttemptError:
+            has_left = False  # others of this node may have it in hand
+        if has_left:
+            self._shelf.forget(waiting.trial.key)
+        Ranks.here().wait()
+
+
+def _nothing() -> Waiting | TrainSpec | Proof | None:
+    raise AssertionError("only rank 0 is asked")
+
+
+def _train(bench: Bench, waiting: Waiting, line: Line | None) -> Outcome:
+    return sft_trainer.train(bench._task(waiting), bench._rows(), FirstSpeaks(line, Ranks.here()))
+
+
+def _measure(bench: Bench, proof: Proof, folder: Path) -> dict[str, float]:
+    return prove(
+        folder,
+        proof.train,
+        bench._rows(),
+        expected=proof.expected,
+        device=bench._device,
+        ranks=Ranks.here(),
+    )

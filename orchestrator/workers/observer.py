@@ -1,0 +1,96 @@
+"""What a worker tells the Coordinator of its trials, and what it is answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from orchestrator.cluster.preemption import Lookout
+from orchestrator.storage.worker_files import Shelf
+from sweeps.core.trial import Decision, Report, State
+
+_LOG_EVERY_S = 0.5  # training rows are sent together, no more often
+
+
+@dataclass
+class Line:
+    """A trial's observer: carries its words to the Coordinator.
+
+    Rows of training go out without waiting; reports wait for their decision.
+    """
+
+    office: Any
+    worker: str
+    where: str
+    key: str
+    device: str
+    notice: Lookout | None = None
+    shelf: Shelf | None = None
+    attempt: int = 0
+    _rows: list[Mapping[str, float]] = field(default_factory=list)
+    _sent: float = 0.0
+    _answer: Any = None
+    _stop: bool = False
+
+    def begin(self, step: int, reports: list[Report]) -> bool:
+        attempt = ray.get(
+            self.office.start.remote(self.worker, self.key, self.where, self.device, step, reports)
+        )
+        self.attempt = attempt or 0
+        return attempt is not None
+
+    def wants_base(self) -> bool:
+        return bool(ray.get(self.office.claim_base.remote(self.key, self.attempt)))
+
+    def log(self, row: Mapping[str, float]) -> Decision:
+        self._rows.append(row)
+        if time.monotonic() - self._sent >= _LOG_EVERY_S:
+            self._send()
+        return Decision.STOP if self._stop or self._has_to_leave else Decision.CONTINUE
+
+    def report(self, report: Report) -> Decision:
+        self._send()
+        decision: Decision = ray.get(self.office.report.remote(self.key, self.attempt, report))
+        if decision is Decision.CONTINUE and self._has_to_leave:
+            return Decision.STOP
+        return decision
+
+    @property
+    def _has_to_leave(self) -> bool:
+        """The node is about to go: the trial commits and goes on elsewhere."""
+        return self.notice is not None and self.notice.is_given
+
+    def may_commit(self) -> None:
+        ray.get(self.office.may_commit.remote(self.key, self.attempt))
+
+    def committed(self, step: int, size_bytes: int) -> None:
+        if self.shelf is not None:
+            self.shelf.committed(self.key, step, self.attempt)
+        ray.get(self.office.committed.remote(self.key, self.attempt, step, size_bytes))
+
+    def end(self, state: State, **more: Any) -> None:
+        if self.attempt == 0:
+            return
+        self._send()
+        ending = {"state": state, **more}
+        ray.get(self.office.end.remote(self.worker, self.key, self.attempt, ending))
+
+    def out_of_memory(self, reason: str, error: str) -> None:
+        """To be tried again with a smaller micro-batch, or ended, as the Coordinator says."""
+        self._send()
+        call = self.office.out_of_memory
+        ray.get(call.remote(self.worker, self.key, self.attempt, reason, error))
+
+    def _send(self) -> None:
+        """Hand the rows over; the answer is read the next time, so that nobody waits for it."""
+        if self._answer is not None:
+            self._stop = ray.get(self._answer) is Decision.STOP
+            self._answer = None
+        if self._rows:
+            self._answer = self.office.log.remote(self.key, self.attempt, self._rows)
+            self._rows = []
+            self._sent = time.monotonic()

@@ -1,0 +1,110 @@
+"""The workers as Ray Tune trials: one for each place, started again when one dies."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.placement import Placement
+
+_PLACED_S = 60.0  # more than a worker's imports take from a slow disk
+_NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
+
+
+class Workers(threading.Thread):
+    """Runs Tune until no worker is wanted any more; Tune's loop has a thread of its own.
+
+    Args:
+        office: the CoordinatorActor's handle.
+        post: what every worker needs to know (`orchestrator.workers.worker_config.Post`).
+        slots: how many workers to keep, asked again as nodes come and go.
+        scratch: where Tune keeps its own files; removed by the caller.
+    """
+
+    def __init__(
+        self, office: Any, post: Any, placement: Placement, slots: Callable[[], int], scratch: Path
+    ) -> None:
+        super().__init__(name="workers", daemon=True)
+        self._office = office
+        self._post = post
+        self._placement = placement
+        self._slots = slots
+        self._scratch = scratch
+        self._began = time.monotonic()
+        self._placed: Callable[[], int] = lambda: 0
+        self._told = False
+        self.error: Exception | None = None
+
+    def news(self) -> str:
+        """Something to say, once: others hold what the cluster has, and nobody would know."""
+        late = time.monotonic() - self._began > _PLACED_S
+        if self._told or not late or self._placed():
+            return ""
+        self._told = True
+        return "no trial could be placed yet: other jobs hold the cluster. Waiting for them"
+
+    def run(self) -> None:
+        try:
+            self._fit()
+        except Exception as error:
+            self.error = error
+
+    def _fit(self) -> None:
+        from ray import tune
+        from ray.tune.execution import class_cache
+
+        # Tune hands the driver's AWS keys over to its workers, and Ray writes them into its logs.
+        # A worker on this machine has them anyway, one elsewhere those of its own node.
+        handed = class_cache.ENV_VARS_TO_PROPAGATE
+        handed.difference_update([name for name in handed if name.startswith("AWS_")])
+        # What goes wrong in a worker is told by the Coordinator; Tune would add its own traceback.
+        for name in ("ray", "ray.tune", "ray.air"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        from orchestrator.workers.distributed import GroupWorker
+        from orchestrator.workers.tune_searcher import Deaths, WorkerSearcher
+        from orchestrator.workers.worker import Worker
+
+        deaths = Deaths(self._office)
+        self._placed = lambda: deaths.placed
+        one = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
+        is_group = self._placement.devices > 1  # its processes take the devices, not it
+        trainable = tune.with_resources(
+            tune.with_parameters(
+                GroupWorker if is_group else Worker, office=self._office, post=self._post
+            ),
+            next_to_nothing_here() if is_group else one,
+        )
+        tuner = tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                search_alg=WorkerSearcher(self._office, self._slots), num_samples=-1
+            ),
+            run_config=tune.RunConfig(
+                name="workers",
+                storage_path=str(self._scratch),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                # A dead worker is not tried again: the searcher suggests a new one, where there is
+                # room. Each trial's own budget of failures is the Coordinator's.
+                failure_config=tune.FailureConfig(max_failures=0),
+                callbacks=[deaths],
+                verbose=0,
+                log_to_file=False,
+            ),
+        )
+        tuner.fit()
+
+
+def next_to_nothing_here() -> dict[str, float]:
+    """What a worker asks for that holds no device, so that it is placed on the driver's node.
+
+    Ray gives each node a resource that bears its address.
+    """
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    return {f"node:{node['NodeManagerAddress']}": _NEXT_TO_NOTHING}

@@ -1,0 +1,433 @@
+"""What a worker does with its jobs: train trials, alone or packed; prove the best; tell endings."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import logging
+import time
+import traceback
+from collections import deque
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from orchestrator.cluster.preemption import Lookout
+from orchestrator.coordinator.job import Job
+from orchestrator.storage.worker_files import Shelf
+from orchestrator.workers.observer import Line
+from orchestrator.workers.worker_config import Post
+from sweeps.config.spec import TrainSpec
+from sweeps.config.validation import read_train
+from sweeps.core import fault_injection
+from sweeps.core.errors import LedgerWriteError, StaleAttemptError
+from sweeps.core.trial import State, Trial
+from trainers.best_checkpoint import assemble, prove
+from trainers.data.dataset import PreparedData, load
+from trainers.model import cache
+from trainers.trial.failures import DivergedError, is_device_lost, is_out_of_memory
+from trainers.trial.meters import free_memory, held_mb, paged_mb
+from trainers.trial.ranks import Ranks
+from trainers.trial.task import Outcome, Task
+
+if TYPE_CHECKING:
+    from orchestrator.workers.packed import Pack
+    from trainers.dry_run import Rehearsal, Train
+    from trainers.packed.compatibility import Shared
+    from trainers.packed.frozen_base import Base
+
+log = logging.getLogger(__name__)
+
+_LEAK_MB = 1024.0  # held after a trial beyond what was held after the first one
+_IDLE_S = 0.3  # between two asks where there is nothing to do now
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A trial that was handed out and does not train yet; `group` is None where it trains alone."""
+
+    trial: Trial
+    train: TrainSpec
+    group: Shared | None
+
+
+class Bench:
+    """One device's work place. Lanes train while there are any; other work waits for their end."""
+
+    def __init__(
+        self,
+        office: Any,
+        post: Post,
+        worker: str,
+        where: str,
+        notice: Lookout | None = None,
+        shelf: Shelf | None = None,
+    ) -> None:
+        self._office = office
+        self._post = post
+        self._worker = worker
+        self._where = where
+        self._notice = notice
+        self._shelf = shelf or Shelf(post.root, post.mark, post.storage)
+        self._folder = self._shelf.folder
+        self._device = "cuda" if post.gpus else "cpu"
+        self._data: PreparedData | None = None
+        self._pack: Pack | None = None
+        self._spare: tuple[Shared, Base] | None = None  # of the rehearsal, for the first pack
+        self._queue: deque[Waiting] = deque()
+        self._lane_mb = 0.0
+        self._large: set[str] = set()  # trials for which there was no room beside even one other
+        self._ask_again = 0.0
+        self._held_first: float | None = None
+        self._is_worn = False
+        self._lost: Exception | None = None  # what took the device away from this process
+        self._is_ready = False
+        for name in ("transformers", "bitsandbytes.autograd._functions"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # the latter: a line for each product
+
+    def work(self) -> None:
+        """Until told to leave, or the node has to go, or the device is lost, or memory is not given
+        back: then a fresh process is better."""
+        while True:
+            leave = self._fill()
+            if self._pack is not None and not self._pack.is_empty:
+                self._advance(self._pack)
+            elif self._has_to_leave:
+                return  # what waits in the queue has not begun: the Coordinator hands it out again
+            elif self._queue:
+                self._begin(self._queue[0])
+            elif leave or self._is_worn:
+                return
+            else:
+                time.sleep(_IDLE_S)
+
+    @property
+    def _has_to_leave(self) -> bool:
+        is_told = self._notice is not None and self._notice.is_given
+        return is_told or self._lost is not None
+
+    # ------------------------------------------------------------------ asking
+
+    def _fill(self) -> bool:
+        """Ask for trials while there is room; True where told to leave."""
+        while self._has_room():
+            job: Job = ray.get(self._office.next_job.remote(self._worker, self._room()))
+            if job.kind == "rehearse":
+                self._rehearse(job)
+                continue
+            if job.kind == "prove":
+                self._prove(job)
+                continue
+            if job.trial is None:
+                if job.spec is not None:
+                    self._get_ready(job.spec)
+                self._ask_again = time.monotonic() + _IDLE_S
+                return job.kind == "leave"
+            self._lane_mb = job.lane_mb
+            self._take(job.trial, alone=job.alone)
+        return False
+
+    def _has_room(self) -> bool:
+        if self._is_worn or self._has_to_leave or time.monotonic() < self._ask_again:
+            return False
+        if any(waiting.group is None for waiting in self._queue):
+            return False
+        training = self._pack.count if self._pack is not None else 0
+        return training + len(self._queue) < self._room()
+
+    def _room(self) -> int:
+        """Trials that this device can train at once."""
+        most = self._post.lanes
+        if self._pack is not None:
+            most = self._pack.bound(most)
+        if not self._post.fits_unknown:
+            return most
+        if self._pack is None:
+            return 1
+        return self._pack.room(most, gpus=self._post.gpus, lane_mb=self._lane_mb)
+
+    def _take(self, trial: Trial, *, alone: bool) -> None:
+        train = read_train(trial.config).halved(trial.halvings)
+        assert train is not None  # as long as it can be halved, it is handed out again
+        alone = alone or trial.key in self._large  # else it would wait for the end of all others
+        waiting = Waiting(trial=trial, train=train, group=None if alone else self._group(train))
+        if self._pack is not None and waiting.group == self._pack.group:
+            self._attach(self._pack, waiting)
+        else:
+            self._queue.append(waiting)
+
+    def _group(self, train: TrainSpec) -> Shared | None:
+        if self._post.lanes == 1:
+            return None
+        from trainers.packed.compatibility import obstacle, shared
+
+        return None if obstacle(train, self._device) else shared(train)
+
+    # ------------------------------------------------------------------ before the first trial
+
+    def _rehearse(self, job: Job) -> None:
+        """One step of the largest micro-batch, by the engine that will train the trials."""
+        from trainers.dry_run import failed_step
+
+        assert job.spec is not None
+        found: Rehearsal | None = None
+        why = text = ""
+        try:
+            found = self._step(job.spec)
+        except Exception as error:
+            why, text = failed_step(error, job.spec)
+        told = asdict(found) if found is not None else None
+        ray.get(self._office.rehearsed.remote(self._worker, told, why, text))
+
+    def _get_ready(self, train: TrainSpec) -> None:
+        """While another worker rehearses: the imports, the data and the base that trials need.
+
+        Else this one would begin with them seconds later than the other.
+        """
+        if self._is_ready:
+            return
+        self._is_ready = True
+        try:
+            self._rows()
+            if self._in_a_lane(train) is None:
+                solo_train()
+        except Exception as error:  # the first trial, or the rehearsal, will tell
+            log.debug("getting ready", exc_info=error)
+
+    def _step(self, train: TrainSpec) -> Rehearsal:
+        from trainers.dry_run import rehearse
+        from trainers.sft.optimizers import step_each, trained_type
+
+        fault_injection.passing("rehearsal")
+        model = train.model
+        trained = trained_type(
+            train.peft.get("method"), model.quantization, model.dtype, self._device
+        )
+        step_each(self._post.optimizers, self._device, trained)  # a driver only builds a GPU's
+        place = self._folder.scratch / "rehearsal"
+        engine = self._in_a_lane(train) or solo_train()
+        return rehearse(
+            train,
+            self._rows(),
+            place,
+            self._device,
+            engine,
+            ranks=Ranks.here(),
+            strategy=self._post.strategy,
+        )
+
+    def _in_a_lane(self, train: TrainSpec) -> Train | None:
+        """Train as a lane; None where it trains alone. The base stays for the first pack."""
+        group = self._group(train)
+        if group is None:
+            return None
+        from trainers.packed.compatibility import settings
+        from trainers.packed.engine import train_alone
+        from trainers.packed.frozen_base import Base
+
+        base = Base(train, settings(train), self._device)
+        self._spare = group, base
+        return partial(train_alone, base=base)
+
+    # ------------------------------------------------------------------ training
+
+    def _begin(self, first: Waiting) -> None:
+        """The device is free: train what has waited longest, and what can train with it."""
+        self._pack = None
+        spare, self._spare = self._spare, None
+        base = spare[1] if spare is not None and spare[0] == first.group else None
+        del spare
+        if first.group is not None:
+            cache.let_go()
+        free_memory()
+        if first.group is None:
+            self._queue.popleft()
+            self._train_alone(first)
+            if self._lost is None:
+                self._give_back()
+            return
+        from orchestrator.workers.packed import Pack
+
+        together = [waiting for waiting in self._queue if waiting.group == first.group]
+        self._queue = deque(one for one in self._queue if one.group != first.group)
+        try:
+            self._pack = Pack(first.group, first.train, self._rows(), self._device, base)
+        except Exception as error:
+            for waiting in together:
+                self._fail(self._line(waiting.trial), error)
+            return
+        for waiting in together:
+            if self._lost is None:
+                self._attach(self._pack, waiting)
+
+    def _attach(self, pack: Pack, waiting: Waiting) -> None:
+        line = self._line(waiting.trial)
+        try:
+            pack.attach(self._task(waiting), line)
+        except Exception as error:
+            self._settle_lane(pack, line, None, error, others=pack.count)
+            self._give_up_if_lost(pack)
+
+    def _advance(self, pack: Pack) -> None:
+        others = pack.count - 1
+        try:
+            for line, outcome, why in pack.advance():
+                self._settle_lane(pack, line, outcome, why, others=others)
+                self._ask_again = 0.0
+        except Exception as error:
+            if not is_device_lost(error, self._device):
+                raise
+            self._lost = error
+        self._give_up_if_lost(pack)
+        if pack.is_empty and not self._queue:
+            self._ask_again = 0.0
+
+    def _give_up_if_lost(self, pack: Pack) -> None:
+        if self._lost is not None:
+            for line in pack.give_up():
+                self._settle(line, None, self._lost)
+
+    def _train_alone(self, waiting: Waiting) -> None:
+        line = self._line(waiting.trial)
+        try:
+            outcome = solo_train()(self._task(waiting), self._rows(), line)
+        except Exception as error:
+            self._settle(line, None, error)
+        else:
+            self._settle(line, outcome, None)
+
+    # ------------------------------------------------------------------ endings
+
+    def _settle_lane(
+        self,
+        pack: Pack,
+        line: Line,
+        outcome: Outcome | None,
+        error: Exception | None,
+        *,
+        others: int,
+    ) -> None:
+        """Tell how a lane ended. One for which there was no room beside `others` is as it was
+        asked for, and waits: by itself it may well fit."""
+        if error is None or not others or not is_out_of_memory(error):
+            self._settle(line, outcome, error)
+            return
+        log.warning("no memory for %s beside %d other trials: %s", line.key, others, error)
+        pack.is_full()
+        if others == 1:
+            self._large.add(line.key)
+        self._shelf.forget(line.key)
+        if line.attempt or line.begin(0, []):
+            reason = f"no memory for it beside {others} others on its device; it waits for room"
+            line.end(State.WAITING, reason=reason)
+
+    def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
+        """Tell how a trial ended."""
+        self._ask_again = 0.0
+        if not isinstance(error, StaleAttemptError):
+            self._shelf.forget(line.key)
+        if outcome is not None:
+            line.end(outcome.state, totals=dict(outcome.totals))
+        elif isinstance(error, StaleAttemptError):
+            log.warning("trial %s is in other hands now", line.key)
+        elif isinstance(error, LedgerWriteError):
+            # The Coordinator has stopped the sweep, and says why.
+            ray.get(self._office.let_go.remote(self._worker, line.key, str(error)))
+        elif isinstance(error, ray.exceptions.RayActorError):
+            raise error  # the driver is gone: so are we
+        elif isinstance(error, DivergedError):
+            line.end(State.DIVERGED, kind="diverged", reason=str(error))
+        elif error is not None:
+            self._fail(line, error)
+
+    def _fail(self, line: Line, error: Exception) -> None:
+        words = str(error).strip().splitlines() or [""]
+        reason = f"{type(error).__name__}: {words[0][:200]}"
+        if isinstance(error, OSError):
+            full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            ray.get(self._office.let_go.remote(self._worker, line.key, reason, full_disk))
+            return
+        text = "".join(traceback.format_exception(error))
+        if is_device_lost(error, self._device):
+            self._lost = error
+            ray.get(self._office.let_go.remote(self._worker, line.key, reason, False, text))
+            return
+        if not line.attempt and not line.begin(0, []):  # the Coordinator has to know of the attempt
+            return
+        if is_out_of_memory(error):
+            line.out_of_memory(reason, text)
+            return
+        line.end(State.FAILED, kind="bug", reason=reason, error=text)
+
+    # ------------------------------------------------------------------ the best
+
+    def _prove(self, job: Job) -> None:
+        assert job.trial is not None
+        self._pack = None
+        cache.let_go()
+        result: dict[str, float] = {}
+        error = ""
+        try:
+            train = read_train(job.trial.config)
+            draft = self._folder.best_draft
+            self._shelf.fetch(job.trial.key)
+            assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
+            result = self._measured(job, train, draft)
+            self._shelf.hand_in_draft()
+        except Exception as failure:
+            if is_device_lost(failure, self._device):
+                raise  # this process dies of it, and another one proves
+            error = f"{type(failure).__name__}: {failure}"
+        ray.get(self._office.proven.remote(self._worker, job.trial.key, job.step, result, error))
+        self._give_back()
+
+    def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
+        """What the best comes to, loaded from `draft`."""
+        return prove(draft, train, self._rows(), expected=job.expected, device=self._device)
+
+    # ------------------------------------------------------------------ what it works with
+
+    def _line(self, trial: Trial) -> Line:
+        return Line(
+            office=self._office,
+            worker=self._worker,
+            where=self._where,
+            key=trial.key,
+            device=self._device,
+            notice=self._notice,
+            shelf=self._shelf,
+        )
+
+    def _task(self, waiting: Waiting) -> Task:
+        self._shelf.fetch(waiting.trial.key)
+        return Task(
+            key=waiting.trial.key,
+            train=waiting.train,
+            examples=self._post.examples,
+            folder=self._folder,
+            device=self._device,
+            strategy=self._post.strategy,
+        )
+
+    def _rows(self) -> PreparedData:
+        if self._data is None:
+            self._data = load(self._shelf.data())
+        return self._data
+
+    def _give_back(self) -> None:
+        free_memory()
+        held = held_mb(self._device) + paged_mb() - cache.held_mb()
+        if self._held_first is None:
+            self._held_first = held
+            gc.freeze()  # what is left are modules and caches: not to be looked through each time
+        self._is_worn = held > self._held_first + _LEAK_MB
+
+
+def solo_train() -> Train:
+    """SFTTrainer's engine: its import takes seconds, which packs need not pay."""
+    from trainers.sft import trainer as sft_trainer
+
+    return sft_trainer.train

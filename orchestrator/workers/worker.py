@@ -1,0 +1,95 @@
+"""A worker: the process that Tune places on a device, and that trains one trial after another.
+
+Imports, the tokenized data and the process itself are paid for once per device, not once per trial.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import tune
+
+from orchestrator.cluster.gpus import cannot_use, keep_kernels, let_segments_grow
+from orchestrator.cluster.preemption import Lookout, Notice
+from orchestrator.config.imports import importing, leave_out
+from orchestrator.storage.worker_files import Shelf
+from orchestrator.workers.worker_config import Post
+
+_SIT_S = 2.0
+
+
+class Worker(tune.Trainable):  # type: ignore[misc]
+    """One Tune trial: asks for jobs until there are none, then is done."""
+
+    def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
+        self._office = office
+        self._post = post
+        self._name = f"worker {config['worker']}"
+        settle_in(post)
+        self._notice = Notice(ray.get_runtime_context().get_node_id())
+        self._where = f"{socket.gethostname()}:{os.getpid()}"
+
+    def step(self) -> dict[str, Any]:
+        shelf = Shelf(self._post.root, self._post.mark, self._post.storage)
+        missing = missing_here(self._post, shelf)
+        if missing:
+            sit_out(self._office, self._name, missing, self._notice)
+            return {"done": True}
+        with importing():
+            from orchestrator.workers.trial_loop import Bench
+
+        Bench(self._office, self._post, self._name, self._where, self._notice, shelf).work()
+        ray.get(self._office.left.remote(self._name))
+        return {"done": True}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: trials commit their own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a new worker asks for its work."""
+
+
+def missing_here(post: Post, shelf: Shelf) -> str:
+    """Why no worker of this node can train; empty if one can. What it needs is made ready."""
+    host = socket.gethostname()
+    if not shelf.is_usable:
+        return f"run_dir cannot be seen from node {host}"
+    why = cannot_use(post.gpus)
+    if why:
+        return f"node {host} {why}"
+    if post.gpus:
+        keep_kernels(shelf.folder)
+    return ""
+
+
+def sit_out(office: Any, worker: str, why: str, notice: Lookout) -> None:
+    """Keep the place of a worker of a node on which none can train, and do nothing."""
+    ray.get(office.sits_out.remote(worker, why))
+    while not (notice.is_given or ray.get(office.is_done.remote())):
+        time.sleep(_SIT_S)
+
+
+def settle_in(post: Post) -> None:
+    """Set what must be set before torch is imported."""
+    os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    leave_out(post.unneeded)
+    if not post.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
+    let_segments_grow()
+    import torch
+
+    if 0 < post.gpus < 1 and torch.cuda.is_available():
+        # Those who share a GPU would fill what the others count on.
+        torch.cuda.set_per_process_memory_fraction(post.gpus)
+
+    torch.set_num_threads(max(1, int(post.cpus)))
+    try:
+        torch.set_num_interop_threads(1)
+    except RuntimeError:
+        pass  # torch ran before us in this process: its pool stands

@@ -1,0 +1,39 @@
+"""What a worker is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeps.config.spec import Strategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Post:
+    """What a worker needs to know beside its trials.
+
+    Attributes:
+        cpus, gpus: of each of its devices.
+        lanes: trials that may share its device; 1: each trains alone, with SFTTrainer.
+        fits_unknown: `lanes` is a bound; how many fit on the GPU is measured as they come.
+        devices: that each trial takes.
+        strategy: how they train it together.
+        mark: the word in the run folder by which a node knows that it sees the same one; empty
+            where there is but one node.
+        storage: where copies of the run folder lie; empty for none.
+        unneeded: libraries that workers do without.
+        optimizers: that are searched: one worker steps each before the first trial.
+    """
+
+    root: Path
+    examples: int
+    cpus: float
+    gpus: float
+    lanes: int = 1
+    fits_unknown: bool = False
+    devices: int = 1
+    strategy: Strategy = "ddp"
+    mark: str = ""
+    storage: str = ""
+    unneeded: tuple[str, ...] = ("wandb",)
+    optimizers: tuple[str, ...] = ()

@@ -1,0 +1,403 @@
+"""The heart of a sweep: hands out trials, takes their reports, decides, and writes it all down.
+
+A plain class over the ledger and Optuna. One Ray actor holds it while a sweep runs; workers of
+every engine call it. Its memory is what a replay of the ledger gives, so its death loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import optuna
+from omegaconf import OmegaConf
+
+from sweeps.config.spec import Spec
+from sweeps.config.trial_config import config_of, trial_key
+from sweeps.config.validation import read_train
+from sweeps.coordinator.ledger_replay import Books
+from sweeps.coordinator.retention import Retention
+from sweeps.core.ending import Cause, Stop
+from sweeps.core.errors import LedgerWriteError, StaleAttemptError
+from sweeps.core.secrets import masked, scrub
+from sweeps.core.trial import Decision, Report, State, Trial
+from sweeps.ledger.history import Record
+from sweeps.search.study import Suggestion
+from sweeps.space.space import Space
+from sweeps.storage.durable_writes import append_lines, write_text
+from sweeps.storage.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+class Coordinator:
+    """Asks, reports and ends of one sweep; safe to call from several threads.
+
+    Raises (on making one):
+        LedgerDamagedError: the ledger cannot be read.
+    """
+
+    def __init__(self, spec: Spec, space: Space, folder: RunFolder) -> None:
+        self._spec = spec
+        self._space = space
+        self._folder = folder
+        self._guard = threading.RLock()
+        self._books = Books(spec, space, folder)
+        self.history = self._books.history
+        self._asking = self._books.asking
+        self._write = self._books.write
+        self._retention = Retention(folder, self.history, spec.sweep.keep)
+        self._handed: set[str] = set()  # given to a worker by this driver, not ended
+        ended = self.history.trials.values()
+        self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
+        self._base_holder: str | None = None
+        self._stop: Stop | None = None
+
+    # ------------------------------------------------------------------ a driver's life
+
+    def begin(self, **facts: Any) -> None:
+        """A driver takes over: write what it is, and settle what the last one left open."""
+        with self._guard:
+            if not self.history.spec:
+                self._write("sweep", name=self._spec.name, spec=self._spec.public)
+            self._write(
+                "attempt", number=self.history.attempts + 1, spec=self._spec.public, **facts
+            )
+            self._retention.begin()
+            for record in self.history.unfinished():
+                if record.pruned_at is not None:
+                    self._end(record, State.PRUNED)
+
+    def interrupt(self, stop: Stop) -> None:
+        """Hand out nothing more; whoever reports next is told to commit and leave."""
+        with self._guard:
+            if self.stop is None:
+                self._stop = stop
+                with suppress(LedgerWriteError):  # then it stops for that reason, and says so
+                    self._write("interrupt", reason=str(stop))
+
+    def close(self) -> None:
+        self._books.close()
+
+    @property
+    def study(self) -> optuna.Study:
+        """Optuna's view of the sweep, in memory."""
+        return self._asking.study
+
+    def trial(self, key: str) -> Trial:
+        record = self.history.trials[key]
+        config = self._books.configs.get(key)
+        return Trial(
+            key=key,
+            number=record.number,
+            seed=record.seed,
+            values=record.values,
+            config=config or config_of(self._spec, record.values, record.repeat),
+            halvings=record.halvings,
+        )
+
+    @property
+    def stop(self) -> Stop | None:
+        """Why no more trials are handed out; None while they are."""
+        return self._books.broken or self._stop
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial will be handed out any more, whatever happens to those that run."""
+        with self._guard:
+            if self.stop is not None:
+                return True
+            more = self._asking.repeat() or self._asking.wants_config()
+            return not (self.history.unfinished() or more)
+
+    # ------------------------------------------------------------------ handing out
+
+    def ask(self) -> Trial | None:
+        """The next trial to train: an unfinished one first, else a new suggestion.
+
+        None means: nothing now. Ask again unless `is_finished`.
+        """
+        with self._guard:
+            if self.stop is not None:
+                return None
+            for record in self.history.unfinished():
+                if record.state is State.WAITING and record.key not in self._handed:
+                    return self._hand_out(record.key)
+            try:
+                suggestion = self._asking.repeat() or self._asking.suggest()
+                return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
+            except LedgerWriteError:
+                return None
+            except Exception as error:  # else every worker that asks would die of it, for ever
+                log.debug("asking", exc_info=error)
+                said = f"{type(error).__name__}: {error}"
+                self._books.broken = Stop(cause=Cause.NO_SUGGESTION, details=(said,))
+                return None
+
+    def give_back(self, key: str) -> None:
+        """A trial that was handed out could not be started: it waits again."""
+        with self._guard:
+            self._handed.discard(key)
+
+    def _hand_out(self, key: str) -> Trial:
+        self._handed.add(key)
+        return self.trial(key)
+
+    def _new_trial(self, suggestion: Suggestion) -> str:
+        config = config_of(self._spec, suggestion.values, suggestion.repeat)
+        key = trial_key(config)
+        shown = masked("", config)
+        assert isinstance(shown, dict)
+        write_text(self._folder.trial_config(key), OmegaConf.to_yaml(OmegaConf.create(shown)))
+        self._write(
+            "ask",
+            trial=key,
+            number=len(self.history.trials),
+            repeat=suggestion.repeat,
+            seed=config["seed"],
+            **suggestion.to_json(),
+        )
+        self._books.configs[key] = config
+        return key
+
+    # ------------------------------------------------------------------ while a trial trains
+
+    def start(
+        self, key: str, *, worker: str, device: str, step: int, reports: Sequence[Report] = ()
+    ) -> int | None:
+        """An attempt at a trial begins; returns its number, or None where there is nothing to do.
+
+        Args:
+            worker: host and pid.
+            step: the checkpoint's step that it goes on from, 0 for none.
+            reports: those in that checkpoint's manifest; what never reached the ledger is added.
+        """
+        with self._guard:
+            record = self.history.trials[key]
+            if record.state.is_finished() or self.stop is not None:
+                return None
+            if record.state is State.RUNNING and not self._retry(record, "its worker died"):
+                return None
+            attempt = record.attempt + 1
+            where = {"worker": worker, "device": device, "step": step}
+            self._write("start", trial=key, attempt=attempt, **where)
+            for report in reports:
+                if report.index and report.index not in record.reports:
+                    self._report(record, report)
+            if record.pruned_at is not None:
+                self._end(record, State.PRUNED)
+                return None
+            return attempt
+
+    def claim_base(self, key: str, attempt: int) -> bool:
+        """Whether this trial is to measure the base model first: once per sweep."""
+        with self._guard:
+            self._check(key, attempt)
+            holder = self.history.trials.get(self._base_holder or "")
+            free = holder is None or holder.key == key or holder.state is not State.RUNNING
+            if self.history.base is not None or not free:
+                return False
+            self._base_holder = key
+            return True
+
+    def log(self, key: str, attempt: int, rows: Sequence[Mapping[str, Any]]) -> Decision:
+        """Take training metrics; they go to the trial's metrics.jsonl, not into the ledger."""
+        with self._guard:
+            self._check(key, attempt)
+            with suppress(OSError):  # rows for the eye; a full disk shows at the next checkpoint
+                append_lines(self._folder.metrics(key), rows)
+            return Decision.STOP if self.stop is not None else Decision.CONTINUE
+
+    def report(self, key: str, attempt: int, report: Report) -> Decision:
+        """Take a report and decide. A report that is known already is not told twice.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun.
+        """
+        with self._guard:
+            record = self._check(key, attempt)
+            if report.index == 0:
+                if self.history.base is None:
+                    self._write(
+                        "report",
+                        trial=key,
+                        attempt=attempt,
+                        **report.to_json(),
+                        decision=Decision.CONTINUE,
+                    )
+                return Decision.CONTINUE
+            if report.index not in record.reports:
+                self._report(record, report)
+            if record.pruned_at is not None:
+                return Decision.PRUNE
+            return Decision.STOP if self.stop is not None else Decision.CONTINUE
+
+    def committed(self, key: str, attempt: int, step: int, size: int) -> None:
+        """A checkpoint lies whole on disk. Checkpoints that need not stay are removed.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun.
+        """
+        with self._guard:
+            record = self._check(key, attempt)
+            path = self._folder.checkpoint(key, step).relative_to(self._folder.root)
+            self._write(
+                "checkpoint", trial=key, attempt=attempt, step=step, path=str(path), bytes=size
+            )
+            self._retention.committed(record)
+
+    def may_commit(self, key: str, attempt: int) -> None:
+        """Asked right before a checkpoint takes its name.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun, or it has ended.
+        """
+        with self._guard:
+            self._check(key, attempt)
+
+    def end(
+        self,
+        key: str,
+        attempt: int,
+        state: State,
+        *,
+        kind: str = "",
+        reason: str = "",
+        error: str = "",
+        totals: Mapping[str, float] | None = None,
+    ) -> None:
+        """A trial has ended. `reason` is one line; `error`, a traceback, goes to error.txt."""
+        with self._guard:
+            record = self._check(key, attempt)
+            reason = scrub(reason)
+            self._keep_error(key, error)
+            self._end(record, state, kind=kind, reason=reason, totals=totals)
+            if kind == "bug":
+                self._stop_if_all_fail_alike(reason)
+
+    def leave(self, key: str, attempt: int, reason: str = "") -> None:
+        """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
+
+        While the sweep goes on that is none of the trial's doing, and costs none of its retries:
+        the worker's node is about to go, or has no room for one more trial.
+        """
+        with self._guard:
+            self._check(key, attempt)
+            self._handed.discard(key)
+            if self._stop is None:
+                reason = reason or "its node is about to go"
+                self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
+
+    def lost(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
+        """A worker is gone for good; True where the trial will be tried again.
+
+        With `full_disk`, where its retries are spent, the sweep stops and the trial waits: every
+        other trial would fail of the same, and for good.
+        """
+        with self._guard:
+            record = self.history.trials[key]
+            self._handed.discard(key)
+            if record.state.is_finished():
+                return False
+            if full_disk and record.retries >= self._spec.sweep.max_retries:
+                self._books.broken = Stop(cause=Cause.DISK_FULL, details=(reason,))
+                return False
+            try:
+                self._keep_error(key, error)
+                return self._retry(record, scrub(reason))
+            except LedgerWriteError:
+                return False
+
+    def out_of_memory(self, key: str, attempt: int, reason: str, error: str = "") -> bool:
+        """A trial ran out of memory; True where it is tried again with half the micro-batch.
+
+        Once, from its last checkpoint; it costs none of its retries.
+        """
+        with self._guard:
+            record = self._check(key, attempt)
+            self._keep_error(key, error)
+            whole = read_train(self.trial(key).config).halved(record.halvings)
+            half = whole.halved() if whole is not None else None
+            assert whole is not None
+            size = f"micro-batch {whole.batch_size} x {whole.accumulation_steps}"
+            if record.halvings or half is None:
+                why = "at half the micro-batch too" if record.halvings else "it cannot be halved"
+                reason = f"{scrub(reason)} ({size}: {why})"
+                self._end(record, State.FAILED, kind="oom", reason=reason)
+                return False
+            self._handed.discard(key)
+            note = f"out of memory at {size}, goes on with "
+            note += f"{half.batch_size} x {half.accumulation_steps}"
+            self._write("retry", trial=key, attempt=attempt, kind="oom", reason=note)
+            return True
+
+    def _check(self, key: str, attempt: int) -> Record:
+        record = self.history.trials[key]
+        if attempt != record.attempt or record.state is not State.RUNNING:
+            raise StaleAttemptError(
+                f"attempt {attempt} at trial {key} is over; {record.attempt} is the latest"
+            )
+        return record
+
+    def _report(self, record: Record, report: Report) -> None:
+        decision = Decision.PRUNE if self._asking.tell_report(record, report) else Decision.CONTINUE
+        self._write(
+            "report",
+            trial=record.key,
+            attempt=record.attempt,
+            **report.to_json(),
+            decision=decision,
+        )
+
+    def _retry(self, record: Record, reason: str) -> bool:
+        """Count a failure of the infrastructure; False where the trial ends instead.
+
+        It ends as pruned where that was decided already, as failed where its retries are spent.
+        """
+        if record.pruned_at is not None:
+            self._end(record, State.PRUNED)
+            return False
+        if record.retries >= self._spec.sweep.max_retries:
+            self._end(
+                record,
+                State.FAILED,
+                kind="infrastructure",
+                reason=f"{reason}; {record.retries} retries spent (sweep.max_retries)",
+            )
+            return False
+        self._write("retry", trial=record.key, attempt=record.attempt, reason=reason)
+        return True
+
+    def _end(
+        self,
+        record: Record,
+        state: State,
+        *,
+        kind: str = "",
+        reason: str = "",
+        totals: Mapping[str, float] | None = None,
+    ) -> None:
+        event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
+        self._write("end", trial=record.key, attempt=record.attempt, **event)
+        self._handed.discard(record.key)
+        self._books.configs.pop(record.key, None)
+        if kind == "bug":
+            self._same_errors[reason] += 1
+        self._asking.tell_result(record.config)
+        self._retention.ended(record)
+
+    def _stop_if_all_fail_alike(self, reason: str) -> None:
+        alike = self._same_errors[reason]
+        limit = self._spec.sweep.max_same_error
+        if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
+            self.interrupt(Stop(cause=Cause.SAME_ERROR, details=(str(alike),)))
+
+    def _keep_error(self, key: str, error: str) -> None:
+        """A traceback goes to the trial's error.txt, if it can be written."""
+        if error:
+            with suppress(OSError):
+                write_text(self._folder.error(key), scrub(error))

@@ -1,0 +1,113 @@
+"""Which checkpoints stay on disk. Their number does not grow with the number of trials."""
+
+from __future__ import annotations
+
+import bisect
+import shutil
+
+from sweeps.core.trial import State
+from sweeps.ledger.history import History, Record
+from sweeps.storage.durable_writes import remove_tree
+from sweeps.storage.run_folder import REMOVING_PREFIX, RunFolder, checkpoint_step
+
+_LATEST = 2  # of an unfinished trial: where the newest is torn, the one before it is used
+
+
+class Retention:
+    """Removes what need not stay as the sweep goes on, looking only at what an event changed.
+
+    Call `begin` first; then `kept_steps` holds after every call.
+    """
+
+    def __init__(self, folder: RunFolder, history: History, keep: int) -> None:
+        self._folder = folder
+        self._history = history
+        self._keep = keep
+        self._judged: list[tuple[float, int]] = []  # (signed mean, config), the best first
+        self._known: set[int] = set()
+
+    def begin(self) -> None:
+        """Look at every trial: a driver takes over, and may keep more or fewer than the last."""
+        self._judged = _judged(self._history)
+        self._known = {config for _, config in self._judged}
+        clean(self._folder, self._history, self._keep)
+
+    def committed(self, record: Record) -> None:
+        _clean_trial(self._folder, record, _own_steps(self._history, record))
+
+    def ended(self, record: Record) -> None:
+        """A trial has ended: its config may be judged now, and displace another."""
+        config = record.config
+        _clean_trial(self._folder, record, _own_steps(self._history, record))
+        if config in self._known or not self._history.is_settled(config):
+            return
+        mean = self._history.config_mean(config)
+        if mean is None:
+            return
+        self._known.add(config)
+        place = (_sign(self._history) * mean, config)
+        bisect.insort(self._judged, place)
+        if len(self._judged) > self._keep:
+            _, displaced = max(place, self._judged[self._keep])
+            for other in self._history.repeats(displaced):
+                _clean_trial(self._folder, other, set())
+
+
+def kept_steps(history: History, keep: int) -> dict[str, set[int]]:
+    """Trial key -> checkpoint steps to keep.
+
+    An unfinished trial keeps its two latest checkpoints and its best so far. Of completed configs,
+    the `keep` best keep the best checkpoint of each of their repeats; a config whose repeats are
+    not all done is not judged yet. An unfinished trial displaces nothing of a completed one.
+    """
+    kept = {record.key: _own_steps(history, record) for record in history.trials.values()}
+    for _, config in _judged(history)[keep:]:
+        for record in history.repeats(config):
+            kept[record.key] = set()
+    return kept
+
+
+def clean(folder: RunFolder, history: History, keep: int) -> None:
+    """Remove the checkpoints that need not stay, of all trials.
+
+    What a worker is still writing has another name and is left alone.
+    """
+    kept = kept_steps(history, keep)
+    for key, record in history.trials.items():
+        _clean_trial(folder, record, kept[key])
+
+
+def _judged(history: History) -> list[tuple[float, int]]:
+    found = [
+        (_sign(history) * mean, config)
+        for config in history.by_config()
+        if history.is_settled(config) and (mean := history.config_mean(config)) is not None
+    ]
+    return sorted(found)
+
+
+def _sign(history: History) -> int:
+    return 1 if history.direction == "minimize" else -1
+
+
+def _own_steps(history: History, record: Record) -> set[int]:
+    best = record.best(history.metric, history.direction)
+    best_step = {best.step} & set(record.checkpoints) if best else set()
+    if record.state is State.COMPLETED:
+        return best_step
+    if record.state.is_finished():
+        return set()
+    return best_step | set(sorted(record.checkpoints)[-_LATEST:])
+
+
+def _clean_trial(folder: RunFolder, record: Record, kept: set[int]) -> None:
+    for path in folder.checkpoints(record.key).glob(f"{REMOVING_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)  # of a kill in the middle of a removal
+    for path in folder.checkpoints(record.key).glob("step-*"):
+        step = checkpoint_step(path)
+        if step is None or step in kept:
+            continue
+        # What a trial has committed but not told yet is left alone, until it has ended.
+        if step in record.checkpoints or record.state.is_finished():
+            remove_tree(path)
+            record.checkpoints = [other for other in record.checkpoints if other != step]

@@ -1,0 +1,158 @@
+"""What to try next, and what Optuna is told of how it went.
+
+The half of the Coordinator that knows Optuna. Like the study itself it is a function of the ledger:
+replaying asks, reports and ends in their order gives it back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import optuna
+
+from sweeps.config.spec import Spec
+from sweeps.config.trial_config import config_of, trial_key
+from sweeps.core.trial import Report, State
+from sweeps.ledger.history import History, Record
+from sweeps.ledger.ledger import Event
+from sweeps.search.study import Search, Suggestion, first_untried, picked_id
+from sweeps.space.space import Space
+
+log = logging.getLogger(__name__)
+
+_DOUBLES_BEFORE_LOOKING = 20  # repeated suggestions before untried configs are sought by hand
+_DOUBLES_BEFORE_GIVING_UP = 100  # then there is nothing new to find
+
+
+class Asking:
+    """Suggests configs and their repeats, each once; tells reports and results.
+
+    Args:
+        history: of the sweep; kept by the Coordinator.
+        write: appends an event to the ledger and folds it into `history`.
+    """
+
+    def __init__(
+        self, spec: Spec, space: Space, history: History, write: Callable[..., None]
+    ) -> None:
+        self._spec = spec
+        self._space = space
+        self._history = history
+        self._write = write
+        self._search = Search(spec.sweep, space, spec.seed)
+        self._tried: set[str] = set()
+        self._told: set[int] = set()  # Optuna trials that have their result
+        self._repeatable: dict[int, None] = {}  # configs that may be worth another seed, in order
+        self._exhausted = False
+
+    @property
+    def study(self) -> optuna.Study:
+        return self._search.study
+
+    def settle(self) -> None:
+        """The replay is over: a sweep that has tried everything need not be asked to know it."""
+        self._search.settle()
+        finite = not self._space.is_continuous
+        self._exhausted = finite and first_untried(self._space, self._tried) is None
+
+    # ------------------------------------------------------------------ what to try
+
+    def wants_config(self) -> bool:
+        """Whether there may be another config to try."""
+        if self._exhausted:
+            return False
+        limit = self._spec.sweep.trials
+        return limit is None or self._history.config_count < limit
+
+    def suggest(self) -> Suggestion | None:
+        """A config that was not tried before. Repeated ones are told their known value."""
+        doubles = 0
+        while self.wants_config():
+            suggestion = self._next(doubles)
+            if suggestion is None:
+                self._exhausted = True
+                return None
+            self._tried.add(picked_id(suggestion.picked))
+            key = trial_key(config_of(self._spec, suggestion.values))
+            if key not in self._history.trials:
+                self._repeatable[suggestion.number] = None
+                return suggestion
+            doubles += 1
+            self._write("ask", trial=None, duplicate=key, **suggestion.to_json())
+            self._tell_double(suggestion.number, self._history.trials[key])
+        return None
+
+    def repeat(self) -> Suggestion | None:
+        """The next seed of a config that is worth it; with a pruner, after its first run ended."""
+        wanted = self._spec.sweep.repeats
+        if wanted == 1:
+            return None
+        first_alone = self._spec.sweep.pruner != "none"
+        for config in list(self._repeatable):
+            repeats = self._history.repeats(config)
+            spoilt = any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats)
+            if len(repeats) >= wanted or spoilt:
+                del self._repeatable[config]
+            elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
+                return Suggestion(config, {}, repeats[0].values, repeat=len(repeats))
+        return None
+
+    def _next(self, doubles: int) -> Suggestion | None:
+        if self._spec.sweep.search == "grid" or doubles < _DOUBLES_BEFORE_LOOKING:
+            return self._search.ask()
+        if doubles < _DOUBLES_BEFORE_GIVING_UP:
+            return self._search.ask_untried(self._tried)
+        log.warning("%d suggestions in a row were tried before: there is no other", doubles)
+        return None
+
+    # ------------------------------------------------------------------ what Optuna is told
+
+    def tell_report(self, record: Record, report: Report) -> bool:
+        """Tell an intermediate value; True where the trial should be pruned."""
+        # The first repeat stands for its config: the others only confirm what it found.
+        if record.repeat or record.config in self._told:
+            return False
+        value = report.metrics[self._spec.sweep.metric]
+        return self._search.report(record.config, report.index, value)
+
+    def replay_report(self, record: Record, report: Report) -> None:
+        """Do again what a report in the ledger did."""
+        if not (record.repeat or record.config in self._told):
+            value = report.metrics[self._spec.sweep.metric]
+            self._search.replay_report(record.config, report.index, value)
+
+    def tell_result(self, config: int) -> None:
+        """Tell how a config ended, once nothing more will come of it."""
+        if config in self._told or not self._history.is_settled(config):
+            return
+        self._told.add(config)
+        states = {record.state for record in self._history.repeats(config)}
+        mean = self._history.config_mean(config)
+        if states == {State.COMPLETED} and mean is not None:
+            self._search.complete(config, mean)
+        elif states <= {State.COMPLETED, State.PRUNED}:
+            self._search.prune(config)
+        else:
+            self._search.fail(config)
+
+    def _tell_double(self, number: int, record: Record) -> None:
+        value = self._history.config_mean(record.config)
+        if record.state is State.COMPLETED and value is not None:
+            self._search.complete(number, value)
+        else:
+            self._search.fail(number)  # no value is known: Optuna leaves a failed trial aside
+        self._told.add(number)
+
+    # ------------------------------------------------------------------ replay
+
+    def replay_ask(self, event: Event) -> None:
+        """Do again what an ask in the ledger did."""
+        if event.get("repeat"):
+            return
+        self._search.replay_ask(event["choices"], by_hand=event.get("by_hand", False))
+        self._tried.add(picked_id(event["choices"]))
+        if event["trial"] is None:
+            self._tell_double(event["config"], self._history.trials[event["duplicate"]])
+        else:
+            self._repeatable[event["config"]] = None

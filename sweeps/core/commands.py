@@ -1,0 +1,94 @@
+"""Commands to copy: values and overrides in Hydra's grammar, and whole command lines.
+
+What the user is told to type is made here, so that pasting it gives back the values that it was
+made of. Standard library only: the hints of `trainers`, which knows no Hydra, come from here too.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeps.core.secrets import masked
+
+_PROGRAM = ("python", "-m", "orchestrator")
+# Text that Hydra reads as text without quotes.
+_BARE = re.compile(r"(?:[A-Za-z_]|\.{0,2}/)[A-Za-z0-9_./-]*")
+_WORDS = ("null", "true", "false", "inf", "nan")  # no text, in upper or lower case
+# A mapping's key cannot be quoted: these letters, those that a backslash escapes, and no others.
+_KEY = re.compile(r"[A-Za-z0-9_/\-\\+.$%*@?|()\[\]{}:=, \t]+")
+_ESCAPED = re.compile(r"[\\()\[\]{}:=, \t]")
+_WHOLE = r"(?:0|[1-9](?:_?\d)*)"
+_POINT = rf"(?:{_WHOLE}\.|{_WHOLE}?\.\d(?:_?\d)*)"
+_NUMBER = re.compile(rf"[+-]?(?:(?:{_WHOLE}|{_POINT})(?:[eE][+-]?\d(?:_?\d)*)?|inf|nan)", re.I)
+
+
+class UnwritableError(ValueError):
+    """Hydra's grammar has no form for the value."""
+
+
+def written(value: Any) -> str:
+    """`value` as Hydra's override parser reads it back.
+
+    Raises:
+        UnwritableError: a mapping's key is text that cannot be a key in Hydra's grammar.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        is_bare = _BARE.fullmatch(value) and value.lower() not in _WORDS
+        return value if is_bare else _quoted(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(k)}: {written(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(written, value)) + "]"
+    return repr(value)
+
+
+def override(key: str, value: Any) -> str:
+    """The word of a command line that sets `key` to `value`, as the program receives it.
+
+    Raises:
+        UnwritableError: see `written`.
+    """
+    return f"{key}={written(_uninterpolated(value))}"
+
+
+def masked_word(key: str, text: str) -> str:
+    """An override as it may be hashed or shown."""
+    return f"{key}={masked(key, text)}"
+
+
+def command_line(words: Sequence[str]) -> str:
+    """The command with these words, for a shell; secrets masked."""
+    shown = [masked_word(*word.split("=", 1)) if "=" in word else word for word in words]
+    return shlex.join([*_PROGRAM, *shown])
+
+
+def _quoted(text: str) -> str:
+    """In double quotes. Backslashes count only before a quote, or at the end."""
+    escaped = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + (r"\"" if found[2] else ""), text)
+    return f'"{escaped}"'
+
+
+def _key(key: Any) -> str:
+    if not isinstance(key, str):
+        return written(key)
+    if not _KEY.fullmatch(key) or _NUMBER.fullmatch(key) or key.lower() in _WORDS:
+        raise UnwritableError(f"{key!r} cannot be a key of a mapping on a command line")
+    return _ESCAPED.sub(r"\\\g<0>", key)
+
+
+def _uninterpolated(value: Any) -> Any:
+    """`value` with `${` escaped for OmegaConf, which would look up what follows it."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, Mapping):
+        return {key: _uninterpolated(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_uninterpolated(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""The ledger, the only truth of a sweep, and its history as trials."""

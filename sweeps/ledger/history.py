@@ -1,0 +1,261 @@
+"""What the ledger's events add up to: the trials, their reports, and the best of them.
+
+`History` is the one fold over the ledger. The Coordinator keeps it while a sweep runs; `status`,
+the live table and tracking build their own from the file.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeps.config.spec import Direction
+from sweeps.core.errors import LedgerDamagedError
+from sweeps.core.trial import Report, State
+from sweeps.ledger.ledger import Event, check, parse
+
+
+@dataclass(kw_only=True, slots=True)
+class Record:
+    """One trial, as its events tell it."""
+
+    key: str
+    number: int
+    config: int  # the Optuna trial that suggested it; the repeats of a config share it
+    repeat: int
+    seed: int
+    values: Mapping[str, Any]
+    picked: Mapping[str, Any] = field(default_factory=dict)  # as Optuna names the choices
+    state: State = State.WAITING
+    attempt: int = 0
+    retries: int = 0  # of the infrastructure; counted against sweep.max_retries
+    halvings: int = 0  # of the micro-batch, after running out of memory
+    memory_note: str = ""  # what was halved, and from what
+    worker: str = ""
+    device: str = ""
+    started: float | None = None  # seconds since the epoch, this attempt
+    ended: float | None = None
+    reports: dict[int, Report] = field(default_factory=dict)
+    pruned_at: int | None = None
+    checkpoints: list[int] = field(default_factory=list)  # steps
+    kind: str = ""  # of failure: diverged, oom, infrastructure, bug
+    reason: str = ""
+    totals: dict[str, float] = field(default_factory=dict)  # at the end: seconds, tokens, ...
+
+    @property
+    def latest(self) -> Report | None:
+        return self.reports[max(self.reports)] if self.reports else None
+
+    def best(self, metric: str, direction: Direction) -> Report | None:
+        """The report with the best `metric`; the earlier one where two are equal."""
+        sign = 1 if direction == "minimize" else -1
+        return min(
+            (self.reports[index] for index in sorted(self.reports)),
+            key=lambda report: sign * report.metrics[metric],
+            default=None,
+        )
+
+
+@dataclass(kw_only=True)
+class History:
+    """All trials of a sweep by key, in the order in which they were asked for."""
+
+    metric: str = "eval_loss"
+    direction: Direction = "minimize"
+    name: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)  # the public config
+    trials: dict[str, Record] = field(default_factory=dict)
+    base: Report | None = None  # report 0
+    attempts: int = 0
+    driver: Mapping[str, Any] = field(default_factory=dict)  # the last attempt event
+    interrupted: bool = False
+    began: float | None = None
+    latest: float | None = None  # time of the last event
+    _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
+    _values: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
+    _unfinished: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
+    _counts: Counter[State] = field(default_factory=Counter, repr=False, compare=False)
+
+    @classmethod
+    def replay(cls, events: Iterable[Event]) -> History:
+        history = cls()
+        for event in events:
+            history.apply(event)
+        return history
+
+    def apply(self, event: Event) -> None:
+        """Fold one ledger event in."""
+        self.latest = event["time"]
+        getattr(self, f"_on_{event['event']}")(event)
+
+    def value(self, record: Record) -> float | None:
+        """What a trial is ranked by: its best metric over all its reports."""
+        if record.key not in self._values:  # asked for often, and changed by reports alone
+            best = record.best(self.metric, self.direction)
+            if best is None:
+                return None
+            self._values[record.key] = best.metrics[self.metric]
+        return self._values[record.key]
+
+    def by_config(self) -> dict[int, list[Record]]:
+        """Optuna trial -> its repeats, both in the order in which they were asked for."""
+        return {config: list(repeats.values()) for config, repeats in self._configs.items()}
+
+    def repeats(self, config: int) -> list[Record]:
+        return list(self._configs.get(config, {}).values())
+
+    def config_mean(self, config: int) -> float | None:
+        """Mean value of a config's completed repeats; None where none is completed."""
+        values = [
+            value
+            for record in self.repeats(config)
+            if record.state is State.COMPLETED and (value := self.value(record)) is not None
+        ]
+        return statistics.fmean(values) if values else None
+
+    def is_settled(self, config: int) -> bool:
+        """Whether nothing more will come of a config: all repeats ended, and none is to follow."""
+        repeats = self.repeats(config)
+        if not all(record.state.is_finished() for record in repeats):
+            return False
+        expected = int(self.spec["sweep"]["repeats"]) if self.spec else 1
+        stopped = any(record.state is not State.COMPLETED for record in repeats)
+        return stopped or len(repeats) >= expected
+
+    @property
+    def config_count(self) -> int:
+        """Configs that were asked for; their repeats count as one."""
+        return len(self._configs)
+
+    def unfinished(self) -> list[Record]:
+        """Trials that wait or run, in the order in which they were asked for."""
+        return list(self._unfinished.values())
+
+    def count(self, *states: State) -> int:
+        return sum(self._counts[state] for state in states)
+
+    def stop_running(self) -> None:
+        """Nothing runs any more, whatever the ledger's last word was: its driver is gone."""
+        for record in self._unfinished.values():
+            self._move(record, State.WAITING)
+
+    def _move(self, record: Record, state: State) -> None:
+        self._counts[record.state] -= 1
+        self._counts[state] += 1
+        record.state = state
+        if state.is_finished():
+            self._unfinished.pop(record.key, None)
+
+    def _on_sweep(self, event: Event) -> None:
+        self.name = event["name"]
+        self.spec = event["spec"]
+        self.metric = self.spec["sweep"]["metric"]
+        self.direction = self.spec["sweep"]["direction"]
+        self.began = event["time"]
+
+    def _on_attempt(self, event: Event) -> None:
+        self.attempts += 1
+        self.driver = event
+        self.interrupted = False
+        if "spec" in event:
+            self.spec = event["spec"]  # keys that may change on the same folder
+        self.stop_running()  # their workers died with the driver before
+
+    def _on_ask(self, event: Event) -> None:
+        if event.get("trial") is None:
+            return  # a repeated suggestion: Optuna was told, nothing to train
+        record = Record(
+            key=event["trial"],
+            number=event["number"],
+            config=event["config"],
+            repeat=event["repeat"],
+            seed=event["seed"],
+            values=event["params"],
+            picked=event.get("choices", {}),
+        )
+        self.trials[record.key] = record
+        self._configs.setdefault(record.config, {})[record.key] = record
+        self._unfinished[record.key] = record
+        self._counts[record.state] += 1
+
+    def _on_start(self, event: Event) -> None:
+        record = self.trials[event["trial"]]
+        self._move(record, State.RUNNING)
+        record.attempt = event["attempt"]
+        record.worker = event.get("worker", "")
+        record.device = event.get("device", "")
+        record.started = event["time"]
+
+    def _on_report(self, event: Event) -> None:
+        report = Report.from_json(event)
+        if report.index == 0:
+            self.base = report
+            return
+        record = self.trials[event["trial"]]
+        record.reports[report.index] = report
+        self._values.pop(record.key, None)
+        if event["decision"] == "prune":
+            record.pruned_at = report.index
+
+    def _on_checkpoint(self, event: Event) -> None:
+        steps = self.trials[event["trial"]].checkpoints
+        if event["step"] not in steps:
+            steps.append(event["step"])
+
+    def _on_retry(self, event: Event) -> None:
+        record = self.trials[event["trial"]]
+        self._move(record, State.WAITING)
+        record.reason = event["reason"]
+        if event.get("kind") == "oom":
+            record.halvings += 1
+            record.memory_note = event["reason"]
+        elif event.get("kind") != "moved":
+            record.retries += 1
+
+    def _on_end(self, event: Event) -> None:
+        record = self.trials[event["trial"]]
+        self._move(record, State(event["state"]))
+        record.kind = event.get("kind", "")
+        record.reason = event.get("reason", "")
+        record.ended = event["time"]
+        record.totals = dict(event.get("totals", {}))
+
+    def _on_interrupt(self, event: Event) -> None:
+        self.interrupted = True
+
+
+def read_history(ledger: Path) -> History:
+    """The ledger's events added up; a torn last line, which may be in the making, is left out."""
+    history = History()
+    number = 0
+    try:
+        for event in _events(ledger):
+            number += 1
+            check(event)
+            history.apply(event)
+        return history
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise LedgerDamagedError(
+            f"{ledger}, line {number} does not follow from the lines before it ({error!r}). "
+            "Restore the file from a copy."
+        ) from error
+
+
+def _events(ledger: Path) -> Iterator[Event]:
+    damaged: tuple[int, bytes] | None = None
+    with open(ledger, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if damaged is not None:
+                raise LedgerDamagedError(
+                    f"{ledger}, line {damaged[0]} is damaged: {damaged[1][:60]!r}. Restore the "
+                    "file from a copy."
+                )
+            event = parse(line)
+            if event is None:
+                damaged = number, line
+            else:
+                yield event

@@ -1,0 +1,1 @@
+"""What was found: the ranking, trials.csv, the importance of knobs, significance."""

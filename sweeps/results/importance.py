@@ -1,0 +1,272 @@
+"""What each searched key did: the loss beside the speed and the memory, value by value.
+
+Plain means mislead where the other keys were not tried alike: pruning takes the bad companions of
+one value and leaves those of another, and TPE keeps good values in good company. So each value also
+has an adjusted mean, from a fit in which every key adds its own part (a main-effects model).
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sweeps.core.trial import State
+from sweeps.ledger.history import History
+from sweeps.results.ranking import Row, dimension_keys, ranked
+
+if TYPE_CHECKING:
+    import optuna
+
+_Groups = list[tuple[tuple[Any, ...], list[Row]]]  # a level's values and its rows
+
+MAX_BINS = 4  # of a continuous key
+MAX_LEVELS = 8  # more different numbers than this are binned too
+FEWEST_FOR_IMPORTANCE = 8  # completed trials; below, shares move more by chance than by the knob
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A knob's value (or range of values) and what the trials that had it came to.
+
+    Attributes:
+        values: the value, or the lowest and the highest of a range.
+        trials: completed ones; every mean is over these, and None where there is none.
+        pruned, diverged, failed: trials that stopped early with this value.
+        mean: of the value ranked; `best` is the best of them.
+        adjusted: the mean if the other knobs had been tried alike with every value of this one.
+    """
+
+    values: tuple[Any, ...]
+    trials: int
+    pruned: int
+    diverged: int
+    failed: int
+    mean: float | None
+    best: float | None
+    adjusted: float | None
+    tokens_per_second: float | None
+    peak_memory_mb: float | None
+    optimizer_state_mb: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """One knob; `range` is the adjusted mean of its worst level less that of its best."""
+
+    name: str
+    keys: tuple[str, ...]  # set together, where there are several
+    levels: tuple[Level, ...]
+    range: float
+
+
+def effects(history: History, rows: Sequence[Row] | None = None) -> list[Effect]:
+    """Every knob that took more than one value in trials that ended; the largest effect first.
+
+    A conditional key counts only the trials in which it was active. `rows` are those of
+    `ranked(history)`, where they are at hand.
+    """
+    ended = [row for row in (rows or ranked(history)) if row.status.is_finished()]
+    dimensions = dimension_keys(history)
+    grouped: dict[str, _Groups] = {}
+    for name, keys in dimensions.items():
+        groups = _groups([row for row in ended if all(key in row.values for key in keys)], keys)
+        if len(groups) > 1:
+            grouped[name] = groups
+    adjusted = _adjusted(grouped)
+    pick = min if history.direction == "minimize" else max
+    found = []
+    for name, groups in grouped.items():
+        levels = tuple(
+            _level(values, rows, mean, pick)
+            for (values, rows), mean in zip(groups, adjusted[name], strict=True)
+        )
+        means = [mean for mean in adjusted[name] if mean is not None]
+        reach = max(means) - min(means) if means else 0.0
+        found.append(Effect(name=name, keys=dimensions[name], levels=levels, range=reach))
+    return sorted(found, key=lambda effect: -effect.range)
+
+
+def importance(study: optuna.Study) -> dict[str, float] | None:
+    """Each dimension's share of what sets the best trials apart (PED-ANOVA), the largest first.
+
+    None where `why_no_importance` has a reason.
+    """
+    if why_no_importance(study) is not None:
+        return None
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    # The evaluator compares the best trials with all; it wants five of them or more.
+    share = min(0.5, max(0.1, 5 / len(_completed(study))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shares = get_param_importances(
+            study, evaluator=PedAnovaImportanceEvaluator(target_quantile=share)
+        )
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def why_no_importance(study: optuna.Study) -> str | None:
+    """Why importance would say nothing here, or None where it can be computed."""
+    trials = _completed(study)
+    if len(trials) < FEWEST_FOR_IMPORTANCE:
+        return (
+            f"importance needs {FEWEST_FOR_IMPORTANCE} completed configs; there are {len(trials)}"
+        )
+    if len({trial.value for trial in trials}) < 2:
+        return "every completed config came to the same value"
+    varied: dict[str, set[Any]] = {}
+    for trial in trials:
+        for name, value in trial.params.items():
+            varied.setdefault(name, set()).add(value)
+    if sum(len(values) > 1 for values in varied.values()) < 2:
+        return "fewer than two knobs varied"
+    return None
+
+
+def _completed(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def _groups(rows: Sequence[Row], keys: tuple[str, ...]) -> _Groups:
+    """Rows by what `keys` were set to: numbers ascending or in bins, others by their text."""
+    by_value: dict[str, tuple[tuple[Any, ...], list[Row]]] = {}
+    for row in rows:
+        chosen = tuple(row.values[key] for key in keys)
+        by_value.setdefault(json.dumps(chosen), (chosen, []))[1].append(row)
+    groups = list(by_value.values())
+    if all(_is_number(part) for chosen, _ in groups for part in chosen):
+        groups.sort(key=lambda group: group[0])
+        all_differ = len(groups) > MAX_BINS and all(len(members) == 1 for _, members in groups)
+        many = len(groups) > MAX_LEVELS or all_differ
+        return _binned(groups) if len(keys) == 1 and many else groups
+    return sorted(groups, key=lambda group: json.dumps(group[0]))
+
+
+def _binned(groups: _Groups) -> _Groups:
+    """Neighbouring values in at most MAX_BINS bins of about as many trials; a value stays whole."""
+    total = sum(len(rows) for _, rows in groups)
+    before = itertools.accumulate((len(rows) for _, rows in groups), initial=0)
+    bins: dict[int, list[tuple[Any, list[Row]]]] = {}
+    for (chosen, rows), start in zip(groups, before, strict=False):
+        middle = start + len(rows) / 2
+        bins.setdefault(int(middle * MAX_BINS / total), []).append((chosen[0], rows))
+    return [
+        (
+            tuple(dict.fromkeys((members[0][0], members[-1][0]))),
+            [r for _, rs in members for r in rs],
+        )
+        for members in bins.values()
+    ]
+
+
+def _adjusted(grouped: Mapping[str, _Groups]) -> dict[str, list[float | None]]:
+    losses = {
+        row.number: row.value
+        for groups in grouped.values()
+        for _, rows in groups
+        for row in rows
+        if row.status is State.COMPLETED and row.value is not None
+    }
+    members = {
+        name: [[row.number for row in rows if row.number in losses] for _, rows in groups]
+        for name, groups in grouped.items()
+    }
+    parameters = 1 + sum(
+        sum(bool(numbers) for numbers in levels) - 1 for levels in members.values()
+    )
+    if len(losses) <= parameters:  # a fit that leaves nothing over would blame any knob it likes
+        return {
+            name: [_mean(losses[number] for number in numbers) for numbers in levels]
+            for name, levels in members.items()
+        }
+    return adjusted_means(members, losses)
+
+
+def _level(
+    values: tuple[Any, ...],
+    rows: Sequence[Row],
+    adjusted: float | None,
+    pick: Callable[[Iterable[float]], float],
+) -> Level:
+    completed = [row for row in rows if row.status is State.COMPLETED]
+    losses = [row.value for row in completed if row.value is not None]
+    return Level(
+        values=values,
+        trials=len(completed),
+        pruned=sum(row.status is State.PRUNED for row in rows),
+        diverged=sum(row.status is State.DIVERGED for row in rows),
+        failed=sum(row.status is State.FAILED for row in rows),
+        mean=_mean(losses),
+        best=pick(losses) if losses else None,
+        adjusted=adjusted,
+        tokens_per_second=_mean(row.tokens_per_second for row in completed),
+        peak_memory_mb=_mean(row.peak_memory_mb for row in completed),
+        optimizer_state_mb=_mean(row.optimizer_state_mb for row in completed),
+    )
+
+
+def _mean(numbers: Iterable[float | None]) -> float | None:
+    known = [number for number in numbers if number is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+MAX_ROUNDS = 100
+
+Levels = Sequence[Sequence[int]]  # of one knob: the trials that had each of its values
+
+
+def adjusted_means(
+    members: Mapping[str, Levels], losses: Mapping[int, float]
+) -> dict[str, list[float | None]]:
+    """Per knob and level, the mean loss had the other knobs been tried alike with every level.
+
+    Equal to the plain means on a full grid. A knob takes no part in a trial where it was not
+    active; a level without trials has no mean. Fitted by backfitting (Buja, Hastie, Tibshirani
+    1989): round by round, each level takes the mean of what the other knobs leave over.
+    """
+    left = dict(losses)
+    parts = {name: [0.0] * len(levels) for name, levels in members.items()}
+    tolerance = 1e-9 * (1 + max((abs(loss) for loss in losses.values()), default=0.0))
+    for _ in range(MAX_ROUNDS):
+        moves = [_take(left, parts[name], levels) for name, levels in members.items()]
+        if max(moves, default=0.0) < tolerance:
+            break
+    return {name: _centred(parts[name], levels, losses) for name, levels in members.items()}
+
+
+def _take(left: dict[int, float], parts: list[float], levels: Levels) -> float:
+    """Move each level's mean of `left` into its part; the largest move."""
+    largest = 0.0
+    for index, numbers in enumerate(levels):
+        if not numbers:
+            continue
+        move = statistics.fmean(left[number] for number in numbers)
+        parts[index] += move
+        largest = max(largest, abs(move))
+        for number in numbers:
+            left[number] -= move
+    return largest
+
+
+def _centred(
+    parts: Sequence[float], levels: Levels, losses: Mapping[int, float]
+) -> list[float | None]:
+    """A knob's parts as losses: moved so that they average what its own trials averaged."""
+    count = sum(len(numbers) for numbers in levels)
+    if not count:
+        return [None] * len(levels)
+    total = sum(losses[number] for numbers in levels for number in numbers)
+    explained = sum(part * len(numbers) for part, numbers in zip(parts, levels, strict=True))
+    offset = (total - explained) / count
+    return [offset + part if numbers else None for part, numbers in zip(parts, levels, strict=True)]

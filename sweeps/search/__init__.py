@@ -1,0 +1,1 @@
+"""The Optuna study: samplers, pruners, replay after a restart, export."""

@@ -1,0 +1,104 @@
+"""The sweep as an Optuna study, made from its history: for importances and for optuna-dashboard.
+
+study.db is written and never read back; the ledger is the truth.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from sweeps.core.trial import State
+from sweeps.ledger.history import History, Record
+from sweeps.search.study import STUDY_NAME
+from sweeps.search.study_replay import distribution
+from sweeps.space.parser import parse_space
+
+
+def study_of(history: History) -> optuna.Study:
+    """An in-memory study for importances, a trial for each config: the mean of its repeats.
+
+    Reports matter to none of them, and of a long sweep Optuna would copy hundreds of thousands.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=STUDY_NAME, direction=history.direction)
+    study.add_trials(_trials(history, reports=False))
+    return study
+
+
+def export_study(history: History, path: Path) -> None:
+    """Write the study as an SQLite file, with the reports of each config's first run.
+
+    An older one is replaced as a whole.
+    """
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.unlink(missing_ok=True)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
+    try:
+        study = optuna.create_study(
+            storage=storage, study_name=history.name or STUDY_NAME, direction=history.direction
+        )
+        study.add_trials(_trials(history, reports=True))
+    finally:
+        storage.engine.dispose()
+    os.replace(draft, path)
+
+
+def _trials(history: History, *, reports: bool) -> list[FrozenTrial]:
+    sweep = history.spec.get("sweep", {})
+    space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
+    kinds = {dimension.name: distribution(dimension) for dimension in space.dimensions}
+    return [
+        _trial(history, records, kinds, reports=reports) for records in history.by_config().values()
+    ]
+
+
+def _trial(
+    history: History,
+    records: Sequence[Record],
+    kinds: dict[str, BaseDistribution],
+    *,
+    reports: bool,
+) -> FrozenTrial:
+    first = records[0]
+    settled = history.is_settled(first.config)
+    state = _state(records) if settled else TrialState.RUNNING
+    began = min((record.started for record in records if record.started), default=None)
+    ended = max((record.ended for record in records if record.ended), default=None)
+    return FrozenTrial(
+        number=0,  # given by the study
+        trial_id=0,
+        state=state,
+        value=history.config_mean(first.config) if state is TrialState.COMPLETE else None,
+        values=None,
+        params=dict(first.picked),
+        distributions={name: kinds[name] for name in first.picked},
+        user_attrs={"trial": first.key, "number": first.number},
+        system_attrs={},
+        intermediate_values={
+            index: report.metrics[history.metric]
+            for index, report in (first.reports if reports else {}).items()
+        },
+        datetime_start=_clock(began) or _clock(history.began),
+        datetime_complete=_clock(ended) if settled else None,
+    )
+
+
+def _state(records: Sequence[Record]) -> TrialState:
+    """What Optuna is told: an early value never passes for a final one."""
+    states = {record.state for record in records}
+    if states == {State.COMPLETED}:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if states <= {State.COMPLETED, State.PRUNED} else TrialState.FAIL
+
+
+def _clock(time_s: float | None) -> datetime | None:
+    """Optuna keeps local times without a zone; ours are UTC, so that folders compare."""
+    return None if time_s is None else datetime.fromtimestamp(time_s, UTC).replace(tzinfo=None)

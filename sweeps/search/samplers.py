@@ -1,0 +1,127 @@
+"""Optuna's samplers and pruners by name, and what is wrong with their options."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from typing import Any
+
+import optuna
+
+from sweeps.config.spec import SearchSpec
+from sweeps.core.errors import Problem
+from sweeps.search.pruners import Brackets, Halving, Percentile
+from sweeps.space.space import Choice, Space
+
+log = logging.getLogger(__name__)
+# Samplers that keep state beside the trials (CMA-ES its distribution, QMC its place in the
+# sequence): their asks are replayed by asking again. The others need only what was picked.
+_STATEFUL = frozenset({"cmaes", "qmc"})
+
+
+def make_sampler(
+    spec: SearchSpec, space: Space, seed: int, number: int
+) -> optuna.samplers.BaseSampler:
+    """The sampler for Optuna trial `number`, seeded by it.
+
+    A sampler restarted with one seed would repeat its start-up points; CMA-ES and QMC keep their
+    place in the study itself, and need the same seed every time.
+    """
+    options = dict(spec.search_options)
+    own = _own_seed(seed, number)
+    if spec.search == "tpe":
+        if space.is_conditional:
+            options.setdefault("group", True)
+            options.setdefault("multivariate", True)
+        return optuna.samplers.TPESampler(seed=own, **options)
+    if spec.search == "gp":
+        return optuna.samplers.GPSampler(seed=own, **options)
+    if spec.search == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=own, **options)
+    if spec.search == "qmc":
+        options.setdefault("warn_independent_sampling", False)
+        return optuna.samplers.QMCSampler(seed=seed, **options)
+    return optuna.samplers.RandomSampler(seed=own, **options)
+
+
+def _own_seed(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
+
+
+def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
+    """The pruner of `sweep.pruner`; its resource is the report's index, 1 to `evaluations`."""
+    options = dict(spec.pruner_options)
+    if spec.pruner in ("median", "percentile"):
+        return Percentile(**options)
+    if spec.pruner == "asha":
+        return Halving(**{"min_resource": 1, "reduction_factor": 2, **options})
+    if spec.pruner == "hyperband":
+        ladder = {"min_resource": 1, "max_resource": spec.evaluations, "reduction_factor": 2}
+        return Brackets(**{**ladder, **options})
+    if spec.pruner == "patient":
+        return optuna.pruners.PatientPruner(None, **{"patience": 1, **options})
+    return optuna.pruners.NopPruner()
+
+
+def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
+    """What this sampler and pruner cannot do with this space."""
+    found = []
+    continuous = [d.name for d in space.dimensions if not isinstance(d, Choice)]
+    categorical = [d.name for d in space.dimensions if isinstance(d, Choice)]
+    if spec.search == "grid" and continuous:
+        found.append(
+            Problem(
+                key="sweep.search",
+                value="grid",
+                message=f"a grid cannot walk the interval of {', '.join(continuous)}. Write "
+                "choice(...) or range(...), or take sweep.search=random or tpe.",
+            )
+        )
+    if spec.search != "grid" and spec.trials is None:
+        found.append(
+            Problem(key="sweep.trials", message=f"{spec.search} needs a number of trials.")
+        )
+    if spec.search == "cmaes" and (categorical or space.is_conditional):
+        found.append(
+            Problem(
+                key="sweep.search",
+                value="cmaes",
+                message="CMA-ES searches intervals only; "
+                f"{', '.join(categorical) or 'sweep.when'} is not one. Take sweep.search=tpe.",
+            )
+        )
+    if spec.search in ("qmc", "gp") and space.is_conditional:
+        found.append(
+            Problem(
+                key="sweep.search",
+                value=spec.search,
+                message="cannot search keys that depend on others (sweep.when). "
+                "Take sweep.search=tpe.",
+            )
+        )
+    if spec.pruner != "none" and spec.evaluations < 2:
+        found.append(
+            Problem(
+                key="sweep.pruner",
+                value=spec.pruner,
+                message="has nothing to judge by before the end: set sweep.evaluations to 2 or "
+                "more, or sweep.pruner=none.",
+            )
+        )
+    found += _option_problems("sweep.pruner_options", spec.pruner, lambda: make_pruner(spec))
+    found += _option_problems(
+        "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
+    )
+    return found
+
+
+def _option_problems(key: str, name: str, make: Any) -> list[Problem]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make()
+    except (TypeError, ValueError) as error:
+        way_out = f"Correct them, or take them out with ~{key}"
+        return [Problem(key=key, message=f"Optuna's {name} refuses them: {error}. {way_out}")]
+    return []

@@ -1,0 +1,220 @@
+"""Optuna, told the truth: suggestions, pruning decisions and results, as a function of the ledger.
+
+The study lives in memory and is rebuilt by replaying asks, reports and results in ledger order.
+Sampler seeds come from the Optuna trial's number, so a rebuilt study suggests what the old one
+would have suggested next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from sweeps.config.spec import SearchSpec
+from sweeps.search import study_replay
+from sweeps.search.samplers import _STATEFUL, _own_seed, make_pruner, make_sampler
+from sweeps.space.space import Choice, Dimension, Label, Space
+
+log = logging.getLogger(__name__)
+
+STUDY_NAME = "sweep"  # fixed: Hyperband hashes it into its brackets
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A config to try, under its Optuna trial number.
+
+    Attributes:
+        picked: dimension -> what was picked; empty for a repeat, which picks nothing anew.
+        values: the config keys that this sets.
+        by_hand: the sampler had no say in it.
+        repeat: 0 for a config's first run; repeats share its number.
+    """
+
+    number: int
+    picked: Mapping[str, Label]
+    values: Mapping[str, Any]
+    by_hand: bool = False
+    repeat: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in the ledger's ask."""
+        return {
+            "config": self.number,
+            "choices": dict(self.picked),
+            "by_hand": self.by_hand,
+            "params": dict(self.values),
+        }
+
+
+class Search:
+    """One Optuna study over a space.
+
+    A pruned trial is told as PRUNED with its intermediate values, a failed one as FAIL; nothing is
+    left RUNNING that has ended, and no early value passes for a final one.
+    """
+
+    def __init__(self, spec: SearchSpec, space: Space, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self._spec = spec
+        self._space = space
+        self._seed = seed
+        self.study = optuna.create_study(
+            study_name=STUDY_NAME,
+            direction=spec.direction,
+            pruner=make_pruner(spec),
+        )
+        self._trials: dict[int, optuna.Trial] = {}
+        # Filled while the ledger is replayed, then made into the study's trials; None: the sampler
+        # or the pruner has a state of its own, so everything is done again, step by step.
+        self._past: dict[int, study_replay.Past] | None = None
+        if spec.search not in _STATEFUL and study_replay.can_rebuild(self.study.pruner):
+            self._past = {}
+        self._grid: Iterator[dict[str, Label]] | None = (
+            space.grid() if spec.search == "grid" else None
+        )
+
+    def ask(self) -> Suggestion | None:
+        """The next config; None where a grid is used up."""
+        self.settle()
+        if self._grid is None:
+            return self._ask(sampler=self._sampler())
+        picked = next(self._grid, None)
+        return None if picked is None else self._impose(picked)
+
+    def ask_untried(self, tried: set[str]) -> Suggestion | None:
+        """A config that is not in `tried` (see `picked_id`), whatever the sampler would say.
+
+        None where a finite space holds no other; a continuous one is drawn from at random.
+        """
+        self.settle()
+        if self._space.is_continuous:
+            random = optuna.samplers.RandomSampler(seed=_own_seed(self._seed, self._next_number))
+            return dataclasses.replace(self._ask(sampler=random), by_hand=True)
+        picked = first_untried(self._space, tried)
+        return None if picked is None else dataclasses.replace(self._impose(picked), by_hand=True)
+
+    def replay_ask(self, picked: Mapping[str, Label], *, by_hand: bool = False) -> None:
+        """Do again an ask that the ledger holds."""
+        if self._past is not None:
+            if self._grid is not None and not by_hand:
+                next(self._grid, None)
+            number = len(self._past)
+            self._past[number] = study_replay.Past(number=number, picked=dict(picked))
+            return
+        if by_hand:
+            self._impose(picked)
+            return
+        if self._grid is not None:
+            next(self._grid, None)
+        if self._spec.search not in _STATEFUL:
+            self._impose(picked)
+            return
+        again = self._ask(sampler=self._sampler())
+        if again.picked != dict(picked):
+            log.warning(
+                "%s suggests other values than it did before (trial %d): another version of "
+                "Optuna? What was trained stands; later suggestions may differ.",
+                self._spec.search,
+                again.number,
+            )
+
+    def replay_report(self, number: int, index: int, value: float) -> None:
+        """Do again what a report did; what was decided on it is in the ledger."""
+        if self._past is not None:
+            self._past[number].values[index] = value
+        else:
+            trial = self._trials[number]
+            trial.report(value, index)
+            if index < self._spec.evaluations:
+                trial.should_prune()  # for what the pruner notes
+
+    def settle(self) -> None:
+        """The replay is over, if there was one: make the study what it adds up to."""
+        past, self._past = self._past, None
+        if not past:
+            return
+        kinds = {d.name: study_replay.distribution(d) for d in self._space.dimensions}
+        for one in past.values():
+            study_replay.add(self.study, one, kinds, self._spec.evaluations)
+            if one.state is TrialState.RUNNING:
+                self.study.sampler = optuna.samplers.RandomSampler(seed=0)
+                added = self.study.get_trials(deepcopy=False)[one.number]
+                self._trials[one.number] = optuna.Trial(self.study, added._trial_id)
+
+    def report(self, number: int, index: int, value: float) -> bool:
+        """Tell an intermediate value; True where the trial should be pruned.
+
+        The last report is never a reason to prune: all of the budget has been spent by then.
+        """
+        self.settle()
+        trial = self._trials[number]
+        trial.report(value, index)
+        return index < self._spec.evaluations and trial.should_prune()
+
+    def complete(self, number: int, value: float) -> None:
+        self._tell(number, TrialState.COMPLETE, value)
+
+    def prune(self, number: int) -> None:
+        self._tell(number, TrialState.PRUNED)
+
+    def fail(self, number: int) -> None:
+        self._tell(number, TrialState.FAIL)
+
+    def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
+        if self._past is None:
+            self.study.tell(self._trials.pop(number), value, state=state)
+            return
+        one = self._past[number]
+        one.state, one.value = state, value
+        if state is TrialState.PRUNED and one.values:
+            one.value = one.values[max(one.values)]  # as `Study.tell` does
+
+    def _impose(self, picked: Mapping[str, Label]) -> Suggestion:
+        self.study.enqueue_trial(dict(picked))
+        return self._ask(sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def _ask(self, *, sampler: optuna.samplers.BaseSampler) -> Suggestion:
+        self.study.sampler = sampler
+        trial = self.study.ask()
+        picked = self._space.walk(lambda dimension: _suggest(trial, dimension))
+        self._trials[trial.number] = trial
+        return Suggestion(trial.number, picked, self._space.values(picked))
+
+    def _sampler(self) -> optuna.samplers.BaseSampler:
+        return make_sampler(self._spec, self._space, self._seed, self._next_number)
+
+    @property
+    def _next_number(self) -> int:
+        return len(self.study.get_trials(deepcopy=False))
+
+
+def _suggest(trial: optuna.Trial, dimension: Dimension) -> Label:
+    if isinstance(dimension, Choice):
+        chosen: Label = trial.suggest_categorical(dimension.name, dimension.labels)
+        return chosen
+    if dimension.integer:
+        return trial.suggest_int(
+            dimension.name, int(dimension.low), int(dimension.high), log=dimension.log
+        )
+    return trial.suggest_float(dimension.name, dimension.low, dimension.high, log=dimension.log)
+
+
+def first_untried(space: Space, tried: set[str]) -> dict[str, Label] | None:
+    """The first combination of a finite space that is not in `tried` (see `picked_id`)."""
+    candidates = itertools.islice(space.grid(), len(tried) + 1)  # one of so many is untried
+    return next((picked for picked in candidates if picked_id(picked) not in tried), None)
+
+
+def picked_id(picked: Mapping[str, Label]) -> str:
+    """A combination as a set member."""
+    return repr(sorted(picked.items()))

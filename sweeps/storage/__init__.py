@@ -1,0 +1,1 @@
+"""The run folder and the object store: paths, durable writes, locks, copies."""

@@ -1,0 +1,135 @@
+"""Every path of a run folder, every durable write into it, and the lock on it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sweeps.core import fault_injection
+from sweeps.storage.run_folder import REMOVING_PREFIX
+
+_SYNCS_AT_ONCE = 16
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` durable."""
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Bring all that lies in `folder` to the disk before its rename can be.
+
+    Together: a disk that is told of ten files at once takes little longer than for one.
+    """
+    with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+        list(pool.map(_sync, (folder, *folder.rglob("*"))))
+
+
+def write_synced(path: Path, data: bytes, what: str) -> None:
+    """Write a file and bring it to disk; `what` names it among the fault points."""
+    with open(path, "wb") as file:
+        fault_injection.passing(
+            f"{what}.middle", lambda: os.write(file.fileno(), data[: len(data) // 2])
+        )
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` as a whole: readers see the old text or the new, never a part."""
+    fault_injection.passing("text.before")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_synced(draft, text.encode(), "text")
+        fault_injection.passing("text.rename")
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    fault_injection.passing("text.after")
+
+
+def publish(draft: Path, final: Path, what: str = "folder") -> None:
+    """Bring a whole folder to disk and give it its name, in place of what has it now."""
+    _sync_tree(draft)
+    fault_injection.passing(f"{what}.rename")
+    remove_tree(final)
+    os.replace(draft, final)
+    sync_folder(final.parent)
+
+
+def append_synced(file: io.RawIOBase, data: bytes, path: Path) -> None:
+    """Append to a file of the ledger's kind: all of `data` is on disk, or nothing of it.
+
+    Raises:
+        OSError: it could not be written, and the file is as it was before.
+    """
+    size = os.fstat(file.fileno()).st_size
+    try:
+        fault_injection.passing("ledger.before")
+        fault_injection.passing("ledger.middle", lambda: file.write(data[: len(data) // 2]))
+        if file.write(data) != len(data):  # a full disk takes a part, and says nothing
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), size)  # half a line would damage the next one
+        raise
+    fault_injection.passing("ledger.after")
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Replace a CSV file; None becomes an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Append JSON lines that may be lost in a crash (the ledger has a writer of its own)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder so that a kill in the middle leaves nothing that looks whole."""
+    doomed = folder.with_name(f"{REMOVING_PREFIX}{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)  # of a kill in the middle: it would be in the way
+    try:
+        os.replace(folder, doomed)
+    except FileNotFoundError:
+        return
+    fault_injection.passing("remove.middle")
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """One process of this machine at a time; the kernel lets go of `path` where it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

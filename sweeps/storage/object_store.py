@@ -1,0 +1,215 @@
+"""A place for copies of a run folder: a shared path, S3, Google Cloud Storage (by pyarrow).
+
+An object appears whole or not at all, and nothing is renamed. A folder counts only with the list of
+its files, which is written last and removed first.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sweeps.core.errors import SweepError
+from sweeps.core.secrets import scrub
+from sweeps.storage.durable_writes import publish
+
+FILES = "FILES.json"
+_CHUNK_BYTES = 8 * 2**20
+_KNOWN = ("s3://", "gs://", "gcs://", "file://", "/")
+
+
+def is_uri(place: str) -> bool:
+    """Whether `place` is not simply a path."""
+    return "://" in place
+
+
+def place_problem(place: str) -> str:
+    """What is wrong with a place, without asking it; empty where nothing is."""
+    if place.startswith(_KNOWN) and len(place.split("://")[-1].strip("/")) > 0:
+        return ""
+    return "must be s3://bucket/path, gs://bucket/path, or a path that begins with /."
+
+
+class Store:
+    """Files under one place. Names are paths with / between their parts.
+
+    Every method raises OSError where the place does not answer or refuses.
+    """
+
+    def __init__(self, place: str) -> None:
+        self._place = place.rstrip("/")
+
+    def __str__(self) -> str:
+        return scrub(self._place)
+
+    def under(self, name: str) -> Store:
+        return Store(f"{self._place}/{name}")
+
+    @property
+    def place(self) -> str:
+        """As it was given; it may hold a login."""
+        return self._place
+
+    @functools.cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The filesystem, and this place's path there."""
+        from pyarrow import fs
+
+        place = self._place.replace("gcs://", "gs://", 1)
+        try:
+            system, root = fs.FileSystem.from_uri(place)
+        except (ValueError, TypeError) as error:
+            raise SweepError(f"storage {self}: {scrub(str(error))}") from None
+        return system, str(root)
+
+    def _path(self, name: str) -> str:
+        return f"{self._opened[1]}/{name}"
+
+    # ------------------------------------------------------------------ single files
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._writing(name) as stream:
+            stream.write(data)
+
+    def read(self, name: str) -> bytes | None:
+        """None where there is no such file."""
+        try:
+            with self._opened[0].open_input_stream(self._path(name)) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def put(self, path: Path, name: str) -> None:
+        """Copy a file there."""
+        with open(path, "rb") as file, self._writing(name) as stream:
+            while chunk := file.read(_CHUNK_BYTES):
+                stream.write(chunk)
+
+    def get(self, name: str, path: Path) -> None:
+        """Copy a file here; raises FileNotFoundError where there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{os.getpid()}.fetched")
+        with (
+            self._opened[0].open_input_stream(self._path(name)) as there,
+            open(draft, "wb") as here,
+        ):
+            while chunk := there.read(_CHUNK_BYTES):
+                here.write(chunk)
+            here.flush()
+            os.fsync(here.fileno())
+        os.replace(draft, path)
+
+    def _writing(self, name: str) -> _Writing:
+        return _Writing(self._opened[0], self._path(name))
+
+    # ------------------------------------------------------------------ folders
+
+    def put_folder(self, folder: Path, name: str) -> None:
+        """Copy a folder there: its files, then their list. What was there under the name goes."""
+        files = {
+            str(PurePosixPath(path.relative_to(folder))): path.stat().st_size
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        before = self.files_of(name)
+        if before is not None:
+            self._delete(f"{name}/{FILES}")
+        for file in files:
+            self.put(folder / file, f"{name}/{file}")
+        self.write(f"{name}/{FILES}", json.dumps(files, indent=1).encode())
+        for file in set(before or ()) - set(files):
+            self._delete(f"{name}/{file}")
+
+    def files_of(self, name: str) -> dict[str, int] | None:
+        """The files of a whole folder and their sizes in bytes; None where none is there."""
+        data = self.read(f"{name}/{FILES}")
+        try:
+            return None if data is None else {str(k): int(v) for k, v in json.loads(data).items()}
+        except (ValueError, AttributeError, TypeError):
+            return None
+
+    def get_folder(self, name: str, folder: Path) -> bool:
+        """Copy a whole folder here, in place of what is there; False where none is whole."""
+        files = self.files_of(name)
+        if files is None or not all(map(_is_plain, files)):
+            return False
+        draft = folder.with_name(f".{folder.name}.{os.getpid()}.fetched")
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        try:
+            for file, size in files.items():
+                self.get(f"{name}/{file}", draft / file)
+                if (draft / file).stat().st_size != size:
+                    return False  # somebody is writing it anew
+            publish(draft, folder)
+        except FileNotFoundError:
+            return False
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        return True
+
+    def names(self, name: str) -> list[str]:
+        """What lies right under a folder, sorted; nothing where there is no such folder."""
+        return sorted({path.partition("/")[0] for path in self.tree(name)})
+
+    def tree(self, name: str) -> list[str]:
+        """The files under a folder, at any depth, by their names from there.
+
+        An object's name may be anything: one that would lead out of a folder is passed over.
+        """
+        from pyarrow import fs
+
+        root = self._path(name) if name else self._opened[1]
+        selector = fs.FileSelector(root, recursive=True, allow_not_found=True)
+        found = self._opened[0].get_file_info(selector)
+        files = (i.path[len(root) + 1 :] for i in found if i.type == fs.FileType.File)
+        return sorted(filter(_is_plain, files))
+
+    def remove(self, name: str) -> None:
+        """Remove a folder, its list first, so that half of it never counts."""
+        self._delete(f"{name}/{FILES}")
+        try:
+            self._opened[0].delete_dir(self._path(name))
+        except FileNotFoundError:
+            pass
+
+    def _delete(self, name: str) -> None:
+        try:
+            self._opened[0].delete_file(self._path(name))
+        except FileNotFoundError:
+            pass
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a file of this name lies in the folder that it is looked for in."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+
+
+class _Writing:
+    """One object; it takes its name when all is written. On a path, a rename sees to that."""
+
+    def __init__(self, system: Any, path: str) -> None:
+        self._system = system
+        self._path = path
+        self._is_local = system.type_name == "local"
+        self._draft = f"{path}.{os.getpid()}.part" if self._is_local else path
+
+    def __enter__(self) -> Any:
+        if self._is_local:
+            self._system.create_dir(os.path.dirname(self._path), recursive=True)
+        self._stream = self._system.open_output_stream(self._draft)
+        return self._stream
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stream.close()
+        if not self._is_local:
+            return
+        if kind is not None:
+            self._system.delete_file(self._draft)
+            return
+        os.replace(self._draft, self._path)

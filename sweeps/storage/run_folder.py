@@ -1,0 +1,117 @@
+"""The paths in a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPORT = "report.json"  # in the folder of tokenized data
+STEP_PREFIX = "step-"
+REMOVING_PREFIX = ".removing-"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of one sweep lies. Names are fixed; scripts outside may rely on them."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "sweep.yaml"
+
+    @property
+    def ledger(self) -> Path:
+        return self.root / "ledger.jsonl"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the ledger says anything yet: before that, nothing was trained."""
+        return self.ledger.exists() and self.ledger.stat().st_size > 0
+
+    @property
+    def lock(self) -> Path:
+        return self.root / "lock"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "trials.csv"
+
+    @property
+    def study(self) -> Path:
+        return self.root / "study.db"
+
+    @property
+    def data(self) -> Path:
+        """The tokenized data, prepared once by the driver and read by every worker."""
+        return self.root / "data"
+
+    @property
+    def tracking(self) -> Path:
+        """W&B's local files."""
+        return self.root / "wandb"
+
+    @property
+    def best(self) -> Path:
+        return self.root / "best"
+
+    @property
+    def best_draft(self) -> Path:
+        """Where the best checkpoint is put together before it takes the name best/."""
+        return self.root / ".best.draft"
+
+    @property
+    def scratch(self) -> Path:
+        """Tune's own files while a driver lives; nothing in it is read back."""
+        return self.root / ".tune"
+
+    @property
+    def mark(self) -> Path:
+        """A word by which another node knows that it sees this folder."""
+        return self.root / ".here"
+
+    @property
+    def trials(self) -> Path:
+        return self.root / "trials"
+
+    def trial(self, key: str) -> Path:
+        return self.trials / key
+
+    def trial_config(self, key: str) -> Path:
+        return self.trial(key) / "config.yaml"
+
+    def metrics(self, key: str) -> Path:
+        return self.trial(key) / "metrics.jsonl"
+
+    @property
+    def refusal(self) -> Path:
+        """Why no trial could be started, where that was not foreseen: a traceback."""
+        return self.root / "error.txt"
+
+    def error(self, key: str) -> Path:
+        return self.trial(key) / "error.txt"
+
+    def checkpoints(self, key: str) -> Path:
+        return self.trial(key) / "checkpoints"
+
+    def checkpoint(self, key: str, step: int) -> Path:
+        return self.checkpoints(key) / f"{STEP_PREFIX}{step:06d}"
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """The step in a checkpoint folder's name, or None where it is no such folder."""
+    digits = folder.name.removeprefix(STEP_PREFIX)
+    return int(digits) if folder.name != digits and digits.isdecimal() else None
+
+
+def is_prepared(data: Path) -> bool:
+    """Whether a folder holds tokenized data, and not something of the user's."""
+    return (data / REPORT).is_file()
+
+
+def folder_text(path: Path) -> str:
+    """A path as the user would type it: relative where it lies below the working directory."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

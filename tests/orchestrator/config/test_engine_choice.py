@@ -1,0 +1,113 @@
+"""Which engine a sweep gets, how many trials share a device, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.config_reading import read
+
+import trainers
+from orchestrator.config.engine_choice import choose, engine_problems
+from orchestrator.config.imports import unneeded
+from orchestrator.coordinator.assignment import Rules, rules
+from orchestrator.workers.packed import lanes_that_fit
+
+
+@pytest.mark.parametrize(
+    ("words", "lanes", "why"),
+    [
+        ([], 16, "packed, up to 16 trials share a device"),
+        (["engine.lanes=3"], 3, "packed, up to 3 trials"),
+        (["engine.lanes=1"], 1, "solo, one trial on each device (engine.lanes=1)"),
+        (["engine=solo"], 1, "solo, one trial on each device"),
+        (["peft=full"], 1, "peft.method=full: each trial trains the whole model"),
+        (["peft.use_dora=true"], 1, "peft.use_dora=True"),
+        (["engine.devices_per_trial=2"], 1, "each trial on 2 devices (ddp)"),
+        (
+            ["trainer.neftune_noise_alpha=null,5"],
+            16,
+            "alone where trainer.neftune_noise_alpha=5: its noise is drawn for a whole batch",
+        ),
+    ],
+)
+def test_auto_packs_what_can_share_and_says_why_not(words: list[str], lanes: int, why: str) -> None:
+    choice = choose(*read(*words), on_gpu=False)
+    assert choice.lanes == lanes
+    assert why in choice.why
+
+
+@pytest.mark.parametrize(
+    ("words", "is_needed"),
+    [
+        ([], False),
+        (["trainer.optim=adamw_torch,adafactor,sgd"], False),
+        (["trainer.optim=adamw_torch,adamw_8bit"], True),
+        (["trainer.optim=lion_32bit"], True),
+        (["peft=qlora"], True),
+        (["model.quantization=none,int8"], True),
+        (["model.trust_remote_code=true"], True),
+    ],
+)
+def test_workers_import_bitsandbytes_where_a_trial_may_use_it(
+    words: list[str], is_needed: bool
+) -> None:
+    assert ("bitsandbytes" not in unneeded(*read(*words))) is is_needed
+
+
+def test_a_base_that_comes_quantized_needs_bitsandbytes(tmp_path: Path) -> None:
+    config = json.loads((Path(trainers.__file__).parent / "tiny_llama/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "bitsandbytes" not in unneeded(*read(f"model.path={tmp_path}"))
+
+
+def test_packed_is_refused_where_trials_cannot_share() -> None:
+    (problem,) = engine_problems(*read("engine=packed", "peft=full"), "cpu")
+    assert problem.key == "engine.kind"
+    assert "engine=auto" in str(problem)
+    assert engine_problems(*read("engine=packed"), "cpu") == []
+
+
+def spread(*words: str, workers: int = 2, lanes: int = 8) -> Rules:
+    return rules(*read(*words), workers=workers, lanes=lanes)
+
+
+def test_a_grid_is_dealt_in_turn_so_that_two_runs_agree() -> None:
+    assert spread() == Rules(workers=2, planned=8, in_turn=True, lanes=8)
+    assert spread("sweep.repeats=3").planned == 24
+
+
+def test_a_search_that_learns_gets_its_results_in_rounds() -> None:
+    found = spread("sweep=joint")  # 24 trials
+    assert not found.in_turn
+    assert found.at_once == 6
+    assert spread("sweep=joint", "sweep.max_concurrent=1").at_once == 1
+    assert spread("sweep=joint", workers=16).at_once == 16  # but no device is idle
+
+
+def test_memory_bounds_the_lanes_that_nobody_asked_for() -> None:
+    auto, asked = (
+        rules(*read(*words), workers=2, lanes=16, memory_mb=100.0)
+        for words in ([], ["engine.lanes=16"])
+    )
+    assert (auto.memory_mb, asked.memory_mb) == (100.0, math.inf)
+
+
+def test_what_is_pruned_is_not_dealt_ahead() -> None:
+    assert not spread("sweep.pruner=median").in_turn
+
+
+def test_one_lane_has_no_turns() -> None:
+    more: dict[str, Any] = {"lanes": 1}
+    assert not spread(**more).in_turn
+
+
+def test_lanes_grow_by_what_those_that_train_take() -> None:
+    assert lanes_that_fit(1000, 1100, 1, 10_000) == 2  # at most twice as many
+    assert lanes_that_fit(1000, 1800, 8, 10_000) == 16
+    assert lanes_that_fit(1000, 2600, 16, 3_000) == 20  # 100 MB each
+    assert lanes_that_fit(1000, 9000, 1, 3_000) == 1  # never none

@@ -1,0 +1,215 @@
+"""Tracking without a server: what lies on disk, and what never happens to the driver."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import yaml
+from support.tracked_sweep import (
+    CANARY,
+    Driver,
+    history,
+    no_account,
+    one,
+    records,
+    summary,
+    wait_for,
+    wandb_processes,
+    warnings,
+)
+
+from orchestrator.tracking import tracker, wandb_runs
+from sweeps.config.spec import TrackingSpec
+
+__all__ = ["no_account"]  # a fixture that every test here uses
+CONF = Path(__file__).parents[3] / "conf" / "tracking"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("wandb", "auto"), ("offline", "offline"), ("off", "off")]
+)
+def test_each_choice_sets_every_key(name: str, mode: str) -> None:
+    choice = yaml.safe_load((CONF / f"{name}.yaml").read_text())
+    assert set(choice) == {field.name for field in fields(TrackingSpec)}
+    assert choice["mode"] == mode
+
+
+@pytest.mark.parametrize(("mode", "variable"), [("off", "online"), ("auto", "disabled")])
+def test_off_needs_no_wandb(
+    mode: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    monkeypatch.setenv("WANDB_MODE", variable)
+    driver = Driver(tmp_path / "run", mode)
+    assert driver.line == "W&B: off"
+    driver.trial("a")
+    assert driver.finish() == []
+    assert not driver.folder.tracking.exists()
+
+
+def test_a_missing_package_is_said_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    driver = Driver(tmp_path / "run")
+    assert driver.line == "W&B: off: wandb is not installed (pip install wandb)"
+    driver.trial("a")
+    driver.finish()
+
+
+def test_without_a_key_every_row_is_on_disk(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run")
+    folder = driver.folder
+    assert driver.line == (
+        "W&B: offline (no API key: `wandb login` stores one); to upload it later: "
+        f"wandb sync {folder.tracking}/offline-run-*"
+    )
+    for number in range(3):
+        driver.trial(f"key{number}", number, steps=20)
+    assert driver.was_never_delayed()
+    assert driver.finish() == [
+        f"W&B: offline; to upload it later: wandb sync {folder.tracking}/offline-run-*"
+    ]
+    found = records(folder)
+    assert len(found) == 4
+    trial = one(found, "-key1")
+    assert history(trial, "train/loss") == [(step, 1 / step) for step in range(1, 21)]
+    assert history(trial, "eval/loss") == [(10, 3.0), (20, 2.0)]
+    run = trial[1]["run"]
+    assert run["display_name"] == "lr=2e-4"
+    assert run["run_group"] == "lr_grid"
+    assert run["job_type"] == "trial"
+    shown = summary(trial)
+    assert (shown["status"], shown["best_eval_loss"], shown["best_step"]) == ("completed", 2.0, 20)
+    assert summary(one(found, "-sweep"))["best_eval_loss"] == 1.0
+
+
+def test_a_broken_key_is_said_without_showing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "tooshort")
+    driver = Driver(tmp_path / "run", "online")
+    assert driver.line.startswith("W&B: offline (WANDB_API_KEY invalid: API key must have 40+")
+    assert "tooshort" not in driver.line
+    driver.finish()
+
+
+def test_when_the_thread_is_stuck_the_driver_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracker, "MOST_ROWS", 10)
+    monkeypatch.setattr(wandb_runs.SweepRuns, "_on_start", lambda *_: time.sleep(0.3))
+    driver = Driver(tmp_path / "run", "offline")
+    driver.ask("a")
+    driver.begin("a")
+    with caplog.at_level(logging.WARNING):
+        driver.rows("a", range(1, 101))
+    assert driver.was_never_delayed()
+    driver.end("a")
+    lines = driver.finish()
+    assert warnings(caplog) == ["W&B is slow: training rows are dropped, evaluations are kept"]
+    assert any("training rows were dropped" in line for line in lines)
+    kept = history(one(records(driver.folder), "-a"), "train/loss")
+    assert 10 <= len(kept) < 100
+    assert kept[-1] == (100, 0.01)  # the newest rows are the ones kept
+
+
+def test_rows_come_late_twice_and_before_any_start(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    driver.ask("a")
+    driver.rows("a", range(1, 3))  # no start: an attempt long gone
+    driver.begin("a", attempt=2, step=4)
+    driver.rows("a", range(3, 7))  # 3 and 4 were logged by the attempt before
+    driver.end("a")
+    driver.rows("a", range(7, 9))  # read after the end was told
+    driver.finish()
+    steps = [step for step, _ in history(one(records(driver.folder), "-a"), "train/loss")]
+    assert steps == [5, 6, 7, 8]
+
+
+def test_a_run_is_closed_soon_after_its_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_runs, "LINGER_S", 0.0)
+    driver = Driver(tmp_path / "run", "offline")
+    driver.trial("a")
+    driver.rows("a", range(5, 6))  # too late: must not open it again
+    wait_for(lambda: exit_codes(driver) == {"a": 0})
+    driver.finish()
+    assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
+
+
+def test_what_cannot_be_tracked_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    driver.end("never asked for")
+    driver.trial("a")
+    assert driver.finish()[0] == "W&B: not everything was tracked: KeyError: 'never asked for'"
+    assert warnings(caplog) == ["W&B: something could not be tracked: KeyError: 'never asked for'"]
+    assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
+
+
+def test_the_end_of_wandbs_process_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    driver.ask("a")
+    driver.begin("a")
+    wait_for(lambda: driver.folder.tracking.exists())
+    (process,) = wandb_processes()
+    os.kill(int(process), signal.SIGKILL)
+    driver.rows("a", range(1, 21))
+    driver.end("a")
+    assert driver.was_never_delayed()
+    told = ("W&B: tracking stopped early: ", "W&B: not everything was tracked: ")
+    assert driver.finish()[0].startswith(told)  # by when it was noticed
+    assert warnings(caplog)[0].startswith("W&B: something could not be tracked: ")
+
+
+def test_exit_codes_say_how_a_trial_ended(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    for number, (key, state) in enumerate(
+        {"a": "completed", "b": "pruned", "c": "diverged", "d": "failed"}.items()
+    ):
+        driver.ask(key, number)
+        driver.begin(key)
+        kind = {"c": "diverged", "d": "oom"}.get(key, "")
+        driver.end(key, state, kind=kind, reason=f"in /home/someone/{CANARY}")
+    driver.ask("e", 4)
+    driver.begin("e")  # still running
+    driver.finish()
+    assert exit_codes(driver) == {"a": 0, "b": 0, "c": 1, "d": 1, "e": 130, "sweep": 130}
+    assert summary(one(records(driver.folder), "-d"))["failure"] == "oom"
+
+
+def exit_codes(driver: Driver) -> dict[str, int]:
+    """Of the runs that were closed, by the last part of their ids."""
+    return {
+        run_id.rpartition("-")[2]: record["exit"].get("exit_code", 0)
+        for run_id, run in records(driver.folder).items()
+        for record in run
+        if record["type"] == "exit"
+    }
+
+
+@pytest.mark.slow
+def test_eight_runs_of_a_hundred_rows_cost_little(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    began = time.monotonic()
+    for number in range(8):
+        driver.trial(f"key{number}", number, steps=100)
+    handed_over_s = time.monotonic() - began
+    driver.finish()
+    took_s = time.monotonic() - began
+    print(f"handed over in {handed_over_s:.3f} s, on disk in {took_s:.2f} s")
+    assert took_s < 10.0
+    found = records(driver.folder)
+    assert sum(len(history(run, "train/loss")) for run in found.values()) == 800

@@ -1,0 +1,279 @@
+"""Tracking over real HTTP: what arrives, and what happens where the server is of no use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.tracked_sweep import (
+    CANARY,
+    PUBLIC,
+    Driver,
+    charted,
+    history,
+    impatient,
+    no_account,
+    one,
+    records,
+    serve,
+    wait_for,
+    wandb_processes,
+    warnings,
+)
+from support.wandb_stub import ENTITY, Manner, StubRun, WandbStub
+
+from orchestrator.tracking import wandb_login, wandb_process
+
+__all__ = ["impatient", "no_account", "serve"]  # fixtures
+
+
+def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    assert driver.line == f"W&B: online, {server.url}/{ENTITY}/demo (group lr_grid)"
+    driver.report("a", 0, 0, 5.0)  # the base model, before any trial
+    driver.trial("a", 0, steps=10)
+    driver.trial("b", 1, steps=10)
+    assert driver.finish() == [f"W&B: {server.url}/{ENTITY}/demo (group lr_grid)"]
+    assert driver.was_never_delayed()
+
+    run: StubRun = one(server.runs, "-b")
+    assert [run.said(name) for name in ("displayName", "groupName", "jobType", "tags")] == [
+        "lr=2e-4",
+        "lr_grid",
+        "trial",
+        ["nightly"],
+    ]
+    assert run.config["trainer"] == {"learning_rate": 2e-4, "optim": "adamw_torch"}
+    assert run.config["trial"] == {"number": 1, "key": "b"}
+    assert charted(run, "train/loss") == [(step, 1 / step) for step in range(1, 11)]
+    assert charted(run, "eval/loss") == [(5, 3.0), (10, 2.0)]
+    assert run.summary["status"] == "completed"
+    assert run.exit_codes == [0]
+
+    whole: StubRun = one(server.runs, "-sweep")
+    assert whole.said("jobType") == "sweep"
+    assert whole.summary["base_eval_loss"] == 5.0
+    assert whole.summary["best_trial"] == {"name": "lr=1e-4", "key": "a"}
+    (table,) = [json.loads(text) for path, text in server.files.items() if "ranking" in path]
+    assert table["columns"][:5] == ["rank", "number", "key", "status", "eval_loss"]
+    assert [row[:5] for row in table["data"]] == [
+        [1, 0, "a", "completed", 1.0],
+        [2, 1, "b", "completed", 2.0],
+    ]
+
+
+def test_a_resumed_trial_goes_on_in_its_run(tmp_path: Path, serve: Any) -> None:
+    server: WandbStub = serve()
+    first = Driver(tmp_path / "run")
+    first.trial("done")
+    first.ask("a", 1)
+    first.begin("a")
+    first.rows("a", range(1, 6))
+    first.report("a", 1, 5, 3.0)
+    first.finish()
+
+    second = Driver(tmp_path / "run")
+    for event in list(second.ledger.events):
+        second.tracker.on_event(event)  # told again: must not be logged again
+    second.begin("a", attempt=2, step=4)
+    second.rows("a", range(1, 9))
+    second.end("a")
+    second.finish()
+
+    assert len(server.runs) == 3
+    run: StubRun = one(server.runs, "-a")
+    assert run.overwritten == []
+    assert [step for step, _ in charted(run, "train/loss")] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert charted(run, "eval/loss") == [(5, 3.0)]
+    assert [row["_step"] for row in run.rows()] == list(range(10))
+    assert run.exit_codes == [130, 0]
+    assert len(one(server.runs, "-done").rows()) == 6
+
+
+@pytest.mark.slow
+def test_two_run_folders_never_share_a_run(tmp_path: Path, serve: Any) -> None:
+    server: WandbStub = serve()
+    for name in ("one", "two"):
+        driver = Driver(tmp_path / name)
+        driver.trial("a")
+        driver.finish()
+    assert len(server.runs) == 4
+
+
+@pytest.mark.parametrize(
+    ("manner", "why"),
+    [
+        pytest.param("refuse", "answers HTTP 500", marks=pytest.mark.slow),
+        pytest.param("forbid", "refuses the API key (HTTP 403)", marks=pytest.mark.slow),
+        pytest.param("bad_key", "does not know the API key", marks=pytest.mark.slow),
+        ("hang", "does not answer within 0.4 s"),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_no_use_is_left_alone(
+    manner: Manner, why: str, tmp_path: Path, serve: Any
+) -> None:
+    server: WandbStub = serve(manner)
+    driver = Driver(tmp_path / "run", "online")
+    assert driver.line.startswith(f"W&B: offline ({server.url} {why}); to upload it later: ")
+    driver.trial("a")
+    assert driver.was_never_delayed()
+    driver.finish()
+    assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
+    assert server.operations() == ["Viewer"]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_unreachable_server_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", CANARY)
+    driver = Driver(tmp_path / "run", "online")
+    assert "http://127.0.0.1:9 cannot be reached" in driver.line
+    driver.finish()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("manner", ["refuse", "forbid", "hang"])
+def test_a_server_that_turns_bad_before_the_first_run(
+    manner: Manner, tmp_path: Path, serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    server.manner = manner
+    driver.trial("a", steps=50)
+    driver.trial("b", 1, steps=50)
+    assert driver.was_never_delayed()
+    began = time.monotonic()
+    driver.finish()
+    assert time.monotonic() - began < 12.0
+    assert len(warnings(caplog)) == 1
+    assert "Going on offline, in " in warnings(caplog)[0]
+    found = records(driver.folder, "offline-run-*")
+    assert len(history(one(found, "-a"), "train/loss")) == 50
+    assert len(history(one(found, "-b"), "train/loss")) == 50
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("manner", ["dies", "hang", "refuse"])
+def test_a_server_that_turns_bad_in_the_middle_and_comes_back(
+    manner: Any, tmp_path: Path, serve: Any
+) -> None:
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    driver.trial("whole")
+    driver.ask("a", 1)
+    driver.begin("a")
+    driver.rows("a", range(1, 51))
+    wait_for(lambda: any(key.endswith("-a") for key in server.runs))
+    if manner == "dies":
+        server.die()
+    else:
+        server.manner = manner
+    driver.rows("a", range(51, 101))
+    driver.report("a", 2, 100, 0.5)
+    driver.end("a")
+    assert driver.was_never_delayed()
+    began = time.monotonic()
+    lines = driver.finish(timeout_s=8.0)
+    assert time.monotonic() - began < 9.0
+    assert wandb_processes() == []
+    command = f"wandb sync --include-online {driver.folder.tracking}/*run-*"
+    assert lines == [
+        f"W&B: not everything was uploaded, but all of it is on disk; to upload it: {command}"
+    ]
+    on_disk = one(records(driver.folder), "-a")
+    assert len(history(on_disk, "train/loss")) == 100
+    assert history(on_disk, "eval/loss") == [(100, 0.5)]
+
+    again: WandbStub = serve()  # another server that saw nothing of it: all must come from disk
+    done = subprocess.run(
+        f"{sys.executable} -m {command}", shell=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    run: StubRun = one(again.runs, "-a")
+    assert [step for step, _ in charted(run, "train/loss")] == list(range(1, 101))
+    assert run.summary["best_eval_loss"] == 0.5
+    assert len(again.runs) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("manner", ["dies", "hang", "refuse"])
+def test_the_end_does_not_wait_for_a_server_that_is_gone(
+    manner: Any, tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for wandb's patience of 10 s, nor for ours: the server is asked first."""
+    monkeypatch.setattr(wandb_login, "PROBE_S", 0.4)
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    driver.trial("a", steps=50)
+    wait_for(lambda: any(key.endswith("-a") for key in server.runs))
+    if manner == "dies":
+        server.die()
+    else:
+        server.manner = manner
+    driver.trial("b", 1, steps=50)
+    began = time.monotonic()
+    lines = driver.finish(timeout_s=15.0)
+    assert time.monotonic() - began < 8.0
+    assert "not everything was uploaded, but all of it is on disk" in lines[0]
+    for key in ("-a", "-b"):
+        assert len(history(one(records(driver.folder), key), "train/loss")) == 50
+
+
+@pytest.mark.slow
+def test_finish_keeps_its_time_whatever_hangs(tmp_path: Path, serve: Any) -> None:
+    """With wandb's patience of 10 s and ours of 1 s: wandb-core is killed, the files stay."""
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    driver.ask("a")
+    driver.begin("a")
+    driver.rows("a", range(1, 21))
+    wait_for(lambda: any(key.endswith("-a") for key in server.runs))
+    server.manner = "hang"
+    driver.rows("a", range(21, 41))
+    driver.end("a")
+    time.sleep(2 * wandb_process.FLUSH_S)
+    began = time.monotonic()
+    driver.finish(timeout_s=1.0)
+    assert time.monotonic() - began < 5.0
+    assert wandb_processes() == []
+    assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_no_secret_reaches_a_file_or_the_server(
+    mode: str, tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server: WandbStub = serve()
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    monkeypatch.setattr(sys, "argv", ["orchestrator", f"trainer.hub_token={CANARY}"])
+    public = {**PUBLIC, "model": {"path": f"https://me:{CANARY}@host/m?token={CANARY}"}}
+    driver = Driver(tmp_path / "run", mode, public)
+    searched = {"trainer.hub_token": f"hub-{CANARY[::-1]}", "trainer.optim": "sgd"}
+    driver.ask("a", 0, **searched)  # that one is in no environment variable
+    driver.begin("a")
+    driver.rows("a", range(1, 5))
+    driver.end("a", "failed", kind="bug", reason=CANARY)
+    driver.ledger.close()
+    driver.tracker.finish({"note": CANARY, "where": "/home/someone/outputs"}, 20.0)
+
+    places = [driver.folder.tracking, tmp_path / "home"]
+    written = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".wandb" for path in written)
+    secrets = [CANARY.encode(), CANARY[::-1].encode()]
+    assert [path for path in written if any(s in path.read_bytes() for s in secrets)] == []
+    sent = b"".join([*server.bodies, *server.files.values()])
+    assert (b"sgd" in sent) == (mode == "online")
+    for private in (*secrets, b"/home/someone", str(tmp_path).encode()):
+        assert private not in sent
+    assert not any(run.said("host") or run.said("program") for run in server.runs.values())

@@ -1,0 +1,232 @@
+"""A driver in small for the tests of tracking, and readers of what W&B's files hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from support.wandb_stub import Manner, StubRun, WandbStub
+
+from orchestrator.tracking import wandb_login, wandb_process
+from orchestrator.tracking.tracker import Tracker
+from sweeps.config.spec import TrackingSpec
+from sweeps.ledger.ledger import Event, Ledger
+from sweeps.storage.run_folder import RunFolder
+
+CANARY = "canary0123456789canary0123456789canary0123456789"
+AT_ONCE_S = 0.05
+PUBLIC: dict[str, Any] = {
+    "name": "lr_grid",
+    "run_dir": "/home/someone/outputs/lr_grid",
+    "seed": 7,
+    "storage": f"s3://key:{CANARY}@bucket",
+    "model": {"path": "/home/someone/models/tiny", "dtype": "auto", "cache_dir": "/home/someone"},
+    "data": {"source": "file", "path": "./private/train.jsonl", "max_length": 64},
+    "peft": {"method": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"]},
+    "trainer": {"learning_rate": 1e-3, "optim": "adamw_torch", "hub_token": CANARY},
+    "sweep": {
+        "metric": "eval_loss",
+        "direction": "minimize",
+        "repeats": 1,
+        "space": {"trainer.learning_rate": "choice(1e-4, 3e-4)"},
+        "budget": {"examples": 64},
+    },
+    "cluster": {"kind": "local"},
+}
+
+
+class Driver:
+    """Does what the driver does: appends to the ledger, and hands the tracker each event."""
+
+    living: ClassVar[list[Driver]] = []
+
+    def __init__(self, root: Path, mode: str = "auto", public: Mapping[str, Any] = PUBLIC) -> None:
+        self.folder = RunFolder(root)
+        root.mkdir(exist_ok=True)
+        fresh = not self.folder.ledger.exists()
+        self.ledger = Ledger(self.folder.ledger)
+        if fresh:
+            self.ledger.append("sweep", name="lr_grid", spec=dict(public))
+        self._took_s: list[float] = []
+        spec = TrackingSpec(mode=mode, project="demo", tags=("nightly",))  # type: ignore[arg-type]
+        self.tracker = Tracker(spec, self.folder, sweep_name="lr_grid", public=public)
+        self.living.append(self)
+        self.line = self.tracker.start()
+        self.tell("attempt", number=1)
+
+    def tell(self, event: str, **fields: Any) -> Event:
+        line = self.ledger.append(event, **fields)
+        began = time.monotonic()
+        self.tracker.on_event(line)
+        self._took_s.append(time.monotonic() - began)
+        return line
+
+    def was_never_delayed(self) -> bool:
+        """Whether each call returned at once; a busy machine's scheduler may hold up one or two."""
+        ordered = [0.0, 0.0, *sorted(self._took_s)]
+        return ordered[-3] < AT_ONCE_S and ordered[-1] < 10 * AT_ONCE_S
+
+    def rows(self, key: str, steps: range) -> None:
+        for step in steps:
+            row = {"step": step, "loss": 1 / step, "learning_rate": 1e-4, "tokens": 100 * step}
+            began = time.monotonic()
+            self.tracker.on_metrics(key, row)
+            self._took_s.append(time.monotonic() - began)
+
+    def ask(self, key: str, number: int = 0, **values: Any) -> None:
+        params = values or {"trainer.learning_rate": 1e-4 * (number + 1)}
+        common = {"config": number, "repeat": 0, "seed": 7, "params": params}
+        self.tell("ask", trial=key, number=number, **common)
+
+    def begin(self, key: str, *, attempt: int = 1, step: int = 0) -> None:
+        self.tell("start", trial=key, attempt=attempt, worker="w", device="cpu", step=step)
+
+    def report(self, key: str, index: int, step: int, loss: float) -> None:
+        self.tell(
+            "report",
+            trial=key,
+            attempt=1,
+            index=index,
+            step=step,
+            examples=8 * step,
+            tokens=100 * step,
+            metrics={"eval_loss": loss, "peak_memory_mb": 12.5},
+            decision="continue",
+        )
+
+    def end(self, key: str, state: str = "completed", **fields: Any) -> None:
+        self.tell("end", trial=key, attempt=1, state=state, totals={"seconds": 3.5}, **fields)
+
+    def trial(self, key: str, number: int = 0, steps: int = 4) -> None:
+        """A whole trial with a row a step and a report at its middle and end."""
+        self.ask(key, number)
+        self.begin(key)
+        self.rows(key, range(1, steps + 1))
+        self.report(key, 1, steps // 2, 2.0 + number)
+        self.report(key, 2, steps, 1.0 + number)
+        self.end(key)
+
+    def finish(self, timeout_s: float = 20.0) -> list[str]:
+        self.ledger.close()
+        return self.tracker.finish({"exit_code": 0}, timeout_s)
+
+
+@pytest.fixture(autouse=True)
+def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No key, no settings of whoever runs the tests, no question asked, no process left behind."""
+    for name in [name for name in os.environ if name.startswith(("WANDB", "NETRC"))]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
+    monkeypatch.setattr("getpass.getpass", lambda *_: pytest.fail("asked for a key"))
+    hooks = sys.exit, sys.excepthook
+    wandb_process.tear_down()  # what another file's test has set up knows another server
+    yield
+    while Driver.living:
+        Driver.living.pop().tracker.finish(None, 1.0)  # for a test that failed half-way
+    assert (sys.exit, sys.excepthook) == hooks
+    assert wandb_processes() == []
+    assert "WANDB_SERVICE" not in os.environ
+
+
+def wandb_processes() -> list[str]:
+    """The living wandb-core processes that this process started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, state, parent = parse_stat(stat.read_text())
+        except OSError:
+            continue  # it ended in between
+        if name.startswith("wandb-core") and parent == os.getpid() and state != "Z":
+            found.append(stat.parent.name)
+    return found
+
+
+def parse_stat(text: str) -> tuple[str, str, int]:
+    head, _, tail = text.rpartition(")")
+    state, parent = tail.split()[:2]
+    return head.partition("(")[2], state, int(parent)
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts a stub server that the environment points to, with a key."""
+    servers: list[WandbStub] = []
+
+    def start(manner: Manner = "ok") -> WandbStub:
+        server = WandbStub(manner).__enter__()
+        servers.append(server)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", CANARY)
+        return server
+
+    yield start
+    for server in servers:
+        server.die()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_login, "PROBE_S", 0.4)
+    monkeypatch.setattr(wandb_process, "INIT_S", 1.0)
+    monkeypatch.setattr(wandb_process, "FINISH_S", 1.0)
+
+
+def records(folder: RunFolder, pattern: str = "*run-*") -> dict[str, list[dict[str, Any]]]:
+    """The records of W&B's files by run id, in the order in which the files were begun."""
+    from wandb.util import get_core_path
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file"]
+    for file in sorted(folder.tracking.glob(f"{pattern}/*.wandb")):
+        done = subprocess.run([*command, str(file), "."], capture_output=True, check=True)
+        run_id = file.stem.removeprefix("run-")
+        found.setdefault(run_id, []).extend(map(json.loads, done.stdout.splitlines()))
+    return found
+
+
+def history(found: list[dict[str, Any]], name: str) -> list[tuple[Any, Any]]:
+    """Step and value of each logged row that has `name`."""
+    items = [record["history"]["item"] for record in found if record["type"] == "history"]
+    return [(item["optimizer_step"], item[name]) for item in items if name in item]
+
+
+def charted(run: StubRun, name: str) -> list[tuple[Any, Any]]:
+    """Step and value of each row with `name` that the server has."""
+    return [(row["optimizer_step"], row[name]) for row in run.rows() if name in row]
+
+
+def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for record in found:
+        if record["type"] == "summary":
+            last |= record["summary"].get("update", {})
+    return last
+
+
+def one(runs: Mapping[str, Any], ending: str) -> Any:
+    """The value of the only key that ends so."""
+    (found,) = [value for key, value in runs.items() if key.endswith(ending)]
+    return found
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.name.startswith("orchestrator")]
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    until = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)

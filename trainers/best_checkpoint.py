@@ -1,0 +1,158 @@
+"""From a committed checkpoint to a folder that loads by itself, and proof that it does."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.config.spec import ModelSpec, TrainSpec
+from sweeps.core.errors import SweepError
+from trainers.data.dataset import PreparedData
+from trainers.model import attention
+from trainers.model.loading import choose, choose_for, load_base, no_bars
+from trainers.model.lora import in_training_type
+from trainers.model.source import resolve_path
+from trainers.model.tokenizer import load_tokenizer
+from trainers.sft import fsdp
+from trainers.trial import checkpoint
+from trainers.trial.evaluation import rows_for
+from trainers.trial.meters import free_memory
+from trainers.trial.ranks import Ranks
+
+if TYPE_CHECKING:
+    import torch
+
+# Relative, of float32: the same weights, rows and device give the same sum, but for the order of
+# additions. In half precision each of them is rounded, by other kernels for other numbers of rows:
+# docs/gpu.md says how far that was seen to go.
+TOLERANCE = 1e-5
+HALF_TOLERANCE = 2e-3
+_STATE_FILES = {checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "scaler.pt"}
+_RNG_STATES = "rng_state"  # what the names of all of them begin with: each rank has one
+
+
+def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
+    """Copy the weights of checkpoint `source` into `target`, and the base's tokenizer beside them.
+
+    Raises:
+        CheckpointError: `source` is not whole.
+    """
+    manifest = checkpoint.verify(source)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for name in manifest.files:
+        if name in _STATE_FILES or name in ("trainer_state.json", "README.md"):
+            continue
+        if name.startswith(_RNG_STATES):
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+    load_tokenizer(spec).save_pretrained(str(target))
+
+
+def load_trained(
+    folder: Path,
+    spec: ModelSpec,
+    device: str,
+    *,
+    place: str | None = None,
+    autocast: torch.dtype | None = None,
+) -> Any:
+    """The model in `folder` as it was trained: an adapter on its base, or a whole model.
+
+    Args:
+        place: where the weights lie, if not on the device that they are for.
+        autocast: the type that it was trained in.
+    """
+    if (folder / "adapter_config.json").is_file():
+        from peft import PeftModel
+
+        base = load_base(spec, device, place=place)
+        adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
+        return in_training_type(adapted, autocast)
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    with no_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            use_safetensors=True,
+            dtype="auto",
+            attn_implementation=choose(spec, device, trains_base=True).attn_implementation,
+            trust_remote_code=spec.trust_remote_code,
+        )
+    return model.to(place or device)
+
+
+def prove(
+    folder: Path,
+    train: TrainSpec,
+    data: PreparedData,
+    *,
+    expected: float,
+    device: str,
+    ranks: Ranks | None = None,
+) -> dict[str, float]:
+    """Load what lies in `folder` and measure it again; with a test split, that too, base beside it.
+
+    Args:
+        ranks: that share the model out among their devices, as it may not fit on one; each calls
+            this.
+
+    Raises:
+        SweepError: the eval_loss is not the one that was reported.
+    """
+
+    def ready(model: Any) -> Any:
+        return fsdp.shard(model, device) if ranks is not None else model
+
+    place = "cpu" if ranks is not None else device
+    chosen = choose_for(train, device)
+    autocast = chosen.autocast
+    model = ready(load_trained(folder, train.model, device, place=place, autocast=autocast))
+    rows = rows_for(data.evaluation, model, train.model)
+    measured = rows.measure(model, ranks, autocast=autocast)
+    tolerance = HALF_TOLERANCE if chosen.is_half else TOLERANCE
+    if not math.isclose(measured.loss, expected, rel_tol=tolerance, abs_tol=tolerance):
+        raise SweepError(
+            f"the best checkpoint, loaded again, has eval_loss {measured.loss:.6f}, but "
+            f"{expected:.6f} was reported when it was saved. Do not use it; its files are left in "
+            f"{folder} for a look."
+        )
+    result = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
+    if data.test is not None:
+        test = rows_for(data.test, model, train.model)
+        result["test_loss"] = test.measure(model, ranks, autocast=autocast).loss
+        result["test_tokens"] = float(test.tokens)
+        del model
+        free_memory()
+        # Loaded afresh: taking the adapter off leaves what some change in the base as they start.
+        trains_base = train.peft.get("method") == "full"
+        base = ready(load_base(train.model, device, trains_base=trains_base, place=place))
+        result["base_test_loss"] = test.measure(base, ranks, autocast=autocast).loss
+    return result
+
+
+def merge(folder: Path, target: Path, spec: ModelSpec, device: str = "cpu") -> None:
+    """Fold the adapter in `folder` into its base and save one plain model in `target`.
+
+    A quantized base is taken unquantized, so the result is not quite what was measured.
+
+    Raises:
+        SweepError: there is no adapter.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise SweepError(f"{folder} holds no adapter: nothing to merge. It loads as it is.")
+    merged = load_trained(folder, replace(spec, quantization="none"), device).merge_and_unload()
+    with no_bars():
+        merged.save_pretrained(str(target))
+    load_tokenizer(spec).save_pretrained(str(target))
+
+
+def base_name(spec: ModelSpec) -> str:
+    """The base as a reader knows it: a Hub id, or the folder's own name."""
+    path = Path(resolve_path(spec.path))
+    return path.name if path.exists() else spec.path

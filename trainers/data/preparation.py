@@ -1,0 +1,215 @@
+"""From raw rows to tokens: split, tokenized, cut at max_length, counted, refused where unfit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from sweeps.config.spec import DataSpec, TrainSpec
+from sweeps.core.errors import ConfigError, Problem, SweepError
+from trainers.data.rows import RawData
+from trainers.data.split import Split, split
+from trainers.data.tokenization import Tokenizing
+from trainers.model.source import context_tokens, load_config
+from trainers.model.tokenizer import load_tokenizer
+
+
+def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
+    """The splits `train`, `eval` and, where asked for, `test` as token ids and labels.
+
+    Raises:
+        ConfigError, SweepError: max_length beyond the model's context, a tokenizer that cannot do
+            what the rows need, an empty split, too many rows cut, or no labels left.
+    """
+    _refuse_long_context(train)
+    parts = split(train.data, raw)
+    notes = _source_notes(raw, train.data)
+    tokenizing = Tokenizing(
+        load_tokenizer(train.model, notes),
+        train.trainer,
+        is_chat=raw.layout.is_chat,
+        has_completions="completion" in raw.layout.columns,
+    )
+    limit = train.data.max_length
+    given = {"train": parts.train, "eval": parts.evaluation, "test": parts.test or []}
+    whole = {name: tokenizing.tokenized(part, name) for name, part in given.items() if part}
+    _refuse_truncation(train.data, whole)
+    cut = {name: tokenizing.cut(part, limit, name) for name, part in whole.items()}
+    for name, part in cut.items():
+        _refuse_masked(name, part, before=len(whole[name]), limit=limit)
+    notes += tokenizing.notes
+    return cut, _report(train.data, raw, parts, whole, cut, notes)
+
+
+def _report(
+    spec: DataSpec,
+    raw: RawData,
+    parts: Split,
+    whole: Mapping[str, Dataset],
+    cut: Mapping[str, Dataset],
+    notes: list[str],
+) -> DataReport:
+    truncated, count = _truncated(spec, whole)
+    train_lengths = lengths(cut["train"])
+    return DataReport(
+        source=raw.source,
+        shape=raw.layout.words,
+        rows_read=raw.read,
+        skipped_rows=raw.skipped,
+        train_rows=len(cut["train"]),
+        eval_rows=len(cut["eval"]),
+        test_rows=len(cut.get("test", ())),
+        train_tokens=int(train_lengths.sum()),
+        eval_labelled_tokens=labelled_tokens(cut["eval"]),
+        mean_tokens=round(float(train_lengths.mean()), 1),
+        max_tokens=int(train_lengths.max()),
+        max_length=spec.max_length,
+        truncated_rows=truncated,
+        truncated_share=truncated / count,
+        masked_rows=count - sum(len(part) for part in cut.values()),
+        overlap_prompts=parts.overlap_prompts,
+        notes=tuple(notes),
+    )
+
+
+def _source_notes(raw: RawData, spec: DataSpec) -> list[str]:
+    notes = []
+    if raw.layout.unused:
+        notes.append(f"columns not used: {', '.join(raw.layout.unused)}")
+    if spec.limit is not None and raw.evaluation is None:
+        notes.append(f"data.limit={spec.limit} takes the first rows of the source")
+    return notes
+
+
+def _truncated(spec: DataSpec, whole: Mapping[str, Dataset]) -> tuple[int, int]:
+    """(rows longer than max_length, rows), over all splits."""
+    counts = [lengths(part) for part in whole.values()]
+    return (
+        sum(int((count > spec.max_length).sum()) for count in counts),
+        sum(len(count) for count in counts),
+    )
+
+
+def _refuse_truncation(spec: DataSpec, whole: Mapping[str, Dataset]) -> None:
+    truncated, count = _truncated(spec, whole)
+    if truncated > spec.max_truncated * count:
+        longest = max(int(lengths(part).max()) for part in whole.values())
+        raise SweepError(
+            f"{truncated} of {count} rows ({truncated / count:.0%}) are longer than "
+            f"data.max_length={spec.max_length} tokens and would be cut; data.max_truncated allows "
+            f"{spec.max_truncated:.0%}. The longest has {longest}: raise data.max_length, shorten "
+            "the rows, or raise data.max_truncated"
+        )
+
+
+def _refuse_masked(name: str, part: Dataset, *, before: int, limit: int) -> None:
+    if len(part) and labelled_tokens(part):
+        return
+    raise SweepError(
+        f"every label of the {name} split is masked: {before} rows before the cut at "
+        f"data.max_length={limit}, {len(part)} after it, none with a token to learn. Prompts that "
+        "fill max_length leave no room for an answer: raise data.max_length"
+    )
+
+
+def _refuse_long_context(train: TrainSpec) -> None:
+    context = context_tokens(load_config(train.model))
+    if context is not None and train.data.max_length > context:
+        message = (
+            f"{train.model.path} reads at most {context} tokens; set data.max_length={context} or "
+            "less, or take a model with a longer context"
+        )
+        raise ConfigError(
+            [Problem(key="data.max_length", value=train.data.max_length, message=message)]
+        )
+
+
+MASKED = -100  # the label of a token that is not learnt
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataReport:
+    """Counts of one prepared data set. Rows are counted after bad and fully masked ones are gone.
+
+    Attributes:
+        source: where the rows came from.
+        shape: what the rows hold.
+        rows_read: good rows of the source.
+        skipped_rows: bad rows left out.
+        train_tokens: tokens of the training rows, prompt included.
+        eval_labelled_tokens: evaluation tokens that carry a label: what eval_loss is a mean over.
+        mean_tokens, max_tokens: length of the training rows, after the cut.
+        truncated_rows: rows cut at max_length, of all splits.
+        truncated_share: of all rows.
+        masked_rows: rows dropped because the cut left none of their labels.
+        overlap_prompts: evaluation rows whose prompt is a training row's too.
+        notes: what else a user should know.
+    """
+
+    source: str
+    shape: str
+    rows_read: int
+    skipped_rows: int
+    train_rows: int
+    eval_rows: int
+    test_rows: int
+    train_tokens: int
+    eval_labelled_tokens: int
+    mean_tokens: float
+    max_tokens: int
+    max_length: int
+    truncated_rows: int
+    truncated_share: float
+    masked_rows: int
+    overlap_prompts: int
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report for a person; what is zero is not mentioned."""
+        test = f", {self.test_rows:,} for testing" if self.test_rows else ""
+        lines = [
+            f"data: {self.source}; {self.shape}",
+            f"  {self.train_rows:,} rows to train on, {self.eval_rows:,} to evaluate on{test}",
+            f"  {self.train_tokens:,} training tokens, {self.mean_tokens:.0f} a row (longest "
+            f"{self.max_tokens:,}); {self.eval_labelled_tokens:,} labelled evaluation tokens",
+        ]
+        warned = {
+            f"{self.skipped_rows:,} bad rows skipped": self.skipped_rows,
+            f"{self.truncated_rows:,} rows ({self.truncated_share:.1%}) cut at "
+            f"{self.max_length:,} tokens": self.truncated_rows,
+            f"{self.masked_rows:,} rows dropped: the cut left no label": self.masked_rows,
+            f"{self.overlap_prompts:,} evaluation rows have a prompt that is also trained on": (
+                self.overlap_prompts
+            ),
+        }
+        lines += [f"  {words}" for words, count in warned.items() if count]
+        return lines + [f"  note: {note}" for note in self.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DataReport:
+        return cls(**{**data, "notes": tuple(data["notes"])})
+
+
+def lengths(dataset: Dataset) -> np.ndarray:
+    """Tokens of each row, [rows]."""
+    table = dataset.with_format("arrow")[:]
+    counts = pc.list_value_length(table.column("input_ids"))
+    return np.asarray(counts.to_numpy(), dtype=np.int64)
+
+
+def labelled_tokens(dataset: Dataset) -> int:
+    """Tokens that a loss is taken over: labelled, and not a row's first, which nothing predicts."""
+    table = dataset.with_format("arrow")[:]
+    labels = pc.list_flatten(table.column("labels")).to_numpy()  # all rows in one
+    counts = np.asarray(pc.list_value_length(table.column("labels")).to_numpy(), dtype=np.int64)
+    firsts = (np.cumsum(counts) - counts)[counts > 0]
+    return int((labels != MASKED).sum() - (labels[firsts] != MASKED).sum())

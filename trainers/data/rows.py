@@ -1,0 +1,153 @@
+"""The raw rows of a data set: read, mapped to our columns, checked; bad ones by file and line.
+
+A row comes out in one of three shapes, TRL's own: `prompt` + `completion` (text, or lists of
+messages), `messages`, or `text`. All rows of a data set have the same shape. No torch, no model: a
+bad row is found before anything slow or scarce is touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.config.spec import DataSpec
+from sweeps.core.errors import ConfigError, SweepError
+from trainers.data import readers
+from trainers.data.readers import BadRow, Row
+from trainers.data.schema import Layout, checked, describe, layout, spec_problems
+from trainers.model import hub
+
+_SHOWN_BAD_ROWS = 20
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawData:
+    """Rows as they were read, before any split.
+
+    Attributes:
+        source: where they came from, in words.
+        train: the rows to split, or all training rows where `evaluation` has its own source.
+        evaluation: rows of `eval_path` or `eval_split`; None where they are split off `train`.
+        layout: shape and columns, the same for all rows.
+        skipped: bad rows left out because of `on_bad_row=skip`.
+    """
+
+    source: str
+    train: list[Values]
+    evaluation: list[Values] | None
+    layout: Layout
+    skipped: int
+
+    @property
+    def read(self) -> int:
+        """Good rows, of both sources."""
+        return len(self.train) + len(self.evaluation or ())
+
+
+def read(spec: DataSpec) -> RawData:
+    """The rows that `spec` names.
+
+    Raises:
+        ConfigError: where `spec` contradicts itself, or maps columns that are not there.
+        SweepError: a missing or damaged source, no rows at all, or bad rows (up to twenty shown).
+    """
+    if problems := spec_problems(spec):
+        raise ConfigError(problems)
+    bad: list[BadRow] = []
+    raw = _collect(itertools.islice(_train_rows(spec), spec.limit), bad)
+    raw_evaluation = _own_evaluation(spec)
+    evaluation = None if raw_evaluation is None else _collect(raw_evaluation, bad)
+    if not raw and not bad:
+        raise SweepError(f"{describe(spec)}: there are no rows in it")
+    if not raw:
+        raise _bad_rows_error(spec, bad, read=len(bad))
+    form = layout(spec, raw)
+    count = len(raw) + len(evaluation or ()) + len(bad)
+    good = _collect((checked(row, form) for row in raw), bad)
+    good_evaluation = None
+    if evaluation is not None:
+        _check_same_layout(spec, form, evaluation)
+        good_evaluation = [r.values for r in _collect((checked(r, form) for r in evaluation), bad)]
+    if bad and (spec.on_bad_row == "error" or not good):
+        raise _bad_rows_error(spec, bad, read=count)
+    return RawData(
+        source=describe(spec),
+        train=[row.values for row in good],
+        evaluation=good_evaluation,
+        layout=form,
+        skipped=len(bad),
+    )
+
+
+def _train_rows(spec: DataSpec) -> Iterator[Row | BadRow]:
+    if spec.source == "docstrings":
+        from trainers.data import docstrings
+
+        for number, values in enumerate(docstrings.rows(), start=1):
+            yield Row(f"docstrings: row {number}", dict(values))
+        return
+    assert spec.path is not None
+    if spec.source == "file":
+        yield from readers.read("data.path", spec.path, spec.format)
+    else:
+        yield from _hub_rows(spec, spec.path, spec.split, "data.split")
+
+
+def _own_evaluation(spec: DataSpec) -> Iterator[Row | BadRow] | None:
+    if spec.eval_path:
+        return readers.read("data.eval_path", spec.eval_path, spec.format)
+    if spec.eval_split:
+        assert spec.path is not None
+        return _hub_rows(spec, spec.path, spec.eval_split, "data.eval_split")
+    return None
+
+
+def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[Row | BadRow]:
+    """Rows of a data set of the Hub, or of a local folder laid out like one."""
+    import datasets
+
+    with hub.reading("data set", path, local=hub.is_local(path)):
+        table = datasets.load_dataset(path, spec.name, split=split, revision=spec.revision)
+    if not isinstance(table, datasets.Dataset):
+        raise SweepError(f"{key} = {split}: names several splits; name one")
+    for number, values in enumerate(table, start=1):
+        yield Row(f"{path}[{split}]: row {number}", dict(values))
+
+
+def _collect(found: Iterable[Row | BadRow], bad: list[BadRow]) -> list[Row]:
+    """The good rows; the others are added to `bad`."""
+    good = []
+    for each in found:
+        if isinstance(each, Row):
+            good.append(each)
+        else:
+            bad.append(each)
+    return good
+
+
+def _check_same_layout(spec: DataSpec, form: Layout, evaluation: list[Row]) -> None:
+    """Evaluation rows are scored as training rows are: only the same shape can be compared."""
+    if not evaluation:
+        raise SweepError(
+            f"the evaluation data {spec.eval_path or spec.eval_split} has no usable rows; without "
+            "any, no trial can be ranked"
+        )
+    other = layout(spec, evaluation)
+    if (other.shape, other.is_chat) != (form.shape, form.is_chat):
+        raise SweepError(
+            f"the training rows are {form.words} and the evaluation rows of "
+            f"{spec.eval_path or spec.eval_split} are {other.words}; bring both into one shape"
+        )
+
+
+def _bad_rows_error(spec: DataSpec, bad: list[BadRow], *, read: int) -> SweepError:
+    count = len(bad)
+    shown = [f"  {each.where}: {each.why}" for each in bad[:_SHOWN_BAD_ROWS]]
+    more = f", the first {_SHOWN_BAD_ROWS} of them" if count > _SHOWN_BAD_ROWS else ""
+    head = f"{count} of {read} rows cannot be used{more}:"
+    left = "none would be left" if count == read else "data.on_bad_row=skip leaves them out"
+    return SweepError("\n".join([head, *shown, f"Mend them in {describe(spec)}; {left}"]))

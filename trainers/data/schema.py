@@ -1,0 +1,257 @@
+"""Which columns of a data set are ours, and whether a row's values fit them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.config.spec import DataSpec
+from sweeps.core.commands import override
+from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
+from trainers.data.readers import BadRow, Row
+
+SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference where a data set has several
+    "prompt and completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+}
+FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), "tools")
+
+# What other data sets call these columns: only used to suggest a mapping, never guessed in silence.
+_OTHER_NAMES = {
+    "prompt": ("instruction", "question", "input", "query"),
+    "completion": ("response", "output", "answer", "target"),
+    "messages": ("conversations", "conversation", "chat", "dialog"),
+    "text": ("content", "document", "body"),
+}
+_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the rows of one data set are laid out.
+
+    Attributes:
+        shape: a key of `SHAPES`.
+        columns: our field <- their column.
+        is_chat: values are lists of messages, not text.
+        unused: columns that are left out.
+    """
+
+    shape: str
+    columns: Mapping[str, str]
+    is_chat: bool
+    unused: tuple[str, ...]
+
+    @property
+    def words(self) -> str:
+        return f"{self.shape} ({'chat' if self.is_chat else 'text'})"
+
+
+def layout(spec: DataSpec, rows: Sequence[Row]) -> Layout:
+    """The layout of a data set, by `data.columns` and else by the columns' names.
+
+    Raises:
+        ConfigError: where no shape's columns are there, or `data.columns` names none of theirs.
+    """
+    theirs = tuple(dict.fromkeys(name for row in rows for name in row.values))
+    if problems := _mapping_problems(spec.columns, theirs):
+        raise ConfigError(problems)
+    columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
+    shape = _shape(columns, spec.columns)
+    if shape is None:
+        raise ConfigError([_missing_columns(spec, theirs, columns)])
+    used = {ours: columns[ours] for ours in (*SHAPES[shape], "tools") if ours in columns}
+    unused = tuple(name for name in theirs if name not in used.values())
+    return Layout(shape=shape, columns=used, is_chat=_is_chat(shape, used, rows), unused=unused)
+
+
+def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
+    """The shape whose columns are there; one that `data.columns` asks for comes first."""
+    present = [shape for shape, fields in SHAPES.items() if all(ours in columns for ours in fields)]
+    present.sort(key=lambda shape: not any(ours in asked for ours in SHAPES[shape]))
+    return present[0] if present else None
+
+
+def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[Row]) -> bool:
+    """Whether the first row with the column holds messages; rows that differ from it are bad."""
+    if shape != "prompt and completion":
+        return shape == "messages"
+    values = (row.values.get(columns["completion"]) for row in rows)
+    return isinstance(next((value for value in values if value is not None), None), list)
+
+
+def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list[Problem]:
+    problems = []
+    for ours, name in mapping.items():
+        key = f"data.columns.{ours}"
+        if ours not in FIELDS:
+            message = f"we read {', '.join(FIELDS)}."
+            problems.append(
+                Problem(key=key, value=name, message=message, nearest=nearest(ours, FIELDS))
+            )
+        elif name not in theirs:
+            message = f"the data has the columns {', '.join(theirs)}."
+            problems.append(
+                Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
+            )
+    return problems
+
+
+def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str]) -> Problem:
+    wanted = "prompt and completion, or messages, or text"
+    message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
+    suggestion = _suggestion(theirs, found)
+    open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
+    example = shlex.quote(override("data.columns", suggestion or open_one))
+    return Problem(
+        key="data.path" if spec.path else "data",
+        value=spec.path,
+        message=f"{message} Say which of them are ours: {example}",
+    )
+
+
+def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
+    """A mapping that would work, guessed from the names; empty if there is none."""
+    for fields in SHAPES.values():
+        guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
+        if all(guess.values()):
+            return {ours: name for ours, name in guess.items() if name and ours != name}
+    return {}
+
+
+def _alias(ours: str, theirs: Sequence[str]) -> str | None:
+    by_case = {name.lower(): name for name in theirs}
+    known = [by_case[name] for name in (ours, *_OTHER_NAMES[ours]) if name in by_case]
+    return known[0] if known else nearest(ours, theirs)
+
+
+def checked(row: Row, form: Layout) -> Row | BadRow:
+    """The row with our columns only, or what is wrong with it."""
+    values: dict[str, Any] = {}
+    try:
+        for ours in SHAPES[form.shape]:
+            theirs = form.columns[ours]
+            if row.values.get(theirs) is None:
+                raise SweepError(f"{theirs} is missing")
+            value = row.values[theirs]
+            values[ours] = (
+                _messages(theirs, value)
+                if form.is_chat
+                else _text(theirs, value, may_be_empty=ours == "prompt")
+            )
+        if "tools" in form.columns:
+            values["tools"] = _tools(row.values.get(form.columns["tools"]))
+    except SweepError as error:
+        return BadRow(row.where, str(error))
+    return Row(row.where, values)
+
+
+def _text(name: str, value: object, *, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
+        raise SweepError(f"{name} is {_kind(value)}, not text")
+    if not value and not may_be_empty:
+        raise SweepError(f"{name} is empty")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise SweepError(f"{name} holds characters that are not valid Unicode") from None
+    return value
+
+
+def _messages(name: str, value: object) -> list[dict[str, Any]]:
+    """A list of messages with role and content. CSV holds such a list as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise SweepError(f"{name} looks like a JSON list of messages but is not one") from None
+    if not isinstance(value, list):
+        raise SweepError(f"{name} is {_kind(value)}, not a list of messages")
+    if not value:
+        raise SweepError(f"{name} is an empty list")
+    return [_message(f"{name}[{index}]", message) for index, message in enumerate(value)]
+
+
+def _message(name: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise SweepError(f"{name} is {_kind(value)}, not {{role: ..., content: ...}}")
+    if "from" in value and "value" in value and "role" not in value:  # ShareGPT's words
+        speaker = str(value["from"])
+        value = {"role": _SHAREGPT_ROLES.get(speaker, speaker), "content": value["value"]}
+    message = {key: value[key] for key in _MESSAGE_KEYS if value.get(key) is not None}
+    _text(f"{name}.role", message.get("role"))
+    if not message.get("tool_calls"):
+        _text(f"{name}.content", message.get("content"), may_be_empty=True)
+    return message
+
+
+def _tools(value: object) -> str | None:
+    """A row's tools as JSON text: TRL reads it back, and Arrow needs one type for all rows."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "missing"
+    if isinstance(value, bool | int | float):
+        return f"the {type(value).__name__} {value}"
+    return {"str": "text", "list": "a list", "dict": "an object"}.get(
+        type(value).__name__, f"a {type(value).__name__}"
+    )
+
+
+def spec_problems(spec: DataSpec) -> list[Problem]:
+    """What can be said against `spec` without reading any data."""
+    problems = []
+    if spec.source != "docstrings" and not spec.path:
+        example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
+        problems.append(Problem(key="data.path", message=f"data={spec.source} needs it: {example}"))
+    if spec.eval_split and spec.source != "hub":
+        message = "only data sets of the Hub have splits; name a file with data.eval_path"
+        problems.append(Problem(key="data.eval_split", value=spec.eval_split, message=message))
+    if spec.eval_split and spec.eval_path:
+        message = "data.eval_split is set too; one of the two gives the evaluation rows"
+        problems.append(Problem(key="data.eval_path", value=spec.eval_path, message=message))
+    if spec.limit is not None and spec.limit < 1:
+        message = "is a number of rows, 1 or more; leave it out to read all"
+        problems.append(Problem(key="data.limit", value=spec.limit, message=message))
+    if spec.max_length < 2:
+        message = "is a number of tokens, 2 or more: each token is predicted from those before it"
+        problems.append(Problem(key="data.max_length", value=spec.max_length, message=message))
+    return problems + _share_problems(spec)
+
+
+def _share_problems(spec: DataSpec) -> list[Problem]:
+    problems = []
+    for name in ("eval_fraction", "test_fraction", "max_truncated"):
+        share = getattr(spec, name)
+        if not 0 <= share <= 1:
+            message = "is a share of the rows, from 0 to 1"
+            problems.append(Problem(key=f"data.{name}", value=share, message=message))
+    own = spec.eval_path or spec.eval_split
+    if not problems and (0 if own else spec.eval_fraction) + spec.test_fraction >= 1:
+        message = "with data.test_fraction leaves no rows to train on"
+        problems.append(
+            Problem(key="data.eval_fraction", value=spec.eval_fraction, message=message)
+        )
+    if spec.eval_limit is not None and spec.eval_limit < 1:
+        message = "is a number of rows, 1 or more; leave it out to measure on all"
+        problems.append(Problem(key="data.eval_limit", value=spec.eval_limit, message=message))
+    return problems
+
+
+def describe(spec: DataSpec) -> str:
+    """The source in words, for reports and messages."""
+    if spec.source == "docstrings":
+        return f"docstrings of the standard library of Python {platform.python_version()}"
+    if spec.source == "file":
+        return str(spec.path)
+    name = f"/{spec.name}" if spec.name else ""
+    revision = f"@{spec.revision}" if spec.revision else ""
+    return f"{spec.path}{name}{revision}, split {spec.split}"

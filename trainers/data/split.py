@@ -1,0 +1,116 @@
+"""Which rows train, which are measured, and which are kept for a final test.
+
+A row's content alone decides, so identical rows always fall on the same side, and neither the order
+of the file nor new rows in it move a row across.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.config.spec import DataSpec
+from sweeps.core.errors import SweepError
+from trainers.data.rows import RawData
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rows by what they are for, each in the order of its source.
+
+    Attributes:
+        evaluation: at most `eval_limit` rows; those beyond it are left out of the training too.
+        test: None where `test_fraction` is 0.
+        overlap_prompts: evaluation rows whose prompt is also a training row's: what they measure is
+            memory as well. A prompt is the `prompt`, or the messages before the last assistant
+            turn, or the whole `text`.
+    """
+
+    train: list[Values]
+    evaluation: list[Values]
+    test: list[Values] | None
+    overlap_prompts: int
+
+
+def split(spec: DataSpec, raw: RawData) -> Split:
+    """Divide the rows as `spec` says.
+
+    Raises:
+        SweepError: where no row is left to train on, to evaluate on, or to test on.
+    """
+    own = raw.evaluation is not None
+    eval_end = 0.0 if own else spec.eval_fraction
+    places = [place(row) for row in raw.train]
+    test_end = eval_end + spec.test_fraction
+    chosen = [row for row, at in zip(raw.train, places, strict=True) if at < eval_end]
+    evaluation = raw.evaluation if raw.evaluation is not None else chosen
+    test = [row for row, at in zip(raw.train, places, strict=True) if eval_end <= at < test_end]
+    train = [row for row, at in zip(raw.train, places, strict=True) if at >= test_end]
+    _refuse_empty(spec, raw, train=len(train), evaluation=len(evaluation), test=len(test))
+    evaluation = limited(evaluation, spec.eval_limit)
+    return Split(
+        train=train,
+        evaluation=evaluation,
+        test=test if spec.test_fraction else None,
+        overlap_prompts=_overlap(train, evaluation),
+    )
+
+
+def place(row: Values) -> float:
+    """A number from 0 to 1, evenly spread over different rows and the same for the same content."""
+    return int.from_bytes(_digest(row)[:7], "big") / (1 << 56)  # 7 bytes: exact in a float
+
+
+def limited(rows: list[Values], limit: int | None) -> list[Values]:
+    """At most `limit` rows, chosen by their content, in the order they had."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    # The hash's other end: its beginning chose the split, and is small for all evaluation rows.
+    ranked = sorted(range(len(rows)), key=lambda index: (_digest(rows[index])[::-1], index))
+    return [rows[index] for index in sorted(ranked[:limit])]
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
+
+
+def _overlap(train: Sequence[Values], evaluation: Sequence[Values]) -> int:
+    seen = {_digest(_prompt(row)) for row in train}
+    return sum(_digest(_prompt(row)) in seen for row in evaluation)
+
+
+def _prompt(row: Values) -> object:
+    """What the model is given, as far as the row's shape tells it from the answer."""
+    if "messages" not in row:
+        return row.get("prompt", row.get("text"))
+    messages = row["messages"]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    return messages[: answers[-1]] if answers else messages
+
+
+def _refuse_empty(spec: DataSpec, raw: RawData, *, train: int, evaluation: int, test: int) -> None:
+    rows = len(raw.train)
+    counts = f"{rows} rows of {raw.source} gave {train} to train on, {evaluation} to evaluate on"
+    if spec.test_fraction:
+        counts += f", {test} to test on"
+    skipped = f" ({raw.skipped} bad rows were skipped)" if raw.skipped else ""
+    if not train:
+        raise SweepError(
+            f"no row is left to train on: {counts}{skipped}. Bring more rows, or lower "
+            f"data.eval_fraction={spec.eval_fraction} and data.test_fraction={spec.test_fraction}"
+        )
+    if not evaluation:
+        raise SweepError(
+            f"the evaluation split is empty: {counts}{skipped}. Without it no trial can be ranked: "
+            f"raise data.eval_fraction={spec.eval_fraction}, or name rows with data.eval_path"
+        )
+    if spec.test_fraction and not test:
+        raise SweepError(
+            f"the test split is empty: {counts}{skipped}. Raise "
+            f"data.test_fraction={spec.test_fraction}, or set it to 0"
+        )

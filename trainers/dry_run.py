@@ -1,0 +1,194 @@
+"""One real optimizer step, evaluation and checkpoint, before a sweep is paid for."""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sweeps.config.spec import BudgetSpec, Strategy, TrainSpec
+from sweeps.core import fault_injection
+from sweeps.core.errors import SweepError, first_line
+from sweeps.core.secrets import scrub
+from sweeps.core.trial import Decision, Report
+from sweeps.storage.durable_writes import remove_tree
+from sweeps.storage.run_folder import RunFolder
+from trainers.data.dataset import PreparedData
+from trainers.data.preparation import lengths
+from trainers.trial.failures import is_out_of_memory
+from trainers.trial.meters import PeakMemory, free_memory, held_mb
+from trainers.trial.ranks import FirstSpeaks, Ranks
+from trainers.trial.task import Observer, Outcome, Task
+
+if TYPE_CHECKING:
+    pass
+
+_KEY = "rehearsal"
+_EVALUATED = 8  # rows
+# Which schedule, and how high it goes, is the trials' business: a rate that makes one of them
+# diverge is no reason to refuse them all.
+_HARMLESS = {
+    "learning_rate": 1e-6,
+    "lr_scheduler_type": "constant",
+    "lr_scheduler_kwargs": None,
+    "warmup_steps": 0,
+}
+
+Train = Callable[[Task, PreparedData, Observer], Outcome]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What one step of the largest micro-batch, of the longest rows, came to.
+
+    Attributes:
+        rows: of the micro-batch.
+        too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
+        peak_mb: of the device; of the whole process on a CPU.
+        step_mb: of it, what came with the step: on a base that was loaded before, a lane's share.
+        checkpoint_mb: as it lies on disk.
+        seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
+    """
+
+    rows: int
+    tokens: int
+    peak_mb: float
+    checkpoint_mb: float
+    seconds: float
+    step_mb: float = 0.0
+    too_many: int = 0
+
+
+def rehearse(
+    spec: TrainSpec,
+    data: PreparedData,
+    folder: Path,
+    device: str,
+    train: Train,
+    *,
+    ranks: Ranks | None = None,
+    strategy: Strategy = "ddp",
+) -> Rehearsal:
+    """Train one step in `folder`, which is made and removed again.
+
+    A micro-batch that does not fit is halved once, as a trial's would be.
+
+    Args:
+        train: trains a task, as an engine does.
+        ranks: that train together; each calls this.
+        strategy: how they do.
+
+    Raises:
+        Whatever a trial would: out of memory, a non-finite loss, a library's own words.
+    """
+    half = spec.halved()
+    ranks = ranks or Ranks()
+    try:
+        return _one_step(spec, data, folder, device, train, ranks, strategy)
+    except Exception as error:
+        # Of several ranks the others wait for this one: only their end helps.
+        if half is None or ranks.world > 1 or not is_out_of_memory(error):
+            raise
+    free_memory()  # the error has let go of its tensors by now
+    found = _one_step(half, data, folder, device, train, ranks, strategy)
+    return replace(found, too_many=spec.batch_size)
+
+
+def _one_step(
+    spec: TrainSpec,
+    data: PreparedData,
+    folder: Path,
+    device: str,
+    train: Train,
+    ranks: Ranks,
+    strategy: Strategy,
+) -> Rehearsal:
+    # One micro-batch on each rank: `per_rank` divides the accumulation, else the micro-batch.
+    accumulation = ranks.world if spec.accumulation_steps % ranks.world == 0 else 1
+    count = spec.batch_size * accumulation
+    longest = np.argsort(-lengths(data.train), kind="stable")[:count]
+    rows = data.train.select(longest)
+    few = data.evaluation.select(range(min(_EVALUATED, len(data.evaluation))))
+    short = replace(
+        spec,
+        trainer={**spec.trainer, **_HARMLESS, "gradient_accumulation_steps": accumulation},
+        evaluations=1,
+        budget=BudgetSpec(examples=len(longest)),
+    )
+    task = Task(
+        key=_KEY,
+        train=short,
+        examples=len(longest),
+        folder=RunFolder(folder),
+        device=device,
+        strategy=strategy,
+    )
+    audience = _Audience()
+    memory, held = PeakMemory(device), held_mb(device)
+    began = time.monotonic()
+    try:
+        with warnings.catch_warnings(), fault_injection.suspended():
+            warnings.simplefilter("ignore")
+            train(task, replace(data, train=rows, evaluation=few), FirstSpeaks(audience, ranks))
+    finally:
+        if ranks.is_first:
+            remove_tree(folder)
+    return Rehearsal(
+        rows=min(len(longest), spec.batch_size),
+        tokens=int(lengths(rows).sum()),
+        peak_mb=memory.mb,
+        step_mb=max(0.0, memory.mb - held),
+        checkpoint_mb=audience.bytes / 2**20,
+        seconds=time.monotonic() - began,
+    )
+
+
+class _Audience:
+    """An observer that notes the checkpoint's size."""
+
+    attempt = 1
+    bytes = 0
+
+    def begin(self, step: int, reports: list[Report]) -> bool:
+        return True
+
+    def wants_base(self) -> bool:
+        return False
+
+    def log(self, row: Mapping[str, float]) -> Decision:
+        return Decision.CONTINUE
+
+    def report(self, report: Report) -> Decision:
+        return Decision.CONTINUE
+
+    def may_commit(self) -> None:
+        """It may."""
+
+    def committed(self, step: int, size_bytes: int) -> None:
+        self.bytes = size_bytes
+
+
+def failed_step(error: Exception, train: TrainSpec) -> tuple[str, str]:
+    """Why one step of the largest micro-batch did not come to its end, for the user; and the
+    traceback, where what went wrong was not foreseen."""
+    from trainers.trial.failures import DivergedError, is_out_of_memory
+
+    what = f"one step of the largest micro-batch ({train.batch_size} of the longest rows)"
+    first = first_line(error)
+    if is_out_of_memory(error):
+        return (
+            f"{what} runs out of memory, and half of it does, too ({first}). Lower "
+            "trainer.per_device_train_batch_size or data.max_length, set "
+            "trainer.gradient_checkpointing=true, or take a smaller model",
+            "",
+        )
+    if isinstance(error, SweepError | DivergedError):
+        return f"{what} fails: {first}", ""
+    text = scrub("".join(traceback.format_exception(error)))
+    return f"{what} fails: {type(error).__name__}: {first}", text

@@ -1,0 +1,57 @@
+"""What a trial takes at the least, found from the model's config alone: no weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.config.spec import ModelSpec
+from trainers.model.lora import adapt
+from trainers.model.precision import Runtime
+from trainers.model.source import load_config
+
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
+_QUANTIZED = {"nf4": 0.56, "int8": 1.05}  # bytes a weight, with its scales
+_GRADIENT = 4
+_MOMENTS = 8  # Adam's two; what keeps less takes less
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Lower bounds, in MiB. Activations come on top; `trainers.dry_run` measures with them.
+
+    Attributes:
+        trained: parameters that are trained.
+        memory_mb: of one trial on its device: weights, gradients, optimizer.
+        checkpoint_mb: of one checkpoint: what is trained, and the optimizer's state.
+    """
+
+    trained: int
+    memory_mb: float
+    checkpoint_mb: float
+
+
+def needs(spec: ModelSpec, peft: Mapping[str, Any], runtime: Runtime) -> Needs:
+    """Of a trial with this model and adapter, with Adam or less."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    name = str(runtime.dtype).removeprefix("torch.")
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            load_config(spec), trust_remote_code=spec.trust_remote_code
+        )
+        base = sum(parameter.numel() for parameter in model.parameters())
+        trained = base
+        if peft.get("method") != "full":
+            model = adapt(model, peft)
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    weight = _QUANTIZED.get(spec.quantization, _BYTES.get(name, 4.0))
+    adapter = 4 * trained if trained != base else 0
+    state = trained * (_GRADIENT + _MOMENTS)
+    return Needs(
+        trained=trained,
+        memory_mb=(base * weight + adapter + state) / 2**20,
+        checkpoint_mb=trained * (4 + _MOMENTS) / 2**20,
+    )

@@ -1,0 +1,1 @@
+"""The base model: where it lies, its number type, its attention, LoRA, the tokenizer."""

@@ -1,0 +1,68 @@
+"""The base model that the solo trials of one process start from: loaded once, not by each trial.
+
+Every trial gets modules of its own, which the trainer may patch and wrap as it likes, over the same
+weights in memory: training an adapter changes none of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sweeps.config.spec import ModelSpec, TrainSpec
+from trainers.model.loading import load_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_kept: tuple[ModelSpec, str, PreTrainedModel] | None = None
+_WRITING_INITS = ("pissa", "olora")  # they take what they start from out of the base
+
+
+def base_for(train: TrainSpec, device: str) -> PreTrainedModel:
+    """The base of a trial that trains alone on one device; raises what `load_base` does."""
+    global _kept
+    if not may_share(train):
+        let_go()
+        trains_base = train.peft.get("method") == "full"
+        return load_base(train.model, device, trains_base=trains_base)
+    if _kept is None or _kept[:2] != (train.model, device):
+        let_go()  # before the next one is loaded, since both may not fit
+        _kept = (train.model, device, load_base(train.model, device))
+    return _with_own_modules(_kept[2])
+
+
+def may_share(train: TrainSpec) -> bool:
+    """Whether training leaves the base's weights as they are, so that two models can share them."""
+    peft = train.peft
+    return (
+        peft.get("method", "lora") == "lora"
+        and train.model.quantization == "none"  # its layers keep more than weights
+        and peft.get("bias", "none") == "none"
+        and peft.get("init_lora_weights") not in _WRITING_INITS
+    )
+
+
+def let_go() -> None:
+    """Make room: for a pack, for another model, for the proof of the best."""
+    global _kept
+    _kept = None
+
+
+def held_mb() -> float:
+    """MiB of the weights that are kept."""
+    if _kept is None:
+        return 0.0
+    return sum(weight.nbytes for weight in _kept[2].parameters()) / 2**20
+
+
+def _with_own_modules(model: PreTrainedModel) -> PreTrainedModel:
+    # Another Parameter each, so that one that is frozen, or given other data, is not so in the kept
+    # model; the data is the same memory.
+    memo: dict[int, Any] = {
+        id(weight): torch.nn.Parameter(weight.data, requires_grad=weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, memo)

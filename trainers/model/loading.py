@@ -1,0 +1,142 @@
+"""The base model's weights, in the right number type on the right device.
+
+The doors of the neighbouring rooms open here too: `load_config`, `load_tokenizer`, `lora_config`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.config.spec import ModelSpec, TrainSpec
+from sweeps.core.errors import Problem
+from trainers.model import attention, hub
+from trainers.model.fingerprint import folder_hash
+from trainers.model.lora import missing_targets
+from trainers.model.precision import Runtime, runtime
+from trainers.model.source import load_config, reading, resolve_path, source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def choose(
+    spec: ModelSpec, device: str, *, trains_base: bool = False, bf16: bool | None = None
+) -> Runtime:
+    """The number types and attention that `spec` means on `device` (`cpu`, `cuda`, `cuda:1`, ...).
+
+    Args:
+        trains_base: the base weights themselves are trained (peft.method=full).
+        bf16: trainer.bf16; None leaves it to the device.
+
+    Raises:
+        ConfigError: the device, the model or the installed packages cannot do what was asked.
+    """
+    return runtime(spec, load_config(spec), device, trains_base=trains_base, bf16=bf16)
+
+
+def choose_for(train: TrainSpec, device: str) -> Runtime:
+    """The same for a trial; raises what `choose` does."""
+    return choose(
+        train.model,
+        device,
+        trains_base=train.peft.get("method") == "full",
+        bf16=train.trainer.get("bf16"),
+    )
+
+
+def load_base(
+    spec: ModelSpec, device: str, *, trains_base: bool = False, place: str | None = None
+) -> PreTrainedModel:
+    """The base model's weights, quantized if asked for, on `device`.
+
+    Only safetensors are read: other weight files are pickles, and can run code when opened.
+
+    Args:
+        place: where the weights lie, if not on the device that they are for.
+
+    Raises:
+        ConfigError, SweepError: see `choose` and `load_config`.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    attention.register()
+    config = load_config(spec)
+    chosen = runtime(spec, config, device, trains_base=trains_base)
+    options: dict[str, Any] = {}
+    if spec.quantization != "none":
+        options["quantization_config"] = chosen.quantization_config(spec.quantization)
+    place = place or device
+    if place == "cuda":
+        # Weights are read by a pool of threads, each of which takes "cuda" for the first GPU.
+        place = f"cuda:{torch.cuda.current_device()}"
+    if spec.quantization != "none" or place.startswith("cuda"):
+        options["device_map"] = {"": place}  # straight to the device, without a copy in memory
+    with reading(spec) as path, no_bars():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=chosen.dtype,
+            attn_implementation=chosen.attn_implementation,
+            use_safetensors=True,
+            **source(spec),
+            **options,
+        )
+    if device == "cpu":
+        _keep_4bit_layout(model)
+    return model if "device_map" in options else model.to(torch.device(place))  # type: ignore[arg-type]
+
+
+def _keep_4bit_layout(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
+
+    It does so on CPUs with AVX512-BF16. What it packs passes no gradient on to the layers below,
+    and loses precision each time it is packed and, for a checkpoint, unpacked.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def fingerprint_base(spec: ModelSpec) -> str:
+    """Equal for the same base weights, wherever their folder lies; for checkpoints' manifests.
+
+    A Hub model is known by its id and commit, a folder by its content (see `folder_hash`).
+
+    Raises:
+        SweepError: where the model is neither on disk nor reachable.
+    """
+    path = resolve_path(spec.path)
+    if hub.is_local(path):
+        return folder_hash(Path(path))
+    commit = getattr(load_config(spec), "_commit_hash", None) or spec.revision or "main"
+    return f"{path}@{commit}"
+
+
+def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
+    """Target modules that the model lacks, found from its config alone: no weight is loaded."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(spec)
+    with torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=spec.trust_remote_code
+        )
+    return missing_targets(peft, [name for name, _ in skeleton.named_modules() if name])
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Within, no bar of weights loaded or saved in every worker's log."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

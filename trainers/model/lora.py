@@ -1,0 +1,220 @@
+"""LoRA and its kin: `peft.*` of the config to PEFT's own LoraConfig, with every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from sweeps.config.spec import ModelSpec
+from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
+
+if TYPE_CHECKING:
+    import torch
+    from peft import LoraConfig
+
+METHODS = ("lora", "qlora", "full")
+_DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
+_BIASES = ("none", "all", "lora_only")
+_HEAD = "lm_head"
+# The others start from random or data-driven factors of the base, which PEFT draws anew on loading:
+# the best adapter, loaded again, would not be the one that was trained.
+_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora")
+
+
+def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
+    """PEFT's config for `peft`; None for full fine-tuning.
+
+    Raises:
+        ConfigError: see `peft_problems`.
+    """
+    if problems := peft_problems(peft):
+        raise ConfigError(problems)
+    if peft.get("method", "lora") == "full":
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(**_fields(peft))
+
+
+def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
+    """The model with a fresh adapter; unchanged for full fine-tuning.
+
+    The adapter is initialised from torch's generator: seed it first.
+
+    Raises:
+        ConfigError, SweepError: a wrong `peft`, or target modules that the model does not have.
+    """
+    config = lora_config(peft)
+    if config is None:
+        return model
+    from peft import get_peft_model
+
+    try:
+        # PEFT asks by the old name. (catch_warnings would not be safe among threads.)
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        return in_training_type(get_peft_model(model, config))
+    except ValueError as error:
+        raise SweepError(f"peft: {first_line(error)}") from error
+
+
+def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
+    """A new or newly loaded adapter, trainable, in the number type that it trains in.
+
+    On a quantized base that is bfloat16, as SFTTrainer makes it, but for DoRA's magnitudes, whose
+    updates are smaller than bfloat16 can hold. Under float16 autocast, on GPUs without bfloat16, it
+    is float32: the scaler of float16's gradients has no kernel for bfloat16.
+    """
+    import torch
+
+    base = adapted.get_base_model()
+    if getattr(base, "is_loaded_in_4bit", False) or getattr(base, "is_loaded_in_8bit", False):
+        dtype = torch.float32 if autocast == torch.float16 else torch.bfloat16
+        for name, weight in adapted.named_parameters():
+            if weight.requires_grad and "lora_magnitude_vector" not in name:
+                weight.data = weight.data.to(dtype)
+    return adapted
+
+
+def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> list[Problem]:
+    """Everything wrong with `peft`, and with `peft` on such a model where one is given."""
+    method = peft.get("method", "lora")
+    if method not in METHODS:
+        message = f"is one of {', '.join(METHODS)}."
+        hint = nearest(str(method), METHODS)
+        return [Problem(key="peft.method", value=method, message=message, nearest=hint)]
+    problems = _quantization_problems(method, model)
+    if method == "full":
+        return problems
+    problems += _unknown_fields(peft) + _number_problems(peft) + _target_problems(peft)
+    problems += _variant_problems(peft)
+    if not problems:
+        problems += _library_problems(peft)
+    return problems
+
+
+def missing_targets(peft: Mapping[str, Any], module_names: list[str]) -> list[Problem]:
+    """Target modules that a model with these module names lacks, each with the nearest it has."""
+    targets = peft.get("target_modules")
+    if peft.get("method", "lora") == "full" or not isinstance(targets, list | tuple | set):
+        return []
+    last_names = sorted({name.rpartition(".")[2] for name in module_names})
+    return [
+        Problem(
+            key="peft.target_modules",
+            value=target,
+            message=f"the model has no module of this name; it has {', '.join(last_names)}.",
+            nearest=nearest(target, last_names),
+        )
+        for target in targets
+        if not any(name == target or name.endswith(f".{target}") for name in module_names)
+    ]
+
+
+def _fields(peft: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_DEFAULTS, **{name: value for name, value in peft.items() if name != "method"}}
+
+
+def _quantization_problems(method: str, model: ModelSpec | None) -> list[Problem]:
+    if model is None:
+        return []
+    if method == "qlora" and model.quantization == "none":
+        message = "peft.method=qlora trains on a quantized base: set it to nf4 or int8"
+        return [Problem(key="model.quantization", value="none", message=message)]
+    if method == "full" and model.quantization != "none":
+        message = "quantized weights cannot be trained: peft.method=qlora, or quantization none"
+        return [Problem(key="model.quantization", value=model.quantization, message=message)]
+    return []
+
+
+def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
+    from peft import LoraConfig
+
+    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    return [
+        Problem(
+            key=f"peft.{name}",
+            value=value,
+            message="is not a field of peft.LoraConfig.",
+            nearest=nearest(name, known),
+        )
+        for name, value in peft.items()
+        if name != "method" and name not in known
+    ]
+
+
+def _number_problems(peft: Mapping[str, Any]) -> list[Problem]:
+    rank, alpha = peft.get("r", 8), peft.get("lora_alpha", 8)
+    dropout, bias = peft.get("lora_dropout", 0.0), peft.get("bias", "none")
+    is_rank = isinstance(rank, int) and not isinstance(rank, bool) and rank > 0
+    checks = [
+        ("r", rank, is_rank, "is a whole number, 1 or more"),
+        ("lora_alpha", alpha, _is_number(alpha) and alpha > 0, "is a number above 0"),
+        (
+            "lora_dropout",
+            dropout,
+            _is_number(dropout) and 0 <= dropout < 1,
+            "is a probability, from 0 to below 1",
+        ),
+        ("bias", bias, bias in _BIASES, f"is one of {', '.join(_BIASES)}"),
+    ]
+    return [
+        Problem(key=f"peft.{name}", value=repr(value), message=message)
+        for name, value, is_good, message in checks
+        if not is_good
+    ]
+
+
+def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
+    """Variants of LoRA that train, but cannot be proven or break SFTTrainer's fused head."""
+    problems = []
+    start = peft.get("init_lora_weights", True)
+    if start not in _INITS:
+        message = (
+            f"cannot be loaded again as it was trained. Take one of {', '.join(map(str, _INITS))}."
+        )
+        problems.append(Problem(key="peft.init_lora_weights", value=start, message=message))
+    if peft.get("trainable_token_indices"):
+        message = "does not go with SFTTrainer's fused head; use modules_to_save."
+        problems.append(Problem(key="peft.trainable_token_indices", message=message))
+    return problems
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _target_problems(peft: Mapping[str, Any]) -> list[Problem]:
+    targets = peft.get("target_modules")
+    if targets is None:
+        return []
+    key = "peft.target_modules"
+    if isinstance(targets, str):
+        try:
+            trains_head = bool(re.fullmatch(targets, _HEAD))
+        except re.error as error:
+            return [Problem(key=key, value=targets, message=f"not a regular expression: {error}")]
+    elif isinstance(targets, list | tuple | set) and targets:
+        if not all(isinstance(target, str) for target in targets):
+            return [Problem(key=key, value=targets, message="holds names of modules")]
+        trains_head = any(target.rpartition(".")[2] == _HEAD for target in targets)
+    else:
+        return [Problem(key=key, value=repr(targets), message="is all-linear, a name, or a list")]
+    if not trains_head:
+        return []
+    message = "an adapter on lm_head would never be trained: take it out, or use modules_to_save"
+    return [Problem(key=key, value=targets, message=message)]
+
+
+def _library_problems(peft: Mapping[str, Any]) -> list[Problem]:
+    """What LoraConfig itself refuses, such as two variants that exclude each other."""
+    from peft import LoraConfig
+
+    try:
+        LoraConfig(**_fields(peft))
+    except (ValueError, TypeError, ImportError) as error:
+        return [Problem(key="peft", message=first_line(error))]
+    return []

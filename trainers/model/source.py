@@ -1,0 +1,108 @@
+"""Where a base model lies: embedded, in a folder, in the Hub's cache or on the Hub; its config."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeps.config.spec import ModelSpec
+from sweeps.core.errors import SweepError
+from trainers.model import hub
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+EMBEDDED = "tiny"  # model.path of the model that ships with this package; ./tiny is a folder
+
+
+def resolve_path(path: str) -> str:
+    """What the libraries are given for `model.path`: a folder of this disk, or a Hub id.
+
+    Raises:
+        SweepError: a folder without a config.json, such as an adapter's.
+    """
+    if path == EMBEDDED:
+        return str(Path(__file__).parents[1] / "tiny_llama")
+    if not hub.is_local(path):
+        return path
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if (folder / "adapter_config.json").is_file():
+        raise SweepError(
+            f"model.path = {path}: holds an adapter, not a base model. Name the base model, or "
+            "merge the adapter into it first (`merge_and_unload`) and name the result"
+        )
+    raise SweepError(f"model.path = {path}: this folder has no config.json, so it is no model")
+
+
+def load_config(spec: ModelSpec) -> PretrainedConfig:
+    """The model's config.
+
+    Raises:
+        SweepError: where the model is neither on disk nor reachable, or of an unknown kind.
+    """
+    from transformers import AutoConfig
+
+    _refuse_own_code(spec)
+    with reading(spec) as path:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, **source(spec))
+    return config
+
+
+def _refuse_own_code(spec: ModelSpec) -> None:
+    """In our words, before the library's: code in a model's folder runs only where asked for."""
+    path = Path(resolve_path(spec.path)) / "config.json"
+    if spec.trust_remote_code or not path.is_file():
+        return
+    from transformers import CONFIG_MAPPING
+
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        own = "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # told by whoever reads all of it
+    if own:
+        raise SweepError(
+            f"model.path = {spec.path}: this model runs code of its own (auto_map in config.json). "
+            "Read it first; then model.trust_remote_code=true lets it run"
+        )
+
+
+def require_weights(spec: ModelSpec) -> None:
+    """Raise SweepError where a folder holds no weights of the only kind that is read."""
+    path = resolve_path(spec.path)
+    if not hub.is_local(path) or any(Path(path).glob("*.safetensors")):
+        return
+    other = sorted(p.name for p in Path(path).iterdir() if p.suffix in (".bin", ".pt", ".pth"))
+    there = (
+        f"; {', '.join(other[:3])} is a pickle, which can run code and is not opened"
+        if other
+        else ""
+    )
+    raise SweepError(
+        f"model.path = {spec.path}: this folder holds no *.safetensors{there}. Save the model "
+        "again with save_pretrained, which writes them"
+    )
+
+
+def context_tokens(config: PretrainedConfig) -> int | None:
+    """The longest sequence that the model was made for; None where its config does not say."""
+    tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
+def source(spec: ModelSpec) -> dict[str, Any]:
+    """What every `from_pretrained` is given besides the path."""
+    return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+
+
+@contextlib.contextmanager
+def reading(spec: ModelSpec) -> Iterator[str]:
+    """Within, the model is read from the path given; failures become one SweepError."""
+    path = resolve_path(spec.path)
+    with hub.reading("model", path, local=hub.is_local(path)):
+        yield path

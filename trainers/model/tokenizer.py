@@ -1,0 +1,61 @@
+"""The base model's tokenizer, made ready: a chat template where one is given, and a pad token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeps.config.spec import ModelSpec
+from sweeps.core.errors import SweepError
+from trainers.model.source import reading, source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(spec: ModelSpec, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a pad token and with `spec.chat_template` if that is given.
+
+    Args:
+        notes: is given a sentence for each thing that had to be decided.
+
+    Raises:
+        SweepError: no such model or template file.
+    """
+    from transformers import AutoTokenizer
+
+    template = _chat_template(spec.chat_template)
+    with reading(spec) as path:
+        tokenizer = AutoTokenizer.from_pretrained(path, **source(spec))
+    if template is not None:
+        tokenizer.chat_template = template
+    if tokenizer.pad_token is None and (pad := _substitute_pad(tokenizer)) is not None:
+        tokenizer.pad_token = pad
+        if notes is not None:
+            notes.append(f"the tokenizer has no pad token; {pad} pads instead")
+    return tokenizer
+
+
+def _chat_template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepError(
+            f"model.chat_template = {path}: cannot be read ({error}). It is a file with a Jinja "
+            f"template; relative paths start at {Path.cwd()}"
+        ) from None
+
+
+def _substitute_pad(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """A token to pad with; eos only where there is no other.
+
+    Code that masks padding by its token id would mask the end of each answer with it, and the
+    model would not learn to stop.
+    """
+    special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    meant = [token for token in special if "pad" in token.lower()]
+    reserved = [token for token in special if "reserved" in token.lower()]
+    candidates = [*meant, tokenizer.unk_token, *reserved, tokenizer.eos_token]
+    return next((token for token in candidates if token is not None), None)

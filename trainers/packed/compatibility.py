@@ -1,0 +1,210 @@
+"""Which trials can be lanes, and which of them can share an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import TrainingArguments
+
+from sweeps.config.spec import ModelSpec, TrainSpec
+from sweeps.core.errors import ConfigError, SweepError
+from trainers.model.loading import choose_for
+from trainers.model.source import load_config
+from trainers.sft import lr_schedule
+
+# LoraConfig's fields that leave the forward pass what it is.
+_PLAIN = (
+    *("method", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora"),
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("rank_pattern", "alpha_pattern", "init_lora_weights", "inference_mode", "revision"),
+    *("base_model_name_or_path", "peft_type", "fan_in_fan_out", "low_cpu_mem_usage"),
+)
+_INITS = (True, False, "gaussian", "orthogonal")
+_OPTIMIZERS = (
+    *("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"),
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+)
+_REASONS = {
+    "neftune_noise_alpha": "its noise is drawn for a whole batch",
+    "label_smoothing_factor": "it needs the logits of every position",
+    "torch_compile": "a pack changes its shape as trials come and go",
+    "optim_target_modules": "its optimizer needs the whole model",
+    "activation_offloading": "activations of a pack stay on the device",
+    "full_determinism": "it binds the whole process",
+    "tf32": "it binds the whole process",
+    "router_aux_loss_coef": "the routers' loss is taken over a whole batch",
+}
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the trials of one engine agree in."""
+
+    model: ModelSpec
+    max_length: int
+    bf16: bool | None  # trainer.bf16
+    recomputes: bool  # activation checkpointing
+    recompute_options: str
+
+
+def shared(train: TrainSpec) -> Shared:
+    """Trials with equal answers can be lanes of one engine."""
+    trainer = train.trainer
+    recomputes = _either(trainer, "checkpointing") or False
+    options = _either(trainer, "checkpointing_kwargs") or {}
+    return Shared(
+        model=train.model,
+        max_length=train.data.max_length,
+        bf16=trainer.get("bf16"),
+        recomputes=bool(recomputes),
+        recompute_options=repr(sorted(options.items())) if recomputes else "",
+    )
+
+
+def obstacle(train: TrainSpec, device: str = "cpu") -> str:
+    """Why a trial cannot be a lane on `device`, naming the key; empty if it can."""
+    reasons = [
+        *_peft_obstacles(train.peft),
+        *_trainer_obstacles(train.trainer),
+        *_precision_obstacles(train, device),
+    ]
+    return reasons[0] if reasons else _model_obstacle(train.model)
+
+
+def _precision_obstacles(train: TrainSpec, device: str) -> Iterator[str]:
+    on_gpu, quantization = device.startswith("cuda"), train.model.quantization
+    if train.model.dtype == "float16":
+        yield "model.dtype=float16: each trial would need a loss scale of its own"
+    elif on_gpu and quantization != "none" and _computes_in_float16(train, device):
+        yield (
+            f"model.quantization={quantization}: this GPU computes in float16, and each trial "
+            "would need a loss scale of its own"
+        )
+    if on_gpu and quantization == "int8":
+        yield "model.quantization=int8: each lane would wait for the GPU in each layer"
+
+
+def _computes_in_float16(train: TrainSpec, device: str) -> bool:
+    try:
+        return str(choose_for(train, device).autocast) == "torch.float16"
+    except (SweepError, ConfigError):
+        return False  # told of where models are checked
+
+
+def _peft_obstacles(peft: Mapping[str, Any]) -> Iterator[str]:
+    if peft.get("method", "lora") == "full":
+        yield "peft.method=full: each trial trains the whole model, so none can share it"
+        return
+    start = peft.get("init_lora_weights", True)
+    if start not in _INITS:
+        yield f"peft.init_lora_weights={start}: it changes the base model, which lanes share"
+    if peft.get("bias", "none") != "none":
+        yield f"peft.bias={peft['bias']}: it trains biases of the base model, which lanes share"
+    if peft.get("modules_to_save"):
+        yield "peft.modules_to_save: it trains parts of the base model, which lanes share"
+    for name, value in peft.items():
+        if name not in (*_PLAIN, "bias", "modules_to_save") and value:
+            yield f"peft.{name}={value}: lanes are plain LoRA on linear layers"
+
+
+def _trainer_obstacles(trainer: Mapping[str, Any]) -> Iterator[str]:
+    optimizer = trainer.get("optim", "adamw_torch")
+    if optimizer not in _OPTIMIZERS:
+        yield f"trainer.optim={optimizer}: it was never tried with lanes"
+    if trainer.get("loss_type", "nll") != "nll":
+        yield f"trainer.loss_type={trainer['loss_type']}: lanes have the plain loss, nll"
+    if (_either(trainer, "checkpointing_kwargs") or {}).get("selective"):
+        yield "trainer.gradient_checkpointing_kwargs.selective: TRL's own, for one trial"
+    for name, reason in _REASONS.items():
+        if trainer.get(name):
+            yield f"trainer.{name}={trainer[name]}: {reason}"
+
+
+def _either(trainer: Mapping[str, Any], name: str) -> Any:
+    """Newer transformers call gradient_checkpointing activation_checkpointing."""
+    return trainer.get(f"gradient_{name}", trainer.get(f"activation_{name}"))
+
+
+@functools.cache
+def _model_obstacle(spec: ModelSpec) -> str:
+    try:
+        config = load_config(spec).get_text_config().to_dict()
+    except (SweepError, ConfigError):
+        return ""  # told of where models are checked
+    for name, value in config.items():
+        is_rate = name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate"))
+        if is_rate and isinstance(value, int | float) and 0 < value < 1:
+            return f"model.path={spec.path}: the base has dropout itself ({name}={value})"
+        if name in ("num_experts", "num_local_experts", "n_routed_experts") and (value or 0) > 1:
+            return f"model.path={spec.path}: experts see the rows of all trials mixed"
+    return ""
+
+
+# Building an SFTConfig would import TRL. Where its defaults are not TrainingArguments', and ours.
+_DEFAULTS = {
+    "learning_rate": 2e-5,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "gradient_checkpointing": False,
+    "gradient_checkpointing_kwargs": None,
+    "pad_to_multiple_of": None,
+}
+USED = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "logging_steps", "logging_first_step", "pad_to_multiple_of"),
+    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+)
+
+
+@functools.cache
+def _library() -> dict[str, Any]:
+    fields = dataclasses.fields(TrainingArguments)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+
+
+def settings(train: TrainSpec) -> SimpleNamespace:
+    """The fields in USED, by SFTConfig's names."""
+    every = _library() | _DEFAULTS | _without_alias(train)
+    found = {name: every[name] for name in USED}
+    found["lr_scheduler_type"] = str(
+        getattr(found["lr_scheduler_type"], "value", None) or found["lr_scheduler_type"]
+    )
+    found["optim"] = str(getattr(found["optim"], "value", None) or found["optim"])
+    return SimpleNamespace(**found)
+
+
+def _without_alias(train: TrainSpec) -> dict[str, Any]:
+    """Newer transformers call gradient_checkpointing activation_checkpointing."""
+    return {
+        name.replace("activation_checkpointing", "gradient_checkpointing"): value
+        for name, value in train.trainer.items()
+    }
+
+
+def schedule_arguments(chosen: SimpleNamespace, steps: int) -> dict[str, Any]:
+    """What `get_scheduler` takes beside the optimizer, for a trial of `steps` optimizer steps."""
+    name = chosen.lr_scheduler_type
+    return {
+        "name": name,
+        "num_warmup_steps": lr_schedule.warmup(chosen.warmup_steps, steps),
+        "num_training_steps": steps,
+        "scheduler_specific_kwargs": lr_schedule.arguments(
+            name, chosen.lr_scheduler_kwargs, warmup_steps=chosen.warmup_steps, steps=steps
+        ),
+    }
+
+
+def log_every(chosen: SimpleNamespace, steps: int) -> int:
+    """Optimizer steps between two logs; below 1 it is a ratio of them."""
+    every = chosen.logging_steps
+    return math.ceil(steps * every) if every < 1 else int(every)

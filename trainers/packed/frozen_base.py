@@ -1,0 +1,247 @@
+"""The base model of a pack, and the passes of lanes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sweeps.config.spec import TrainSpec
+from trainers.model.loading import choose_for, load_base
+from trainers.model.tokenizer import load_tokenizer
+from trainers.packed.adapter_bank import Adapter, fresh
+from trainers.packed.layer import Part, Pass, Switch
+from trainers.packed.lm_head import Head
+from trainers.packed.micro_batches import MicroBatch
+from trainers.trial.evaluation import IGNORED, computing_in, sent
+
+if TYPE_CHECKING:
+    from trainers.packed.lane import Lane
+import logging
+
+from trainers.packed.lane import Lane
+from trainers.trial.failures import is_device_lost, is_out_of_memory
+from trainers.trial.meters import free_memory
+
+
+class Base:
+    """One frozen model for all lanes of a device."""
+
+    def __init__(self, train: TrainSpec, chosen: SimpleNamespace, device: str) -> None:
+        self.device = torch.device(device)
+        self.model: Any = load_base(train.model, device)
+        self.model.requires_grad_(False)
+        self.switch = Switch()
+        self._modules = dict(self.model.named_modules())
+        self._head = Head(self.model)
+        self.computes = choose_for(train, device).autocast
+        assert self.computes != torch.float16, (
+            "trainers.packed.compatibility.obstacle lets none come"
+        )
+        self._again = bool(chosen.gradient_checkpointing)
+        self._pad = _pad_id(train)
+        self._options = chosen.gradient_checkpointing_kwargs
+        self._recompute()
+        if self._again:
+            self.model.enable_input_require_grads()
+        self.model.train()
+
+    def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
+        """What SFTTrainer would begin with; see `trainers.packed.adapter_bank.fresh`."""
+        if self._again:  # else PEFT adds a hook for it each time
+            self.model.gradient_checkpointing_disable()
+        try:
+            return fresh(self.model, peft, seed)
+        finally:
+            self._recompute()
+
+    def _recompute(self) -> None:
+        if self._again:
+            self.model.gradient_checkpointing_enable(self._options)
+
+    def hook(self, names: Iterator[str]) -> None:
+        """Let lanes add to these modules."""
+        for name in names:
+            self.switch.hook(name, self._modules[name])
+
+    @contextmanager
+    def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[None]:
+        """Within, the rows of the model's batch belong to lanes as `parts` say."""
+        self.switch.now = Pass(
+            parts=parts,
+            tokens=tokens,
+            computes=self.computes,
+            trains=trains,
+            again=trains and self._again,
+        )
+        try:
+            yield
+        finally:
+            self.switch.now = None
+
+    def train_pass(
+        self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add the gradients of a micro-batch of each lane, neighbours in the pack, to the banks.
+
+        Returns:
+            Of each lane its share of its window's loss, and the share of tokens predicted best.
+        """
+        parts = parts_of(lanes, batches=batches)
+        plan = _Plan(lanes, batches, self._pad)
+        with self.passing(parts, plan.tokens, trains=True):
+            losses, hits = self._forward(plan)
+            losses.sum().backward()
+        return losses.detach(), hits
+
+    def _forward(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, index, targets, owner, window, own = plan.tensors(self.device)
+        with computing_in(self.computes, self.device):
+            loss, is_first = self._head.score(self._hidden(ids, index), targets)
+        sums = torch.zeros_like(window)
+        return (
+            sums.index_add(0, owner, loss) / window,
+            sums.index_add(0, owner, is_first.to(sums.dtype)) / own,
+        )
+
+    def losses(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """-log p of each target, [targets]; `index` says which of all positions predicts it."""
+        return self._head.losses(self._hidden(ids, index), targets)
+
+    def _hidden(self, ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of some positions of all rows, [positions, features].
+
+        Rows are padded on the right and attention is causal: no mask is needed.
+        """
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
+
+
+class _Plan:
+    """The rows of lanes as one batch, built on the host and sent at once."""
+
+    def __init__(self, lanes: Sequence[Lane], batches: Sequence[MicroBatch], pad: int) -> None:
+        self.tokens = max(batch.tokens for batch in batches)
+        self._ids = np.full((sum(lane.bank.shape.rows for lane in lanes), self.tokens), pad)
+        index, targets, owner = [], [], []
+        row = 0
+        for place, (lane, batch) in enumerate(zip(lanes, batches, strict=True)):
+            for offset, (ids, labels) in enumerate(batch.rows):
+                self._ids[row + offset, : len(ids)] = ids
+                where = np.flatnonzero(labels[1:] != IGNORED)
+                index.append(where + (row + offset) * self.tokens)
+                targets.append(labels[1:][where])
+                owner.append(np.full(len(where), place))
+            row += lane.bank.shape.rows
+        self._of_labels = np.stack([np.concatenate(each) for each in (index, targets, owner)])
+        counts = [[batch.window_labels for batch in batches], [batch.labels for batch in batches]]
+        self._counts = np.maximum(np.array(counts, dtype=np.float32), 1)
+
+    def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """Token ids [rows, tokens]; of each label its position, target and lane; labels of each
+        lane's window and micro-batch."""
+        arrays = (self._ids.astype(np.int64), self._of_labels.astype(np.int64), self._counts)
+        ids, of_labels, counts = (sent(torch.from_numpy(array), device) for array in arrays)
+        return ids, *of_labels, *counts
+
+
+def parts_of(
+    lanes: Sequence[Lane], *, batches: Sequence[MicroBatch] | None = None, rows: int | None = None
+) -> list[Part]:
+    """Neighbouring lanes, by bank; with `rows` of each lane instead of a training micro-batch."""
+    parts: list[Part] = []
+    row = 0
+    for place, lane in enumerate(lanes):
+        bank = lane.bank
+        slot = next(i for i, each in enumerate(bank.slots) if each is lane.slot)
+        own = rows or bank.shape.rows
+        if not parts or parts[-1].bank is not bank or parts[-1].last != slot:
+            parts.append(Part(bank=bank, first=slot, last=slot, row=row, rows=own))
+        parts[-1].last = slot + 1
+        if batches is not None:
+            shape = (len(batches[place].rows), batches[place].tokens)
+            parts[-1].shapes = [*parts[-1].shapes, shape]
+            parts[-1].streams = [*(parts[-1].streams or []), lane.stream]
+        row += own
+    for part in parts:
+        if part.streams is not None and not any(each.probability for each in part.streams):
+            part.streams = None
+    return parts
+
+
+def _pad_id(train: TrainSpec) -> int:
+    tokenizer = load_tokenizer(train.model)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return int(pad or 0)
+
+
+log = logging.getLogger(__name__)
+
+
+class Passes:
+    """Once memory was too small for all lanes at once, smaller groups of them pass, until one has
+    left: it may have been the one that took so much."""
+
+    def __init__(self, base: Base) -> None:
+        self._base = base
+        self._most: int | None = None  # lanes of a pass
+
+    def lane_left(self) -> None:
+        """Try again with all lanes at once. Where one came, that would fail as before."""
+        self._most = None
+
+    def run(
+        self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
+    ) -> list[tuple[Lane, Exception]]:
+        """Pass a micro-batch of each lane, neighbours in the pack; those that fail even alone.
+
+        Raises:
+            What the device was lost by: no lane can be saved then.
+        """
+        size = self._most or len(lanes)
+        failed = []
+        for start in range(0, len(lanes), size):
+            failed += self._group(lanes[start : start + size], batches[start : start + size])
+        return failed
+
+    def _group(
+        self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
+    ) -> list[tuple[Lane, Exception]]:
+        error = self._attempt(lanes, batches)
+        if error is None:
+            return []
+        if len(lanes) == 1:
+            return [(lanes[0], error)]
+        size = 1  # one of them fails: each alone shows which
+        if is_out_of_memory(error):
+            size = (len(lanes) + 1) // 2
+            self._most = size
+            log.warning("out of memory: until one leaves, at most %d trials pass at once", size)
+        del error
+        free_memory()
+        failed = []
+        for start in range(0, len(lanes), size):
+            failed += self._group(lanes[start : start + size], batches[start : start + size])
+        return failed
+
+    def _attempt(self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]) -> Exception | None:
+        """One pass; if it fails, its lanes are as they were."""
+        before = [lane.slot.grads.clone() if lane.in_window else None for lane in lanes]
+        for lane in lanes:
+            lane.stream.begin()
+        try:
+            losses, hits = self._base.train_pass(lanes, batches)
+        except Exception as error:
+            if is_device_lost(error, str(self._base.device)):
+                raise
+            for lane, grads in zip(lanes, before, strict=True):
+                lane.stream.undo()
+                lane.slot.grads.zero_() if grads is None else lane.slot.grads.copy_(grads)
+            return error.with_traceback(None)  # which would hold all that the pass allocated
+        for place, lane in enumerate(lanes):
+            lane.add(losses[place], hits[place])
+        return None

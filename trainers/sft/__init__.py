@@ -1,0 +1,1 @@
+"""One trial by SFTTrainer: config, schedules, optimizers, FSDP."""

@@ -1,0 +1,168 @@
+"""A trial's SFTConfig."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from trl.trainer.sft_config import SFTConfig
+
+from sweeps.config.spec import TrainSpec
+from sweeps.core.errors import ConfigError, Problem
+from trainers.sft import fsdp
+from trainers.sft.fields import field_problems
+from trainers.sft.lr_schedule import WATCHING, arguments, fault, names
+from trainers.sft.schedulers import unknown_name
+from trainers.trial.ranks import per_rank
+
+# Where the trainer section says nothing, and SFTConfig's own default is not ours.
+_OURS: dict[str, Any] = {"logging_first_step": True, "gradient_checkpointing": False}
+_NEVER = 10**12  # steps; far beyond any trial's last
+
+
+def setting(trainer: Mapping[str, Any], name: str) -> Any:
+    """The field's value: the section's, or SFTConfig's own default where it says nothing."""
+    return trainer.get(name, getattr(SFTConfig, name))
+
+
+def schedule_problems(trainer: Mapping[str, Any], *, steps: int) -> list[Problem]:
+    """What is wrong with the schedule of a trial of `steps` optimizer steps."""
+    name = setting(trainer, "lr_scheduler_type")
+    if name not in names():
+        return [unknown_name(name)]
+    reason = fault(
+        name,
+        trainer.get("lr_scheduler_kwargs"),
+        learning_rate=setting(trainer, "learning_rate"),
+        warmup_steps=setting(trainer, "warmup_steps"),
+        steps=steps,
+    )
+    key = "trainer.lr_scheduler_type"
+    return [Problem(key=key, value=name, message=f"{reason}.")] if reason else []
+
+
+def construction_problems(trainer: Mapping[str, Any]) -> list[Problem]:
+    """What SFTConfig itself refuses, such as a prefetch factor without workers."""
+    given = _OURS | {
+        name: value for name, value in trainer.items() if name != "tf32"
+    }  # asks the GPU
+    anywhere = {"use_cpu": True, "bf16": False}  # this process may have no GPU
+    try:
+        SFTConfig(**_without_alias(given) | anywhere | _evaluating(given))
+    except (TypeError, ValueError) as error:
+        return [Problem(key="trainer", message=" ".join(str(error).split()))]
+    return []
+
+
+def sft_config(
+    train: TrainSpec,
+    *,
+    output_dir: Path,
+    examples: int,
+    autocast: str | None,
+    device: str,
+    world: int = 1,
+    shards: bool = False,
+) -> SFTConfig:
+    """The SFTConfig of one trial; every field the user gave passes through unchanged.
+
+    The trial's rows are one materialised stream in its final order, so it is read once, in that
+    order. Evaluating and saving are asked for by a callback, never by the Trainer's own clock.
+
+    Args:
+        examples: rows of the stream.
+        autocast: "bfloat16" or "float16", what trainer.bf16 and model.dtype come to on the device.
+        device: "cpu", "cuda" or "cuda:1".
+        world: processes that train the trial together, a device each.
+        shards: share out the weights among them (`trainers.sft.fsdp`).
+
+    Raises:
+        ConfigError: a field is not the trial's to set, or the schedule cannot run.
+    """
+    steps = train.steps(examples)
+    given = dict(per_rank(train, world).trainer)
+    found = field_problems(given) or schedule_problems(given, steps=steps)
+    if found:
+        raise ConfigError(found)
+    ours = _stream(train) | _precision(autocast, device) | _evaluating(given)
+    quiet = {"report_to": "none", "disable_tqdm": True, "logging_nan_inf_filter": False}
+    if "lr_scheduler_kwargs" in given:
+        given["lr_scheduler_kwargs"] = arguments(
+            setting(given, "lr_scheduler_type"),
+            given["lr_scheduler_kwargs"],
+            warmup_steps=setting(given, "warmup_steps"),
+            steps=steps,
+        )
+    if shards:
+        ours |= fsdp.fields()
+    config = SFTConfig(output_dir=str(output_dir), **_without_alias(_OURS | given) | ours | quiet)
+    if shards:
+        fsdp.admit_cpus()
+    # Else ACCELERATE_MIXED_PRECISION in the environment would decide.
+    config.mixed_precision = "bf16" if config.bf16 else "fp16" if config.fp16 else "no"
+    if world == 1:
+        _keep_to_one_device(config)
+    return config
+
+
+def _keep_to_one_device(config: SFTConfig) -> None:
+    """Have the Trainer use one GPU of those that this process sees, as a driver may see several.
+
+    It would spread each batch over all of them (nn.DataParallel), which SFTTrainer refuses. No
+    public field says so: this is what the Trainer itself sets if it has reasons for one device.
+    """
+    if config.n_gpu > 1:
+        config._n_gpu = 1
+
+
+def _stream(train: TrainSpec) -> dict[str, Any]:
+    """One pass over prepared rows, in the order they have."""
+    return {
+        "num_train_epochs": 1,
+        "train_sampling_strategy": "sequential",
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "max_length": train.data.max_length,
+        "seed": train.seed,
+        "data_seed": train.seed,
+        "save_strategy": "no",
+        "save_only_model": False,  # an exact resume needs the optimizer and the schedule
+    }
+
+
+def _precision(autocast: str | None, device: str) -> dict[str, Any]:
+    return {
+        "bf16": autocast == "bfloat16",  # SFTConfig's own default is True
+        "fp16": autocast == "float16",
+        "use_cpu": device == "cpu",
+    }
+
+
+def _evaluating(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluation at the callback's word only.
+
+    The schedulers that watch the loss are stepped by the Trainer after each evaluation, and refused
+    without an eval_strategy: they get one whose own first evaluation never comes.
+    """
+    if given.get("lr_scheduler_type") not in WATCHING:
+        return {"eval_strategy": "no"}
+    return {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "eval_delay": _NEVER,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
+def _without_alias(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Newer transformers call gradient_checkpointing activation_checkpointing, and warn."""
+    known = {field.name for field in fields(SFTConfig)}
+    renamed = dict(given)
+    for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        new = name.replace("gradient", "activation")
+        if new in known and name in renamed:
+            old_value = renamed.pop(name)
+            renamed.setdefault(new, old_value)
+    return renamed

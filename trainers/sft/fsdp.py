@@ -1,0 +1,231 @@
+"""A trial whose weights are shared out among its devices: FSDP2, by way of SFTConfig's own fields.
+
+Each rank keeps a part of every weight, gradient and optimizer state, and has a layer whole only
+while it computes with it. What reaches the disk is whole and plain, as one device writes it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sweeps.config.spec import TrainSpec
+from sweeps.core.errors import Problem, SweepError
+from trainers.sft import optimizers
+
+# Tried on two ranks in tests/test_sharding.py. The others do not see that a tensor is a part of
+# one: they factor it (adafactor), quantize it in kernels of their own (bitsandbytes), or make their
+# state before the weights are shared out (adagrad).
+_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
+
+KEY = "trainer.strategy"
+
+
+def fields() -> dict[str, Any]:
+    """SFTConfig's fields for it. Version 2 is torch's fully_shard."""
+    config = {
+        "version": 2,
+        "reshard_after_forward": True,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "cpu_ram_efficient_loading": False,
+    }
+    return {"fsdp": True, "fsdp_config": config}
+
+
+def problems(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> list[Problem]:
+    """What a trial asks for and shards cannot do.
+
+    Args:
+        searched: config key -> the values that some trial has.
+    """
+    model, trainer = train.model, train.trainer
+    asked = {
+        "model.quantization": model.quantization,
+        "model.dtype": model.dtype,
+        "trainer.optim": trainer.get("optim", _OPTIMIZERS[0]),
+        "trainer.torch_compile": trainer.get("torch_compile", False),
+        "peft.modules_to_save": train.peft.get("modules_to_save"),
+        "peft.target_parameters": train.peft.get("target_parameters"),
+    }
+    found = []
+    for key, value in asked.items():
+        for option in dict.fromkeys(map(_hashable, searched.get(key, [value]))):
+            if reason := _obstacle(key, option):
+                message = f"{reason} Or leave {KEY}=ddp: each device then holds the whole model."
+                found.append(Problem(key=key, value=option, message=message))
+    return found
+
+
+def _obstacle(key: str, value: Any) -> str:
+    """Why a trial with this setting cannot be sharded; empty where it can."""
+    if key == "model.quantization" and value != "none":
+        return "quantized weights cannot be shared out by trainer.strategy=fsdp: set it to none."
+    if key == "model.dtype" and value == "float16":
+        return "trainer.strategy=fsdp trains in bfloat16 or float32."
+    if key == "trainer.optim" and value in optimizers.names() and value not in _OPTIMIZERS:
+        works = ", ".join(_OPTIMIZERS)
+        return (
+            f"does not work on weights that trainer.strategy=fsdp shares out: take one of {works}."
+        )
+    if key == "trainer.torch_compile" and value:
+        return "is not tried with trainer.strategy=fsdp: set it to false."
+    if key.startswith("peft.") and value:
+        return "does not go with trainer.strategy=fsdp: leave it out."
+    return ""
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Build a sharded trial's trainer in here.
+
+    What that leaves in the environment is taken out again: the process may load a model next.
+    """
+    names = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def admit_cpus() -> None:
+    """Let accelerate shard on CPUs, which torch can do and accelerate refuses.
+
+    It turns FSDP on for a list of kinds of devices, from which CPUs are missing, and asks for the
+    kind nowhere else afterwards. Call it after SFTConfig, which finds the kind out, and before the
+    trainer, which reads it. Where the ranks are not CPUs, nothing is changed.
+    """
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType
+
+    shared = PartialState._shared_state
+    if shared.get("distributed_type") is DistributedType.MULTI_CPU:
+        shared["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def require(trainer: Any) -> None:
+    """See that the trainer will share out its model, as it was told to.
+
+    Raises:
+        SweepError: it will not, which it does not say itself: accelerate knows no FSDP here.
+    """
+    if not trainer.is_fsdp_enabled:
+        raise SweepError(
+            f"{KEY}=fsdp: the installed accelerate does not share out a model on "
+            f"{trainer.args.device}, and would keep all of it on each. Take the version that "
+            f"requirements.lock names, or {KEY}=ddp."
+        )
+
+
+def shard(model: Any, device: str) -> Any:
+    """Share out `model`, a base model in main memory, to be measured; on every rank.
+
+    A trainer's model is shared out by accelerate, which knows of the optimizer.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.partition(":")[0], (dist.get_world_size(),))
+    layers = set(getattr(model, "_no_split_modules", None) or ())
+    for module in list(model.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole_weights(model: torch.nn.Module, *, trained_only: bool) -> dict[str, torch.Tensor]:
+    """The weights as one device has them, in main memory, on rank 0; every rank must call this.
+
+    Args:
+        trained_only: leave out what is not trained, the base of an adapter.
+    """
+    state = model.state_dict()  # each weight a part again, also of a layer that was left whole
+    trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
+    buffers = {name for name, _ in model.named_buffers()}
+    # Tied weights stand in `state` under each of their names, in `named_parameters` under one.
+    names = [
+        n
+        for n in state
+        if trained.get(n, False) or (not trained_only and (n in trained or n in buffers))
+    ]
+    return _on_rank_0({name: state[name] for name in names})
+
+
+def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Give each rank its part of `weights`, named as `whole_weights` or PEFT's file names them.
+
+    Raises:
+        KeyError: the names are not those of the weights that are trained.
+    """
+    state = model.state_dict()
+    trained = {n: state[n] for n, weight in model.named_parameters() if weight.requires_grad}
+    if hasattr(model, "peft_config"):
+        from peft import get_peft_model_state_dict
+
+        trained = get_peft_model_state_dict(model, state_dict=trained)
+    if missing := trained.keys() - weights.keys():
+        raise KeyError(f"the checkpoint lacks {', '.join(sorted(missing)[:3])}")
+    with torch.no_grad():
+        for name, part in trained.items():
+            part.copy_(_part_of(weights[name], part))
+
+
+def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """`optimizer.state_dict()` as one device has it, on rank 0; every rank must call this."""
+    state: dict[str, Any] = optimizer.state_dict()
+    return {**state, "state": {i: _on_rank_0(held) for i, held in state["state"].items()}}
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Give each rank its part of what `whole_state`, or a single device, has saved."""
+    ours = optimizer.state_dict()["param_groups"]
+    parameters = {
+        index: parameter
+        for group, numbered in zip(optimizer.param_groups, ours, strict=True)
+        for parameter, index in zip(group["params"], numbered["params"], strict=True)
+    }
+    parts = {
+        index: {name: _part_of(value, parameters[index]) for name, value in held.items()}
+        for index, held in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": parts})
+
+
+def _on_rank_0(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Each tensor whole and in main memory on rank 0; empty on the others."""
+    from torch.distributed.tensor import DTensor
+
+    whole: dict[str, Any] = {}
+    for name, value in tensors.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if dist.get_rank() == 0:
+            whole[name] = full.detach().cpu() if isinstance(full, torch.Tensor) else full
+    return whole
+
+
+def _part_of(value: Any, like: torch.Tensor) -> Any:
+    """This rank's part of a whole tensor that is shared out like `like`; else the value itself."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(value, torch.Tensor) or not isinstance(like, DTensor):
+        return value
+    if value.shape != like.shape:  # a count of steps, say
+        return value
+    mesh = like.device_mesh
+    whole = value.to(like.device)
+    # Every rank has read the same file: nothing is to be sent. A part that is a view, and no copy,
+    # would keep the whole in memory.
+    return distribute_tensor(whole, mesh, like.placements, src_data_rank=None).clone()

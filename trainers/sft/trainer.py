@@ -1,0 +1,347 @@
+"""One trial on its own device: TRL's SFTTrainer, evaluated, reported and committed our way.
+
+What is SFTTrainer's stays SFTTrainer's: loss, optimizer, schedule, clipping, accumulation.
+Overridden are evaluation (`trainers.trial.evaluation`) and how a checkpoint reaches the disk
+(`trainers.trial.checkpoint`).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer_callback import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from sweeps.config.spec import TrainSpec
+from sweeps.core import fault_injection
+from sweeps.core.trial import Decision, Report, State
+from trainers.data.dataset import PreparedData, filled_up, stream, tokens_seen
+from trainers.model import cache
+from trainers.model.loading import choose_for, fingerprint_base, load_base, no_bars
+from trainers.model.lora import in_training_type, lora_config
+from trainers.model.precision import Runtime
+from trainers.model.tokenizer import load_tokenizer
+from trainers.sft import fsdp
+from trainers.sft.config import sft_config
+from trainers.sft.optimizers import state_bytes
+from trainers.trial import checkpoint as trial_checkpoint
+from trainers.trial.evaluation import Measured, Rows, rows_for
+from trainers.trial.failures import require_finite
+from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
+from trainers.trial.ranks import Ranks
+from trainers.trial.reporting import Record
+from trainers.trial.task import Observer, Outcome, Task
+
+
+def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
+    """Train a trial from its newest whole checkpoint to the end of its budget.
+
+    Raises:
+        DivergedError: a number was not finite; nothing of that step was applied.
+        StaleAttemptError: another attempt at this trial has begun.
+        torch.OutOfMemoryError, and whatever the libraries raise.
+    """
+    spec = task.train
+    ranks = Ranks.here()
+    base = fingerprint_base(spec.model)
+    checkpoints = task.folder.checkpoints(task.key)
+    found = trial_checkpoint.newest_of_all(checkpoints, key=task.key, base=base, ranks=ranks)
+    reports = found[1].trial_reports() if found else []
+    if not observer.begin(found[1].step if found else 0, reports):
+        return Outcome(state=State.WAITING)
+    if ranks.is_first:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        trial_checkpoint.clear_drafts(checkpoints)
+    shards = task.strategy == "fsdp" and ranks.world > 1
+    runtime = choose_for(spec, task.device)
+    model = _base_of(spec, task.device, ranks, shards=shards)
+    evaluation = rows_for(data.evaluation, model, spec.model)
+    if observer.wants_base():  # before there is an adapter: some change the base as they start
+        measured = fsdp.shard(model, task.device) if shards else model
+        loss = evaluation.measure(measured, ranks, autocast=runtime.autocast)
+        _report_base(loss, observer)
+        del measured
+        if shards:  # a trainer shares out a model that is whole, with its adapter and optimizer
+            del model
+            free_memory()
+            model = _base_of(spec, task.device, ranks, shards=True)
+    with fsdp.building() if shards else nullcontext():
+        trainer = _build(task, model, data, observer, base, ranks, runtime, shards=shards)
+    trainer.evaluation_rows = evaluation
+    trainer.progress.record.reports = reports
+    trainer.progress.seconds_before = found[1].seconds if found else 0.0
+    trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
+    return Outcome(state=trainer.progress.state, totals=trainer.progress.record.totals())
+
+
+def _base_of(spec: TrainSpec, device: str, ranks: Ranks, *, shards: bool) -> Any:
+    """Kept from trial to trial, where no other process has a part in it."""
+    if ranks.world == 1:
+        return cache.base_for(spec, device)
+    # To be shared out it stays in main memory: whole, it may not fit on a device.
+    place = "cpu" if shards else None
+    return load_base(spec.model, device, trains_base=_trains_base(spec), place=place)
+
+
+def _trains_base(spec: TrainSpec) -> bool:
+    return spec.peft.get("method") == "full"
+
+
+def _build(
+    task: Task,
+    model: Any,
+    data: PreparedData,
+    observer: Observer,
+    base: str,
+    ranks: Ranks,
+    runtime: Runtime,
+    *,
+    shards: bool,
+) -> SoloTrainer:
+    spec = task.train
+    tokenizer = load_tokenizer(spec.model)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    arguments = sft_config(
+        spec,
+        output_dir=task.folder.trial(task.key),
+        examples=task.examples,
+        autocast=str(runtime.autocast).removeprefix("torch.") if runtime.autocast else None,
+        device=task.device,
+        world=ranks.world,
+        shards=shards,
+    )
+    rows = stream(data.train, task.examples, spec.seed)
+    together = arguments.per_device_train_batch_size * ranks.world
+    trainer = SoloTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows if ranks.world == 1 else filled_up(rows, together),
+        eval_dataset=data.evaluation,
+        processing_class=tokenizer,
+        peft_config=lora_config(spec.peft),
+    )
+    if shards:
+        fsdp.require(trainer)
+    if isinstance(trainer.model, PeftModel):  # SFTTrainer makes it bfloat16 under any autocast
+        in_training_type(trainer.model, runtime.autocast)
+    trainer.ranks, trainer.autocast = ranks, runtime.autocast
+    trainer.remove_callback(PrinterCallback)
+    record = Record(
+        task,
+        observer,
+        base=base,
+        tokens=tokens_seen(data.train, task.examples, spec.seed),
+        reports=[],
+        clock=Stopwatch(),
+        memory=PeakMemory(task.device),
+    )
+    trainer.progress = Progress(trainer, record)
+    trainer.add_callback(trainer.progress)
+    return trainer
+
+
+def _report_base(measured: Measured, observer: Observer) -> None:
+    """Report 0: the base model before any step."""
+    require_finite("the base model's eval_loss", measured.loss, 0)
+    metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
+    observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
+
+
+class SoloTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with one measure of evaluation loss and committed checkpoints."""
+
+    ranks: Ranks
+    autocast: torch.dtype | None
+    evaluation_rows: Rows
+    progress: Progress
+    grad_norm: float = 0.0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self.progress.clock.paused():
+            measured = self.evaluation_rows.measure(self.model, self.ranks, autocast=self.autocast)
+            require_finite("eval_loss", measured.loss, self.state.global_step)
+            metrics = {"eval_loss": measured.loss}
+            control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
+            self.control: TrainerControl = control
+        return metrics
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.grad_norm = float(norm) if norm is not None else 0.0
+        return norm
+
+    def is_scaling(self) -> bool:
+        """Whether a gradient may be infinite in float16: its scaler leaves such a step out."""
+        scaler = getattr(self.accelerator, "scaler", None)
+        return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
+
+    def loss_so_far(self) -> float:
+        """Sum of the step losses that were not logged yet; not finite where any was not."""
+        return self.ranks.sum(float(self._tr_loss))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self.is_fsdp_enabled:
+            fsdp.load_weights(self.model, trial_checkpoint.weights(Path(resume_from_checkpoint)))
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if hasattr(self.model, "peft_config"):  # PEFT loads every adapter as float32
+            in_training_type(self.model, self.autocast)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Weights only: the tokenizer is the base's, training_args.bin is a pickle, and PEFT's card
+        # is an empty form that takes longer to fill than the weights do to write.
+        if isinstance(self.model, PeftModel):
+            self.model.create_or_update_model_card = _no_card
+        with no_bars():
+            self.model.save_pretrained(output_dir, state_dict=state_dict)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        is_adapter = isinstance(self.model, PeftModel)
+        weights = fsdp.whole_weights(self.model, trained_only=is_adapter)
+        if self.ranks.is_first:
+            self._save(output_dir, state_dict=weights)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp.whole_state(self.optimizer)
+        if self.ranks.is_first:
+            torch.save(state, Path(output_dir, "optimizer.pt"))
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir, "scheduler.pt"))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = (
+            torch.load(Path(checkpoint, name), map_location="cpu", weights_only=True)
+            for name in ("optimizer.pt", "scheduler.pt")
+        )
+        fsdp.load_state(self.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Each rank's, written by rank 0: a checkpoint has one writer, wherever the ranks are."""
+        if self.ranks.world == 1:
+            super()._save_rng_state(output_dir)
+            return
+        name = f"rng_state_{self.ranks.rank}.pth"
+        with tempfile.TemporaryDirectory() as own:
+            super()._save_rng_state(own)
+            written = self.ranks.gather((name, Path(own, name).read_bytes()))
+        for each, content in written:
+            Path(output_dir, each).write_bytes(content)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        draft = self.ranks.together(self.progress.record.draft)
+        # Only rank 0 has the draft: it may lie on another node.
+        writing = trial_checkpoint.writing(draft) if self.ranks.is_first else nullcontext()
+        with self.progress.clock.paused(), writing:
+            self.save_model(str(draft), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(draft))
+            self._save_scaler(str(draft))
+            self._save_rng_state(str(draft))
+            self.ranks.wait()
+            self.ranks.together(lambda: self._commit(draft))
+
+    def _commit(self, draft: Path) -> None:
+        self.state.save_to_json(str(draft / "trainer_state.json"))
+        if self.ranks.world > 1:  # for whoever goes on with one device
+            shutil.copyfile(draft / "rng_state_0.pth", draft / "rng_state.pth")
+        self.progress.record.commit(draft)
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """Decides when to log, evaluate and save, and lets the trial's record tell of it."""
+
+    def __init__(self, trainer: SoloTrainer, record: Record) -> None:
+        self._trainer = trainer
+        self.record = record
+        self._loss = 0.0
+        self.clock = Stopwatch()
+        self.seconds_before = 0.0  # what earlier attempts spent
+        self.state = State.COMPLETED
+
+    def on_train_begin(self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any) -> None:
+        self.clock = self.record.clock = Stopwatch(self.seconds_before)
+        self.record.step = state.global_step
+        self.record.state_bytes = state_bytes(self._trainer.optimizer)  # of one that goes on
+
+    def on_pre_optimizer_step(
+        self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any
+    ) -> None:
+        # After the clip and before the step: a bad number never reaches the weights.
+        require_finite("the training loss", self._trainer.loss_so_far(), state.global_step + 1)
+        if not self._trainer.is_scaling():
+            require_finite("the gradient norm", self._trainer.grad_norm, state.global_step + 1)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        fault_injection.passing("batch")
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        fault_injection.passing("batch")
+
+    def on_step_end(
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.record.stepped()
+        if not self.record.state_bytes:
+            self.record.state_bytes = state_bytes(self._trainer.optimizer)
+        if state.global_step in self.record.due:
+            control.should_log = control.should_evaluate = control.should_save = True
+
+    def on_log(
+        self,
+        args: SFTConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self._loss = logs["loss"]
+        names = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+        row = {name: logs[name] for name in names if math.isfinite(logs.get(name, math.nan))}
+        if self.record.log(row) is Decision.STOP:
+            self._leave(control)
+
+    def on_evaluate(
+        self,
+        args: SFTConfig,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        told = self.record.report(eval_loss=metrics["eval_loss"], train_loss=self._loss)
+        if told is Decision.PRUNE:
+            self.state = State.PRUNED
+            control.should_save = False  # nothing of a pruned trial is kept
+            control.should_training_stop = True
+        elif told is Decision.STOP:
+            self._leave(control)
+
+    def _leave(self, control: TrainerControl) -> None:
+        if self._trainer.state.global_step < self._trainer.state.max_steps:
+            self.state = State.WAITING
+        control.should_save = True
+        control.should_training_stop = True
+
+
+def _no_card(_: str) -> None:
+    """Stands in for PEFT's writer of model cards."""

@@ -1,0 +1,145 @@
+"""What a trial tells of itself while it trains, in the same words whichever engine trains it."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sweeps.core import fault_injection
+from sweeps.core.trial import Decision, Report
+from trainers.trial import checkpoint
+from trainers.trial.meters import PeakMemory
+from trainers.trial.task import Observer, Task
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
+_COUNTS = ("steps", "examples", "tokens")
+
+
+class Clock(Protocol):
+    @property
+    def seconds(self) -> float: ...
+
+
+class Record:
+    """A trial's counts, reports and checkpoints.
+
+    Attributes:
+        step: optimizer steps done.
+        due: optimizer step -> the reports due there.
+        state_bytes: of the optimizer.
+        clock: seconds of training. Evaluation and saving are left out. Lanes of a pack train at the
+            same time: a lane's seconds are those of the pack while it was in it.
+        memory: peak of the device since its process, or the pack, began to use it. What one lane
+            takes of it cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        observer: Observer,
+        *,
+        base: str,
+        tokens: np.ndarray[Any, Any],  # [examples], seen up to and with each row
+        reports: list[Report],
+        clock: Clock,
+        memory: PeakMemory,
+    ) -> None:
+        self._task = task
+        self._observer = observer
+        self._base = base
+        self._tokens = tokens
+        self.due = task.train.report_steps(task.examples)
+        self.reports = reports
+        self.clock = clock
+        self.memory = memory
+        self.step = 0
+        self.state_bytes = 0
+
+    @property
+    def examples(self) -> int:
+        spec = self._task.train
+        return min(self.step * spec.batch_size * spec.accumulation_steps, self._task.examples)
+
+    @property
+    def tokens(self) -> int:
+        return int(self._tokens[self.examples - 1]) if self.examples else 0
+
+    def totals(self) -> dict[str, float]:
+        """The trial so far: counts, seconds of training, speed and memory (MiB)."""
+        seconds = self.clock.seconds
+        return {
+            "steps": self.step,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "seconds": seconds,
+            "tokens_per_second": self.tokens / max(seconds, 1e-9),
+            "peak_memory_mb": self.memory.mb,
+            "optimizer_state_mb": self.state_bytes / 2**20,
+        }
+
+    def stepped(self) -> None:
+        """An optimizer step was taken."""
+        self.step += 1
+        fault_injection.witness(self._task.key, self.step, self._observer.attempt)
+        fault_injection.passing("step")
+
+    def log(self, row: Mapping[str, float]) -> Decision:
+        return self._observer.log({"step": self.step, **row, **self.totals()})
+
+    def report(self, *, eval_loss: float, train_loss: float) -> Decision:
+        """Make the reports that are due at this step; PRUNE ends them at once, STOP does not."""
+        told = Decision.CONTINUE
+        totals = {name: value for name, value in self.totals().items() if name not in _COUNTS}
+        for index in self.due.get(self.step, []):
+            report = Report(
+                index=index,
+                step=self.step,
+                examples=self.examples,
+                tokens=self.tokens,
+                metrics={"eval_loss": eval_loss, "train_loss": train_loss, **totals},
+            )
+            decision = self._observer.report(report)
+            self.reports.append(report)
+            if decision is Decision.PRUNE:
+                return decision
+            told = decision if decision is Decision.STOP else told
+        return told
+
+    def draft(self) -> Path:
+        """A fresh folder to write a checkpoint into."""
+        name = f".draft-{self._observer.attempt}-{self.step}-{time.time_ns()}"
+        draft = self._task.folder.checkpoints(self._task.key) / name
+        draft.mkdir(parents=True)
+        return draft
+
+    def commit(self, draft: Path) -> None:
+        """Make what was written into `draft` the checkpoint of this step, and tell of it."""
+        manifest = checkpoint.Manifest(
+            key=self._task.key,
+            step=self.step,
+            attempt=self._observer.attempt,
+            base=self._base,
+            seconds=self.clock.seconds,
+            reports=[report.to_json() for report in self.reports],
+            versions=_versions(),
+        )
+        final = self._task.folder.checkpoint(self._task.key, self.step)
+        size = checkpoint.commit(draft, final, manifest, ask=self._observer.may_commit)
+        self._observer.committed(self.step, size)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except ImportError:
+            continue  # not installed: nothing that it could have changed
+    return found
