@@ -27,6 +27,7 @@ from trainers.data import rows as data_rows
 from trainers.data.fingerprint import fingerprint
 from trainers.data.preparation import DataReport, lengths, tokenized
 from trainers.data.tokenization import silence
+from trainers.model.tokenizer import IGNORED
 
 _SPLITS = ("train", "eval", "test")
 
@@ -110,7 +111,7 @@ def filled_up(rows: Dataset, multiple: int) -> Dataset:
         return rows
     ids = rows[len(rows) - 1]["input_ids"][:2]
     empty = Dataset.from_dict(
-        {"input_ids": [ids] * missing, "labels": [[-100] * len(ids)] * missing},
+        {"input_ids": [ids] * missing, "labels": [[IGNORED] * len(ids)] * missing},
         features=rows.select_columns(["input_ids", "labels"]).features,
     )
     return concatenate_datasets([rows.select_columns(["input_ids", "labels"]), empty])

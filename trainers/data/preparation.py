@@ -17,7 +17,7 @@ from trainers.data.rows import RawData
 from trainers.data.split import Split, split
 from trainers.data.tokenization import Tokenizing
 from trainers.model.source import context_tokens, load_config
-from trainers.model.tokenizer import load_tokenizer
+from trainers.model.tokenizer import IGNORED, load_tokenizer
 
 
 def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
@@ -130,9 +130,6 @@ def _refuse_long_context(train: TrainSpec) -> None:
         )
 
 
-MASKED = -100  # the label of a token that is not learnt
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
     """Counts of one prepared data set. Rows are counted after bad and fully masked ones are gone.
@@ -212,4 +209,4 @@ def labelled_tokens(dataset: Dataset) -> int:
     labels = pc.list_flatten(table.column("labels")).to_numpy()  # all rows in one
     counts = np.asarray(pc.list_value_length(table.column("labels")).to_numpy(), dtype=np.int64)
     firsts = (np.cumsum(counts) - counts)[counts > 0]
-    return int((labels != MASKED).sum() - (labels[firsts] != MASKED).sum())
+    return int((labels != IGNORED).sum() - (labels[firsts] != IGNORED).sum())

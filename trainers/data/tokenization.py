@@ -68,7 +68,7 @@ class Tokenizing:
         self._preparer = self._new_preparer(has_completions)
 
     def tokenized(self, rows: Sequence[Mapping[str, Any]], name: str) -> Dataset:
-        """Whole rows, before any is cut: columns input_ids and labels, -100 where masked."""
+        """Whole rows, before any is cut: columns input_ids and labels; a masked label is -100."""
         try:
             return self._prepared(Dataset.from_list(list(rows)), None, name)
         except SweepError:

@@ -1,4 +1,4 @@
-"""The base model's tokenizer, made ready: a chat template where one is given, and a pad token."""
+"""Loads the base model's tokenizer, with a pad token and with a chat template if one is given."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from trainers.model.source import reading, source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100  # the label of a token that no loss is taken over: of a prompt, of padding
 
 
 def load_tokenizer(spec: ModelSpec, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
@@ -36,6 +38,11 @@ def load_tokenizer(spec: ModelSpec, notes: list[str] | None = None) -> PreTraine
     return tokenizer
 
 
+def pad_id(spec: ModelSpec) -> int:
+    """The token id that pads rows; 0 if the tokenizer has neither a pad nor an eos token."""
+    return int(load_tokenizer(spec).pad_token_id or 0)
+
+
 def _chat_template(path: str | None) -> str | None:
     if path is None:
         return None
@@ -49,7 +56,7 @@ def _chat_template(path: str | None) -> str | None:
 
 
 def _substitute_pad(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token to pad with; eos only where there is no other.
+    """A token to pad with; eos only if there is no other.
 
     Code that masks padding by its token id would mask the end of each answer with it, and the
     model would not learn to stop.

@@ -12,12 +12,12 @@ import torch
 
 from sweeps.config.spec import TrainSpec
 from trainers.model.loading import choose_for, load_base
-from trainers.model.tokenizer import load_tokenizer
+from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.packed.adapter_bank import Adapter, fresh
 from trainers.packed.layer import Part, Pass, Switch
 from trainers.packed.lm_head import Head
 from trainers.packed.micro_batches import MicroBatch
-from trainers.trial.evaluation import IGNORED, computing_in, sent
+from trainers.trial.evaluation import computing_in, sent
 
 if TYPE_CHECKING:
     from trainers.packed.lane import Lane
@@ -43,7 +43,7 @@ class Base:
             "trainers.packed.compatibility.obstacle lets none come"
         )
         self._again = bool(chosen.gradient_checkpointing)
-        self._pad = _pad_id(train)
+        self._pad = pad_id(train.model)
         self._options = chosen.gradient_checkpointing_kwargs
         self._recompute()
         if self._again:
@@ -171,12 +171,6 @@ def parts_of(
         if part.streams is not None and not any(each.probability for each in part.streams):
             part.streams = None
     return parts
-
-
-def _pad_id(train: TrainSpec) -> int:
-    tokenizer = load_tokenizer(train.model)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return int(pad or 0)
 
 
 log = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from datasets import Dataset
 
 from sweeps.config.spec import TrainSpec
 from trainers.data.dataset import order
+from trainers.model.tokenizer import IGNORED
 
-_IGNORED = -100
 Array = np.ndarray[Any, Any]
 
 
@@ -85,7 +85,7 @@ class Windows:
         batch = self.train.batch_size
         size = batch * self.train.accumulation_steps
         rows = [self.reader.row(int(i)) for i in self._order[step * size : (step + 1) * size]]
-        labels = [int((labels[1:] != _IGNORED).sum()) for _, labels in rows]
+        labels = [int((labels[1:] != IGNORED).sum()) for _, labels in rows]
         starts = range(0, len(rows), batch)
         return [
             MicroBatch(

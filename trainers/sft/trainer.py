@@ -107,8 +107,6 @@ def _build(
     shards: bool,
 ) -> SoloTrainer:
     spec = task.train
-    tokenizer = load_tokenizer(spec.model)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     arguments = sft_config(
         spec,
         output_dir=task.folder.trial(task.key),
@@ -125,7 +123,7 @@ def _build(
         args=arguments,
         train_dataset=rows if ranks.world == 1 else filled_up(rows, together),
         eval_dataset=data.evaluation,
-        processing_class=tokenizer,
+        processing_class=load_tokenizer(spec.model),
         peft_config=lora_config(spec.peft),
     )
     if shards:

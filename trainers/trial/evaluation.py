@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from sweeps.config.spec import ModelSpec
-from trainers.model.tokenizer import load_tokenizer
+from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.trial.ranks import Ranks
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ _CACHE_BYTES = 2**23  # of the logits that a CPU looks at together
 _FEWEST_POSITIONS = 256  # however large the vocabulary
 _MOST_TOKENS = 4096  # in a batch, padding counted: on a CPU larger ones gain nothing
 _GPU_PASS_TOKENS = 2**14  # of a pass of many lanes, whose logits are never held
-IGNORED = -100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +37,6 @@ class Measured:
 
     loss: float  # nats per labelled token
     tokens: int
-
-    @property
-    def is_finite(self) -> bool:
-        return math.isfinite(self.loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,11 +202,9 @@ def rows_for(dataset: Dataset, model: Any, spec: ModelSpec) -> Rows:
 def _rows(
     dataset: Dataset, spec: ModelSpec, vocab_size: int, most_tokens: int, on_gpu: bool
 ) -> Rows:
-    tokenizer = load_tokenizer(spec)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return Rows(
         dataset,
-        pad_token_id=int(pad or 0),
+        pad_token_id=pad_id(spec),
         vocab_size=vocab_size,
         most_tokens=most_tokens,
         on_gpu=on_gpu,
