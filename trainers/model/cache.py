@@ -13,12 +13,12 @@ import torch
 
 from sweeps.config.spec import ModelSpec, TrainSpec
 from trainers.model.loading import load_base
+from trainers.model.lora import INITS_FROM_BASE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _kept: tuple[ModelSpec, str, PreTrainedModel] | None = None
-_WRITING_INITS = ("pissa", "olora")  # they take what they start from out of the base
 
 
 def base_for(train: TrainSpec, device: str) -> PreTrainedModel:
@@ -41,7 +41,7 @@ def may_share(train: TrainSpec) -> bool:
         peft.get("method", "lora") == "lora"
         and train.model.quantization == "none"  # its layers keep more than weights
         and peft.get("bias", "none") == "none"
-        and peft.get("init_lora_weights") not in _WRITING_INITS
+        and peft.get("init_lora_weights") not in INITS_FROM_BASE
     )
 
 

@@ -20,9 +20,13 @@ METHODS = ("lora", "qlora", "full")
 _DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
 _BIASES = ("none", "all", "lora_only")
 _HEAD = "lm_head"
-# The others start from random or data-driven factors of the base, which PEFT draws anew on loading:
+# peft.init_lora_weights: values that leave the base model's weights as they are, so that several
+# trials can share them; and values that take the adapter's start out of them.
+INITS_BESIDE_BASE = (True, False, "gaussian", "orthogonal")
+INITS_FROM_BASE = ("pissa", "olora")
+# PEFT's other values draw a new start from the base or from data whenever an adapter is loaded:
 # the best adapter, loaded again, would not be the one that was trained.
-_INITS = (True, False, "gaussian", "orthogonal", "pissa", "olora")
+_INITS = (*INITS_BESIDE_BASE, *INITS_FROM_BASE)
 
 
 def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:

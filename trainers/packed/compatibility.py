@@ -15,8 +15,9 @@ from transformers import TrainingArguments
 from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.model.loading import choose_for
+from trainers.model.lora import INITS_BESIDE_BASE
 from trainers.model.source import load_config
-from trainers.sft import lr_schedule
+from trainers.sft import lr_schedule, optimizers
 
 # LoraConfig's fields that leave the forward pass what it is.
 _PLAIN = (
@@ -24,14 +25,6 @@ _PLAIN = (
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("rank_pattern", "alpha_pattern", "init_lora_weights", "inference_mode", "revision"),
     *("base_model_name_or_path", "peft_type", "fan_in_fan_out", "low_cpu_mem_usage"),
-)
-_INITS = (True, False, "gaussian", "orthogonal")
-_OPTIMIZERS = (
-    *("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"),
-    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
-    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
-    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
-    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
 )
 _REASONS = {
     "neftune_noise_alpha": "its noise is drawn for a whole batch",
@@ -105,7 +98,7 @@ def _peft_obstacles(peft: Mapping[str, Any]) -> Iterator[str]:
         yield "peft.method=full: each trial trains the whole model, so none can share it"
         return
     start = peft.get("init_lora_weights", True)
-    if start not in _INITS:
+    if start not in INITS_BESIDE_BASE:
         yield f"peft.init_lora_weights={start}: it changes the base model, which lanes share"
     if peft.get("bias", "none") != "none":
         yield f"peft.bias={peft['bias']}: it trains biases of the base model, which lanes share"
@@ -118,7 +111,7 @@ def _peft_obstacles(peft: Mapping[str, Any]) -> Iterator[str]:
 
 def _trainer_obstacles(trainer: Mapping[str, Any]) -> Iterator[str]:
     optimizer = trainer.get("optim", "adamw_torch")
-    if optimizer not in _OPTIMIZERS:
+    if optimizer not in optimizers.PACKED:
         yield f"trainer.optim={optimizer}: it was never tried with lanes"
     if trainer.get("loss_type", "nll") != "nll":
         yield f"trainer.loss_type={trainer['loss_type']}: lanes have the plain loss, nll"

@@ -14,9 +14,8 @@ import torch
 from transformers import Adafactor
 
 from trainers.packed.adapter_bank import Shape, Weight
+from trainers.sft.optimizers import ELEMENTWISE
 
-# Each number is stepped by itself: one vector of all weights gives what single matrices would.
-_ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 # bitsandbytes' 8-bit states are scaled by blocks of so many numbers, and those of a matrix with
 # fewer numbers than `_MIN_8BIT` kept in 32 bits.
 _BLOCK = 256
@@ -110,7 +109,7 @@ def pieces(shape: Shape, optimizer: str, arguments: Mapping[str, Any]) -> list[P
     bits = arguments.get("optim_bits")  # all of bitsandbytes' have it, and no other
     sizes = [weight.numel for weight in shape.weights]
     in_blocks = all(size >= _MIN_8BIT and size % _BLOCK == 0 for size in sizes)
-    is_flat = optimizer in _ELEMENTWISE or bits == 32 or (bits == 8 and in_blocks)
+    is_flat = optimizer in ELEMENTWISE or bits == 32 or (bits == 8 and in_blocks)
     return [Flat(shape=shape)] if is_flat else []
 
 

@@ -18,11 +18,6 @@ from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import Problem, SweepError
 from trainers.sft import optimizers
 
-# Tried on two ranks in tests/test_sharding.py. The others do not see that a tensor is a part of
-# one: they factor it (adafactor), quantize it in kernels of their own (bitsandbytes), or make their
-# state before the weights are shared out (adagrad).
-_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
-
 KEY = "trainer.strategy"
 
 
@@ -47,7 +42,7 @@ def problems(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> list[Pr
     asked = {
         "model.quantization": model.quantization,
         "model.dtype": model.dtype,
-        "trainer.optim": trainer.get("optim", _OPTIMIZERS[0]),
+        "trainer.optim": trainer.get("optim", "adamw_torch"),
         "trainer.torch_compile": trainer.get("torch_compile", False),
         "peft.modules_to_save": train.peft.get("modules_to_save"),
         "peft.target_parameters": train.peft.get("target_parameters"),
@@ -67,8 +62,8 @@ def _obstacle(key: str, value: Any) -> str:
         return "quantized weights cannot be shared out by trainer.strategy=fsdp: set it to none."
     if key == "model.dtype" and value == "float16":
         return "trainer.strategy=fsdp trains in bfloat16 or float32."
-    if key == "trainer.optim" and value in optimizers.names() and value not in _OPTIMIZERS:
-        works = ", ".join(_OPTIMIZERS)
+    if key == "trainer.optim" and value in optimizers.names() and value not in optimizers.SHARDED:
+        works = ", ".join(optimizers.SHARDED)
         return (
             f"does not work on weights that trainer.strategy=fsdp shares out: take one of {works}."
         )

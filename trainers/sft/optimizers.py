@@ -16,12 +16,30 @@ from transformers.training_args import OptimizerNames
 from sweeps.core.errors import Problem, SweepError, nearest
 from trainers.model.precision import lacks_bfloat16
 
-_SIDE = 64  # a 64 x 64 weight: 4,096 elements is where bitsandbytes begins to quantize its state
+# What is known of the optimizers beside whether they run here:
+# - Steps each number by itself: one vector of all weights gives what single matrices would.
+ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+# - Tried as lanes of the packed engine.
+PACKED = (
+    *ELEMENTWISE,
+    "adafactor",
+    *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"),
+    *("ademamix", "ademamix_8bit", "paged_ademamix_32bit", "paged_ademamix_8bit"),
+    *("lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit"),
+    *("rmsprop_bnb", "rmsprop_bnb_8bit", "rmsprop_bnb_32bit"),
+)
+# - Tried with trainer.strategy=fsdp. The others do not see that a tensor is a part of one: they
+#   factor it (adafactor), quantize it in kernels of their own (bitsandbytes), or make their state
+#   before the weights are shared out (adagrad).
+SHARDED = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
+# - Needs trainer.optim_target_modules.
 _PROJECTING = ("galore_", "apollo_")
+# - Steps inside the backward pass.
 _IN_BACKWARD = ("lomo", "adalomo")
-# bitsandbytes' 32-bit kernels for a GPU that do not take bfloat16 gradients. Where they step small
-# matrices for rmsprop_bnb_8bit, only a trial shows it.
+# - bitsandbytes' 32-bit kernels for a GPU that do not take bfloat16 gradients. Where they step
+#   small matrices for rmsprop_bnb_8bit, only a trial shows it.
 _NO_BFLOAT16 = ("rmsprop_bnb", "rmsprop_bnb_32bit")
+_SIDE = 64  # a 64 x 64 weight: 4,096 elements is where bitsandbytes begins to quantize its state
 _PROBE_VALUES = ("0.125", "1", "true")  # no optimizer has all of them as its default
 
 
