@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
@@ -10,14 +9,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import TrainingArguments
-
 from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.model.loading import choose_for
 from trainers.model.lora import INITS_BESIDE_BASE
 from trainers.model.source import load_config
 from trainers.sft import lr_schedule, optimizers
+from trainers.sft.config import CHECKPOINTING, given_fields, setting
 
 # LoraConfig's fields that leave the forward pass what it is.
 _PLAIN = (
@@ -51,9 +49,9 @@ class Shared:
 
 def shared(train: TrainSpec) -> Shared:
     """Trials with equal answers can be lanes of one engine."""
-    trainer = train.trainer
-    recomputes = _either(trainer, "checkpointing") or False
-    options = _either(trainer, "checkpointing_kwargs") or {}
+    trainer = given_fields(train.trainer)
+    recomputes = trainer[CHECKPOINTING]
+    options = trainer.get(f"{CHECKPOINTING}_kwargs") or {}
     return Shared(
         model=train.model,
         max_length=train.data.max_length,
@@ -115,16 +113,11 @@ def _trainer_obstacles(trainer: Mapping[str, Any]) -> Iterator[str]:
         yield f"trainer.optim={optimizer}: it was never tried with lanes"
     if trainer.get("loss_type", "nll") != "nll":
         yield f"trainer.loss_type={trainer['loss_type']}: lanes have the plain loss, nll"
-    if (_either(trainer, "checkpointing_kwargs") or {}).get("selective"):
+    if (given_fields(trainer).get(f"{CHECKPOINTING}_kwargs") or {}).get("selective"):
         yield "trainer.gradient_checkpointing_kwargs.selective: TRL's own, for one trial"
     for name, reason in _REASONS.items():
         if trainer.get(name):
             yield f"trainer.{name}={trainer[name]}: {reason}"
-
-
-def _either(trainer: Mapping[str, Any], name: str) -> Any:
-    """Newer transformers call gradient_checkpointing activation_checkpointing."""
-    return trainer.get(f"gradient_{name}", trainer.get(f"activation_{name}"))
 
 
 @functools.cache
@@ -142,46 +135,25 @@ def _model_obstacle(spec: ModelSpec) -> str:
     return ""
 
 
-# Building an SFTConfig would import TRL. Where its defaults are not TrainingArguments', and ours.
-_DEFAULTS = {
-    "learning_rate": 2e-5,
-    "logging_steps": 10,
-    "logging_first_step": True,
-    "gradient_checkpointing": False,
-    "gradient_checkpointing_kwargs": None,
-    "pad_to_multiple_of": None,
-}
+# The fields of SFTConfig that a lane obeys.
 USED = (
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
     *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "logging_steps", "logging_first_step", "pad_to_multiple_of"),
-    *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+    *(CHECKPOINTING, f"{CHECKPOINTING}_kwargs"),
 )
 
 
-@functools.cache
-def _library() -> dict[str, Any]:
-    fields = dataclasses.fields(TrainingArguments)
-    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
-
-
 def settings(train: TrainSpec) -> SimpleNamespace:
-    """The fields in USED, by SFTConfig's names."""
-    every = _library() | _DEFAULTS | _without_alias(train)
-    found = {name: every[name] for name in USED}
-    found["lr_scheduler_type"] = str(
-        getattr(found["lr_scheduler_type"], "value", None) or found["lr_scheduler_type"]
-    )
-    found["optim"] = str(getattr(found["optim"], "value", None) or found["optim"])
-    return SimpleNamespace(**found)
+    """The fields in USED, by SFTConfig's names and with its defaults, without building one.
 
-
-def _without_alias(train: TrainSpec) -> dict[str, Any]:
-    """Newer transformers call gradient_checkpointing activation_checkpointing."""
-    return {
-        name.replace("activation_checkpointing", "gradient_checkpointing"): value
-        for name, value in train.trainer.items()
-    }
+    Building an SFTConfig resets accelerate's state, and with it any trainer of this process.
+    """
+    given = given_fields(train.trainer)
+    found = {name: setting(given, name) for name in USED}
+    if isinstance(multiple := found["pad_to_multiple_of"], str):  # SFTConfig reads "auto" and "8"
+        found["pad_to_multiple_of"] = int(multiple) if multiple.isdigit() else None
+    return SimpleNamespace(**{name: getattr(v, "value", v) for name, v in found.items()})
 
 
 def schedule_arguments(chosen: SimpleNamespace, steps: int) -> dict[str, Any]:

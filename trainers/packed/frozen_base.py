@@ -17,6 +17,7 @@ from trainers.packed.adapter_bank import Adapter, fresh
 from trainers.packed.layer import Part, Pass, Switch
 from trainers.packed.lm_head import Head
 from trainers.packed.micro_batches import MicroBatch
+from trainers.sft.config import CHECKPOINTING
 from trainers.trial.evaluation import computing_in, sent
 
 if TYPE_CHECKING:
@@ -42,9 +43,9 @@ class Base:
         assert self.computes != torch.float16, (
             "trainers.packed.compatibility.obstacle lets none come"
         )
-        self._again = bool(chosen.gradient_checkpointing)
+        self._again = bool(getattr(chosen, CHECKPOINTING))
         self._pad = pad_id(train.model)
-        self._options = chosen.gradient_checkpointing_kwargs
+        self._options = getattr(chosen, f"{CHECKPOINTING}_kwargs")
         self._recompute()
         if self._again:
             self.model.enable_input_require_grads()

@@ -1,4 +1,4 @@
-"""A trial's SFTConfig."""
+"""Builds a trial's SFTConfig, and reads the trainer section with its defaults."""
 
 from __future__ import annotations
 
@@ -17,14 +17,30 @@ from trainers.sft.lr_schedule import WATCHING, arguments, fault, names
 from trainers.sft.schedulers import unknown_name
 from trainers.trial.ranks import per_rank
 
-# Where the trainer section says nothing, and SFTConfig's own default is not ours.
-_OURS: dict[str, Any] = {"logging_first_step": True, "gradient_checkpointing": False}
+_FIELDS = {field.name for field in fields(SFTConfig)}
+# The name of gradient checkpointing in the installed transformers: newer ones have both, and warn
+# of the old one.
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in _FIELDS
+)
+# Our defaults that are not SFTConfig's own.
+_OURS: dict[str, Any] = {
+    "logging_first_step": True,
+    CHECKPOINTING: False,
+    "pad_to_multiple_of": None,  # SFTConfig's "auto" is None but on devices that we do not know
+}
 _NEVER = 10**12  # steps; far beyond any trial's last
 
 
 def setting(trainer: Mapping[str, Any], name: str) -> Any:
-    """The field's value: the section's, or SFTConfig's own default where it says nothing."""
+    """The field's value: the section's, or SFTConfig's own default if the section has none."""
     return trainer.get(name, getattr(SFTConfig, name))
+
+
+def given_fields(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The section's fields and our defaults; checkpointing has the name that is current."""
+    old = "gradient_checkpointing"
+    return _OURS | {name.replace(old, CHECKPOINTING): value for name, value in trainer.items()}
 
 
 def schedule_problems(trainer: Mapping[str, Any], *, steps: int) -> list[Problem]:
@@ -45,12 +61,11 @@ def schedule_problems(trainer: Mapping[str, Any], *, steps: int) -> list[Problem
 
 def construction_problems(trainer: Mapping[str, Any]) -> list[Problem]:
     """What SFTConfig itself refuses, such as a prefetch factor without workers."""
-    given = _OURS | {
-        name: value for name, value in trainer.items() if name != "tf32"
-    }  # asks the GPU
+    given = given_fields(trainer)
+    given.pop("tf32", None)  # asks the GPU
     anywhere = {"use_cpu": True, "bf16": False}  # this process may have no GPU
     try:
-        SFTConfig(**_without_alias(given) | anywhere | _evaluating(given))
+        SFTConfig(**given | anywhere | _evaluating(given))
     except (TypeError, ValueError) as error:
         return [Problem(key="trainer", message=" ".join(str(error).split()))]
     return []
@@ -82,7 +97,7 @@ def sft_config(
         ConfigError: a field is not the trial's to set, or the schedule cannot run.
     """
     steps = train.steps(examples)
-    given = dict(per_rank(train, world).trainer)
+    given = given_fields(per_rank(train, world).trainer)
     found = field_problems(given) or schedule_problems(given, steps=steps)
     if found:
         raise ConfigError(found)
@@ -97,7 +112,7 @@ def sft_config(
         )
     if shards:
         ours |= fsdp.fields()
-    config = SFTConfig(output_dir=str(output_dir), **_without_alias(_OURS | given) | ours | quiet)
+    config = SFTConfig(output_dir=str(output_dir), **given | ours | quiet)
     if shards:
         fsdp.admit_cpus()
     # Else ACCELERATE_MIXED_PRECISION in the environment would decide.
@@ -154,15 +169,3 @@ def _evaluating(given: Mapping[str, Any]) -> dict[str, Any]:
         "metric_for_best_model": "eval_loss",
         "greater_is_better": False,
     }
-
-
-def _without_alias(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Newer transformers call gradient_checkpointing activation_checkpointing, and warn."""
-    known = {field.name for field in fields(SFTConfig)}
-    renamed = dict(given)
-    for name in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
-        new = name.replace("gradient", "activation")
-        if new in known and name in renamed:
-            old_value = renamed.pop(name)
-            renamed.setdefault(new, old_value)
-    return renamed

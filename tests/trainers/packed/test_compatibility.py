@@ -9,7 +9,7 @@ import pytest
 from support.packs import small, small_base
 
 from sweeps.config.spec import ModelSpec
-from trainers.packed.compatibility import USED, obstacle, settings, shared
+from trainers.packed.compatibility import CHECKPOINTING, USED, obstacle, settings, shared
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,13 @@ def test_a_lane_has_sft_configs_defaults() -> None:
     chosen = settings(bare)
     for name in USED:
         other = getattr(theirs, name, None)
-        if name == "gradient_checkpointing":
+        if name == CHECKPOINTING:
             continue  # ours is off, see trainers.sft.config
         if name == "lr_scheduler_kwargs":
             other = other or None
         assert getattr(chosen, name) == getattr(other, "value", other), name
+
+
+@pytest.mark.parametrize(("given", "multiple"), [("auto", None), ("8", 8), (8, 8), (None, None)])
+def test_padding_is_read_as_sft_config_reads_it(given: Any, multiple: int | None) -> None:
+    assert settings(small(pad_to_multiple_of=given)).pad_to_multiple_of == multiple
