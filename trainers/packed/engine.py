@@ -7,7 +7,7 @@ for ended in engine.advance(): ...     # one micro-step of every lane, and what 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,13 @@ from trainers.packed.adapter_bank import Adapter, Bank, Shape, Slot
 from trainers.packed.compatibility import settings
 from trainers.packed.dropout import Stream
 from trainers.packed.evaluation import Evaluation
-from trainers.packed.frozen_base import Base, Passes
+from trainers.packed.frozen_base import Base, Groups
 from trainers.packed.lane import Lane
 from trainers.packed.micro_batches import MicroBatch, Reader, Windows
 from trainers.packed.optimizer import Stepping
 from trainers.trial import checkpoint
 from trainers.trial.evaluation import Measured, rows_for
-from trainers.trial.failures import require_finite
+from trainers.trial.failures import is_device_lost, require_finite
 from trainers.trial.meters import PeakMemory, Stopwatch, wait_for
 from trainers.trial.reporting import Record
 from trainers.trial.task import Observer, Outcome, Task
@@ -66,7 +66,9 @@ class Engine:
         )
         rows = rows_for(data.evaluation, self._base.model, train.model)
         self._evaluation = Evaluation(rows, self._base)
-        self._passes = Passes(self._base)
+        self._groups = Groups(
+            self._base.device, "out of memory: until one leaves, at most %d trials pass at once"
+        )
         self._lanes: list[Lane] = []  # those of a bank are neighbours, in the order of its slots
         self._over: list[Ended] = []
 
@@ -117,9 +119,12 @@ class Engine:
         for lane in [lane for lane in self._lanes if lane.is_done]:
             self._end(lane, State.COMPLETED)  # it was finished when it came
         batches = self._take()
-        if batches:
-            for lane, error in self._passes.run(list(self._lanes), list(batches.values())):
-                self._leave(lane, Ended(task=lane.task, error=error))
+        lanes = list(self._lanes)
+        for lane, failed in zip(
+            lanes, self._groups.run(lanes, partial(self._pass, batches)), strict=True
+        ):
+            if failed is not None:
+                self._leave(lane, Ended(task=lane.task, error=failed))
         full = [lane for lane in self._lanes if batches[lane.task.key].ends_window]
         for lane in full:
             self._try(lane, lane.step)
@@ -127,7 +132,7 @@ class Engine:
             self._try(lane, lane.log)
         with self._clock.paused():
             due = [lane for lane in full if lane in self._lanes and lane.is_due]
-            for lane, measured in zip(due, self._measure(due), strict=True):
+            for lane, measured in zip(due, self._evaluation.measure(due), strict=True):
                 self._try(lane, partial(self._report, lane, measured))
             for lane in [lane for lane in full if lane in self._lanes]:
                 self._try(lane, partial(self._settle, lane))
@@ -145,8 +150,20 @@ class Engine:
             self._try(lane, partial(take, lane))
         return batches
 
-    def _measure(self, lanes: list[Lane]) -> list[Measured | Exception]:
-        return self._evaluation.measure(lanes) if lanes else []
+    def _pass(self, batches: Mapping[str, MicroBatch], lanes: Sequence[Lane]) -> list[None]:
+        """Pass the micro-batches of lanes; if that fails, these lanes are as they were."""
+        for lane in lanes:
+            lane.begin_pass()
+        try:
+            losses, hits = self._base.train_pass(lanes, [batches[lane.task.key] for lane in lanes])
+        except Exception as error:
+            if not is_device_lost(error, str(self._base.device)):
+                for lane in lanes:
+                    lane.undo_pass()
+            raise
+        for place, lane in enumerate(lanes):
+            lane.add(losses[place], hits[place])
+        return [None] * len(lanes)
 
     def _report(self, lane: Lane, measured: Measured | Exception) -> None:
         if isinstance(measured, Exception):
@@ -177,8 +194,8 @@ class Engine:
         self._over.append(ended)
         self._lanes.remove(lane)
         self._builder.clear(lane.bank, lane.slot)
-        self._passes.lane_left()
-        self._evaluation.lane_left()
+        self._groups.lane_left()
+        self._evaluation.groups.lane_left()
 
 
 def train_alone(task: Task, data: PreparedData, observer: Observer, *, base: Base) -> Outcome:

@@ -1,19 +1,14 @@
-"""eval_loss of lanes that are due at once, over the same rows, in shared passes."""
+"""Measures the eval_loss of lanes that are due at once, over the same rows, in shared passes."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import torch
 
-from trainers.packed.frozen_base import Base, parts_of
+from trainers.packed.frozen_base import Base, Groups, parts_of
 from trainers.packed.lane import Lane
 from trainers.trial.evaluation import Measured, Rows, computing_in
-from trainers.trial.failures import is_device_lost, is_out_of_memory
-from trainers.trial.meters import free_memory
-
-log = logging.getLogger(__name__)
 
 
 class Evaluation:
@@ -22,14 +17,12 @@ class Evaluation:
     def __init__(self, rows: Rows, base: Base) -> None:
         self._rows = rows
         self._base = base
-        self._most: int | None = None  # lanes of a pass, once memory was too small for more
-
-    def lane_left(self) -> None:
-        """Try again with all lanes at once: see `Passes`."""
-        self._most = None
+        self.groups = Groups(
+            base.device, "out of memory in an evaluation: until one leaves %d trials at once"
+        )
 
     def base_loss(self) -> Measured:
-        """Of the base, without any lane."""
+        """The loss of the base model, without any lane."""
         return self._rows.measure(self._base.model, autocast=self._base.computes)
 
     @torch.no_grad()
@@ -39,41 +32,23 @@ class Evaluation:
         Raises:
             What the device was lost by.
         """
+        if not lanes:
+            return []
         model = self._base.model
         was_training = model.training
         model.eval()
         try:
             with computing_in(self._base.computes, self._base.device):
-                return self._in_groups(list(lanes))
+                return self.groups.run(lanes, self._losses)
         finally:
             model.train(was_training)
 
-    def _in_groups(self, lanes: list[Lane]) -> list[Measured | Exception]:
-        size = self._most or len(lanes)
-        try:
-            starts = range(0, len(lanes), size)
-            sums = [self._sums(lanes[start : start + size]) for start in starts]
-            totals = torch.cat(sums).tolist()
-        except Exception as error:
-            if is_device_lost(error, str(self._base.device)):
-                raise
-            if len(lanes) == 1:
-                return [error]
-            if is_out_of_memory(error):
-                self._most = max(1, size // 2)
-                words = "out of memory in an evaluation: until one leaves %d trials at once, not %d"
-                log.warning(words, self._most, size)
-            elif size == 1:
-                return [each for lane in lanes for each in self._in_groups([lane])]
-        else:
-            tokens = self._rows.tokens
-            return [Measured(loss=total / max(1, tokens), tokens=tokens) for total in totals]
-        free_memory()
-        if self._most is None or self._most == size:  # not memory: find out whose fault it is
-            return [each for lane in lanes for each in self._in_groups([lane])]
-        return self._in_groups(lanes)
+    def _losses(self, lanes: Sequence[Lane]) -> list[Measured]:
+        tokens = self._rows.tokens
+        sums = self._sums(lanes).tolist()  # the one wait for the device
+        return [Measured(loss=total / max(1, tokens), tokens=tokens) for total in sums]
 
-    def _sums(self, lanes: list[Lane]) -> torch.Tensor:
+    def _sums(self, lanes: Sequence[Lane]) -> torch.Tensor:
         """Sums of -log p, [lanes], float64."""
         device = self._base.device
         totals = torch.zeros(len(lanes), dtype=torch.float64, device=device)

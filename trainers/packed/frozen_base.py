@@ -1,11 +1,12 @@
-"""The base model of a pack, and the passes of lanes through it."""
+"""Holds the frozen base model of a pack, and passes the rows of lanes through it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,19 +15,18 @@ from sweeps.config.spec import TrainSpec
 from trainers.model.loading import choose_for, load_base
 from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.packed.adapter_bank import Adapter, fresh
+from trainers.packed.lane import Lane
 from trainers.packed.layer import Part, Pass, Switch
 from trainers.packed.lm_head import Head
 from trainers.packed.micro_batches import MicroBatch
 from trainers.sft.config import CHECKPOINTING
 from trainers.trial.evaluation import computing_in, sent
-
-if TYPE_CHECKING:
-    from trainers.packed.lane import Lane
-import logging
-
-from trainers.packed.lane import Lane
 from trainers.trial.failures import is_device_lost, is_out_of_memory
 from trainers.trial.meters import free_memory
+
+Value = TypeVar("Value")
+
+log = logging.getLogger(__name__)
 
 
 class Base:
@@ -122,6 +122,56 @@ class Base:
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
 
 
+class Groups:
+    """Gives lanes to a pass together; after it ran out of memory, in smaller groups.
+
+    The groups stay small until a lane leaves: it may have been the one that took so much.
+    """
+
+    def __init__(self, device: torch.device, warning: str) -> None:
+        self._device = str(device)
+        self._warning = warning  # logged with the number of lanes of the smaller groups
+        self._most: int | None = None
+
+    def lane_left(self) -> None:
+        """Try all lanes at once again. After a lane came, that would fail as before."""
+        self._most = None
+
+    def run(
+        self, lanes: Sequence[Lane], act: Callable[[Sequence[Lane]], Sequence[Value]]
+    ) -> list[Value | Exception]:
+        """What `act` gives for each lane, neighbours in the pack; or why it fails even alone.
+
+        Raises:
+            What the device was lost by: no lane can be saved then.
+        """
+        results: list[Value | Exception] = []
+        while len(results) < len(lanes):
+            rest = lanes[len(results) :]
+            results += self._group(rest[: self._most or len(rest)], act)
+        return results
+
+    def _group(
+        self, lanes: Sequence[Lane], act: Callable[[Sequence[Lane]], Sequence[Value]]
+    ) -> list[Value | Exception]:
+        try:
+            return list(act(lanes))
+        except Exception as error:
+            if is_device_lost(error, self._device):
+                raise
+            failure = error.with_traceback(None)  # which would hold all that the pass allocated
+        if len(lanes) == 1:
+            return [failure]
+        size = 1  # one of them fails: each alone shows which
+        if is_out_of_memory(failure):
+            self._most = size = (len(lanes) + 1) // 2
+            log.warning(self._warning, size)
+        del failure
+        free_memory()
+        starts = range(0, len(lanes), size)
+        return [each for at in starts for each in self._group(lanes[at : at + size], act)]
+
+
 class _Plan:
     """The rows of lanes as one batch, built on the host and sent at once."""
 
@@ -172,71 +222,3 @@ def parts_of(
         if part.streams is not None and not any(each.probability for each in part.streams):
             part.streams = None
     return parts
-
-
-log = logging.getLogger(__name__)
-
-
-class Passes:
-    """Once memory was too small for all lanes at once, smaller groups of them pass, until one has
-    left: it may have been the one that took so much."""
-
-    def __init__(self, base: Base) -> None:
-        self._base = base
-        self._most: int | None = None  # lanes of a pass
-
-    def lane_left(self) -> None:
-        """Try again with all lanes at once. Where one came, that would fail as before."""
-        self._most = None
-
-    def run(
-        self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
-    ) -> list[tuple[Lane, Exception]]:
-        """Pass a micro-batch of each lane, neighbours in the pack; those that fail even alone.
-
-        Raises:
-            What the device was lost by: no lane can be saved then.
-        """
-        size = self._most or len(lanes)
-        failed = []
-        for start in range(0, len(lanes), size):
-            failed += self._group(lanes[start : start + size], batches[start : start + size])
-        return failed
-
-    def _group(
-        self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]
-    ) -> list[tuple[Lane, Exception]]:
-        error = self._attempt(lanes, batches)
-        if error is None:
-            return []
-        if len(lanes) == 1:
-            return [(lanes[0], error)]
-        size = 1  # one of them fails: each alone shows which
-        if is_out_of_memory(error):
-            size = (len(lanes) + 1) // 2
-            self._most = size
-            log.warning("out of memory: until one leaves, at most %d trials pass at once", size)
-        del error
-        free_memory()
-        failed = []
-        for start in range(0, len(lanes), size):
-            failed += self._group(lanes[start : start + size], batches[start : start + size])
-        return failed
-
-    def _attempt(self, lanes: Sequence[Lane], batches: Sequence[MicroBatch]) -> Exception | None:
-        """One pass; if it fails, its lanes are as they were."""
-        before = [lane.slot.grads.clone() if lane.in_window else None for lane in lanes]
-        for lane in lanes:
-            lane.stream.begin()
-        try:
-            losses, hits = self._base.train_pass(lanes, batches)
-        except Exception as error:
-            if is_device_lost(error, str(self._base.device)):
-                raise
-            for lane, grads in zip(lanes, before, strict=True):
-                lane.stream.undo()
-                lane.slot.grads.zero_() if grads is None else lane.slot.grads.copy_(grads)
-            return error.with_traceback(None)  # which would hold all that the pass allocated
-        for place, lane in enumerate(lanes):
-            lane.add(losses[place], hits[place])
-        return None

@@ -51,6 +51,7 @@ class Lane:
     loss: torch.Tensor = field(init=False)
     hits: torch.Tensor = field(init=False)
     batches: int = 0
+    _grads_before: torch.Tensor | None = None
     _unread: list[tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=list)
     _alive: torch.Tensor | None = None  # on a GPU: no bad number was seen so far
     _rate: float = 0.0
@@ -77,8 +78,27 @@ class Lane:
         fault_injection.passing("batch")
         return self.windows.next(self.record.step)
 
+    def begin_pass(self) -> None:
+        """Note what a pass that fails has to give back: the gradient so far, dropout's state."""
+        self._grads_before = self.slot.grads.clone() if self.in_window else None
+        self.stream.begin()
+
+    def undo_pass(self) -> None:
+        """Take back what a pass did that failed."""
+        self.stream.undo()
+        if self._grads_before is None:
+            self.slot.grads.zero_()
+        else:
+            self.slot.grads.copy_(self._grads_before)
+
     def add(self, loss: torch.Tensor, hits: torch.Tensor) -> None:
-        """A micro-batch was passed: its share of the window's loss, and of tokens predicted."""
+        """Count a micro-batch that was passed.
+
+        Args:
+            loss: its share of the window's loss.
+            hits: the share of its tokens that were predicted.
+        """
+        self._grads_before = None
         self.loss = self.loss + loss
         self.hits = self.hits + hits
         self.batches += 1
