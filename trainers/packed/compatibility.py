@@ -1,4 +1,8 @@
-"""Which trials can be lanes, and which of them can share an engine."""
+"""Decides which trials can be lanes, and which of them can share an engine; reads their settings.
+
+`obstacle` names what keeps a trial from being a lane, `shared` what trials of one engine agree in.
+The other functions give what a lane takes from the trainer section, by SFTConfig's names.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,13 @@ from trainers.model.source import load_config
 from trainers.sft import lr_schedule, optimizers
 from trainers.sft.config import CHECKPOINTING, given_fields, setting
 
+# The fields of SFTConfig that a lane obeys.
+USED = (
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "logging_steps", "logging_first_step", "pad_to_multiple_of"),
+    *(CHECKPOINTING, f"{CHECKPOINTING}_kwargs"),
+)
 # LoraConfig's fields that leave the forward pass what it is.
 _PLAIN = (
     *("method", "task_type", "r", "lora_alpha", "lora_dropout", "use_rslora"),
@@ -24,6 +35,7 @@ _PLAIN = (
     *("rank_pattern", "alpha_pattern", "init_lora_weights", "inference_mode", "revision"),
     *("base_model_name_or_path", "peft_type", "fan_in_fan_out", "low_cpu_mem_usage"),
 )
+# Fields of SFTConfig that a lane cannot obey, and why.
 _REASONS = {
     "neftune_noise_alpha": "its noise is drawn for a whole batch",
     "label_smoothing_factor": "it needs the logits of every position",
@@ -48,7 +60,7 @@ class Shared:
 
 
 def shared(train: TrainSpec) -> Shared:
-    """Trials with equal answers can be lanes of one engine."""
+    """What a trial shares with its engine; trials with equal answers can be lanes of one."""
     trainer = given_fields(train.trainer)
     recomputes = trainer[CHECKPOINTING]
     options = trainer.get(f"{CHECKPOINTING}_kwargs") or {}
@@ -65,83 +77,10 @@ def obstacle(train: TrainSpec, device: str = "cpu") -> str:
     """Why a trial cannot be a lane on `device`, naming the key; empty if it can."""
     reasons = [
         *_peft_obstacles(train.peft),
-        *_trainer_obstacles(train.trainer),
+        *_trainer_obstacles(given_fields(train.trainer)),
         *_precision_obstacles(train, device),
     ]
     return reasons[0] if reasons else _model_obstacle(train.model)
-
-
-def _precision_obstacles(train: TrainSpec, device: str) -> Iterator[str]:
-    on_gpu, quantization = device.startswith("cuda"), train.model.quantization
-    if train.model.dtype == "float16":
-        yield "model.dtype=float16: each trial would need a loss scale of its own"
-    elif on_gpu and quantization != "none" and _computes_in_float16(train, device):
-        yield (
-            f"model.quantization={quantization}: this GPU computes in float16, and each trial "
-            "would need a loss scale of its own"
-        )
-    if on_gpu and quantization == "int8":
-        yield "model.quantization=int8: each lane would wait for the GPU in each layer"
-
-
-def _computes_in_float16(train: TrainSpec, device: str) -> bool:
-    try:
-        return str(choose_for(train, device).autocast) == "torch.float16"
-    except (SweepError, ConfigError):
-        return False  # told of where models are checked
-
-
-def _peft_obstacles(peft: Mapping[str, Any]) -> Iterator[str]:
-    if peft.get("method", "lora") == "full":
-        yield "peft.method=full: each trial trains the whole model, so none can share it"
-        return
-    start = peft.get("init_lora_weights", True)
-    if start not in INITS_BESIDE_BASE:
-        yield f"peft.init_lora_weights={start}: it changes the base model, which lanes share"
-    if peft.get("bias", "none") != "none":
-        yield f"peft.bias={peft['bias']}: it trains biases of the base model, which lanes share"
-    if peft.get("modules_to_save"):
-        yield "peft.modules_to_save: it trains parts of the base model, which lanes share"
-    for name, value in peft.items():
-        if name not in (*_PLAIN, "bias", "modules_to_save") and value:
-            yield f"peft.{name}={value}: lanes are plain LoRA on linear layers"
-
-
-def _trainer_obstacles(trainer: Mapping[str, Any]) -> Iterator[str]:
-    optimizer = trainer.get("optim", "adamw_torch")
-    if optimizer not in optimizers.PACKED:
-        yield f"trainer.optim={optimizer}: it was never tried with lanes"
-    if trainer.get("loss_type", "nll") != "nll":
-        yield f"trainer.loss_type={trainer['loss_type']}: lanes have the plain loss, nll"
-    if (given_fields(trainer).get(f"{CHECKPOINTING}_kwargs") or {}).get("selective"):
-        yield "trainer.gradient_checkpointing_kwargs.selective: TRL's own, for one trial"
-    for name, reason in _REASONS.items():
-        if trainer.get(name):
-            yield f"trainer.{name}={trainer[name]}: {reason}"
-
-
-@functools.cache
-def _model_obstacle(spec: ModelSpec) -> str:
-    try:
-        config = load_config(spec).get_text_config().to_dict()
-    except (SweepError, ConfigError):
-        return ""  # told of where models are checked
-    for name, value in config.items():
-        is_rate = name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate"))
-        if is_rate and isinstance(value, int | float) and 0 < value < 1:
-            return f"model.path={spec.path}: the base has dropout itself ({name}={value})"
-        if name in ("num_experts", "num_local_experts", "n_routed_experts") and (value or 0) > 1:
-            return f"model.path={spec.path}: experts see the rows of all trials mixed"
-    return ""
-
-
-# The fields of SFTConfig that a lane obeys.
-USED = (
-    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
-    *("optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "logging_steps", "logging_first_step", "pad_to_multiple_of"),
-    *(CHECKPOINTING, f"{CHECKPOINTING}_kwargs"),
-)
 
 
 def settings(train: TrainSpec) -> SimpleNamespace:
@@ -170,6 +109,70 @@ def schedule_arguments(chosen: SimpleNamespace, steps: int) -> dict[str, Any]:
 
 
 def log_every(chosen: SimpleNamespace, steps: int) -> int:
-    """Optimizer steps between two logs; below 1 it is a ratio of them."""
+    """Optimizer steps between two logs; trainer.logging_steps below 1 is a ratio of `steps`."""
     every = chosen.logging_steps
     return math.ceil(steps * every) if every < 1 else int(every)
+
+
+def _peft_obstacles(peft: Mapping[str, Any]) -> Iterator[str]:
+    if peft.get("method", "lora") == "full":
+        yield "peft.method=full: each trial trains the whole model, so none can share it"
+        return
+    start = peft.get("init_lora_weights", True)
+    if start not in INITS_BESIDE_BASE:
+        yield f"peft.init_lora_weights={start}: it changes the base model, which lanes share"
+    if peft.get("bias", "none") != "none":
+        yield f"peft.bias={peft['bias']}: it trains biases of the base model, which lanes share"
+    if peft.get("modules_to_save"):
+        yield "peft.modules_to_save: it trains parts of the base model, which lanes share"
+    for name, value in peft.items():
+        if name not in (*_PLAIN, "bias", "modules_to_save") and value:
+            yield f"peft.{name}={value}: lanes are plain LoRA on linear layers"
+
+
+def _trainer_obstacles(trainer: Mapping[str, Any]) -> Iterator[str]:
+    optimizer = trainer.get("optim", "adamw_torch")
+    if optimizer not in optimizers.PACKED:
+        yield f"trainer.optim={optimizer}: it was never tried with lanes"
+    if trainer.get("loss_type", "nll") != "nll":
+        yield f"trainer.loss_type={trainer['loss_type']}: lanes have the plain loss, nll"
+    if (trainer.get(f"{CHECKPOINTING}_kwargs") or {}).get("selective"):
+        yield "trainer.gradient_checkpointing_kwargs.selective: TRL's own, for one trial"
+    for name, reason in _REASONS.items():
+        if trainer.get(name):
+            yield f"trainer.{name}={trainer[name]}: {reason}"
+
+
+def _precision_obstacles(train: TrainSpec, device: str) -> Iterator[str]:
+    on_gpu, quantization = device.startswith("cuda"), train.model.quantization
+    if train.model.dtype == "float16":
+        yield "model.dtype=float16: each trial would need a loss scale of its own"
+    elif on_gpu and quantization != "none" and _computes_in_float16(train, device):
+        yield (
+            f"model.quantization={quantization}: this GPU computes in float16, and each trial "
+            "would need a loss scale of its own"
+        )
+    if on_gpu and quantization == "int8":
+        yield "model.quantization=int8: each lane would wait for the GPU in each layer"
+
+
+def _computes_in_float16(train: TrainSpec, device: str) -> bool:
+    try:
+        return str(choose_for(train, device).autocast) == "torch.float16"
+    except (SweepError, ConfigError):
+        return False  # reported by the check of the model
+
+
+@functools.cache
+def _model_obstacle(spec: ModelSpec) -> str:
+    try:
+        config = load_config(spec).get_text_config().to_dict()
+    except (SweepError, ConfigError):
+        return ""  # reported by the check of the model
+    for name, value in config.items():
+        is_rate = name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate"))
+        if is_rate and isinstance(value, int | float) and 0 < value < 1:
+            return f"model.path={spec.path}: the base has dropout itself ({name}={value})"
+        if name in ("num_experts", "num_local_experts", "n_routed_experts") and (value or 0) > 1:
+            return f"model.path={spec.path}: experts see the rows of all trials mixed"
+    return ""

@@ -1,4 +1,4 @@
-"""Many LoRA trials on one frozen base model on one device, each equal to its own solo run.
+"""Trains many LoRA trials on one frozen base model on one device, each equal to its solo run.
 
 engine = Engine(train, data, device="cuda")
 engine.attach(task, observer)          # at any time between two advances
@@ -34,10 +34,12 @@ from trainers.trial.meters import PeakMemory, Stopwatch, wait_for
 from trainers.trial.reporting import Record
 from trainers.trial.task import Observer, Outcome, Task
 
+Found = tuple[Path, checkpoint.Manifest] | None  # a trial's newest checkpoint
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A lane that is over: how it ended, or what ended it."""
+    """A lane that is over: its outcome, or the error that ended it."""
 
     task: Task
     outcome: Outcome | None = None
@@ -45,10 +47,11 @@ class Ended:
 
 
 class Engine:
-    """One device's pack. `train` is any of its trials: what they share is read from it.
+    """Trains the lanes of one device.
 
     Args:
-        base: of an engine before, without lanes, for trials that share the same.
+        train: any of the trials; what all of them share is read from it.
+        base: the base model of an earlier engine, whose trials shared the same.
     """
 
     def __init__(
@@ -74,17 +77,15 @@ class Engine:
 
     @property
     def keys(self) -> list[str]:
-        """Of the trials that are lanes now."""
+        """The keys of the trials that are lanes now."""
         return [lane.task.key for lane in self._lanes]
 
-    # -- coming
-
     def attach(self, task: Task, observer: Observer) -> bool:
-        """Begin or go on with a trial as a lane; False where its observer has nothing to do.
+        """Begin or go on with a trial as a lane; False if its observer declines it.
 
         Raises:
             DivergedError: the base model's loss is not finite.
-            Whatever building the lane raises; the other lanes are left alone.
+            Whatever building the lane raises; the other lanes go on.
         """
         wait_for(self._base.device)  # what was queued is training, and counts as such
         with self._clock.paused():
@@ -111,8 +112,6 @@ class Engine:
         places = [slot for bank in self._builder.banks.values() for slot in bank.slots]
         order = {id(slot): place for place, slot in enumerate(places)}
         self._lanes.sort(key=lambda lane: order[id(lane.slot)])
-
-    # -- going
 
     def advance(self) -> list[Ended]:
         """One micro-step of every lane, and the steps, logs, reports and commits that fall due."""
@@ -172,7 +171,7 @@ class Engine:
             self._end(lane, State.PRUNED)  # nothing of a pruned trial is kept
 
     def _settle(self, lane: Lane) -> None:
-        """Commit where it is due or was told to stop, and end."""
+        """Commit if the lane is due or was told to stop, and end it if it is over."""
         if lane.is_due or lane.leaving:
             lane_checkpoint.commit(lane)
         if lane.is_done:
@@ -181,7 +180,7 @@ class Engine:
             self._end(lane, State.WAITING)
 
     def _try(self, lane: Lane, act: Callable[[], None]) -> None:
-        """What a lane does by itself ends, where it fails, that lane alone."""
+        """Let a lane act by itself; if that fails, this lane alone ends."""
         try:
             act()
         except Exception as error:
@@ -199,10 +198,10 @@ class Engine:
 
 
 def train_alone(task: Task, data: PreparedData, observer: Observer, *, base: Base) -> Outcome:
-    """A pack of one lane, from its beginning to its end.
+    """Train one trial as the only lane of an engine, to its end.
 
     Raises:
-        What ended the lane.
+        The error that ended the lane.
     """
     engine = Engine(task.train, data, device=str(base.device), base=base)
     if not engine.attach(task, observer):
@@ -216,30 +215,14 @@ def train_alone(task: Task, data: PreparedData, observer: Observer, *, base: Bas
     return ended.outcome
 
 
-Found = tuple[Path, checkpoint.Manifest] | None
-
-
-@dataclass
-class _Since:
-    """A lane's seconds: what earlier attempts took, and the pack's since it came."""
-
-    clock: Stopwatch
-    before: float
-    since: float
-
-    @property
-    def seconds(self) -> float:
-        return self.before + self.clock.seconds - self.since
-
-
 @dataclass(kw_only=True)
 class Builder:
-    """Makes lanes on one base.
+    """Builds lanes on one base model.
 
     Attributes:
         fingerprint: of the base model.
-        clock, memory: the pack's.
-        banks: those that hold a lane.
+        clock, memory: of the engine.
+        banks: the banks that hold a lane.
     """
 
     base: Base
@@ -253,7 +236,7 @@ class Builder:
         self._reader = Reader(self.data.train)
 
     def build(self, task: Task, observer: Observer, found: Found, reports: list[Report]) -> Lane:
-        """The lane of `task`, from the checkpoint that was found, with its place in a bank."""
+        """A lane for `task` with a place in a bank, from the checkpoint `found` if there is one."""
         train = task.train
         chosen = settings(train)
         steps = train.steps(task.examples)
@@ -269,7 +252,13 @@ class Builder:
                 bank=bank,
                 slot=slot,
                 stepping=Stepping(chosen, bank.shape, slot, adapter.decays, steps),
-                windows=self._windows(task, chosen.pad_to_multiple_of or 1),
+                windows=Windows(
+                    self._reader,
+                    train,
+                    task.examples,
+                    len(self.data.train),
+                    chosen.pad_to_multiple_of or 1,
+                ),
                 stream=self._stream(train, found),
                 steps=steps,
                 device=self.base.device,
@@ -284,7 +273,7 @@ class Builder:
         return lane
 
     def clear(self, bank: Bank, slot: Slot) -> None:
-        """Give a lane's memory back."""
+        """Free the memory of a lane's place."""
         bank.remove(slot)
         if not bank.slots:
             del self.banks[bank.shape]
@@ -313,9 +302,6 @@ class Builder:
         bank.add(slot, values.to(self.base.device))
         return bank, slot
 
-    def _windows(self, task: Task, multiple: int) -> Windows:
-        return Windows(self._reader, task.train, task.examples, len(self.data.train), multiple)
-
     def _stream(self, train: TrainSpec, found: Found) -> Stream:
         device = self.base.device
         state = lane_checkpoint.random_state(found[0], device.type) if found else None
@@ -324,3 +310,16 @@ class Builder:
         elif state is None:
             state = torch.Generator(device=device).manual_seed(train.seed).get_state()
         return Stream(float(train.peft.get("lora_dropout") or 0.0), state, device)
+
+
+@dataclass
+class _Since:
+    """A lane's seconds: those of earlier attempts, and those of the engine since it came."""
+
+    clock: Stopwatch
+    before: float
+    since: float
+
+    @property
+    def seconds(self) -> float:
+        return self.before + self.clock.seconds - self.since
