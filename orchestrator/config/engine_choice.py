@@ -16,8 +16,6 @@ from sweeps.space.space import Space
 # many fit is measured as they come, on a CPU by the one step that precedes all trials.
 _CPU_LANES = 16
 _GPU_LANES = 32
-_LEARNING = ("tpe", "gp", "cmaes")  # searches that ask better the more results they have
-_ROUNDS = 4  # in so many rounds, at least, such a search gets its results
 
 
 @dataclass(frozen=True, kw_only=True)

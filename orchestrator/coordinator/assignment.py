@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.config.engine_choice import _LEARNING, _ROUNDS, planned_trials
+from orchestrator.config.engine_choice import planned_trials
 from sweeps.config.spec import Spec
 from sweeps.core.trial import Trial
+from sweeps.search.samplers import SAMPLERS
 from sweeps.space.space import Space
+
+_ROUNDS = 4  # in so many rounds, at least, a search that learns gets its results
 
 
 def rules(
@@ -22,11 +25,12 @@ def rules(
         memory_mb: that each worker has, where it trains on a CPU.
     """
     sweep = spec.sweep
+    learns = SAMPLERS[sweep.search].learns
     planned = planned_trials(spec, space)
     at_once = sweep.max_concurrent or 10**6
-    if sweep.search in _LEARNING and sweep.max_concurrent is None and planned is not None:
+    if learns and sweep.max_concurrent is None and planned is not None:
         at_once = max(workers, math.ceil(planned / _ROUNDS))
-    in_turn = lanes > 1 and sweep.search not in _LEARNING and sweep.pruner == "none"
+    in_turn = lanes > 1 and not learns and sweep.pruner == "none"
     if spec.engine.lanes != "auto":
         memory_mb = math.inf
     return Rules(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -15,34 +17,59 @@ from sweeps.search.pruners import Brackets, Halving, Percentile
 from sweeps.space.space import Choice, Space
 
 log = logging.getLogger(__name__)
-# Samplers that keep state beside the trials (CMA-ES its distribution, QMC its place in the
-# sequence): their asks are replayed by asking again. The others need only what was picked.
-_STATEFUL = frozenset({"cmaes", "qmc"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A choice of `sweep.search`: its class in Optuna, and what it can do.
+
+    Attributes:
+        learns: asks better the more results it has.
+        keeps_state: beside the trials (CMA-ES its distribution, QMC its place in the sequence): its
+            asks are replayed by asking again. The others need only what was picked.
+    """
+
+    kind: Callable[..., optuna.samplers.BaseSampler] = optuna.samplers.RandomSampler
+    learns: bool = False
+    keeps_state: bool = False
+    takes_intervals: bool = True
+    takes_categories: bool = True
+    takes_conditions: bool = True
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "grid": Sampler(takes_intervals=False),  # which `study` walks itself
+    "random": Sampler(),
+    "tpe": Sampler(kind=optuna.samplers.TPESampler, learns=True),
+    "gp": Sampler(kind=optuna.samplers.GPSampler, learns=True, takes_conditions=False),
+    "cmaes": Sampler(
+        kind=optuna.samplers.CmaEsSampler,
+        learns=True,
+        keeps_state=True,
+        takes_categories=False,
+        takes_conditions=False,
+    ),
+    "qmc": Sampler(kind=optuna.samplers.QMCSampler, keeps_state=True, takes_conditions=False),
+}
 
 
 def make_sampler(
     spec: SearchSpec, space: Space, seed: int, number: int
 ) -> optuna.samplers.BaseSampler:
-    """The sampler for Optuna trial `number`, seeded by it.
+    """Make the sampler for Optuna trial `number`, seeded by it.
 
-    A sampler restarted with one seed would repeat its start-up points; CMA-ES and QMC keep their
-    place in the study itself, and need the same seed every time.
+    A sampler restarted with one seed would repeat its start-up points; QMC keeps its place in the
+    study itself, and needs the same seed every time.
     """
     options = dict(spec.search_options)
+    if spec.search == "tpe" and space.is_conditional:
+        options.setdefault("group", True)
+        options.setdefault("multivariate", True)
     own = _own_seed(seed, number)
-    if spec.search == "tpe":
-        if space.is_conditional:
-            options.setdefault("group", True)
-            options.setdefault("multivariate", True)
-        return optuna.samplers.TPESampler(seed=own, **options)
-    if spec.search == "gp":
-        return optuna.samplers.GPSampler(seed=own, **options)
-    if spec.search == "cmaes":
-        return optuna.samplers.CmaEsSampler(seed=own, **options)
     if spec.search == "qmc":
         options.setdefault("warn_independent_sampling", False)
-        return optuna.samplers.QMCSampler(seed=seed, **options)
-    return optuna.samplers.RandomSampler(seed=own, **options)
+        own = seed
+    return SAMPLERS[spec.search].kind(seed=own, **options)
 
 
 def _own_seed(seed: int, number: int) -> int:
@@ -67,9 +94,10 @@ def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
 def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
     """What this sampler and pruner cannot do with this space."""
     found = []
+    sampler = SAMPLERS[spec.search]
     continuous = [d.name for d in space.dimensions if not isinstance(d, Choice)]
     categorical = [d.name for d in space.dimensions if isinstance(d, Choice)]
-    if spec.search == "grid" and continuous:
+    if continuous and not sampler.takes_intervals:
         found.append(
             Problem(
                 key="sweep.search",
@@ -82,7 +110,7 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
         found.append(
             Problem(key="sweep.trials", message=f"{spec.search} needs a number of trials.")
         )
-    if spec.search == "cmaes" and (categorical or space.is_conditional):
+    if not sampler.takes_categories and (categorical or space.is_conditional):
         found.append(
             Problem(
                 key="sweep.search",
@@ -91,7 +119,7 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
                 f"{', '.join(categorical) or 'sweep.when'} is not one. Take sweep.search=tpe.",
             )
         )
-    if spec.search in ("qmc", "gp") and space.is_conditional:
+    elif not sampler.takes_conditions and space.is_conditional:
         found.append(
             Problem(
                 key="sweep.search",

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from sweeps.config.spec import SearchSpec
 from sweeps.search import study_replay
-from sweeps.search.samplers import _STATEFUL, _own_seed, make_pruner, make_sampler
+from sweeps.search.samplers import SAMPLERS, _own_seed, make_pruner, make_sampler
 from sweeps.space.space import Choice, Dimension, Label, Space
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Search:
         # Filled while the ledger is replayed, then made into the study's trials; None: the sampler
         # or the pruner has a state of its own, so everything is done again, step by step.
         self._past: dict[int, study_replay.Past] | None = None
-        if spec.search not in _STATEFUL and study_replay.can_rebuild(self.study.pruner):
+        if not SAMPLERS[spec.search].keeps_state and study_replay.can_rebuild(self.study.pruner):
             self._past = {}
         self._grid: Iterator[dict[str, Label]] | None = (
             space.grid() if spec.search == "grid" else None
@@ -116,7 +116,7 @@ class Search:
             return
         if self._grid is not None:
             next(self._grid, None)
-        if self._spec.search not in _STATEFUL:
+        if not SAMPLERS[self._spec.search].keeps_state:
             self._impose(picked)
             return
         again = self._ask(sampler=self._sampler())
