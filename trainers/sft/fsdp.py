@@ -1,4 +1,4 @@
-"""A trial whose weights are shared out among its devices: FSDP2, by way of SFTConfig's own fields.
+"""Shares out a trial's weights among its devices: FSDP2, by way of SFTConfig's own fields.
 
 Each rank keeps a part of every weight, gradient and optimizer state, and has a layer whole only
 while it computes with it. What reaches the disk is whole and plain, as one device writes it.
@@ -6,9 +6,8 @@ while it computes with it. What reaches the disk is whole and plain, as one devi
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ def fields() -> dict[str, Any]:
 
 
 def problems(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> list[Problem]:
-    """What a trial asks for and shards cannot do.
+    """What a trial asks for that does not work with trainer.strategy=fsdp.
 
     Args:
         searched: config key -> the values that some trial has.
@@ -57,7 +56,7 @@ def problems(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> list[Pr
 
 
 def _obstacle(key: str, value: Any) -> str:
-    """Why a trial with this setting cannot be sharded; empty where it can."""
+    """Why a trial with this setting cannot be sharded; empty if it can."""
     if key == "model.quantization" and value != "none":
         return "quantized weights cannot be shared out by trainer.strategy=fsdp: set it to none."
     if key == "model.dtype" and value == "float16":
@@ -78,22 +77,16 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-@contextmanager
-def building() -> Iterator[None]:
-    """Build a sharded trial's trainer in here.
+def building() -> AbstractContextManager[None]:
+    """Restore the environment once a sharded trial's trainer was built within.
 
-    What that leaves in the environment is taken out again: the process may load a model next.
+    Its variables would reach the next model that this process loads.
     """
+    from accelerate.utils import patch_environment
+
     names = ("ACCELERATE_USE_FSDP", "FSDP_CPU_RAM_EFFICIENT_LOADING")
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    restored: AbstractContextManager[None] = patch_environment(**dict.fromkeys(names, "false"))
+    return restored
 
 
 def admit_cpus() -> None:
@@ -101,7 +94,7 @@ def admit_cpus() -> None:
 
     It turns FSDP on for a list of kinds of devices, from which CPUs are missing, and asks for the
     kind nowhere else afterwards. Call it after SFTConfig, which finds the kind out, and before the
-    trainer, which reads it. Where the ranks are not CPUs, nothing is changed.
+    trainer, which reads it. If the ranks are not CPUs, nothing is changed.
     """
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -150,7 +143,8 @@ def whole_weights(model: torch.nn.Module, *, trained_only: bool) -> dict[str, to
     state = model.state_dict()  # each weight a part again, also of a layer that was left whole
     trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
     buffers = {name for name, _ in model.named_buffers()}
-    # Tied weights stand in `state` under each of their names, in `named_parameters` under one.
+    # Tied weights stand in `state` under each of their names, in `named_parameters` under one. The
+    # full_state_dict of torch.distributed.checkpoint has all names, and gathers all of them.
     names = [
         n
         for n in state
