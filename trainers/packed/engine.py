@@ -29,9 +29,9 @@ from trainers.packed.micro_batches import MicroBatch, Reader, Windows
 from trainers.packed.optimizer import Stepping
 from trainers.trial import checkpoint
 from trainers.trial.evaluation import Measured, rows_for
-from trainers.trial.failures import is_device_lost, require_finite
+from trainers.trial.failures import is_device_lost
 from trainers.trial.meters import PeakMemory, Stopwatch, wait_for
-from trainers.trial.reporting import Record
+from trainers.trial.reporting import Record, report_base
 from trainers.trial.task import Observer, Outcome, Task
 
 Found = tuple[Path, checkpoint.Manifest] | None  # a trial's newest checkpoint
@@ -97,16 +97,10 @@ class Engine:
             checkpoints.mkdir(parents=True, exist_ok=True)
             checkpoint.clear_drafts(checkpoints)
             if observer.wants_base():
-                self._report_base(observer)
+                report_base(self._evaluation.base_loss(), observer)
             self._lanes.append(self._builder.build(task, observer, found, reports))
             self._arrange()
         return True
-
-    def _report_base(self, observer: Observer) -> None:
-        measured = self._evaluation.base_loss()
-        require_finite("the base model's eval_loss", measured.loss, 0)
-        metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
-        observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
 
     def _arrange(self) -> None:
         places = [slot for bank in self._builder.banks.values() for slot in bank.slots]

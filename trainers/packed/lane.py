@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -57,7 +55,6 @@ class Lane:
     _rate: float = 0.0
     _norm: float = 0.0
     _last_log: int = 0
-    _train_loss: float = 0.0
 
     def __post_init__(self) -> None:
         self.looks_later = self.device.type != "cpu"
@@ -161,20 +158,19 @@ class Lane:
         return first or self.is_due or step % log_every(self.chosen, self.steps) == 0
 
     def log(self) -> None:
-        """Tell of the steps since the last log."""
+        """Log the steps since the last log."""
         self.read()
         loss, hits = torch.stack([self.loss, self.hits]).tolist()
-        self._train_loss = loss / (self.record.step - self._last_log)
-        row = {
-            "loss": self._train_loss,
+        values = {
+            "loss": loss / (self.record.step - self._last_log),
             "learning_rate": self._rate,
             "grad_norm": self._norm,
             "mean_token_accuracy": hits / self.batches,
         }
         self._last_log = self.record.step
         self._clear()
-        self.history.append({"step": self.record.step, **row})
-        if self.record.log(_finite(row)) is Decision.STOP:
+        self.history.append({"step": self.record.step, **values})
+        if self.record.log(values) is Decision.STOP:
             self.leaving = True
 
     def report(self, eval_loss: float) -> Decision:
@@ -184,14 +180,10 @@ class Lane:
             DivergedError: it is not finite.
         """
         require_finite("eval_loss", eval_loss, self.record.step)
-        decision = self.record.report(eval_loss=eval_loss, train_loss=self._train_loss)
+        decision = self.record.report(eval_loss)
         self.stepping.evaluated(eval_loss)
         self.leaving = self.leaving or decision is Decision.STOP
         return decision
 
     def outcome(self, state: State) -> Outcome:
         return Outcome(state=state, totals=self.record.totals())
-
-
-def _finite(row: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in row.items() if math.isfinite(value)}

@@ -7,7 +7,6 @@ Overridden are evaluation (`trainers.trial.evaluation`) and how a checkpoint rea
 
 from __future__ import annotations
 
-import math
 import shutil
 import tempfile
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sweeps.config.spec import TrainSpec
 from sweeps.core import fault_injection
-from sweeps.core.trial import Decision, Report, State
+from sweeps.core.trial import Decision, State
 from trainers.data.dataset import PreparedData, filled_up, stream, tokens_seen
 from trainers.model import cache
 from trainers.model.loading import choose_for, fingerprint_base, load_base, no_bars
@@ -33,11 +32,11 @@ from trainers.sft import fsdp
 from trainers.sft.config import sft_config
 from trainers.sft.optimizers import state_bytes
 from trainers.trial import checkpoint as trial_checkpoint
-from trainers.trial.evaluation import Measured, Rows, rows_for
+from trainers.trial.evaluation import Rows, rows_for
 from trainers.trial.failures import require_finite
 from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
 from trainers.trial.ranks import Ranks
-from trainers.trial.reporting import Record
+from trainers.trial.reporting import Record, report_base
 from trainers.trial.task import Observer, Outcome, Task
 
 
@@ -67,7 +66,7 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     if observer.wants_base():  # before there is an adapter: some change the base as they start
         measured = fsdp.shard(model, task.device) if shards else model
         loss = evaluation.measure(measured, ranks, autocast=runtime.autocast)
-        _report_base(loss, observer)
+        report_base(loss, observer)
         del measured
         if shards:  # a trainer shares out a model that is whole, with its adapter and optimizer
             del model
@@ -144,13 +143,6 @@ def _build(
     trainer.progress = Progress(trainer, record)
     trainer.add_callback(trainer.progress)
     return trainer
-
-
-def _report_base(measured: Measured, observer: Observer) -> None:
-    """Report 0: the base model before any step."""
-    require_finite("the base model's eval_loss", measured.loss, 0)
-    metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
-    observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
 
 
 class SoloTrainer(SFTTrainer):  # type: ignore[misc]
@@ -269,7 +261,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: SoloTrainer, record: Record) -> None:
         self._trainer = trainer
         self.record = record
-        self._loss = 0.0
         self.clock = Stopwatch()
         self.seconds_before = 0.0  # what earlier attempts spent
         self.state = State.COMPLETED
@@ -312,10 +303,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        self._loss = logs["loss"]
-        names = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
-        row = {name: logs[name] for name in names if math.isfinite(logs.get(name, math.nan))}
-        if self.record.log(row) is Decision.STOP:
+        if self.record.log(logs) is Decision.STOP:
             self._leave(control)
 
     def on_evaluate(
@@ -326,7 +314,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        told = self.record.report(eval_loss=metrics["eval_loss"], train_loss=self._loss)
+        told = self.record.report(metrics["eval_loss"])
         if told is Decision.PRUNE:
             self.state = State.PRUNED
             control.should_save = False  # nothing of a pruned trial is kept

@@ -1,8 +1,9 @@
-"""What a trial tells of itself while it trains, in the same words whichever engine trains it."""
+"""Reports what a trial does while it trains: counts, metrics, checkpoints; for both engines."""
 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,11 +15,25 @@ import numpy as np
 from sweeps.core import fault_injection
 from sweeps.core.trial import Decision, Report
 from trainers.trial import checkpoint
+from trainers.trial.evaluation import Measured
+from trainers.trial.failures import require_finite
 from trainers.trial.meters import PeakMemory
 from trainers.trial.task import Observer, Task
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "bitsandbytes")
 _COUNTS = ("steps", "examples", "tokens")
+_LOGGED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
+
+
+def report_base(measured: Measured, observer: Observer) -> None:
+    """Report the base model before any step, as report 0.
+
+    Raises:
+        DivergedError: its loss is not finite.
+    """
+    require_finite("the base model's eval_loss", measured.loss, 0)
+    metrics = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
+    observer.report(Report(index=0, step=0, examples=0, tokens=0, metrics=metrics))
 
 
 class Clock(Protocol):
@@ -33,9 +48,10 @@ class Record:
         step: optimizer steps done.
         due: optimizer step -> the reports due there.
         state_bytes: of the optimizer.
-        clock: seconds of training. Evaluation and saving are left out. Lanes of a pack train at the
-            same time: a lane's seconds are those of the pack while it was in it.
-        memory: peak of the device since its process, or the pack, began to use it. What one lane
+        train_loss: the last one that was logged.
+        clock: seconds of training, without evaluation and saving. Lanes train at the same time: a
+            lane's seconds are those of the engine while it was in it.
+        memory: peak of the device since its process, or the engine, began to use it. What one lane
             takes of it cannot be told apart.
     """
 
@@ -60,6 +76,7 @@ class Record:
         self.memory = memory
         self.step = 0
         self.state_bytes = 0
+        self.train_loss = 0.0
 
     @property
     def examples(self) -> int:
@@ -84,15 +101,18 @@ class Record:
         }
 
     def stepped(self) -> None:
-        """An optimizer step was taken."""
+        """Count an optimizer step."""
         self.step += 1
         fault_injection.witness(self._task.key, self.step, self._observer.attempt)
         fault_injection.passing("step")
 
-    def log(self, row: Mapping[str, float]) -> Decision:
+    def log(self, values: Mapping[str, float]) -> Decision:
+        """Log the metrics of the steps since the last log; what is not finite is left out."""
+        self.train_loss = values["loss"]
+        row = {name: values[name] for name in _LOGGED if math.isfinite(values.get(name, math.nan))}
         return self._observer.log({"step": self.step, **row, **self.totals()})
 
-    def report(self, *, eval_loss: float, train_loss: float) -> Decision:
+    def report(self, eval_loss: float) -> Decision:
         """Make the reports that are due at this step; PRUNE ends them at once, STOP does not."""
         told = Decision.CONTINUE
         totals = {name: value for name, value in self.totals().items() if name not in _COUNTS}
@@ -102,7 +122,7 @@ class Record:
                 step=self.step,
                 examples=self.examples,
                 tokens=self.tokens,
-                metrics={"eval_loss": eval_loss, "train_loss": train_loss, **totals},
+                metrics={"eval_loss": eval_loss, "train_loss": self.train_loss, **totals},
             )
             decision = self._observer.report(report)
             self.reports.append(report)
@@ -112,14 +132,14 @@ class Record:
         return told
 
     def draft(self) -> Path:
-        """A fresh folder to write a checkpoint into."""
+        """Make an empty folder to write a checkpoint into."""
         name = f".draft-{self._observer.attempt}-{self.step}-{time.time_ns()}"
         draft = self._task.folder.checkpoints(self._task.key) / name
         draft.mkdir(parents=True)
         return draft
 
     def commit(self, draft: Path) -> None:
-        """Make what was written into `draft` the checkpoint of this step, and tell of it."""
+        """Make `draft` the checkpoint of this step, and tell the observer."""
         manifest = checkpoint.Manifest(
             key=self._task.key,
             step=self.step,
