@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from sweeps.config.spec import TrainSpec
-from sweeps.core.trial import Decision, Report, State
+from sweeps.core.trial import Decision, State
 from trainers.data.dataset import PreparedData, tokens_seen
 from trainers.model.loading import fingerprint_base
 from trainers.packed import checkpoint as lane_checkpoint
@@ -28,13 +27,12 @@ from trainers.packed.lane import Lane
 from trainers.packed.micro_batches import MicroBatch, Reader, Windows
 from trainers.packed.optimizer import Stepping
 from trainers.trial import checkpoint
+from trainers.trial.checkpoint import Found
 from trainers.trial.evaluation import Measured, rows_for
 from trainers.trial.failures import is_device_lost
 from trainers.trial.meters import PeakMemory, Stopwatch, wait_for
-from trainers.trial.reporting import Record, report_base
+from trainers.trial.reporting import Record, begin, report_base
 from trainers.trial.task import Observer, Outcome, Task
-
-Found = tuple[Path, checkpoint.Manifest] | None  # a trial's newest checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +89,12 @@ class Engine:
         with self._clock.paused():
             checkpoints = task.folder.checkpoints(task.key)
             found = checkpoint.newest(checkpoints, key=task.key, base=self._fingerprint)
-            reports = found[1].trial_reports() if found else []
-            if not observer.begin(found[1].step if found else 0, reports):
+            if not begin(observer, found):
                 return False
-            checkpoints.mkdir(parents=True, exist_ok=True)
-            checkpoint.clear_drafts(checkpoints)
+            checkpoint.make_ready(checkpoints)
             if observer.wants_base():
                 report_base(self._evaluation.base_loss(), observer)
-            self._lanes.append(self._builder.build(task, observer, found, reports))
+            self._lanes.append(self._builder.build(task, observer, found))
             self._arrange()
         return True
 
@@ -229,7 +225,7 @@ class Builder:
     def __post_init__(self) -> None:
         self._reader = Reader(self.data.train)
 
-    def build(self, task: Task, observer: Observer, found: Found, reports: list[Report]) -> Lane:
+    def build(self, task: Task, observer: Observer, found: Found) -> Lane:
         """A lane for `task` with a place in a bank, from the checkpoint `found` if there is one."""
         train = task.train
         chosen = settings(train)
@@ -241,7 +237,7 @@ class Builder:
             lane = Lane(
                 task=task,
                 chosen=chosen,
-                record=self._record(task, observer, found, reports),
+                record=self._record(task, observer, found),
                 adapter=adapter,
                 bank=bank,
                 slot=slot,
@@ -272,21 +268,17 @@ class Builder:
         if not bank.slots:
             del self.banks[bank.shape]
 
-    def _record(
-        self, task: Task, observer: Observer, found: Found, reports: list[Report]
-    ) -> Record:
+    def _record(self, task: Task, observer: Observer, found: Found) -> Record:
         before = found[1].seconds if found else 0.0
-        record = Record(
+        return Record(
             task,
             observer,
             base=self.fingerprint,
             tokens=tokens_seen(self.data.train, task.examples, task.train.seed),
-            reports=reports,
+            found=found,
             clock=_Since(self.clock, before, self.clock.seconds),
             memory=self.memory,
         )
-        record.step = found[1].step if found else 0
-        return record
 
     def _place(self, adapter: Adapter, rows: int, values: torch.Tensor) -> tuple[Bank, Slot]:
         shape = Shape(adapter.weights, rows, adapter.values.dtype)

@@ -36,7 +36,7 @@ from trainers.trial.evaluation import Rows, rows_for
 from trainers.trial.failures import require_finite
 from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
 from trainers.trial.ranks import Ranks
-from trainers.trial.reporting import Record, report_base
+from trainers.trial.reporting import Record, begin, report_base
 from trainers.trial.task import Observer, Outcome, Task
 
 
@@ -53,12 +53,10 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     base = fingerprint_base(spec.model)
     checkpoints = task.folder.checkpoints(task.key)
     found = trial_checkpoint.newest_of_all(checkpoints, key=task.key, base=base, ranks=ranks)
-    reports = found[1].trial_reports() if found else []
-    if not observer.begin(found[1].step if found else 0, reports):
+    if not begin(observer, found):
         return Outcome(state=State.WAITING)
     if ranks.is_first:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        trial_checkpoint.clear_drafts(checkpoints)
+        trial_checkpoint.make_ready(checkpoints)
     shards = task.strategy == "fsdp" and ranks.world > 1
     runtime = choose_for(spec, task.device)
     model = _base_of(spec, task.device, ranks, shards=shards)
@@ -73,10 +71,8 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
             free_memory()
             model = _base_of(spec, task.device, ranks, shards=True)
     with fsdp.building() if shards else nullcontext():
-        trainer = _build(task, model, data, observer, base, ranks, runtime, shards=shards)
+        trainer = _build(task, model, data, observer, found, base, ranks, runtime, shards=shards)
     trainer.evaluation_rows = evaluation
-    trainer.progress.record.reports = reports
-    trainer.progress.seconds_before = found[1].seconds if found else 0.0
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     return Outcome(state=trainer.progress.state, totals=trainer.progress.record.totals())
 
@@ -99,6 +95,7 @@ def _build(
     model: Any,
     data: PreparedData,
     observer: Observer,
+    found: trial_checkpoint.Found,
     base: str,
     ranks: Ranks,
     runtime: Runtime,
@@ -136,7 +133,7 @@ def _build(
         observer,
         base=base,
         tokens=tokens_seen(data.train, task.examples, spec.seed),
-        reports=[],
+        found=found,
         clock=Stopwatch(),
         memory=PeakMemory(task.device),
     )
@@ -262,12 +259,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         self._trainer = trainer
         self.record = record
         self.clock = Stopwatch()
-        self.seconds_before = 0.0  # what earlier attempts spent
         self.state = State.COMPLETED
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any) -> None:
-        self.clock = self.record.clock = Stopwatch(self.seconds_before)
-        self.record.step = state.global_step
+        self.clock = self.record.clock = Stopwatch(self.record.seconds_before)
         self.record.state_bytes = state_bytes(self._trainer.optimizer)  # of one that goes on
 
     def on_pre_optimizer_step(

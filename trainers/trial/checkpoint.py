@@ -74,6 +74,9 @@ class Manifest:
         return [Report.from_json(report) for report in self.reports]
 
 
+Found = tuple[Path, Manifest] | None  # the checkpoint from which a trial goes on
+
+
 def commit(
     draft: Path, final: Path, manifest: Manifest, *, ask: Callable[[], None] = lambda: None
 ) -> int:
@@ -178,9 +181,7 @@ def verify(folder: Path) -> Manifest:
     return manifest
 
 
-def newest(
-    checkpoints: Path, *, key: str, base: str, last_step: float = math.inf
-) -> tuple[Path, Manifest] | None:
+def newest(checkpoints: Path, *, key: str, base: str, last_step: float = math.inf) -> Found:
     """The newest whole checkpoint of a trial; ones that are not whole are passed over, and said.
 
     Args:
@@ -210,9 +211,7 @@ def newest(
     return None
 
 
-def newest_of_all(
-    checkpoints: Path, *, key: str, base: str, ranks: Ranks
-) -> tuple[Path, Manifest] | None:
+def newest_of_all(checkpoints: Path, *, key: str, base: str, ranks: Ranks) -> Found:
     """The newest whole checkpoint that every rank has, at this rank's own path; each calls this.
 
     Ranks on nodes of their own each have a folder of their own; in one, a copy may be late or torn.
@@ -241,8 +240,9 @@ def weights(folder: Path) -> dict[str, Any]:
     return held
 
 
-def clear_drafts(checkpoints: Path) -> None:
-    """Remove what killed attempts left half written."""
+def make_ready(checkpoints: Path) -> None:
+    """Make a trial's folder of checkpoints, without what killed attempts left half written."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
     for path in _folders(checkpoints):
         if path.name.startswith("."):
             shutil.rmtree(path, ignore_errors=True)

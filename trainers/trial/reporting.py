@@ -25,6 +25,11 @@ _COUNTS = ("steps", "examples", "tokens")
 _LOGGED = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy")
 
 
+def begin(observer: Observer, found: checkpoint.Found) -> bool:
+    """Tell the observer from where the trial goes on; False if there is nothing to do."""
+    return observer.begin(*((found[1].step, found[1].trial_reports()) if found else (0, [])))
+
+
 def report_base(measured: Measured, observer: Observer) -> None:
     """Report the base model before any step, as report 0.
 
@@ -47,6 +52,7 @@ class Record:
     Attributes:
         step: optimizer steps done.
         due: optimizer step -> the reports due there.
+        seconds_before: seconds of training up to the checkpoint `found`.
         state_bytes: of the optimizer.
         train_loss: the last one that was logged.
         clock: seconds of training, without evaluation and saving. Lanes train at the same time: a
@@ -62,7 +68,7 @@ class Record:
         *,
         base: str,
         tokens: np.ndarray[Any, Any],  # [examples], seen up to and with each row
-        reports: list[Report],
+        found: checkpoint.Found,
         clock: Clock,
         memory: PeakMemory,
     ) -> None:
@@ -71,10 +77,11 @@ class Record:
         self._base = base
         self._tokens = tokens
         self.due = task.train.report_steps(task.examples)
-        self.reports = reports
+        self.reports = found[1].trial_reports() if found else []
         self.clock = clock
         self.memory = memory
-        self.step = 0
+        self.step = found[1].step if found else 0
+        self.seconds_before = found[1].seconds if found else 0.0
         self.state_bytes = 0
         self.train_loss = 0.0
 

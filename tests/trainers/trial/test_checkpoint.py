@@ -23,7 +23,7 @@ from trainers.trial import checkpoint
 from trainers.trial.checkpoint import (
     CheckpointError,
     Manifest,
-    clear_drafts,
+    make_ready,
     newest,
     newest_of_all,
     verify,
@@ -231,7 +231,7 @@ def test_a_kill_while_committing_leaves_what_was_there(
         with pytest.raises(Killed):
             commit(tmp_path, 12)
     assert find(tmp_path) == older
-    clear_drafts(tmp_path)
+    make_ready(tmp_path)
     assert os.listdir(tmp_path) == [older.name]
 
 
@@ -239,7 +239,7 @@ def test_committing_a_step_again_replaces_it(tmp_path: Path) -> None:
     commit(tmp_path, attempt=1)
     again = commit(tmp_path, attempt=2)
     assert verify(again).attempt == 2
-    clear_drafts(tmp_path)
+    make_ready(tmp_path)
     assert os.listdir(tmp_path) == [again.name]
 
 
