@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
 import shutil
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -213,6 +215,15 @@ def test_fingerprint_follows_what_decides_the_rows(change: dict[str, Any]) -> No
     )
     other_rate = train_spec(trainer={"learning_rate": 0.1})
     assert data_fingerprint.fingerprint(other_rate) == data_fingerprint.fingerprint(train_spec())
+
+
+def test_a_run_folder_of_the_first_release_keeps_its_fingerprint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A folder whose fingerprint changes is refused, though its rows are the same."""
+    monkeypatch.setattr(sys, "version", "3.x")
+    content = "\n".join(data_fingerprint._content(DataSpec(source="docstrings")))
+    assert hashlib.sha256(content.encode()).hexdigest()[:16] == "b04b4b7e976938d3"
 
 
 def test_failed_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
