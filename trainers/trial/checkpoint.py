@@ -1,8 +1,8 @@
-"""Committed checkpoints: either a whole one with a manifest that proves it, or none.
+"""Commits checkpoints, so that there is a whole one with a manifest that proves it, or none.
 
 Write into a draft folder, bring every file to disk, MANIFEST.json last, then one rename. A
-checkpoint counts only where each file has the size and the hash that its manifest says, and no file
-is there that the manifest does not name.
+checkpoint counts only if each file has the size and the hash that its manifest says, and no file is
+there that the manifest does not name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint is, and what must lie in its folder.
+    """What a checkpoint is, and which files its folder must hold.
 
     Attributes:
         key: the trial's.
@@ -83,15 +83,14 @@ def commit(
     """Turn a written `draft` into the checkpoint `final`; returns its size in bytes.
 
     Args:
-        ask: called last of all, before the checkpoint takes its name; raises where this attempt is
-            over.
+        ask: called last, before the checkpoint takes its name; raises if this attempt is over.
 
     Raises:
         StaleAttemptError: a newer attempt at the trial has committed here already.
     """
     fault_injection.passing("checkpoint.before")
     names = sorted(path for path in draft.rglob("*") if path.is_file())
-    files = {str(path.relative_to(draft)): _seal(path) for path in names}
+    files = {str(path.relative_to(draft)): (path.stat().st_size, _sha256(path)) for path in names}
     text = json.dumps(asdict(manifest) | {"files": files}, indent=1, allow_nan=False)
     write_synced(draft / MANIFEST, text.encode(), "checkpoint")
     ask()
@@ -102,7 +101,7 @@ def commit(
 
 
 def _refuse_older(checkpoints: Path, manifest: Manifest) -> None:
-    """A worker whose driver is gone may live on: what a newer attempt wrote stays."""
+    """Keep what a newer attempt wrote: a worker whose driver is gone may live on."""
     for path in _folders(checkpoints):
         if checkpoint_step(path) is None:
             continue
@@ -119,10 +118,10 @@ def _refuse_older(checkpoints: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def writing(draft: Path) -> Iterator[None]:
-    """Write and commit `draft` in here: what fails leaves no part of it behind, and says why.
+    """Remove `draft` if writing or committing it within fails, and say why.
 
     Raises:
-        DiskFullError: there was no room.
+        DiskFullError: the disk is full.
     """
     try:
         yield
@@ -135,7 +134,7 @@ def writing(draft: Path) -> Iterator[None]:
 
 
 def disk_full(error: Exception, draft: Path) -> DiskFullError | None:
-    """What to tell where writing `draft` failed for want of room; None where that was not why."""
+    """The error to raise if writing `draft` failed because the disk is full; else None."""
     whole = [_bytes(path) for path in _folders(draft.parent) if checkpoint_step(path) is not None]
     free = shutil.disk_usage(draft.parent).free / 2**20
     # safetensors names the disk in other words, and torch.save does not name it at all.
@@ -152,7 +151,7 @@ def disk_full(error: Exception, draft: Path) -> DiskFullError | None:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest of a whole checkpoint.
+    """Check that a checkpoint is whole, and return its manifest.
 
     Raises:
         CheckpointError: what is missing, cut short, changed or not named there.
@@ -182,10 +181,10 @@ def verify(folder: Path) -> Manifest:
 
 
 def newest(checkpoints: Path, *, key: str, base: str, last_step: float = math.inf) -> Found:
-    """The newest whole checkpoint of a trial; ones that are not whole are passed over, and said.
+    """Find the newest whole checkpoint of a trial; logs a warning for each that is not whole.
 
     Args:
-        last_step: those beyond it do not count.
+        last_step: checkpoints after it do not count.
 
     Raises:
         SweepError: a checkpoint here belongs to another trial or base model.
@@ -212,12 +211,13 @@ def newest(checkpoints: Path, *, key: str, base: str, last_step: float = math.in
 
 
 def newest_of_all(checkpoints: Path, *, key: str, base: str, ranks: Ranks) -> Found:
-    """The newest whole checkpoint that every rank has, at this rank's own path; each calls this.
+    """Find the newest whole checkpoint that every rank has; every rank must call this.
 
-    Ranks on nodes of their own each have a folder of their own; in one, a copy may be late or torn.
+    Ranks on different nodes have different folders, and a copy in one may be late or torn. The path
+    is this rank's own.
 
     Raises:
-        SweepError: as `newest`, on all ranks where it is so on one.
+        SweepError: as `newest`; on all ranks if on one.
     """
     last_step = math.inf
     while True:
@@ -231,7 +231,7 @@ def newest_of_all(checkpoints: Path, *, key: str, base: str, ranks: Ranks) -> Fo
 
 
 def weights(folder: Path) -> dict[str, Any]:
-    """What a checkpoint's safetensors hold, name -> tensor, in main memory."""
+    """Read a checkpoint's safetensors into main memory, name -> tensor."""
     from safetensors.torch import load_file
 
     held: dict[str, Any] = {}
@@ -254,11 +254,6 @@ def _folders(parent: Path) -> list[Path]:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def _seal(path: Path) -> tuple[int, str]:
-    """A file's size and hash; `publish` brings it to disk."""
-    return path.stat().st_size, _sha256(path)
 
 
 def _sha256(path: Path) -> str:

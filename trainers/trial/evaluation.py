@@ -1,4 +1,4 @@
-"""`eval_loss`, measured in one way by every engine.
+"""Measures `eval_loss`, in one way for both engines.
 
     eval_loss = sum of -log p(label) over all labelled evaluation tokens / number of those tokens
 
@@ -33,7 +33,7 @@ _GPU_PASS_TOKENS = 2**14  # of a pass of many lanes, whose logits are never held
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A loss and what it was measured over. `loss` is not finite where any token's was not."""
+    """A loss and how many tokens it was measured over; not finite if any token's loss was not."""
 
     loss: float  # nats per labelled token
     tokens: int
@@ -54,7 +54,7 @@ class Batch:
     targets: torch.Tensor
 
     def on(self, device: torch.device) -> Batch:
-        """The same on a device; a GPU is not waited for."""
+        """This batch on a device; the host does not wait for a GPU."""
         return Batch(
             ids=sent(self.ids, device),
             index=sent(self.index, device),
@@ -63,14 +63,14 @@ class Batch:
 
 
 class Rows:
-    """Evaluation rows, sorted by length into padded batches once, and measured many times.
+    """Evaluation rows in padded batches: sorted by length once, and measured many times.
 
-    Batches depend on the rows, the vocabulary and the kind of device alone, so every trial measures
-    the same thing.
+    The batches depend only on the rows, the vocabulary and the kind of device, so every trial
+    measures the same thing.
 
     Attributes:
-        pass_tokens: how large a pass of many lanes may be, padding counted.
-        tokens: labelled ones, of all rows.
+        pass_tokens: tokens of a pass of many lanes at most, padding counted.
+        tokens: labelled tokens of all rows.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class Rows:
         *,
         autocast: torch.dtype | None = None,
     ) -> Measured:
-        """The loss of `model` over these rows; its training mode is left as it was.
+        """Measure the loss of `model` over these rows; its training mode is left as it was.
 
         Args:
-            ranks: processes that hold the same model, and measure a share of the rows each.
+            ranks: the processes that hold the model; each measures a share of the rows.
             autocast: the type that the model is trained in (`trainers.model.precision.Runtime`).
         """
         device = next(model.parameters()).device
@@ -129,11 +129,11 @@ class Rows:
 
 
 def labelled_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits of the positions that have a target, [targets, vocabulary].
+    """Compute the logits of the positions that have a target, [targets, vocabulary].
 
-    The others, prompts and padding, never reach the model's head: with small models and large
-    vocabularies the head is most of the work and of the memory. No mask is needed: rows are padded
-    on the right, and a token sees those before it.
+    Other positions, of prompts and padding, never reach the model's head: with small models and
+    large vocabularies the head is most of the work and of the memory. No mask is needed: rows are
+    padded on the right, and a token sees those before it.
     """
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
@@ -156,7 +156,7 @@ def labelled_logits(model: Any, batch: Batch) -> torch.Tensor:
 
 
 def _of_labels(values: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Those [labels, features] of [rows, tokens, features] that predict a label."""
+    """Select the positions of [rows, tokens, features] that predict a label, [labels, features]."""
     return values.reshape(-1, values.shape[-1]).index_select(0, batch.index.to(values.device))
 
 
@@ -181,10 +181,10 @@ def minus_log_p(logits: torch.Tensor, aims: torch.Tensor) -> torch.Tensor:
 
 
 def positions_at_once(vocab_size: int, device: torch.device) -> int:
-    """Positions whose float32 logits are looked at together.
+    """How many positions' float32 logits are computed together.
 
-    On a CPU what its cache holds, but enough for the head's weights to be worth a read; on a GPU
-    what memory is worth.
+    On a CPU as many as its cache holds, but enough to be worth reading the head's weights; on a GPU
+    as many as `_LOGIT_BYTES` hold.
     """
     if device.type == "cpu":
         return max(_FEWEST_POSITIONS, _CACHE_BYTES // (4 * vocab_size))
@@ -192,7 +192,7 @@ def positions_at_once(vocab_size: int, device: torch.device) -> int:
 
 
 def rows_for(dataset: Dataset, model: Any, spec: ModelSpec) -> Rows:
-    """The rows of `dataset`, ready to be measured on `model` and on what is trained from it."""
+    """Batch the rows of `dataset`, to measure `model` and what is trained from it on them."""
     on_gpu = next(model.parameters()).device.type == "cuda"
     vocab_size = model.config.get_text_config().vocab_size
     return _rows(dataset, spec, vocab_size, _MOST_TOKENS, on_gpu)
@@ -216,14 +216,14 @@ def computing_in(
 ) -> contextlib.AbstractContextManager[Any]:
     """The autocast that the Trainer puts around a model; none if `dtype` is None.
 
-    The Trainer does so once training begins, and not for a model that was loaded again: without
-    this the two would differ by the rounding of every adapter.
+    The Trainer adds it once training begins, but not to a model that was loaded again: without this
+    the two would differ by the rounding of every adapter.
     """
     return torch.autocast(device.type, dtype=dtype) if dtype else contextlib.nullcontext()
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the host on `device`; the host goes on at once."""
+    """Copy a tensor of the host to `device`; the host does not wait for the copy."""
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -233,7 +233,7 @@ Row = tuple[list[int], list[int]]
 
 
 def _batches(rows: list[Row], budget: int) -> list[list[Row]]:
-    """Rows in order, cut so that rows x longest stays within `budget` tokens."""
+    """Group rows in their order, so that rows x longest row stays within `budget` tokens."""
     batches: list[list[Row]] = []
     for row in rows:  # ascending, so the newest row is the longest
         if not batches or (len(batches[-1]) + 1) * len(row[0]) > budget:

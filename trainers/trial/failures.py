@@ -1,4 +1,4 @@
-"""Errors of training: a loss that is not finite, memory that ran out, a device that is lost."""
+"""Recognises errors of training: a loss that is not finite, out of memory, a lost device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def require_finite(what: str, value: float, step: int) -> None:
         raise DivergedError(f"{what} is {value} at step {step}")
 
 
-# What torch, cuBLAS, cuDNN, NCCL and Triton say of it, in small letters. bitsandbytes says it on
-# stderr and ends the process.
+# The words of torch, cuBLAS, cuDNN, NCCL and Triton for it, in small letters. bitsandbytes writes
+# it to stderr and ends the process.
 _OUT_OF_MEMORY = (
     "out of memory",  # CUDA's own words, whoever passes them on
     "alloc_failed",  # CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED, ...
@@ -54,10 +54,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_lost(error: BaseException, device: str) -> bool:
-    """Whether this process can do nothing more on `device`: every later call would fail as well.
+    """Whether `device` is lost to this process: every later call would fail as well.
 
-    Other errors of CUDA are as likely to come again in another process; of those whose words say
-    nothing the device itself is asked.
+    Other errors of CUDA are as likely to come again in another process. If an error's words say
+    nothing, the device itself is asked.
     """
     if _says(error, _LOST):
         return True

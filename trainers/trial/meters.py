@@ -1,4 +1,4 @@
-"""What is watched while a trial trains: finite numbers, memory, and the time it takes."""
+"""Measures the time and the memory that a trial takes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 
 
 class Stopwatch:
-    """Seconds spent training, with evaluation and saving left out.
+    """Counts seconds of training; its owner pauses it for evaluation and saving.
 
-    `before` is what earlier attempts at the trial took.
+    Args:
+        before: seconds to begin with, of earlier attempts at the trial.
     """
 
     def __init__(self, before: float = 0.0) -> None:
@@ -29,7 +30,7 @@ class Stopwatch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stand still within; a pause in a pause ends with the outer one."""
+        """Do not count the seconds within; a pause in a pause ends with the outer one."""
         was_running = self._since is not None
         self._done, self._since = self.seconds, None
         try:
@@ -40,7 +41,7 @@ class Stopwatch:
 
 
 class PeakMemory:
-    """The most memory taken since it was made: of the GPU on cuda, of the process on a CPU."""
+    """Peak memory since this object was made: of the GPU on cuda, of the process on a CPU."""
 
     def __init__(self, device: str) -> None:
         self._gpu = device if device.startswith("cuda") else None
@@ -48,13 +49,13 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._gpu)
         else:
             # Linux forgets the process's high-water mark on this write (man 5 proc, clear_refs).
-            # Where that is not allowed, the mark is that of the process's whole life.
+            # If that is not allowed, the mark is that of the process's whole life.
             with suppress(OSError):
                 Path("/proc/self/clear_refs").write_text("5")
 
     @property
     def mb(self) -> float:
-        """In MiB."""
+        """The peak in MiB."""
         if self._gpu is not None:
             return torch.cuda.max_memory_allocated(self._gpu) / 2**20
         return _status_kb("VmHWM") / 1024
@@ -67,10 +68,10 @@ def wait_for(device: torch.device) -> None:
 
 
 def free_memory() -> None:
-    """Give back what a finished trial held, so that a reused process starts the next one clean."""
+    """Free what a finished trial held, before this process trains the next one."""
     if optimizers := sys.modules.get("bitsandbytes.optim"):
-        # It keeps, for all optimizers to come, which weight the Trainer wanted in 32 bits: by its
-        # number, and with its module.
+        # bitsandbytes notes for later optimizers which weights the Trainer wanted in 32 bits: by
+        # their numbers, and with their modules.
         optimizers.GlobalOptimManager.get_instance().initialize()
     gc.collect()
     if torch.cuda.is_available():
@@ -87,7 +88,7 @@ def held_mb(device: str) -> float:
 def paged_mb() -> float:
     """MiB of optimizer states that bitsandbytes has paged in this process.
 
-    It asks CUDA for managed memory, which torch does not count, and never gives it back.
+    bitsandbytes takes managed memory of CUDA, which torch does not count, and never frees it.
     """
     functional = sys.modules.get("bitsandbytes.functional")
     if functional is None:

@@ -1,7 +1,7 @@
-"""A trial on several devices: what its processes, the ranks, say to each other.
+"""Lets the processes of a trial on several devices, its ranks, act together.
 
-Rank 0 talks to the Coordinator and writes files; the others hear from it what was answered, so that
-all take the same decision at the same step. With one rank nothing is sent.
+Rank 0 asks the Coordinator and writes files; it sends the answers to the other ranks, so that all
+take the same decision at the same step. With one rank nothing is sent.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from trainers.trial.task import Observer
 
 Value = TypeVar("Value")
 
-_speaking = False  # rank 0 is in a call for all: what it asks in there, it asks for itself
+# True while rank 0 runs a `together` call: calls within it must not broadcast again.
+_speaking = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The processes of one trial; torch.distributed has been started where `world` is above 1.
+    """The processes of one trial; torch.distributed is running if `world` is above 1.
 
     Attributes:
-        group: of torch.distributed; None is the default one.
+        group: of torch.distributed; None is its default group.
     """
 
     rank: int = 0
@@ -37,7 +38,7 @@ class Ranks:
 
     @classmethod
     def here(cls, group: Any = None) -> Ranks:
-        """This process among those that torch.distributed knows; alone where it was not started."""
+        """This process among those that torch.distributed knows; alone if it was not started."""
         if not dist.is_available() or not dist.is_initialized():
             return cls()
         return cls(rank=dist.get_rank(), world=dist.get_world_size(), group=group)
@@ -47,7 +48,7 @@ class Ranks:
         return self.rank == 0
 
     def together(self, call: Callable[[], Value]) -> Value:
-        """What `call` returns or raises on rank 0, on every rank; the others do not call it."""
+        """Call on rank 0 alone, and return or raise the same on every rank."""
         global _speaking
         if self.world == 1 or _speaking:
             return call()
@@ -67,7 +68,7 @@ class Ranks:
         return value
 
     def each(self, call: Callable[[], Value]) -> list[Value]:
-        """What `call` returns on every rank, by rank, on each; what it raises on one, all raise."""
+        """Call on every rank, and return all results, by rank, on each; if one raises, all do."""
         if self.world == 1:
             return [call()]
         told: list[Any] = [None] * self.world
@@ -83,7 +84,7 @@ class Ranks:
         return [value for value, _ in told]
 
     def sum(self, value: float) -> float:
-        """The sum over ranks; the same bits on each of them."""
+        """The sum over all ranks; the same bits on each of them."""
         if self.world == 1:
             return value
         total = torch.tensor([value], dtype=torch.float64)
@@ -91,7 +92,7 @@ class Ranks:
         return float(total)
 
     def gather(self, value: Value) -> list[Value]:
-        """Every rank's value, by rank, on rank 0; nothing on the others."""
+        """The values of all ranks, by rank, on rank 0; an empty list on the others."""
         if self.world == 1:
             return [value]
         values: list[Any] | None = [None] * self.world if self.is_first else None
@@ -99,13 +100,13 @@ class Ranks:
         return values or []
 
     def wait(self) -> None:
-        """Until every rank has come here."""
+        """Wait until every rank has called this."""
         if self.world > 1:
             dist.barrier(group=self.group)
 
 
 class FirstSpeaks:
-    """An observer for every rank: rank 0 asks its own, and all get the answer."""
+    """An observer of every rank: rank 0 calls its own observer, and all get the answer."""
 
     def __init__(self, observer: Observer | None, ranks: Ranks) -> None:
         self._observer = observer
@@ -141,7 +142,7 @@ class FirstSpeaks:
 
 
 def per_rank(train: TrainSpec, world: int) -> TrainSpec:
-    """What each rank trains, so that a step of all together sees the same rows as on one device.
+    """Divide a trial among ranks, so that a step of all sees the same rows as on one device.
 
     The accumulation is divided by the ranks, else the micro-batch.
 
@@ -161,7 +162,7 @@ def per_rank(train: TrainSpec, world: int) -> TrainSpec:
 
 
 def indivisible(batch: int, accumulation: int, world: int) -> Problem:
-    """Neither accumulation nor micro-batch can be shared out."""
+    """The problem of a batch whose accumulation and micro-batch both cannot be divided."""
     return Problem(
         key="engine.devices_per_trial",
         value=world,

@@ -47,7 +47,7 @@ class Clock(Protocol):
 
 
 class Record:
-    """A trial's counts, reports and checkpoints.
+    """Keeps a trial's counts, and makes its reports and checkpoints.
 
     Attributes:
         step: optimizer steps done.
@@ -95,7 +95,7 @@ class Record:
         return int(self._tokens[self.examples - 1]) if self.examples else 0
 
     def totals(self) -> dict[str, float]:
-        """The trial so far: counts, seconds of training, speed and memory (MiB)."""
+        """The trial's counts, seconds of training, tokens per second and memory (MiB) so far."""
         seconds = self.clock.seconds
         return {
             "steps": self.step,

@@ -1,4 +1,4 @@
-"""One trial as an engine sees it: what to train, whom to tell, how it ended. Imports no library."""
+"""One trial as an engine sees it: its task, its observer and its outcome. Imports no library."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sweeps.storage.run_folder import RunFolder
 
 
 class Observer(Protocol):
-    """Whom a trial talks to while it trains. Calls return quickly, but for `report`."""
+    """Hears of a trial while it trains. All calls but `report` return quickly."""
 
     def begin(self, step: int, reports: list[Report]) -> bool:
-        """The trial goes on from `step`; False where there is nothing to do."""
+        """The trial goes on from `step`; returns False if there is nothing to do."""
 
     def wants_base(self) -> bool:
         """Whether to measure the base model first."""
@@ -25,7 +25,7 @@ class Observer(Protocol):
     def report(self, report: Report) -> Decision: ...
 
     def may_commit(self) -> None:
-        """Raises StaleAttemptError where this attempt is over: asked right before a commit."""
+        """Called right before a commit; raises StaleAttemptError if this attempt is over."""
 
     def committed(self, step: int, size_bytes: int) -> None: ...
 
@@ -35,7 +35,7 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a trial ended; `state` is WAITING where it was told to stop and will go on later."""
+    """How a trial ended; `state` is WAITING if it was told to stop and will go on later."""
 
     state: State
     totals: Mapping[str, float] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Task:
     """All that a worker needs to train one trial.
 
     Attributes:
-        strategy: how several devices train it together; one trains it as ever.
+        strategy: how several devices share the trial; one device ignores it.
     """
 
     key: str
