@@ -8,25 +8,13 @@ from typing import Any
 
 from orchestrator.cluster.gpus import gpu_problems
 from orchestrator.storage.run_dir import place_problems
+from sweeps.config.keys import FACTS, STRATEGY, search_refusal
 from sweeps.config.spec import Spec
-from sweeps.config.validation import STRATEGY, without_strategy
+from sweeps.config.validation import without_strategy
 from sweeps.core.errors import Problem, nearest
 from sweeps.search.samplers import search_problems
 from sweeps.space.parser import parse_space
 from sweeps.space.space import Choice, Interval, Space, set_by
-
-_SEARCHED_MODEL_KEYS = ("model.dtype", "model.quantization", "model.attn_implementation")
-_OWNED = {
-    "seed": "sweep.repeats runs each config with several seeds",
-    "sweep": "it says how to search",
-    "engine": "it says where trials run",
-    "tracking": "it says what is tracked",
-    "cluster": "it says where trials run",
-    "run_dir": "it says where files go",
-    "name": "it names the sweep",
-    "storage": "it says where files go",
-    "accept_changes": "it says whether to go on",
-}
 
 
 def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
@@ -183,20 +171,11 @@ def _condition_problems(config: Mapping[str, Any], space: Space) -> list[Problem
 
 
 def _refusal(config: Mapping[str, Any], key: str) -> tuple[str, str | None]:
-    section, _, name = key.partition(".")
-    if key == f"trainer.{STRATEGY}":
-        return "cannot be searched: it says where a trial's weights lie, not what it learns.", None
-    if section in _OWNED:
-        return f"cannot be searched: {_OWNED[section]}.", None
-    if key in _SEARCHED_MODEL_KEYS:
-        return "", None
-    if section in ("model", "data"):
-        reason = "changes what the evaluation measures, so trials could not be compared: run one "
-        return f"{reason}sweep for each value.", None
+    reason = search_refusal(key)
+    if reason is not None and (reason or key.partition(".")[2]):
+        return reason, None  # a library's own fields are checked by name in `training_problems`
     known = [f"{part}.{leaf}" for part in ("trainer", "peft") for leaf in config[part]]
-    known += _SEARCHED_MODEL_KEYS
-    if section in ("trainer", "peft") and name:
-        return "", None  # the libraries' own fields are checked by name in `training_problems`
+    known += [each for each, facts in FACTS.items() if facts.searched and "." in each]
     return "is no key of the config.", nearest(key, known) or nearest(f"trainer.{key}", known)
 
 

@@ -15,12 +15,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from orchestrator.config.overrides import (
-    CONF,
-    Overrides,
-    is_free,
-    sort_overrides,
-)
+from orchestrator.config.overrides import CONF, Overrides, sort_overrides
+from sweeps.config.keys import may_change
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS
 from sweeps.core.errors import ConfigError, Problem
@@ -150,5 +146,5 @@ def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, 
     return [
         (key, there.get(key), now.get(key))
         for key in sorted(there.keys() | now.keys())
-        if there.get(key) != now.get(key) and not is_free(key)
+        if there.get(key) != now.get(key) and not may_change(key)
     ]

@@ -15,28 +15,12 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from sweeps.config.keys import may_change
 from sweeps.core.commands import masked_word
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-
-# Keys that may differ between two starts on one folder: the default folder's name is made without.
-FREE_KEYS = (
-    "sweep.trials",
-    "sweep.keep",
-    "sweep.time_budget_s",
-    "sweep.max_concurrent",
-    "sweep.max_retries",
-    "tracking",
-    "cluster",
-    "engine",
-    "trainer.strategy",
-    "storage",
-    "run_dir",
-    "name",
-    "accept_changes",
-)
 
 SPACE = "sweep.space"
 WHEN = "sweep.when"
@@ -83,11 +67,6 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
     return sorted_
 
 
-def is_free(key: str) -> bool:
-    """Whether a key may differ between two starts on one folder."""
-    return any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
-
-
 def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
     """What is no override at all, whatever its key."""
     key, sign, _ = word.partition("=")
@@ -116,7 +95,7 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
 
 def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Problem | None:
     prefix, key, text = _cut(word)
-    if not is_free(key) and not key.startswith("hydra."):
+    if not may_change(key) and not key.startswith("hydra."):
         into.naming.append(masked_word(f"{'~' if prefix == '~' else ''}{key}", text))
     if prefix != "~":
         if key == SPACE:

@@ -8,19 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sweeps.config.keys import tracked_keys
 from sweeps.core.secrets import is_secret_key, masked
 
-_MODEL = frozenset(
-    "path revision dtype quantization attn_implementation chat_template trust_remote_code".split()
-)
-_DATA = frozenset(
-    "source path name revision split format limit eval_path eval_split eval_fraction eval_limit "
-    "test_fraction max_length max_truncated on_bad_row".split()
-)
-_SWEEP = frozenset(
-    "space when metric direction search search_options pruner pruner_options trials repeats "
-    "evaluations budget time_budget_s".split()
-)
+_MODEL, _DATA, _SWEEP = (tracked_keys(section) for section in ("model", "data", "sweep"))
 _TRIAL = frozenset(("seed", "budget", "evaluations"))
 _LOCAL = ("/", "~", "./", "../", "file:")
 

@@ -1,7 +1,8 @@
-"""A sweep's config as frozen dataclasses; standard library only, so every layer may import it.
+"""A sweep's config as frozen dataclasses, with each key's type, range and facts at its field.
 
-`TrainSpec` is what a worker needs to train one trial; `Spec` is the whole sweep. Both are made by
-`sweeps.config.validation`, which finds every error of a config at once.
+`Config` is what conf/config.yaml says, `Spec` the sweep that it describes, and `TrainSpec` what a
+worker needs to train one trial. `sweeps.config.validation` makes them, and finds every error of a
+config at once.
 """
 
 from __future__ import annotations
@@ -9,47 +10,71 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from sweeps.config.setting import (
+    Count,
+    FromZero,
+    Keys,
+    NotNegative,
+    Number,
+    Positive,
+    Whole,
+    Words,
+    YamlWord,
+    setting,
+)
 
 Direction = Literal["minimize", "maximize"]
+Metric = Literal["eval_loss", "train_loss"]
 # What trials can be ranked by, and which way it is better; each is in every report of a trial.
 METRICS: Mapping[str, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
+
+_WHERE = "cannot be searched: it says where trials run."
+_FILES = "cannot be searched: it says where files go."
+_MEASURED = (
+    "changes what the evaluation measures, so trials could not be compared: run one sweep for each "
+    "value."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """The base model. `path` is a Hub id or a local folder."""
 
-    path: str
-    revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["none", "nf4", "int8"] = "none"
-    attn_implementation: str = "auto"
-    chat_template: str | None = None  # a Jinja file, for a base model without a template
-    trust_remote_code: bool = False
+    path: str = setting(tracked=True)
+    revision: str | None = setting(None, tracked=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
+        "auto", tracked=True, searched=True
+    )
+    quantization: Literal["none", "nf4", "int8"] = setting("none", tracked=True, searched=True)
+    attn_implementation: str = setting("auto", tracked=True, searched=True)
+    # A Jinja file, for a base model without a template.
+    chat_template: str | None = setting(None, tracked=True)
+    trust_remote_code: bool = setting(False, tracked=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """The data and how it is split. Fractions are shares of rows, decided by a hash of each row."""
 
-    source: Literal["docstrings", "file", "hub"]
-    path: str | None = None  # file: path or glob; hub: data set id
-    name: str | None = None  # hub: the data set's config
-    revision: str | None = None
-    split: str = "train"
-    format: Literal["auto", "json", "csv", "parquet"] = "auto"
-    columns: Mapping[str, str] = field(default_factory=dict)  # our column <- theirs
-    limit: int | None = None  # rows, before the split
-    eval_path: str | None = None  # a file of its own for the evaluation
-    eval_split: str | None = None  # hub: a split of its own for the evaluation
-    eval_fraction: float = 0.05
-    eval_limit: int | None = None  # rows of the evaluation split that are measured
-    test_fraction: float = 0.0
-    max_length: int = 1024  # tokens
-    max_truncated: float = 0.5  # share of rows that may be cut at max_length
-    on_bad_row: Literal["error", "skip"] = "error"
+    source: Literal["docstrings", "file", "hub"] = setting(tracked=True)
+    path: str | None = setting(None, tracked=True)  # file: path or glob; hub: data set id
+    name: str | None = setting(None, tracked=True)  # hub: the data set's config
+    revision: str | None = setting(None, tracked=True)
+    split: str = setting("train", tracked=True)
+    format: Literal["auto", "json", "csv", "parquet"] = setting("auto", tracked=True)
+    columns: Mapping[str, Any] = field(default_factory=dict)  # our column <- theirs
+    limit: Whole | None = setting(None, tracked=True)  # rows, before the split
+    eval_path: str | None = setting(None, tracked=True)  # a file of its own for the evaluation
+    eval_split: str | None = setting(None, tracked=True)  # hub: a split of its own for it
+    eval_fraction: Number = setting(0.05, tracked=True)
+    eval_limit: Whole | None = setting(None, tracked=True)  # rows of it that are measured
+    test_fraction: Number = setting(0.0, tracked=True)
+    max_length: Whole = setting(1024, tracked=True)  # tokens
+    max_truncated: Number = setting(0.5, tracked=True)  # share of rows that may be cut there
+    on_bad_row: Literal["error", "skip"] = setting("error", tracked=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +82,21 @@ class EngineSpec:
     """Where a trial trains."""
 
     kind: Literal["auto", "packed", "solo"] = "auto"
-    lanes: int | Literal["auto"] = "auto"
-    cpus_per_trial: float = 1
-    gpus_per_trial: float | Literal["auto"] = "auto"
-    devices_per_trial: int = 1
+    lanes: Count | Literal["auto"] = "auto"
+    cpus_per_trial: Positive = 1
+    gpus_per_trial: NotNegative | Literal["auto"] = "auto"
+    devices_per_trial: Count = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetSpec:
     """Training examples that each trial sees: one of the two is set."""
 
-    examples: int | None = None
-    epochs: float | None = None
+    examples: Count | None = None
+    epochs: Positive | None = None
 
     def rows(self, available: int) -> int:
-        """Examples per trial, where the training split has `available` rows."""
+        """Examples per trial, if the training split has `available` rows."""
         if self.examples is not None:
             return self.examples
         assert self.epochs is not None
@@ -82,33 +107,35 @@ class BudgetSpec:
 class SearchSpec:
     """What to try, in what order, and when to stop."""
 
-    space: Mapping[str, Any] = field(default_factory=dict)
-    when: Mapping[str, str] = field(default_factory=dict)
-    metric: str = "eval_loss"
-    direction: Direction = "minimize"
-    search: Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"] = "grid"
-    search_options: Mapping[str, Any] = field(default_factory=dict)
-    pruner: Literal["none", "median", "percentile", "asha", "hyperband", "patient"] = "none"
-    pruner_options: Mapping[str, Any] = field(default_factory=dict)
-    trials: int | None = None  # None: the whole grid
-    repeats: int = 1
-    keep: int = 3
-    evaluations: int = 8
-    budget: BudgetSpec = field(default_factory=BudgetSpec)
-    time_budget_s: float | None = None
-    max_concurrent: int | None = None
-    max_retries: int = 2
-    max_same_error: int = 3
+    space: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    when: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    metric: Metric = setting("eval_loss", tracked=True)
+    direction: Direction = setting("minimize", tracked=True)
+    search: Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"] = setting("grid", tracked=True)
+    search_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    pruner: Literal["none", "median", "percentile", "asha", "hyperband", "patient"] = setting(
+        "none", tracked=True
+    )
+    pruner_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    trials: Count | None = setting(None, may_change=True, tracked=True)  # None: the whole grid
+    repeats: Count = setting(1, tracked=True)
+    keep: Count = setting(3, may_change=True)
+    evaluations: Count = setting(8, tracked=True)
+    budget: BudgetSpec = setting(factory=BudgetSpec, tracked=True)
+    time_budget_s: Positive | None = setting(None, may_change=True, tracked=True)
+    max_concurrent: Count | None = setting(None, may_change=True)
+    max_retries: FromZero = setting(2, may_change=True)
+    max_same_error: Count = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
     """Weights & Biases. `auto` is online when a key is found, else offline."""
 
-    mode: Literal["auto", "online", "offline", "off"] = "auto"
+    mode: Annotated[Literal["auto", "online", "offline", "off"], YamlWord] = "auto"
     project: str = "sft-sweeps"
     entity: str | None = None
-    tags: tuple[str, ...] = ()
+    tags: Words = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +144,36 @@ class ClusterSpec:
 
     kind: Literal["local", "ray"] = "local"
     address: str | None = None
-    cpus: int | None = None  # local: None takes what there is
-    gpus: int | None = None
+    cpus: Count | None = None  # local: None takes what there is
+    gpus: FromZero | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The composed config. What a section's field says holds for all keys of the section."""
+
+    seed: FromZero = setting(
+        tracked=True,
+        refusal="cannot be searched: sweep.repeats runs each config with several seeds.",
+    )
+    name: str | None = setting(
+        None, may_change=True, refusal="cannot be searched: it names the sweep."
+    )
+    run_dir: str | None = setting(None, may_change=True, refusal=_FILES)
+    storage: str | None = setting(None, may_change=True, refusal=_FILES)
+    accept_changes: bool = setting(
+        False, may_change=True, refusal="cannot be searched: it says whether to go on."
+    )
+    model: ModelSpec = setting(refusal=_MEASURED)
+    data: DataSpec = setting(refusal=_MEASURED)
+    peft: Keys = setting(tracked=True, searched=True)  # LoraConfig's fields
+    trainer: Keys = setting(tracked=True, searched=True)  # SFTConfig's fields
+    engine: EngineSpec = setting(may_change=True, refusal=_WHERE)
+    sweep: SearchSpec = setting(refusal="cannot be searched: it says how to search.")
+    tracking: TrackingSpec = setting(
+        may_change=True, refusal="cannot be searched: it says what is tracked."
+    )
+    cluster: ClusterSpec = setting(may_change=True, refusal=_WHERE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +209,7 @@ class TrainSpec:
         """The same training with smaller micro-batches and as much more accumulation.
 
         The rows of an optimizer step stay the same, so an odd micro-batch goes to the largest
-        divisor of them that is not above its half. None where it is one row already.
+        divisor of them that is not above its half. None if it is one row already.
         """
         spec = self
         for _ in range(times):
@@ -177,7 +232,7 @@ class TrainSpec:
     def report_steps(self, examples: int) -> dict[int, list[int]]:
         """Optimizer step -> the reports due there: i where i/evaluations of the budget is seen.
 
-        Several reports fall on one step where the trial has fewer steps than evaluations.
+        Several reports fall on one step if the trial has fewer steps than evaluations.
         """
         due: dict[int, list[int]] = {}
         for index in range(1, self.evaluations + 1):
@@ -199,7 +254,11 @@ class Spec:
     tracking: TrackingSpec
     cluster: ClusterSpec
     train: TrainSpec
-    strategy: Strategy = "ddp"  # trainer.strategy: it says where a trial's weights lie
+    strategy: Strategy = setting(  # trainer.strategy: no field of SFTConfig, as the others are
+        "ddp",
+        may_change=True,
+        refusal="cannot be searched: it says where a trial's weights lie, not what it learns.",
+    )
     base: Mapping[str, Any]
     public: Mapping[str, Any]  # the whole resolved config, secrets masked: sweep.yaml
-    accept_changes: bool = False  # go on where the data or the base model is not what it was
+    accept_changes: bool = False  # go on though the data or the base model has changed

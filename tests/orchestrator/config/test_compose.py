@@ -16,7 +16,8 @@ from support.driving import make
 
 from orchestrator.config.checks import read_space
 from orchestrator.config.compose import compose_config, differences, flatten, public
-from orchestrator.config.overrides import CONF, FREE_KEYS, sort_overrides, split_top
+from orchestrator.config.overrides import CONF, sort_overrides, split_top
+from sweeps.config.keys import FACTS
 from sweeps.config.validation import read_spec
 from sweeps.core.errors import ConfigError, Problem
 from sweeps.space.parser import parse_space
@@ -298,9 +299,9 @@ def test_differences_are_shown_but_for_the_keys_that_may_change() -> None:
     assert changes == [("trainer.weight_decay", None, 0.0)]
 
 
-def test_free_keys_are_keys() -> None:
-    leaves = dict(flatten(composed()))
-    for key in FREE_KEYS:
+def test_every_key_with_facts_is_in_conf() -> None:
+    leaves = dict(flatten(composed("data=hub", "data.path=x")))
+    for key in FACTS:
         assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in leaves), key
 
 

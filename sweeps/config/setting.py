@@ -1,0 +1,147 @@
+"""How a config key is declared: its type, its range, and what may be done with it."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, dataclass, field
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    dict: "a mapping",
+    Mapping: "a mapping",
+    list: "a list",
+    types.NoneType: "null",
+}
+_STRICT = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _as_given(value: Any, check: Callable[[Any], Any]) -> Any:
+    check(value)
+    return value
+
+
+def _on_or_off(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Whole = Annotated[int, pydantic.BeforeValidator(_whole)]  # 5.0 is 5
+Count = Annotated[Whole, pydantic.Field(ge=1)]
+FromZero = Annotated[Whole, pydantic.Field(ge=0)]
+# An int stays one: a trial's key and the data's fingerprint are hashes of the config as given.
+Number = Annotated[float, pydantic.WrapValidator(_as_given)]
+Positive = Annotated[Number, pydantic.Field(gt=0)]
+NotNegative = Annotated[Number, pydantic.Field(ge=0)]
+Keys = Annotated[Mapping[str, Any], pydantic.Field(description="a mapping of keys")]
+# YAML knows lists only, which a strict tuple refuses.
+Words = Annotated[tuple[str, ...], pydantic.Field(strict=False, description="a list of words")]
+YamlWord = pydantic.BeforeValidator(_on_or_off)  # YAML reads a bare off as false
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What may be done with a config key, or with all keys of a section.
+
+    Attributes:
+        may_change: it may differ between two starts on one run folder.
+        tracked: it may leave the machine.
+        searched: a trial may have a value of its own.
+        refusal: what a user is told who searches it nevertheless.
+    """
+
+    may_change: bool = False
+    tracked: bool = False
+    searched: bool = False
+    refusal: str = ""
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    factory: Any = MISSING,
+    may_change: bool = False,
+    tracked: bool = False,
+    searched: bool = False,
+    refusal: str = "",
+) -> Any:
+    """A dataclass's field with its `Facts`; without any, a key may do nothing."""
+    facts = Facts(may_change=may_change, tracked=tracked, searched=searched, refusal=refusal)
+    return field(default=default, default_factory=factory, metadata={"facts": facts})
+
+
+def facts_at(declared: Field[Any]) -> Facts:
+    """The facts of a dataclass's field."""
+    facts = declared.metadata.get("facts", Facts())
+    assert isinstance(facts, Facts)
+    return facts
+
+
+class Kind:
+    """A type that a value of a config is held against, by pydantic's strict rules.
+
+    Attributes:
+        words: the type in words, e.g. "a whole number or null".
+        options: every text that the type lists by itself.
+    """
+
+    def __init__(self, hint: Any) -> None:
+        self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(hint, config=_STRICT)
+        self.words = _in_words(hint)
+        self.options = _options(hint)
+
+    def read(self, value: Any) -> Any:
+        """The value as its field holds it.
+
+        Raises:
+            ValueError: it is not of this type; says what it must be.
+        """
+        try:
+            return self._adapter.validate_python(value)
+        except pydantic.ValidationError as error:
+            found = error.errors(include_url=False, include_input=False)
+        for context in (each.get("ctx", {}) for each in found):
+            if "ge" in context:
+                raise ValueError(f"{context['ge']} or more")
+            if "gt" in context:
+                raise ValueError(f"above {context['gt']}")
+        raise ValueError(self.words)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the type itself, without what annotates them."""
+    if typing.get_origin(hint) is Annotated:
+        return _members(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(each for option in typing.get_args(hint) for each in _members(option))
+    return (hint,)
+
+
+def _in_words(hint: Any) -> str:
+    words = [
+        description
+        for annotation in getattr(hint, "__metadata__", ())
+        if (description := getattr(annotation, "description", None))
+    ]
+    for member in () if words else _members(hint):
+        kind = typing.get_origin(member) or member
+        if kind is Literal:
+            words.append(f"one of {', '.join(map(str, typing.get_args(member)))}")
+        elif kind in _WORDS:
+            words.append(_WORDS[kind])
+    return " or ".join(dict.fromkeys(words))
+
+
+def _options(hint: Any) -> list[str]:
+    literals = [each for each in _members(hint) if typing.get_origin(each) is Literal]
+    return [option for each in literals for option in typing.get_args(each)]

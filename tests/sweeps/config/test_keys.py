@@ -1,0 +1,65 @@
+"""What may be done with each config key: the facts at its field."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from sweeps.config.keys import FACTS, may_change, search_refusal, tracked_keys
+from sweeps.config.setting import Facts, facts_at, setting
+from sweeps.config.spec import Config
+
+# The README names those of the first two lines; the others say where a sweep lies.
+MAY_CHANGE = {
+    *("sweep.trials", "sweep.keep", "sweep.time_budget_s", "sweep.max_concurrent"),
+    *("sweep.max_retries", "tracking", "cluster", "engine", "storage"),
+    *("trainer.strategy", "run_dir", "name", "accept_changes"),
+}
+SEARCHED = {"peft", "trainer", "model.dtype", "model.quantization", "model.attn_implementation"}
+
+
+def test_these_keys_may_change_on_a_begun_folder_and_no_others() -> None:
+    assert {key for key, facts in FACTS.items() if facts.may_change} == MAY_CHANGE
+    assert may_change("tracking.project")
+    assert may_change("engine.something_new")
+    assert not may_change("sweep.budget.examples")
+    assert not may_change("trainer.optim")
+    assert not may_change("sweep")
+    assert not may_change("unheard.of")
+
+
+def test_these_keys_stay_on_the_machine() -> None:
+    private = {
+        "": {"name", "run_dir", "storage", "accept_changes", "model", "data"}
+        | {"engine", "sweep", "tracking", "cluster"},
+        "model": set(),
+        "data": {"columns"},
+        "sweep": {"keep", "max_concurrent", "max_retries", "max_same_error"},
+    }
+    for section, names in private.items():
+        head = f"{section}." if section else ""
+        keys = {key.removeprefix(head) for key in FACTS if key.startswith(head)}
+        assert {name for name in keys if "." not in name} - tracked_keys(section) == names
+    assert not any(tracked_keys(section) for section in ("engine", "tracking", "cluster"))
+
+
+def test_a_trial_may_vary_these_keys_and_no_others() -> None:
+    assert {key for key, facts in FACTS.items() if facts.searched} == SEARCHED
+    assert search_refusal("trainer.lr_scheduler_kwargs.num_decay_steps") == ""
+    assert search_refusal("unheard.of") is None
+    for key in FACTS:
+        allowed = any(key == name or key.startswith(f"{name}.") for name in SEARCHED)
+        assert bool(search_refusal(key)) == (not allowed or key == "trainer.strategy"), key
+
+
+def test_a_new_key_may_do_nothing() -> None:
+    @dataclasses.dataclass
+    class Section:
+        plain: int = 1
+        declared: int = setting(1)
+
+    assert [facts_at(each) for each in dataclasses.fields(Section)] == [Facts(), Facts()]
+    assert Facts() == Facts(may_change=False, tracked=False, searched=False)
+
+
+def test_every_section_says_what_its_keys_may_do() -> None:
+    assert not [each.name for each in dataclasses.fields(Config) if facts_at(each) == Facts()]
