@@ -1,17 +1,13 @@
-"""A trial's own config: the short way to it, where nothing is interpolated, leads to the same."""
+"""A trial's own config: the base with the searched values, and the key made of it."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.config.command import read_command
-from sweeps.config import trial_config as config_trial_config
-from sweeps.config.trial_config import config_of, trial_config, trial_key
+from sweeps.config.trial_config import trial_config, trial_key
 
-SWEEPS = sorted(p.stem for p in (Path(__file__).parents[3] / "conf" / "sweep").glob("*.yaml"))
 BASE: dict[str, Any] = {
     "model": {"path": "tiny", "dtype": "auto"},
     "data": {"columns": {"prompt": "question"}},
@@ -20,42 +16,43 @@ BASE: dict[str, Any] = {
 }
 
 
-def both(
-    base: dict[str, Any], values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Any, Any]:
-    budget = {"examples": 8, "epochs": None}
-    short = trial_config(base, values, seed=1, budget=budget, evaluations=2)
-    monkeypatch.setattr(config_trial_config, "_set_plainly", lambda *_: None)
-    long = trial_config(base, values, seed=1, budget=budget, evaluations=2)
-    monkeypatch.undo()
-    return short, long
+def made(values: dict[str, Any], base: dict[str, Any] = BASE) -> dict[str, Any]:
+    return trial_config(base, values, seed=1, budget={"examples": 8}, evaluations=2)
+
+
+def test_without_searched_values_it_is_the_base_with_what_each_trial_has() -> None:
+    assert made({}) == BASE | {"seed": 1, "budget": {"examples": 8}, "evaluations": 2}
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("values", "section", "changed"),
     [
-        {},
-        {"peft.r": 4, "trainer.learning_rate": 3e-4},
-        {"peft.target_modules": ["o_proj"], "trainer.kwargs.deep.er": [1, {"a": None}]},
-        {"trainer.new": True, "trainer.kwargs": {"other": "1e-4"}},
-        {"trainer.fresh.deep": 1},  # there is no trainer.fresh yet
-        {"trainer.optim_args.x": 1},
-        {"peft.target_modules[0]": "k_proj"},
+        ({"peft.r": 4, "model.dtype": "float32"}, "peft", {"r": 4}),
+        ({"peft.target_modules": ["o_proj"]}, "peft", {"target_modules": ["o_proj"]}),
+        ({"peft.target_modules[0]": "k_proj"}, "peft", {"target_modules": ["k_proj", "v_proj"]}),
+        (
+            {"trainer.kwargs.deep.er": [1, {"a": None}]},
+            "trainer",
+            {"kwargs": {"deep": {"er": [1, {"a": None}]}}},
+        ),
+        (
+            {"trainer.new": True, "trainer.kwargs": {"other": "1e-4"}},
+            "trainer",
+            {"new": True, "kwargs": {"other": "1e-4"}},
+        ),
+        ({"trainer.fresh.deep": 1}, "trainer", {"fresh": {"deep": 1}}),
+        ({"trainer.optim_args.x": 1}, "trainer", {"optim_args": {"x": 1}}),
     ],
 )
-def test_the_short_way_leads_to_the_same(
-    values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_a_searched_value_takes_the_place_of_the_bases(
+    values: dict[str, Any], section: str, changed: dict[str, Any]
 ) -> None:
-    short, long = both(BASE, values, monkeypatch)
-    assert short == long
-    assert trial_key(short) == trial_key(long)
+    assert made(values)[section] == BASE[section] | changed
 
 
-def test_interpolations_follow_what_was_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interpolations_follow_what_was_searched() -> None:
     base = BASE | {"peft": {"r": 8, "lora_alpha": "${peft.r}"}}
-    short, long = both(base, {"peft.r": 32}, monkeypatch)
-    assert short == long
-    assert short["peft"]["lora_alpha"] == 32
+    assert made({"peft.r": 32}, base)["peft"] == {"r": 32, "lora_alpha": 32}
 
 
 def test_a_trials_config_is_its_own() -> None:
@@ -67,10 +64,5 @@ def test_a_trials_config_is_its_own() -> None:
     assert changed == {"trainer.kwargs": {"list": [1]}}
 
 
-@pytest.mark.parametrize("name", SWEEPS)
-def test_the_sweeps_that_ship_keep_their_trials(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, _ = read_command([f"sweep={name}"])
-    values = {"trainer.learning_rate": 3e-4, "trainer.optim": "sgd"}
-    short = config_of(spec, values)
-    monkeypatch.setattr(config_trial_config, "_set_plainly", lambda *_: None)
-    assert trial_key(config_of(spec, values)) == trial_key(short)
+def test_a_folder_that_an_older_version_began_finds_its_trials() -> None:
+    assert trial_key(made({"trainer.learning_rate": 3e-4, "peft.r": 4})) == "446dc80f73"
