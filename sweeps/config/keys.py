@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from sweeps.config.setting import Facts, facts_at
+from sweeps.config.setting import Facts
 from sweeps.config.spec import Config, Spec
 
 # In the trainer section, but not a trial's: it says where its weights lie, and changes no number.
 STRATEGY = "strategy"
 
 
+def _facts(declared: Field[Any]) -> Facts:
+    facts: Facts = declared.metadata.get("facts", Facts())
+    return facts
+
+
 def _walk(section: type[Any], prefix: str = "") -> Iterator[tuple[str, Facts]]:
     hints = typing.get_type_hints(section)
     for declared in fields(section):
         key, hint = f"{prefix}{declared.name}", hints[declared.name]
-        yield key, facts_at(declared)
+        yield key, _facts(declared)
         if is_dataclass(hint):
             yield from _walk(hint, f"{key}.")  # type: ignore[arg-type]
 
 
 FACTS: dict[str, Facts] = dict(_walk(Config)) | {
-    f"trainer.{STRATEGY}": facts_at(next(each for each in fields(Spec) if each.name == STRATEGY))
+    f"trainer.{STRATEGY}": _facts(next(each for each in fields(Spec) if each.name == STRATEGY))
 }
 
 
@@ -42,8 +47,8 @@ def tracked_keys(section: str) -> frozenset[str]:
 def search_refusal(key: str) -> str | None:
     """Why no trial may vary the key; "" if one may, None if there is no such key."""
     for facts in _of(key):
-        if facts.searched or facts.refusal:
-            return "" if facts.searched else facts.refusal
+        if facts.searched or facts.owner:
+            return "" if facts.searched else f"cannot be searched: {facts.owner}."
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import MISSING, dataclass, field
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -51,40 +51,28 @@ YamlWord = pydantic.BeforeValidator(_on_or_off)  # YAML reads a bare off as fals
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What may be done with a config key, or with all keys of a section.
+    """What may be done with a config key, or with all keys of a section; without any, nothing.
 
     Attributes:
         may_change: it may differ between two starts on one run folder.
         tracked: it may leave the machine.
         searched: a trial may have a value of its own.
-        refusal: what a user is told who searches it nevertheless.
+        owner: what decides it instead of a trial, in words.
     """
 
     may_change: bool = False
     tracked: bool = False
     searched: bool = False
-    refusal: str = ""
+    owner: str = ""
 
 
-def setting(
-    default: Any = MISSING,
-    *,
-    factory: Any = MISSING,
-    may_change: bool = False,
-    tracked: bool = False,
-    searched: bool = False,
-    refusal: str = "",
-) -> Any:
-    """A dataclass's field with its `Facts`; without any, a key may do nothing."""
-    facts = Facts(may_change=may_change, tracked=tracked, searched=searched, refusal=refusal)
-    return field(default=default, default_factory=factory, metadata={"facts": facts})
+def setting(default: Any = MISSING, *, factory: Any = MISSING, **facts: Any) -> Any:
+    """Declare a dataclass's field with its default and its `Facts`.
 
-
-def facts_at(declared: Field[Any]) -> Facts:
-    """The facts of a dataclass's field."""
-    facts = declared.metadata.get("facts", Facts())
-    assert isinstance(facts, Facts)
-    return facts
+    Raises:
+        TypeError: there is no such fact.
+    """
+    return field(default=default, default_factory=factory, metadata={"facts": Facts(**facts)})
 
 
 class Kind:
@@ -97,8 +85,11 @@ class Kind:
 
     def __init__(self, hint: Any) -> None:
         self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(hint, config=_STRICT)
-        self.words = _in_words(hint)
-        self.options = _options(hint)
+        members = _members(hint)
+        literals = [each for each in members if typing.get_origin(each) is Literal]
+        self.options = [option for each in literals for option in typing.get_args(each)]
+        words = [_in_words(each) for each in members]
+        self.words = " or ".join(dict.fromkeys(each for each in words if each))
 
     def read(self, value: Any) -> Any:
         """The value as its field holds it.
@@ -119,29 +110,21 @@ class Kind:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the type itself, without what annotates them."""
-    if typing.get_origin(hint) is Annotated:
-        return _members(typing.get_args(hint)[0])
+    """The alternatives of a union, or the type itself; annotated only if that describes them."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return tuple(each for option in typing.get_args(hint) for each in _members(option))
+    if typing.get_origin(hint) is Annotated and not _description(hint):
+        return _members(typing.get_args(hint)[0])
     return (hint,)
 
 
-def _in_words(hint: Any) -> str:
-    words = [
-        description
-        for annotation in getattr(hint, "__metadata__", ())
-        if (description := getattr(annotation, "description", None))
-    ]
-    for member in () if words else _members(hint):
-        kind = typing.get_origin(member) or member
-        if kind is Literal:
-            words.append(f"one of {', '.join(map(str, typing.get_args(member)))}")
-        elif kind in _WORDS:
-            words.append(_WORDS[kind])
-    return " or ".join(dict.fromkeys(words))
+def _description(hint: Any) -> str | None:
+    found = (getattr(each, "description", None) for each in getattr(hint, "__metadata__", ()))
+    return next(filter(None, found), None)
 
 
-def _options(hint: Any) -> list[str]:
-    literals = [each for each in _members(hint) if typing.get_origin(each) is Literal]
-    return [option for each in literals for option in typing.get_args(each)]
+def _in_words(hint: Any) -> str | None:
+    """None if a user has no word for it, such as an enum beside its values as text."""
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return _description(hint) or _WORDS.get(typing.get_origin(hint) or hint)

@@ -29,13 +29,16 @@ Direction = Literal["minimize", "maximize"]
 Metric = Literal["eval_loss", "train_loss"]
 # What trials can be ranked by, and which way it is better; each is in every report of a trial.
 METRICS: Mapping[str, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Sampler = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"]
+Pruner = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
-_WHERE = "cannot be searched: it says where trials run."
-_FILES = "cannot be searched: it says where files go."
+_WHERE = "it says where trials run"
+_FILES = "it says where files go"
 _MEASURED = (
-    "changes what the evaluation measures, so trials could not be compared: run one sweep for each "
-    "value."
+    "it changes what the evaluation measures, so trials could not be compared; run one sweep for "
+    "each value"
 )
 
 
@@ -45,9 +48,7 @@ class ModelSpec:
 
     path: str = setting(tracked=True)
     revision: str | None = setting(None, tracked=True)
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting(
-        "auto", tracked=True, searched=True
-    )
+    dtype: Dtype = setting("auto", tracked=True, searched=True)
     quantization: Literal["none", "nf4", "int8"] = setting("none", tracked=True, searched=True)
     attn_implementation: str = setting("auto", tracked=True, searched=True)
     # A Jinja file, for a base model without a template.
@@ -111,11 +112,9 @@ class SearchSpec:
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
-    search: Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"] = setting("grid", tracked=True)
+    search: Sampler = setting("grid", tracked=True)
     search_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
-    pruner: Literal["none", "median", "percentile", "asha", "hyperband", "patient"] = setting(
-        "none", tracked=True
-    )
+    pruner: Pruner = setting("none", tracked=True)
     pruner_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
     trials: Count | None = setting(None, may_change=True, tracked=True)  # None: the whole grid
     repeats: Count = setting(1, tracked=True)
@@ -153,27 +152,20 @@ class Config:
     """The composed config. What a section's field says holds for all keys of the section."""
 
     seed: FromZero = setting(
-        tracked=True,
-        refusal="cannot be searched: sweep.repeats runs each config with several seeds.",
+        tracked=True, owner="sweep.repeats runs each config with several seeds"
     )
-    name: str | None = setting(
-        None, may_change=True, refusal="cannot be searched: it names the sweep."
-    )
-    run_dir: str | None = setting(None, may_change=True, refusal=_FILES)
-    storage: str | None = setting(None, may_change=True, refusal=_FILES)
-    accept_changes: bool = setting(
-        False, may_change=True, refusal="cannot be searched: it says whether to go on."
-    )
-    model: ModelSpec = setting(refusal=_MEASURED)
-    data: DataSpec = setting(refusal=_MEASURED)
+    name: str | None = setting(None, may_change=True, owner="it names the sweep")
+    run_dir: str | None = setting(None, may_change=True, owner=_FILES)
+    storage: str | None = setting(None, may_change=True, owner=_FILES)
+    accept_changes: bool = setting(False, may_change=True, owner="it says whether to go on")
+    model: ModelSpec = setting(owner=_MEASURED)
+    data: DataSpec = setting(owner=_MEASURED)
     peft: Keys = setting(tracked=True, searched=True)  # LoraConfig's fields
     trainer: Keys = setting(tracked=True, searched=True)  # SFTConfig's fields
-    engine: EngineSpec = setting(may_change=True, refusal=_WHERE)
-    sweep: SearchSpec = setting(refusal="cannot be searched: it says how to search.")
-    tracking: TrackingSpec = setting(
-        may_change=True, refusal="cannot be searched: it says what is tracked."
-    )
-    cluster: ClusterSpec = setting(may_change=True, refusal=_WHERE)
+    engine: EngineSpec = setting(may_change=True, owner=_WHERE)
+    sweep: SearchSpec = setting(owner="it says how to search")
+    tracking: TrackingSpec = setting(may_change=True, owner="it says what is tracked")
+    cluster: ClusterSpec = setting(may_change=True, owner=_WHERE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +249,7 @@ class Spec:
     strategy: Strategy = setting(  # trainer.strategy: no field of SFTConfig, as the others are
         "ddp",
         may_change=True,
-        refusal="cannot be searched: it says where a trial's weights lie, not what it learns.",
+        owner="it says where a trial's weights lie, not what it learns",
     )
     base: Mapping[str, Any]
     public: Mapping[str, Any]  # the whole resolved config, secrets masked: sweep.yaml

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import pytest
+
 from sweeps.config.keys import FACTS, may_change, search_refusal, tracked_keys
-from sweeps.config.setting import Facts, facts_at, setting
+from sweeps.config.setting import Facts, setting
 from sweeps.config.spec import Config
 
 # The README names those of the first two lines; the others say where a sweep lies.
@@ -51,15 +53,18 @@ def test_a_trial_may_vary_these_keys_and_no_others() -> None:
         assert bool(search_refusal(key)) == (not allowed or key == "trainer.strategy"), key
 
 
-def test_a_new_key_may_do_nothing() -> None:
-    @dataclasses.dataclass
-    class Section:
-        plain: int = 1
-        declared: int = setting(1)
-
-    assert [facts_at(each) for each in dataclasses.fields(Section)] == [Facts(), Facts()]
-    assert Facts() == Facts(may_change=False, tracked=False, searched=False)
+def test_a_key_without_facts_may_do_nothing() -> None:
+    for key in ("data.columns", "sweep.max_same_error"):
+        assert FACTS[key] == Facts()
+        assert search_refusal(key)
+        assert not may_change(key)
+        assert key.partition(".")[2] not in tracked_keys(key.partition(".")[0])
 
 
-def test_every_section_says_what_its_keys_may_do() -> None:
-    assert not [each.name for each in dataclasses.fields(Config) if facts_at(each) == Facts()]
+def test_a_fact_that_there_is_not_is_refused() -> None:
+    with pytest.raises(TypeError, match="traked"):
+        setting(1, traked=True)
+
+
+def test_every_section_says_whose_its_keys_are() -> None:
+    assert not [each.name for each in dataclasses.fields(Config) if FACTS[each.name] == Facts()]
