@@ -1,18 +1,16 @@
-"""SFTConfig's fields as a sweep may set them: whose each one is, and which values it takes."""
+"""SFTConfig's fields as a sweep may set them: who owns each, and which values it takes."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import functools
-import math
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Union
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from trl.trainer.sft_config import SFTConfig
 
+from sweeps.config.setting import Kind
 from sweeps.core.errors import Problem, nearest
 from sweeps.core.naming import SPOKEN
 
@@ -23,7 +21,7 @@ _COUNT = ("a whole number, 1 or more", lambda value: value >= 1)
 
 
 def _whole_from_1(value: float) -> bool:
-    """A ratio below 1, a number of steps from there on."""
+    """Whether it is a ratio below 1, or a whole number of steps."""
     return value < 1 or value == int(value)
 
 
@@ -51,23 +49,18 @@ LIMITS: dict[str, tuple[str, Callable[[float], bool]]] = {
     ),
 }
 
-_WORDS: dict[Any, str] = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a finite number",
-    str: "text",
-    dict: "a mapping",
-    list: "a list",
-    types.NoneType: "null",
-}
-
 
 @functools.cache
 def _hints() -> dict[str, Any]:
-    """The type of each field; scheduler arguments are a mapping here, never a JSON text."""
+    """The type of each field, as a sweep may write it: scheduler arguments never as a JSON text."""
     hints = typing.get_type_hints(SFTConfig)
-    names = [field.name for field in dataclasses.fields(SFTConfig)]
-    return {name: hints[name] for name in names} | {"lr_scheduler_kwargs": dict[str, Any] | None}
+    ours = {"lr_scheduler_kwargs": dict[str, Any] | None, "debug": str | list[str]}
+    return {field.name: hints[field.name] for field in dataclasses.fields(SFTConfig)} | ours
+
+
+@functools.cache
+def _kind(name: str) -> Kind:
+    return Kind(_hints()[name])
 
 
 @functools.cache
@@ -77,39 +70,8 @@ def _choices() -> dict[str, list[str]]:
     return {name: list(choices) for name, choices in named.items() if choices}
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the type itself."""
-    is_union = typing.get_origin(hint) in (Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether `value`, as YAML gives it, is of the type `hint`."""
-    kind = typing.get_origin(hint) or hint
-    if kind is Literal:
-        return value in typing.get_args(hint)
-    if isinstance(value, bool):  # True is an int for Python, but not for a user
-        return kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    if kind is dict:
-        return isinstance(value, Mapping)
-    if kind is list:
-        return isinstance(value, Sequence) and not isinstance(value, str)
-    if not isinstance(kind, type):
-        return True
-    if issubclass(kind, enum.Enum):
-        return value in [member.value for member in kind]
-    return isinstance(value, kind)
-
-
-def _wanted(hint: Any) -> str:
-    kinds = [typing.get_origin(member) or member for member in _members(hint)]
-    return " or ".join(dict.fromkeys(_WORDS[kind] for kind in kinds if kind in _WORDS))
-
-
 def name_problem(name: str, prefix: str = "trainer") -> str | None:
-    """Why a trial may not set the field `name`, or None where it may."""
+    """Why a trial may not set the field `name`, or None if it may."""
     if name in OWNED:
         return f"belongs to {OWNED[name]}."
     if name in REFUSED:
@@ -120,29 +82,34 @@ def name_problem(name: str, prefix: str = "trainer") -> str | None:
 
 
 def value_problem(name: str, value: Any) -> str | None:
-    """Why the field `name` cannot be `value`, or None where it can."""
-    hint = _hints()[name]
-    if not any(_fits(value, member) for member in _members(hint)):
-        return f"must be {LIMITS[name][0] if name in LIMITS else _wanted(hint)}."
-    if name in LIMITS and value is not None and not LIMITS[name][1](value):
-        return f"must be {LIMITS[name][0]}."
-    if name in _choices() and value is not None and value not in _choices()[name]:
+    """Why the field `name` cannot be `value`, or None if it can."""
+    wanted, is_in_range = LIMITS.get(name, (_kind(name).words, None))
+    try:
+        _kind(name).read(value)
+    except ValueError:
+        return f"must be {wanted}."
+    if value is None:
+        return None
+    if is_in_range is not None and not is_in_range(value):
+        return f"must be {wanted}."
+    if name in _choices() and value not in _choices()[name]:
         return f"must be one of {', '.join(_choices()[name])}."
     if name == "optim_args" and value and any(part.count("=") != 1 for part in value.split(",")):
         return "must be text such as momentum=0.9,nesterov=true."
     return None
 
 
-def _problems(trainer: Mapping[str, Any], prefix: str) -> Iterator[Problem]:
+def field_problems(trainer: Mapping[str, Any], prefix: str = "trainer") -> list[Problem]:
+    """What is wrong with the names and values of `trainer`, each field looked at alone."""
+    found = []
     for name, value in trainer.items():
-        message = name_problem(name, prefix)
-        known = name in _hints() or name in GONE
-        near = None if known else _near(name)
-        if message is None:
-            message = value_problem(name, value)
+        message = name_problem(name, prefix) or value_problem(name, value)
+        near = None if name in _hints() or name in GONE else _near(name)
+        hint = f"{prefix}.{near}" if near else None
         if message is not None:
-            hint = f"{prefix}.{near}" if near else None
-            yield Problem(key=f"{prefix}.{name}", message=message, value=value, nearest=hint)
+            key = f"{prefix}.{name}"
+            found.append(Problem(key=key, message=message, value=value, nearest=hint))
+    return found
 
 
 def _near(name: str) -> str | None:
@@ -151,71 +118,66 @@ def _near(name: str) -> str | None:
     return SPOKEN[name] if SPOKEN.get(name) in names else nearest(name, names)
 
 
-def field_problems(trainer: Mapping[str, Any], prefix: str = "trainer") -> list[Problem]:
-    """What is wrong with the names and values of `trainer`, each field looked at alone."""
-    return list(_problems(trainer, prefix))
+def _by_name(table: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for text, names in table.items() for name in names.split()}
 
 
 # owner -> the fields that are decided there
-_BY_OWNER: dict[str, str] = {
-    "run_dir; each trial has its own folder there": "output_dir",
-    "sweep.budget.epochs": "num_train_epochs",
-    "sweep.budget.examples; steps follow from batch size and accumulation": "max_steps",
-    "data.max_length": "max_length",
-    "data.max_length; rows are cut at their end": "truncation_mode",
-    "seed": "seed data_seed",
-    "sweep.evaluations; the loss there is the sweep's own, a mean over tokens": """
+OWNED = _by_name(
+    {
+        "run_dir; each trial has its own folder there": "output_dir",
+        "sweep.budget.epochs": "num_train_epochs",
+        "sweep.budget.examples; steps follow from batch size and accumulation": "max_steps",
+        "data.max_length": "max_length",
+        "data.max_length; rows are cut at their end": "truncation_mode",
+        "seed": "seed data_seed",
+        "sweep.evaluations; the loss there is the sweep's own, a mean over tokens": """
         eval_strategy eval_steps eval_delay eval_on_start eval_do_concat_batches
         eval_use_gather_object eval_accumulation_steps include_for_metrics batch_eval_metrics
         prediction_loss_only do_train do_eval do_predict""",
-    "sweep.keep; a checkpoint is written at each of sweep.evaluations": """
+        "sweep.keep; a checkpoint is written at each of sweep.evaluations": """
         save_strategy save_steps save_total_limit save_only_model save_on_each_node
         enable_jit_checkpoint""",
-    "sweep.metric and sweep.direction": """
+        "sweep.metric and sweep.direction": """
         load_best_model_at_end metric_for_best_model greater_is_better""",
-    "the ledger; the same command again goes on where the sweep stopped": """
+        "the ledger; the same command again goes on where the sweep stopped": """
         resume_from_checkpoint ignore_data_skip restore_callback_states_from_checkpoint""",
-    "tracking": """
+        "tracking": """
         report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id""",
-    "export; best/ is ready to be pushed once the sweep is done": """
+        "export; best/ is ready to be pushed once the sweep is done": """
         push_to_hub hub_model_id hub_strategy hub_token hub_private_repo hub_always_push
         hub_revision""",
-    "model.dtype": "fp16 bf16_full_eval fp16_full_eval",
-    "the sweep; every trial reads one fixed stream of rows, in the order its seed gives": """
+        "model.dtype": "fp16 bf16_full_eval fp16_full_eval",
+        "the sweep; every trial reads one fixed stream of rows, in the order its seed gives": """
         shuffle_dataset train_sampling_strategy length_column_name dataloader_drop_last
         dataloader_in_order""",
-    "data; rows are prepared once, for all trials": """
+        "data; rows are prepared once, for all trials": """
         dataset_kwargs dataset_num_proc dataset_text_field remove_unused_columns label_names""",
-    "model": "model_init_kwargs",
-    "model.trust_remote_code": "trust_remote_code",
-    "model.chat_template": "chat_template_path",
-    "model; rows are tokenized before training": "eos_token pad_token",
-    "engine": "use_cpu local_rank accelerator_config parallelism_config",
-    "the sweep; out of memory, it halves the batch and doubles the accumulation": """
+        "model": "model_init_kwargs",
+        "model.trust_remote_code": "trust_remote_code",
+        "model.chat_template": "chat_template_path",
+        "model; rows are tokenized before training": "eos_token pad_token",
+        "engine": "use_cpu local_rank accelerator_config parallelism_config",
+        "the sweep; out of memory, it halves the batch and doubles the accumulation": """
         auto_find_batch_size""",
-    "trainer.logging_steps": "logging_strategy",
-    "the sweep; it is always off, for it logs a diverged loss as 0.0": "logging_nan_inf_filter",
-    "the sweep, which counts tokens itself": "include_num_input_tokens_seen",
-    "the sweep's own display": "disable_tqdm",
-}
-
-OWNED: dict[str, str] = {
-    name: owner for owner, names in _BY_OWNER.items() for name in names.split()
-}
+        "trainer.logging_steps": "logging_strategy",
+        "the sweep; it is always off, for it logs a diverged loss as 0.0": "logging_nan_inf_filter",
+        "the sweep, which counts tokens itself": "include_num_input_tokens_seen",
+        "the sweep's own display": "disable_tqdm",
+    }
+)
 
 # reason -> the fields that are not supported
-_BY_REASON: dict[str, str] = {
-    "it changes what one example is, so trials could not be compared at equal data": """
+REFUSED = _by_name(
+    {
+        "it changes what one example is, so trials could not be compared at equal data": """
         packing packing_strategy eval_packing padding_free""",
-    "engine.devices_per_trial=2 and trainer.strategy=fsdp share a model out over devices": """
+        "engine.devices_per_trial=2 and trainer.strategy=fsdp share a model out over devices": """
         deepspeed fsdp fsdp_config""",
-    "it patches the model's classes for every later trial in the same process": """
+        "it patches the model's classes for every later trial in the same process": """
         use_liger_kernel liger_kernel_config""",
-}
-
-REFUSED: dict[str, str] = {
-    name: reason for reason, names in _BY_REASON.items() for name in names.split()
-}
+    }
+)
 
 # Names of older versions, and what became of them.
 GONE: dict[str, str] = {
