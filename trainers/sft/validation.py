@@ -1,11 +1,9 @@
-"""The `trainer` section of a sweep: what can be set and searched there, and what is wrong with it.
-
-The one door to trainers.sft.fields, .optimizers, .schedulers and .sft, which know the parts.
-"""
+"""Find what is wrong with the `trainer` section of a sweep, and with what is searched in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
@@ -35,15 +33,44 @@ def problems(
         device: where trials train, "cpu" or "cuda".
         dtype: of the weights that they train.
     """
-    ours = {key.removeprefix(_PREFIX): v for key, v in searched.items() if key.startswith(_PREFIX)}
+    options = _Options.of(trainer, searched)
     found = field_problems(trainer)
-    for name, values in ours.items():
+    for name, values in options.searched.items():
         found += [each for each in _searched_problems(name, values) if each not in found]
-    found += _scheduler_problems(trainer, ours) + _optimizer_problems(trainer, ours, device, dtype)
-    if device == "cpu" and True in _options(trainer, ours, "tf32"):
+    found += schedulers.problems(
+        options["lr_scheduler_type"],
+        kwargs=options.scheduler_kwargs(),
+        learning_rates=options["learning_rate"],
+        warmup_steps=options["warmup_steps"],
+    )
+    found += optimizers.problems(
+        options["optim"],
+        device=device,
+        dtype=dtype,
+        optim_args=options["optim_args"],
+        target_modules=trainer.get("optim_target_modules"),
+    )
+    if device == "cpu" and True in options["tf32"]:
         message = "is a number format of GPUs, and trials train on the CPU."
         found.append(Problem(key="trainer.tf32", value=True, message=message))
     return found or construction_problems(trainer)
+
+
+def notes(
+    trainer: Mapping[str, Any],
+    *,
+    searched: Mapping[str, Sequence[Any]],
+    device: str,
+    evaluations: int | None = None,
+) -> list[str]:
+    """What is allowed but may surprise; for a config without problems."""
+    options = _Options.of(trainer, searched)
+    return optimizers.notes(options["optim"], device) + schedulers.notes(
+        options["lr_scheduler_type"],
+        warmup_steps=options["warmup_steps"],
+        kwargs=list(chain.from_iterable(options.scheduler_kwargs())),
+        evaluations=evaluations,
+    )
 
 
 def _searched_problems(name: str, values: Sequence[Any]) -> list[Problem]:
@@ -60,67 +87,39 @@ def _searched_problems(name: str, values: Sequence[Any]) -> list[Problem]:
     return [problem for value in values for problem in field_problems({name: value})]
 
 
-def _options(
-    trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]], name: str
-) -> list[Any]:
-    """What the field may be in some trial: the base value too, for `sweep.when` may leave it so.
+@dataclass(frozen=True)
+class _Options:
+    """What each field may be in some trial: `options["optim"]` lists the values.
 
-    Values that are not the field's are left out: `field_problems` has told of them.
+    Attributes:
+        trainer: the section.
+        searched: field -> its searched values.
     """
-    every = [setting(trainer, name), *searched.get(name, ())]
-    sound = [value for value in every if not field_problems({name: value})]
-    return [value for index, value in enumerate(sound) if value not in sound[:index]]
 
+    trainer: Mapping[str, Any]
+    searched: Mapping[str, Sequence[Any]]
 
-def _kwargs_options(
-    trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
-) -> list[list[dict[str, Any]]]:
-    """What lr_scheduler_kwargs may be: for each whole mapping, all that single keys make of it."""
-    single = {
-        name.removeprefix(f"{_KWARGS}."): values
-        for name, values in searched.items()
-        if name.startswith(f"{_KWARGS}.")
-    }
-    settings = [dict(zip(single, values, strict=True)) for values in product(*single.values())]
-    whole = [dict(value or {}) for value in _options(trainer, searched, _KWARGS)] or [{}]
-    return [[own | each for each in settings] for own in whole]
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]) -> _Options:
+        ours = (key for key in searched if key.startswith(_PREFIX))
+        return cls(trainer, {key.removeprefix(_PREFIX): searched[key] for key in ours})
 
+    def __getitem__(self, name: str) -> list[Any]:
+        """The base value too, since `sweep.when` may leave a field so.
 
-def _scheduler_problems(
-    trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
-) -> list[Problem]:
-    return schedulers.problems(
-        _options(trainer, searched, "lr_scheduler_type"),
-        kwargs=_kwargs_options(trainer, searched),
-        learning_rates=_options(trainer, searched, "learning_rate"),
-        warmup_steps=_options(trainer, searched, "warmup_steps"),
-    )
+        Values that do not fit are left out: `field_problems` has told of them.
+        """
+        every = [setting(self.trainer, name), *self.searched.get(name, ())]
+        sound = [value for value in every if not field_problems({name: value})]
+        return [value for index, value in enumerate(sound) if value not in sound[:index]]
 
-
-def _optimizer_problems(
-    trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]], device: str, dtype: str
-) -> list[Problem]:
-    return optimizers.problems(
-        _options(trainer, searched, "optim"),
-        device=device,
-        dtype=dtype,
-        optim_args=_options(trainer, searched, "optim_args"),
-        target_modules=trainer.get("optim_target_modules"),
-    )
-
-
-def notes(
-    trainer: Mapping[str, Any],
-    *,
-    searched: Mapping[str, Sequence[Any]],
-    device: str,
-    evaluations: int | None = None,
-) -> list[str]:
-    """What is allowed but may surprise; for a config without problems."""
-    ours = {key.removeprefix(_PREFIX): v for key, v in searched.items() if key.startswith(_PREFIX)}
-    return optimizers.notes(_options(trainer, ours, "optim"), device) + schedulers.notes(
-        _options(trainer, ours, "lr_scheduler_type"),
-        warmup_steps=_options(trainer, ours, "warmup_steps"),
-        kwargs=list(chain.from_iterable(_kwargs_options(trainer, ours))),
-        evaluations=evaluations,
-    )
+    def scheduler_kwargs(self) -> list[list[dict[str, Any]]]:
+        """For each whole lr_scheduler_kwargs, all that its single searched keys make of it."""
+        single = {
+            name.removeprefix(f"{_KWARGS}."): values
+            for name, values in self.searched.items()
+            if name.startswith(f"{_KWARGS}.")
+        }
+        settings = [dict(zip(single, values, strict=True)) for values in product(*single.values())]
+        whole = [dict(value or {}) for value in self[_KWARGS]] or [{}]
+        return [[own | each for each in settings] for own in whole]
