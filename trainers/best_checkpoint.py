@@ -130,8 +130,7 @@ def prove(
         del model
         free_memory()
         # Loaded afresh: taking the adapter off leaves what some change in the base as they start.
-        trains_base = train.peft.get("method") == "full"
-        base = ready(load_base(train.model, device, trains_base=trains_base, place=place))
+        base = ready(load_base(train.model, device, trains_base=train.trains_base, place=place))
         result["base_test_loss"] = test.measure(base, ranks, autocast=autocast).loss
     return result
 

@@ -124,7 +124,7 @@ def card(
     from trainers.best_checkpoint import base_name
 
     base = base_name(spec.train.model)
-    is_adapter = spec.train.peft.get("method") != "full"
+    is_adapter = not spec.train.trains_base
     base_loss = history.base.metrics["eval_loss"] if history.base else None
     loss = found.report.metrics["eval_loss"]
     lines = [

@@ -109,7 +109,7 @@ def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpe
     ranks = [train.peft.get("r") or 0, *_numbers(searched, "peft.r")]
     trainer = {**train.trainer, "per_device_train_batch_size": int(max(sizes))}
     peft = dict(train.peft)
-    if peft.get("method") != "full" and max(ranks):
+    if not train.trains_base and max(ranks):
         peft["r"] = int(max(ranks))
     return replace(train, trainer=trainer, peft=peft)
 

@@ -188,6 +188,11 @@ class TrainSpec:
     evaluations: int
 
     @property
+    def trains_base(self) -> bool:
+        """Whether the base model's own weights are trained, not an adapter's."""
+        return self.peft.get("method") == "full"
+
+    @property
     def batch_size(self) -> int:
         """Rows of a micro-batch."""
         return int(self.trainer.get("per_device_train_batch_size", 8))

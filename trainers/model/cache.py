@@ -26,8 +26,7 @@ def base_for(train: TrainSpec, device: str) -> PreTrainedModel:
     global _kept
     if not may_share(train):
         let_go()
-        trains_base = train.peft.get("method") == "full"
-        return load_base(train.model, device, trains_base=trains_base)
+        return load_base(train.model, device, trains_base=train.trains_base)
     if _kept is None or _kept[:2] != (train.model, device):
         let_go()  # before the next one is loaded, since both may not fit
         _kept = (train.model, device, load_base(train.model, device))

@@ -42,7 +42,7 @@ def choose_for(train: TrainSpec, device: str) -> Runtime:
     return choose(
         train.model,
         device,
-        trains_base=train.peft.get("method") == "full",
+        trains_base=train.trains_base,
         bf16=train.trainer.get("bf16"),
     )
 

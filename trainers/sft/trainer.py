@@ -83,11 +83,7 @@ def _base_of(spec: TrainSpec, device: str, ranks: Ranks, *, shards: bool) -> Any
         return cache.base_for(spec, device)
     # To be shared out it stays in main memory: whole, it may not fit on a device.
     place = "cpu" if shards else None
-    return load_base(spec.model, device, trains_base=_trains_base(spec), place=place)
-
-
-def _trains_base(spec: TrainSpec) -> bool:
-    return spec.peft.get("method") == "full"
+    return load_base(spec.model, device, trains_base=spec.trains_base, place=place)
 
 
 def _build(
