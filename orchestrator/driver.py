@@ -29,7 +29,6 @@ from orchestrator.cluster.ray_cluster import (
     stop_ray,
 )
 from orchestrator.cluster.signals import SIGNAL_EXIT, Pulse, Signals
-from orchestrator.config.checks import searched_values
 from orchestrator.config.command import Command, asks_cluster, guess_device
 from orchestrator.config.engine_choice import Choice, choose, planned_trials
 from orchestrator.config.imports import unneeded
@@ -357,7 +356,7 @@ class Driver:
             mark=mark,
             storage=self._copies.store.place if self._copies is not None else "",
             unneeded=unneeded(self._spec, self._space),
-            optimizers=tuple(searched_values(self._space).get("trainer.optim", ())),
+            optimizers=tuple(self._space.values_by_key().get("trainer.optim", ())),
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)

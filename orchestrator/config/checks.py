@@ -13,33 +13,15 @@ from sweeps.config.spec import Spec
 from sweeps.config.validation import without_strategy
 from sweeps.core.errors import Problem, nearest
 from sweeps.search.samplers import search_problems
-from sweeps.space.parser import parse_space
-from sweeps.space.space import Choice, Interval, Space, set_by
+from sweeps.space.parser import lookup, space_of
+from sweeps.space.space import Choice, Space, set_by
 
 
 def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
-    """The space of a composed config, with what a condition needs of its fixed keys."""
-    # What is no mapping is refused by `sweeps.config.validation`, with its name.
-    parts = (config["sweep"].get(name) for name in ("space", "when"))
-    written, when = (part if isinstance(part, Mapping) else {} for part in parts)
-    space = parse_space(written, when, problems)
-    asked = {condition.key for condition in space.when.values()}
+    """The space of a composed config; what is wrong with it is added to `problems`."""
+    space = space_of(config, problems)
     problems += _key_problems(config, space) + _condition_problems(config, space)
-    return Space(space.dimensions, space.when, {key: _lookup(config, key) for key in asked})
-
-
-def searched_values(space: Space) -> dict[str, list[Any]]:
-    """Config key -> every value it may get; the bounds of an interval."""
-    found: dict[str, list[Any]] = {}
-    for dimension in space.dimensions:
-        if isinstance(dimension, Interval):
-            found[dimension.name] = [dimension.low, dimension.high]
-            continue
-        for option in dimension.options:
-            pairs = option if isinstance(option, Mapping) else {dimension.name: option}
-            for key, value in pairs.items():
-                found.setdefault(key, []).append(value)
-    return found
+    return space
 
 
 def training_problems(config: Mapping[str, Any], space: Space, device: str) -> list[Problem]:
@@ -48,7 +30,7 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     from trainers.sft.validation import problems
 
     trainer, peft = config["trainer"], config["peft"]
-    searched = searched_values(space)
+    searched = space.values_by_key()
     searched.pop(f"trainer.{STRATEGY}", None)  # refused as a key that is not a trial's
     own = without_strategy(trainer)
     dtype = _trained_type(config, searched, device)
@@ -69,7 +51,7 @@ def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]], 
     from trainers.sft.optimizers import trained_type
 
     keys = ("peft.method", "model.quantization", "model.dtype")
-    options = [searched.get(key, [_lookup(config, key)]) for key in keys]
+    options = [searched.get(key, [lookup(config, key)]) for key in keys]
     found = (trained_type(m, q, d, device) for m, q, d in product(*options))
     return min(found, default="float32")  # bfloat16 comes first
 
@@ -98,7 +80,7 @@ def _group_problems(spec: Spec, space: Space) -> list[Problem]:
     world = spec.engine.devices_per_trial
     if world == 1:
         return []
-    searched = searched_values(space)
+    searched = space.values_by_key()
     batches, accumulations = (
         searched.get(f"trainer.{name}", [getattr(spec.train, attribute)])
         for name, attribute in (
@@ -127,7 +109,7 @@ def _sharding_problems(spec: Spec, space: Space) -> list[Problem]:
             f"engine.devices_per_trial=2 or more, or trainer.{STRATEGY}=ddp."
         )
         return [Problem(key=f"trainer.{STRATEGY}", value="fsdp", message=message)]
-    return fsdp.problems(spec.train, searched_values(space))
+    return fsdp.problems(spec.train, space.values_by_key())
 
 
 def _gpu_problems(spec: Spec) -> list[Problem]:
@@ -166,7 +148,7 @@ def _condition_problems(config: Mapping[str, Any], space: Space) -> list[Problem
             nearest=nearest(condition.key, [*searched, *fixed]),
         )
         for name, condition in space.when.items()
-        if condition.key not in searched and _lookup(config, condition.key) is None
+        if condition.key not in searched and lookup(config, condition.key) is None
     ]
 
 
@@ -177,10 +159,3 @@ def _refusal(config: Mapping[str, Any], key: str) -> tuple[str, str | None]:
     known = [f"{part}.{leaf}" for part in ("trainer", "peft") for leaf in config[part]]
     known += [each for each, facts in FACTS.items() if facts.searched and "." in each]
     return "is no key of the config.", nearest(key, known) or nearest(f"trainer.{key}", known)
-
-
-def _lookup(config: Mapping[str, Any], key: str) -> Any:
-    value: Any = config
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.config.checks import searched_values
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
@@ -82,7 +81,7 @@ def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:
 
 
 def _variants(spec: Spec, space: Space) -> Iterator[tuple[str, dict[str, object]]]:
-    searched = searched_values(space)
+    searched = space.values_by_key()
     first = {key: values[0] for key, values in searched.items() if values}
     yield "", first
     for key, values in searched.items():

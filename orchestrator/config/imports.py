@@ -25,11 +25,10 @@ def unneeded(spec: Spec, space: Space) -> tuple[str, ...]:
 
 
 def _may_use_bitsandbytes(spec: Spec, space: Space) -> bool:
-    from orchestrator.config.checks import searched_values
     from sweeps.core.errors import SweepError
     from trainers.model.source import load_config
 
-    train, searched = spec.train, searched_values(space)
+    train, searched = spec.train, space.values_by_key()
     optimizers = {train.trainer.get("optim", "adamw_torch"), *searched.get("trainer.optim", ())}
     quantizations = {train.model.quantization, *searched.get("model.quantization", ())}
     if quantizations != {"none"} or not optimizers <= _PLAIN_OPTIMIZERS:

@@ -99,7 +99,7 @@ def prepare_training(
 
     findings = Findings()
     device = guess_device(spec)
-    searched = _searched(space)
+    searched = space.values_by_key()
     base = ""
     unknown: Sequence[Problem] = ()
     with findings.part():
@@ -185,18 +185,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _searched(space: Space) -> dict[str, list[Any]]:
-    from orchestrator.config.checks import searched_values
-
-    return searched_values(space)
-
-
 def _check_schedules(spec: Spec, space: Space, examples: int) -> None:
     """A schedule may be impossible for the number of steps that a trial will have."""
     from trainers.sft.config import schedule_problems
 
     problems: list[Problem] = []
-    names = _searched(space).get("trainer.lr_scheduler_type") or [None]
+    names = space.values_by_key().get("trainer.lr_scheduler_type") or [None]
     for name in names:
         trainer = dict(spec.train.trainer)
         if name is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import statistics
@@ -13,7 +12,7 @@ from typing import Any
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
-from sweeps.space.parser import parse_space
+from sweeps.space.parser import space_of
 from sweeps.storage.run_folder import RunFolder
 
 _NO_REPEATS = (State.PRUNED, State.DIVERGED, State.FAILED)
@@ -93,9 +92,8 @@ def budget_examples(history: History) -> int | None:
 def planned_configs(spec: Mapping[str, Any]) -> int | None:
     """How many configs a sweep means to try; None where that is open."""
     sweep = spec.get("sweep", {})
-    space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
-    fixed = {condition.key: _lookup(spec, condition.key) for condition in space.when.values()}
-    size = dataclasses.replace(space, fixed=fixed).size() if space.dimensions else None
+    space = space_of(spec)
+    size = space.size() if space.dimensions else None
     return min((count for count in (size, sweep.get("trials")) if count), default=None)
 
 
@@ -172,10 +170,3 @@ def _progress(row: Mapping[str, Any], record: Record, budget: int | None) -> Pro
         tokens_per_second=row.get("tokens_per_second"),
         seconds=row.get("seconds"),
     )
-
-
-def _lookup(spec: Mapping[str, Any], key: str) -> Any:
-    value: Any = spec
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value

@@ -15,7 +15,7 @@ from typing import Any
 
 from sweeps.core.trial import Report, State
 from sweeps.ledger.history import History, Record
-from sweeps.space.parser import parse_space
+from sweeps.space.parser import space_of
 from sweeps.space.space import set_by
 
 _SECTIONS = (
@@ -207,8 +207,7 @@ def _error(record: Record) -> str:
 
 def dimension_keys(history: History) -> dict[str, tuple[str, ...]]:
     """What was searched: the name of each dimension and the config keys that it sets together."""
-    sweep = history.spec.get("sweep", {})
-    space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
+    space = space_of(history.spec)
     found = {dimension.name: set_by(dimension) for dimension in space.dimensions}
     known = {key for keys in found.values() for key in keys}
     for record in history.trials.values():

@@ -18,7 +18,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.search.study import STUDY_NAME
 from sweeps.search.study_replay import distribution
-from sweeps.space.parser import parse_space
+from sweeps.space.parser import space_of
 
 
 def study_of(history: History) -> optuna.Study:
@@ -52,8 +52,7 @@ def export_study(history: History, path: Path) -> None:
 
 
 def _trials(history: History, *, reports: bool) -> list[FrozenTrial]:
-    sweep = history.spec.get("sweep", {})
-    space = parse_space(sweep.get("space") or {}, sweep.get("when") or {}, problems=[])
+    space = space_of(history.spec)
     kinds = {dimension.name: distribution(dimension) for dimension in space.dimensions}
     return [
         _trial(history, records, kinds, reports=reports) for records in history.by_config().values()

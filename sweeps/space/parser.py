@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
@@ -21,6 +22,28 @@ from sweeps.space.grammar import GRAMMAR, parse, plain
 from sweeps.space.space import Choice, Dimension, Interval, Space, set_by
 
 _MOST_OPTIONS = 10_000
+
+
+def space_of(config: Mapping[str, Any], problems: list[Problem] | None = None) -> Space:
+    """The space of a sweep's config, and the fixed keys that its conditions ask for.
+
+    Args:
+        problems: gets what is wrong with it; None for a config that was checked before.
+    """
+    sweep = config.get("sweep", {})
+    parts = (sweep.get(name) for name in ("space", "when"))
+    written, when = (part if isinstance(part, Mapping) else {} for part in parts)
+    space = parse_space(written, when, [] if problems is None else problems)
+    asked = {condition.key for condition in space.when.values()}
+    return replace(space, fixed={key: lookup(config, key) for key in asked})
+
+
+def lookup(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None if there is none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def parse_space(

@@ -88,8 +88,20 @@ class Space:
                 continue
             chosen = picked[dimension.name]
             option = dimension.option(chosen) if isinstance(dimension, Choice) else chosen
-            values.update(option if isinstance(option, Mapping) else {dimension.name: option})
+            values.update(_settings(dimension, option))
         return values
+
+    def values_by_key(self) -> dict[str, list[Any]]:
+        """Config key -> every value that it may get; the bounds of an interval."""
+        found: dict[str, list[Any]] = {}
+        for dimension in self.dimensions:
+            if isinstance(dimension, Interval):
+                found[dimension.name] = [dimension.low, dimension.high]
+                continue
+            for option in dimension.options:
+                for key, value in _settings(dimension, option).items():
+                    found.setdefault(key, []).append(value)
+        return found
 
     def grid(self) -> Iterator[dict[str, Label]]:
         """Every combination in the order in which it is written, the first dimension outermost."""
@@ -137,3 +149,8 @@ def set_by(dimension: Dimension) -> tuple[str, ...]:
         mappings = [option for option in dimension.options if isinstance(option, Mapping)]
         return tuple(dict.fromkeys(key for option in mappings for key in option))
     return (dimension.name,)
+
+
+def _settings(dimension: Dimension, option: Any) -> Mapping[str, Any]:
+    """The config keys that one of a dimension's options sets, and their values."""
+    return option if isinstance(option, Mapping) else {dimension.name: option}
