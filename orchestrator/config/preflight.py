@@ -1,4 +1,4 @@
-"""What stands in a sweep's way, found before it starts, all at once; and what there is room for."""
+"""Find everything that stands in a sweep's way before it starts: memory, disk, folder, tracking."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sweeps.core.errors import ConfigError, Problem, SweepError
 if TYPE_CHECKING:
     from trainers.memory_estimate import Needs
 
-_CHECKPOINTS_OF_A_RUNNING_TRIAL = 4  # the last two, the best, and the one that is being written
-_AT_ONCE = 8  # trials that run side by side, where nothing says how many
+_CHECKPOINTS_OF_A_RUNNING_TRIAL = 4  # the last two, the best, and one that is being written
+_AT_ONCE = 8  # trials that run at the same time, if sweep.max_concurrent does not say
 
 
 class Findings:
-    """Collects what is wrong with parts that do not depend on each other."""
+    """Collects what is wrong with parts that do not depend on each other, each finding once."""
 
     def __init__(self) -> None:
         self._problems: list[Problem] = []
@@ -30,20 +30,22 @@ class Findings:
 
     @contextmanager
     def part(self) -> Iterator[None]:
-        """What is raised in here is kept; the next part is looked at all the same."""
+        """Keep what is raised within, so that the next part is checked all the same."""
         try:
             yield
         except ConfigError as error:
-            self._problems += [one for one in error.problems if one not in self._problems]
+            self.add(error.problems)
         except SweepError as error:
             if str(error) not in self._errors:
                 self._errors.append(str(error))
 
     def add(self, problems: Sequence[Problem]) -> None:
-        self._problems += problems
+        for problem in problems:
+            if problem not in self._problems:
+                self._problems.append(problem)
 
     def refuse(self) -> None:
-        """Raise all that was found, if anything was."""
+        """Raise ConfigError or SweepError with all findings, if there are any."""
         if not self._errors and self._problems:
             raise ConfigError(self._problems)
         if self._problems:
@@ -55,10 +57,10 @@ class Findings:
 
 
 def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
-    """Memory and disk that are needed at least, and what there is.
+    """Describe the memory and disk that a sweep needs at least, and what there is.
 
     Raises:
-        SweepError: there is less than that.
+        SweepError: there is less than it needs.
     """
     memory_mb, memory_of = device_memory_mb(device)
     needed_mb = found.memory_mb
@@ -92,7 +94,7 @@ def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
 
 
 def device_memory_mb(device: str) -> tuple[float, str]:
-    """MiB, and whose they are. Of this machine: it stands for the others of a cluster."""
+    """A device's memory in MiB, and whose it is; this machine stands for those of a cluster."""
     if device.startswith("cuda"):
         import torch
 
@@ -104,7 +106,7 @@ def device_memory_mb(device: str) -> tuple[float, str]:
 
 
 def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpec:
-    """The training that takes the most memory: largest micro-batch, largest adapter."""
+    """The training that takes the most memory: largest micro-batch and largest adapter."""
     sizes = [train.batch_size, *_numbers(searched, "trainer.per_device_train_batch_size")]
     ranks = [train.peft.get("r") or 0, *_numbers(searched, "peft.r")]
     trainer = {**train.trainer, "per_device_train_batch_size": int(max(sizes))}
@@ -115,7 +117,7 @@ def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpe
 
 
 def step_line(found: Mapping[str, Any]) -> str:
-    """What a `trainers.dry_run.Rehearsal` came to."""
+    """Describe the result of a dry run, a `trainers.dry_run.Rehearsal` as a mapping."""
     halved = ""
     if found["too_many"]:
         halved = (
@@ -149,7 +151,7 @@ def tracking_line(tracking: TrackingSpec) -> str:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not what it was at the last start, and may be: library versions, our own code."""
+    """Say which library versions, and whether our own code, changed since the last start."""
     there, here = before.get("versions") or {}, now["versions"]
     changed = [
         f"{name} {there.get(name, 'none')} -> {here.get(name, 'none')}"
@@ -167,17 +169,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def size(mb: float) -> str:
-    """MiB for people."""
+    """A number of MiB as text, e.g. 1.5 GB."""
     if mb == float("inf"):
         return "an unknown amount"
     return f"{mb / 1024:.1f} GB" if mb >= 1024 else f"{mb:.1f} MB"
 
 
 def check_place(root: Path) -> None:
-    """See that a run folder can be made, without making it.
+    """Check that a run folder can be made, without making it.
 
     Raises:
-        SweepError: something else has its name, or it could not be written.
+        SweepError: its path is taken by something else, or it could not be written.
     """
     above = existing(root)
     taken = next((path for path in (root, *root.parents) if path.exists()), above)
@@ -187,7 +189,7 @@ def check_place(root: Path) -> None:
 
 
 def existing(path: Path) -> Path:
-    """The nearest folder above that is there."""
+    """The path itself, or the nearest folder above it that exists."""
     return next(parent for parent in (path, *path.parents) if parent.is_dir())
 
 

@@ -1,4 +1,4 @@
-"""From a command line to a sweep that is ready to start: composed, checked, data prepared."""
+"""Prepare the data of a sweep, and find what stands in its way in the data, model and machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from orchestrator.config.preflight import (
 )
 from sweeps.config.spec import Spec, Strategy, TrainSpec
 from sweeps.core.commands import command_line
-from sweeps.core.errors import ConfigError, Problem, SweepError
+from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import fingerprint
 from sweeps.ledger.history import History
@@ -41,7 +41,7 @@ _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("optuna", "ray", "wandb"),
 )
-_ROOMS = ("sweeps", "trainers", "orchestrator")
+_PACKAGES = ("sweeps", "trainers", "orchestrator")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class Ready:
     """A sweep that may start.
 
     Attributes:
-        examples: training examples per trial, counted.
-        facts: what the ledger should know of this start.
-        lines: what the data and the model are, for the user.
+        examples: training examples per trial.
+        facts: what the ledger's `attempt` event says of this start.
+        lines: describe model, data and budget to the user.
         largest: the training that takes the most memory.
-        data: its rows.
+        data: the prepared rows.
     """
 
     examples: int
@@ -65,9 +65,9 @@ class Ready:
     def rehearsed(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
     ) -> Facts:
-        """What to tell the ledger of the rehearsal: what is known of it, or its identity alone.
+        """The dry run's result if it is known, else its identity alone; for the ledger.
 
-        It is known where the last start did the same step: same training and data, device, engine,
+        It is known if the last start did the same step: same training and data, device, engine,
         libraries and code.
         """
         decisive = [asdict(self.largest), device, packed, strategy]
@@ -84,11 +84,11 @@ def prepare_training(
     past: History,
     argv: Sequence[str],
 ) -> Ready:
-    """Read, check and tokenize the data, look at the model, memory and disk; on no device.
+    """Read, check and tokenize the data, and check the model, memory and disk, using no device.
 
     Raises:
-        SweepError, ConfigError: everything that makes data, model or machine unfit, together; or
-            data or model have changed since the sweep's last start.
+        SweepError, ConfigError: everything that makes data, model or machine unfit, together; also
+            that data or model have changed since the sweep began.
     """
     from trainers.data import dataset as source
     from trainers.data.fingerprint import fingerprint as data_fingerprint
@@ -107,7 +107,7 @@ def prepare_training(
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft)
         findings.add(unknown)
-        _check_ground(past, "base", base, accept=spec.accept_changes)
+        _check_unchanged(past, "base", base, accept=spec.accept_changes)
     with findings.part():
         runtime = choose_for(spec.train, device)
         big = largest(spec.train, searched)
@@ -115,10 +115,10 @@ def prepare_training(
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
-        _check_ground(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
+        _check_unchanged(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
-        _check_schedules(spec, space, examples)
+        findings.add(_schedule_problems(spec.train, searched, spec.train.steps(examples)))
     findings.refuse()
     facts = {
         "host": socket.gethostname(),
@@ -131,19 +131,13 @@ def prepare_training(
         "code": code(),
     }
     epochs = examples / len(data.train)
-    said = notes(
-        spec.train.trainer,
-        searched=searched,
-        device=device,
-        evaluations=spec.sweep.evaluations,
-    )
+    evaluations = spec.sweep.evaluations
     lines = [
         f"model: {spec.train.model.path}, {spec.train.peft.get('method')}; {runtime.why}",
         room,
         *data.report.lines(),
-        f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), "
-        f"{spec.sweep.evaluations} evaluations",
-        *said,
+        f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
+        *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
         *changes(past.driver, facts),
     ]
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
@@ -152,10 +146,10 @@ def prepare_training(
 def rehearsal_line(
     ready: Ready, past: History, folder: Path, device: str, strategy: Strategy = "ddp"
 ) -> str:
-    """One step in this process, for `plan`; or what is known of it.
+    """Train one step in this process, for `plan`, unless its result is known, and describe it.
 
     Raises:
-        SweepError: it fails; in the library's words.
+        SweepError: the step fails; in the library's words.
     """
     known = ready.rehearsed(past, device, packed=False, strategy=strategy)
     if "rows" not in known:
@@ -176,6 +170,7 @@ def rehearsal_line(
 
 
 def versions() -> dict[str, str]:
+    """The version of Python and of each library that is installed."""
     found = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
@@ -185,24 +180,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _check_schedules(spec: Spec, space: Space, examples: int) -> None:
-    """A schedule may be impossible for the number of steps that a trial will have."""
+def _schedule_problems(
+    train: TrainSpec, searched: Mapping[str, Sequence[Any]], steps: int
+) -> list[Problem]:
+    """Schedules that are impossible for the number of steps that a trial will have."""
     from trainers.sft.config import schedule_problems
 
-    problems: list[Problem] = []
-    names = space.values_by_key().get("trainer.lr_scheduler_type") or [None]
-    for name in names:
-        trainer = dict(spec.train.trainer)
-        if name is not None:
-            trainer["lr_scheduler_type"] = name
-        found = schedule_problems(trainer, steps=spec.train.steps(examples))
-        problems += [problem for problem in found if problem not in problems]
-    if problems:
-        raise ConfigError(problems)
+    names = searched.get("trainer.lr_scheduler_type", ())
+    trainers = [{**train.trainer, "lr_scheduler_type": name} for name in names]
+    trainers = trainers or [dict(train.trainer)]
+    each = (schedule_problems(trainer, steps=steps) for trainer in trainers)
+    return [problem for problems in each for problem in problems]
 
 
-def _check_ground(past: History, name: str, now: str, *, accept: bool) -> None:
-    """The data and the base model of a sweep do not change under its feet."""
+def _check_unchanged(past: History, name: str, now: str, *, accept: bool) -> None:
+    """Refuse data or a base model that has changed since the sweep began, unless accepted."""
     words = {"data": "the training data", "base": "the base model"}[name]
     before = past.driver.get(name)
     if before is not None and before != now and not accept:
@@ -214,9 +206,9 @@ def _check_ground(past: History, name: str, now: str, *, accept: bool) -> None:
 
 
 def code() -> str:
-    """A hash of this program's own source."""
+    """A hash of this program's own source code."""
     seen = hashlib.sha256()
     root = Path(__file__).parents[2]
-    for path in sorted(p for room in _ROOMS for p in (root / room).rglob("*.py")):
+    for path in sorted(p for package in _PACKAGES for p in (root / package).rglob("*.py")):
         seen.update(path.read_bytes())
     return seen.hexdigest()[:16]
