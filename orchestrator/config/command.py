@@ -1,10 +1,10 @@
-"""A command line as a spec: composed by Hydra, read, and checked on the driver."""
+"""Turn a command line into a spec: compose it by Hydra, read it, and check it on the driver."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.cluster.gpus import usable
 from orchestrator.cluster.ray_cluster import gpus_of_cluster
@@ -17,17 +17,15 @@ from sweeps.config.validation import read_spec, section_problems
 from sweeps.core.errors import ConfigError, Problem
 from sweeps.space.space import Space
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command line, read; the libraries have not been asked yet.
+    """A command line as read, before the libraries are asked about it.
 
     Attributes:
-        spec: None where a part of the config is not even of its kind.
-        problems: what is wrong with it as far as one can see without them.
+        config: the composed and resolved config.
+        spec: None if some value does not fit its key.
+        problems: what is wrong with it, as far as can be seen without the libraries.
     """
 
     config: Mapping[str, Any]
@@ -40,7 +38,7 @@ class Command:
         """Read a command line.
 
         Raises:
-            ConfigError: nothing more can be said of it.
+            ConfigError: it cannot be composed, or a section is missing.
         """
         return cls.of(*compose.compose_config(argv))
 
@@ -48,7 +46,7 @@ class Command:
     def of(
         cls, config: Mapping[str, Any], base: Mapping[str, Any], name: str, run_dir: str
     ) -> Command:
-        """The same, of what `compose_config` returned."""
+        """Read what `compose_config` returned; raises as `read` does."""
         problems = section_problems(config)
         if problems:
             raise ConfigError(problems)
@@ -63,13 +61,13 @@ class Command:
         return cls(config=config, spec=spec, space=read_space(config, problems), problems=problems)
 
     def check(self, *, lean: bool = False) -> tuple[Spec, Space]:
-        """Ask the libraries, whose imports take seconds; the spec and the space if all is well.
+        """Check the config with the libraries, whose imports take seconds; the spec and the space.
 
         Args:
-            lean: leave libraries out of this process that the sweep has no use for.
+            lean: do not import libraries that the sweep has no use for.
 
         Raises:
-            ConfigError: everything that is wrong.
+            ConfigError: something is wrong; it names everything.
         """
         spec, space, problems = self.spec, self.space, list(self.problems)
         if lean and spec is not None:
@@ -87,14 +85,14 @@ class Command:
 
 
 def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:
-    """The spec and the space of a command line, checked; raises ConfigError."""
+    """Read and check a command line; raises ConfigError."""
     return Command.read(argv).check()
 
 
 def guess_device(spec: Spec) -> str:
-    """Where trials will train, before they are placed.
+    """Where trials will train, "cpu" or "cuda", before they are placed.
 
-    A cluster that was joined is asked what it has; else this machine stands for all.
+    If a cluster was joined, its own resources count, else this machine's.
     """
     gpus = spec.engine.gpus_per_trial
     is_local = spec.cluster.kind == "local"
@@ -107,5 +105,5 @@ def guess_device(spec: Spec) -> str:
 
 
 def asks_cluster(spec: Spec) -> bool:
-    """Whether what a sweep trains on is only known once its cluster is joined."""
+    """Whether the device is only known once the cluster is joined."""
     return spec.cluster.kind != "local" and spec.engine.gpus_per_trial == "auto"

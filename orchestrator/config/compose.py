@@ -1,6 +1,6 @@
-"""Hydra's compose, with a sweep's own reading of overrides (`orchestrator.config.overrides`).
+"""Compose the config of a command line by Hydra, which writes nothing of its own.
 
-Hydra writes nothing of its own: no run folder, no logs, no overrides.yaml that would hold secrets.
+There is no run folder of Hydra's, no log, and no overrides.yaml that would hold secrets.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from sweeps.core.trial import fingerprint
 
 
 def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str, str]:
-    """The config of a command line.
+    """Compose the config of a command line.
 
     Returns:
         the resolved config, its unresolved training sections, the sweep's default name, and its
         default folder.
 
     Raises:
-        ConfigError: an override cannot be read, or names a group or choice that there is not.
+        ConfigError: an override cannot be read, or names a group or choice that does not exist.
     """
     overrides = sort_overrides(argv)
     config, choice = _compose(overrides)
@@ -55,8 +55,8 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:
-    """Another sampler or pruner on the command line takes nothing over from the file's."""
-    given = {word.lstrip("+").partition("=")[0] for word in overrides.for_hydra}
+    """Drop the file's options of a sampler or pruner in whose place the command line sets one."""
+    given = overrides.given
     for name in ("search", "pruner"):
         options = f"sweep.{name}_options"
         if f"sweep.{name}" in given and not any(key.startswith(options) for key in given):
@@ -82,14 +82,14 @@ def _problem(error: Exception) -> Problem:
 
 
 def _space(config: DictConfig, overrides: Overrides) -> tuple[dict[str, Any], Any]:
-    """`sweep.space` and `sweep.when`: the file's, or what the command line puts in their place."""
+    """`sweep.space` and `sweep.when`: the file's, changed by the command line."""
     space = {} if overrides.replaces_space else _mapping(config.sweep.get("space"))
     space.update(overrides.space)
     when = config.sweep.get("when")
     if when is not None and not OmegaConf.is_dict(when):
-        return space, when  # refused by `reading`, with its name
+        return space, when  # `sweeps.config.validation` refuses it
     conditions = _mapping(when)
-    if overrides.replaces_space:  # the file's conditions go with the keys that they were about
+    if overrides.replaces_space:  # the file's conditions go with their keys
         conditions = {key: text for key, text in conditions.items() if key in space}
     return space, conditions | overrides.when
 
@@ -115,7 +115,7 @@ def _refuse_missing(config: Mapping[str, Any]) -> None:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every leaf of a nested mapping, with its full key."""
+    """Yield the dotted key and the value of every leaf of a nested mapping."""
     for name, value in config.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and value:
@@ -125,14 +125,14 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config as it may be written down: secrets masked, and nothing that JSON cannot hold."""
+    """The config as it may be written down: secrets masked, inf and nan as text, for JSON."""
     shown = _finite(masked("", config))
     assert isinstance(shown, dict)
     return shown
 
 
 def _finite(value: Any) -> Any:
-    """inf and nan in words, at any depth."""
+    """Turn inf and nan into text, at any depth."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -141,7 +141,7 @@ def _finite(value: Any) -> Any:
 
 
 def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Key, there, now: what differs from a folder's own config and may not."""
+    """Each key that may not change but does: key, value in the folder's config, value now."""
     there, now = dict(flatten(written)), dict(flatten(spec.public))
     return [
         (key, there.get(key), now.get(key))

@@ -1,4 +1,4 @@
-"""A command line's overrides, sorted by who reads them, and refused where nobody can.
+"""Sort a command line's overrides by who reads them, and refuse what nobody can read.
 
 Three kinds are taken out before Hydra sees them: `sweep.space={...}` replaces the file's space
 (Hydra would merge), `sweep.space.KEY=...` and `sweep.when.KEY=...` set one key (Hydra would cut it
@@ -30,17 +30,29 @@ _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 @dataclass
 class Overrides:
-    """A command line, sorted by who reads what."""
+    """A command line, sorted by who reads which override.
+
+    Attributes:
+        for_hydra: overrides in Hydra's own grammar.
+        space, when: searched key -> expression, searched key -> condition.
+        replaces_space: `space` takes the place of the file's.
+        naming: the overrides that the hash in the default folder's name is made of.
+    """
 
     for_hydra: list[str] = field(default_factory=list)
     space: dict[str, str] = field(default_factory=dict)
     when: dict[str, str] = field(default_factory=dict)
     replaces_space: bool = False
-    naming: list[str] = field(default_factory=list)  # what the default folder's hash is made of
+    naming: list[str] = field(default_factory=list)
+
+    @property
+    def given(self) -> set[str]:
+        """The keys that Hydra is told to set."""
+        return {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
 
 
 def groups() -> dict[str, list[str]]:
-    """Config group -> its choices, as they lie in conf/."""
+    """Config group -> its choices, the files in conf/GROUP."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
         for folder in sorted(CONF.iterdir())
@@ -49,10 +61,10 @@ def groups() -> dict[str, list[str]]:
 
 
 def sort_overrides(argv: Sequence[str]) -> Overrides:
-    """Sort a command line's words.
+    """Sort the words of a command line.
 
     Raises:
-        ConfigError: with every word that cannot be read.
+        ConfigError: some cannot be read; it names each.
     """
     problems: list[Problem] = []
     sorted_ = Overrides()
@@ -68,7 +80,7 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
 
 
 def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
-    """What is no override at all, whatever its key."""
+    """Why a word is no override at all, whatever its key."""
     key, sign, _ = word.partition("=")
     if word in ("-m", "--multirun") or key == "hydra.mode":
         return Problem(
@@ -122,12 +134,12 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         there = f"is no key of the config; its groups are {', '.join(known)}."
         return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
     else:
-        into.for_hydra.append(f"++{word}")  # unknown names are found, with the rest, by `reading`
+        into.for_hydra.append(f"++{word}")  # `sweeps.config.validation` finds unknown names
     return None
 
 
 def _in_words(said: str) -> str:
-    """What Hydra's parser says, without the names of its tokens."""
+    """Reword a message of Hydra's parser without the names of its tokens."""
     line = said.splitlines()[0].partition(" expecting ")[0]
     if "integer string conversion" in line:
         return "it has a number of thousands of digits"
@@ -138,7 +150,7 @@ def _in_words(said: str) -> str:
 
 
 def _cut(word: str) -> tuple[str, str, str]:
-    """Hydra's prefix (+, ++, ~ or none), the key, and the text after `=`."""
+    """Split a word into Hydra's prefix (+, ++, ~ or none), the key, and the text after `=`."""
     key, _, text = word.partition("=")
     bare = key.strip().lstrip("+~")
     return key.strip().removesuffix(bare), bare, text
@@ -185,7 +197,7 @@ def _take_space(text: str, into: Overrides) -> Problem | None:
 
 
 def split_top(text: str) -> Iterator[str]:
-    """`text` cut at the commas that no bracket or quote encloses."""
+    """Split `text` at the commas that no bracket or quote encloses."""
     depth, quote, start = 0, "", 0
     for place, letter in enumerate(text):
         if quote:
@@ -209,9 +221,8 @@ def _unquoted(text: str) -> str:
 
 
 def _settle_budget(overrides: Overrides) -> None:
-    """Setting one of the two budgets on the command line takes the file's other one back."""
+    """Set the file's other budget to null if the command line sets one of the two."""
     examples, epochs = "sweep.budget.examples", "sweep.budget.epochs"
-    given = {word.lstrip("+").partition("=")[0] for word in overrides.for_hydra}
-    if len(given & {examples, epochs}) == 1:
-        other = examples if epochs in given else epochs
+    if len(overrides.given & {examples, epochs}) == 1:
+        other = examples if epochs in overrides.given else epochs
         overrides.for_hydra.append(f"++{other}=null")

@@ -1,10 +1,10 @@
-"""A run folder belongs to one sweep: sweep.yaml is written, or compared with what is there."""
+"""Claim a run folder for one sweep: write its sweep.yaml, or compare it with the one there."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -15,19 +15,16 @@ from sweeps.core.errors import SweepError
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.run_folder import RunFolder, is_prepared
 
-if TYPE_CHECKING:
-    pass
-
 SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
 
 
 def claim_folder(folder: RunFolder, spec: Spec) -> None:
-    """Write sweep.yaml, or see that the one there says the same.
+    """Write sweep.yaml, or check that the one in the folder says the same.
 
     Raises:
-        SweepError: the folder holds another sweep; the differences are shown.
+        SweepError: the folder holds another sweep; it shows the differences.
     """
-    if folder.has_begun and folder.spec.exists():  # else nothing was trained by what it says
+    if folder.has_begun and folder.spec.exists():  # else no trial depends on it
         changed = compose.differences(spec, _written(folder))
         if changed:
             rows = "\n".join(
@@ -42,7 +39,7 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
 
 
 def _written(folder: RunFolder) -> dict[str, Any]:
-    """What sweep.yaml says."""
+    """The config in sweep.yaml."""
     try:
         config = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError):
@@ -56,16 +53,16 @@ def _written(folder: RunFolder) -> dict[str, Any]:
 
 
 def refuse_strangers(folder: RunFolder) -> None:
-    """See that nothing of the user's lies where a sweep would write.
+    """Check that a sweep would not write over files of the user's.
 
     Raises:
-        SweepError: there is no sweep in the folder, and files of the names that one has.
+        SweepError: there is no sweep in the folder, but files with the names of a sweep's.
     """
     if folder.has_begun:
         return
     ours = (folder.trials, folder.best, folder.tracking, folder.table, folder.study)
     there = [path for path in ours if path.exists()]
-    # These may be of a start that was killed before its ledger began.
+    # These may come from a start that was killed before its ledger began.
     there += [
         path
         for path, is_ours in (
