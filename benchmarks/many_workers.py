@@ -103,7 +103,7 @@ def run(
 def sweep(
     root: Path, trials: int, words: tuple[str, ...], workers: int
 ) -> tuple[tuple[str, ...], dict[str, list[float]]]:
-    """A driver's part, without a terminal: the office, its workers, until the last has left."""
+    """A driver's part, without a terminal: Coordinator, workers, until the last has left."""
     import orchestrator.worker
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -120,11 +120,11 @@ def sweep(
     placement = place(spec.engine, spec.cluster, workers)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-    office = actor.remote(spec, space, run_dir)
-    ray.get(office.begin.remote({"host": "box", "pid": 1}))
+    coordinator = actor.remote(spec, space, run_dir)
+    ray.get(coordinator.begin.remote({"host": "box", "pid": 1}))
     slots = live_slots(spec.engine, placement.gpus, workers)
     assert slots() == workers, f"the nodes hold {slots()} workers"
-    tune = Workers(office, None, placement, slots, root / "tune")
+    tune = Workers(coordinator, None, placement, slots, root / "tune")
     began = time.time()
     tune.start()
     tune.join()
@@ -185,8 +185,8 @@ def stand_in(folder: Path) -> type:
     from ray import tune
 
     class StandIn(tune.Trainable):  # type: ignore[misc]
-        def setup(self, config: Mapping[str, Any], office: Any, post: Any) -> None:
-            self.office = office
+        def setup(self, config: Mapping[str, Any], coordinator: Any, post: Any) -> None:
+            self.coordinator = coordinator
             self.name = f"worker {config['worker']}"
             self.times: dict[str, list[float]] = {}
 
@@ -194,7 +194,7 @@ def stand_in(folder: Path) -> type:
             import ray
 
             began = time.perf_counter()
-            answer = ray.get(getattr(self.office, name).remote(*arguments))
+            answer = ray.get(getattr(self.coordinator, name).remote(*arguments))
             self.times.setdefault(name, []).append(time.perf_counter() - began)
             return answer
 

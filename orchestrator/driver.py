@@ -244,7 +244,7 @@ class Driver:
         self._display = Display(folder, spec.public)
         self._attempts = 0  # before this one
         self._is_broken = False
-        self._office: Any = None
+        self._coordinator: Any = None
         self._tracker: Any = None
 
     def run(self) -> int:
@@ -280,7 +280,7 @@ class Driver:
                 lanes=engine.lanes,
                 memory_mb=math.inf if placement.gpus else placement.memory_mb,
             )
-            self._office = self._open_office(spread)
+            self._coordinator = self._open_coordinator(spread)
         with findings.part():
             ready: Ready = preparing.result()
         findings.refuse()
@@ -360,11 +360,11 @@ class Driver:
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)
-        tune = Workers(self._office, post, placement, slots, scratch)
+        tune = Workers(self._coordinator, post, placement, slots, scratch)
         began = time.monotonic()
         tune.start()
         try:
-            with Pulse(self._office) as pulse, Roomless(slots) as roomless:
+            with Pulse(self._coordinator) as pulse, Roomless(slots) as roomless:
                 self._loop(tune, pulse, began, roomless)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -373,10 +373,10 @@ class Driver:
                 self._leave_now()
             with suppress(ray.exceptions.GetTimeoutError):
                 # Tune stops where the Coordinator is dead, and says so in a long traceback.
-                ray.get(self._office.ping.remote(), timeout=_SILENCE_S)
+                ray.get(self._coordinator.ping.remote(), timeout=_SILENCE_S)
             words = str(tune.error).strip().splitlines() or [type(tune.error).__name__]
             raise self._broken(f"Ray Tune stopped: {words[-1]}")
-        return self._finish(ray.get(self._office.finish.remote()))
+        return self._finish(ray.get(self._coordinator.finish.remote()))
 
     def _mark(self, *, on_gpus: bool) -> str:
         """On a cluster: see that its nodes can take part, and say which cannot."""
@@ -395,7 +395,7 @@ class Driver:
             raise unanswered(copies.store, error) from None
         self._display.plan([f"copies: {copies.store}"])
 
-    def _open_office(self, spread: Rules) -> Any:
+    def _open_coordinator(self, spread: Rules) -> Any:
         """The Coordinator's process, on this node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -404,20 +404,20 @@ class Driver:
 
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-        office = remote.remote(self._spec, self._space, self._folder.root, spread)
-        office.outlive_signals.remote()
-        office.warm_up.remote()
-        return office
+        coordinator = remote.remote(self._spec, self._space, self._folder.root, spread)
+        coordinator.outlive_signals.remote()
+        coordinator.warm_up.remote()
+        return coordinator
 
     def _begin(self, ready: Ready, step: Mapping[str, Any]) -> None:
         """Have the Coordinator hand out trials to those who ask."""
         import ray
 
         facts = {**ready.facts, "rehearsal": step}
-        ray.get(self._office.begin.remote(facts, None if "rows" in step else ready.largest))
+        ray.get(self._coordinator.begin.remote(facts, None if "rows" in step else ready.largest))
         found = proof_of(self._folder)
         if found:
-            call = self._office.already_proven
+            call = self._coordinator.already_proven
             ray.get(call.remote(found["trial"], found["step"], found["proof"]))
 
     def _most_workers(self) -> int:
@@ -444,14 +444,14 @@ class Driver:
             if line := roomless.news() or (not roomless.seconds and workers.news()):
                 self._display.note(line)
             if roomless.is_over:
-                self._office.interrupt.remote(roomless.STOP, False)
+                self._coordinator.interrupt.remote(roomless.STOP, False)
                 break  # a worker that waits for its place would keep Tune for ever
             if interrupted and roomless.seconds > _SILENCE_S:
                 break
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
                 self._display.note("The time budget is spent: trials commit and wait.")
-                self._office.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
+                self._coordinator.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
         self._follow()
 
     def _follow(self) -> None:
@@ -487,7 +487,7 @@ class Driver:
         self._display.note(
             f"{name}: trials commit a checkpoint and stop; once more leaves at once."
         )
-        self._office.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
+        self._coordinator.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
         import os

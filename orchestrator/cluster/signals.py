@@ -69,10 +69,10 @@ class Pulse(threading.Thread):
     too: then nobody is left to commit, or to say so, and waiting would be for ever.
     """
 
-    def __init__(self, office: Any) -> None:
+    def __init__(self, coordinator: Any) -> None:
         super().__init__(name="pulse", daemon=True)
-        self._office = office
-        self._ray_heard = self._office_heard = time.monotonic()
+        self._coordinator = coordinator
+        self._ray_heard = self._coordinator_heard = time.monotonic()
         self._error: Exception | None = None
         self._over = threading.Event()
 
@@ -86,7 +86,7 @@ class Pulse(threading.Thread):
     def run(self) -> None:
         import ray
 
-        call = self._office.ping.remote()
+        call = self._coordinator.ping.remote()
         while not self._over.wait(_PULSE_S):
             try:
                 ray.nodes()  # blocks where Ray's head is gone, and in the end aborts the process
@@ -94,8 +94,8 @@ class Pulse(threading.Thread):
                 ready, _ = ray.wait([call], timeout=0)
                 if ready:
                     ray.get(call)
-                    self._office_heard = time.monotonic()
-                    call = self._office.ping.remote()
+                    self._coordinator_heard = time.monotonic()
+                    call = self._coordinator.ping.remote()
             except Exception as error:
                 self._error = error
                 return
@@ -112,4 +112,4 @@ class Pulse(threading.Thread):
         """
         if self._error is not None:
             raise self._error
-        return time.monotonic() - min(self._ray_heard, self._office_heard)
+        return time.monotonic() - min(self._ray_heard, self._coordinator_heard)

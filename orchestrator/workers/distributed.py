@@ -37,8 +37,12 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
     It lives on the driver's node, and so does all that Ray Train adds.
     """
 
-    def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
-        self._loop = {"office": office, "post": post, "worker": f"worker {config['worker']}"}
+    def setup(self, config: Mapping[str, Any], coordinator: Any, post: Post) -> None:
+        self._loop = {
+            "coordinator": coordinator,
+            "post": post,
+            "worker": f"worker {config['worker']}",
+        }
         self._post = post
 
     def step(self) -> dict[str, Any]:
@@ -72,7 +76,7 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
             ).fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        ray.get(self._loop["office"].left.remote(self._loop["worker"]))
+        ray.get(self._loop["coordinator"].left.remote(self._loop["worker"]))
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -92,7 +96,7 @@ class Seat:
 
 def train_rank(config: Mapping[str, Any]) -> None:
     """What each process of a group does, from its start to its end."""
-    office, post, worker = config["office"], config["post"], config["worker"]
+    coordinator, post, worker = config["coordinator"], config["post"], config["worker"]
     settle_in(post)
     with importing():
         import torch.distributed as dist
@@ -109,9 +113,9 @@ def train_rank(config: Mapping[str, Any]) -> None:
     unfit = [seat.missing for seat in seats if seat.missing]
     if unfit:
         if notice is not None:
-            sit_out(office, worker, unfit[0], notice)
+            sit_out(coordinator, worker, unfit[0], notice)
         between.wait()
         return
     where = f"{host}:{os.getpid()}"
     role = Leader if between.is_first else Follower
-    role(office, post, worker, where, between, notice, shelf).work()
+    role(coordinator, post, worker, where, between, notice, shelf).work()

@@ -42,7 +42,7 @@ class _Member(Bench):
 
     def __init__(
         self,
-        office: Any,
+        coordinator: Any,
         post: Post,
         worker: str,
         where: str,
@@ -50,7 +50,7 @@ class _Member(Bench):
         notice: Lookout | None,
         shelf: Shelf,
     ) -> None:
-        super().__init__(office, post, worker, where, notice, shelf)
+        super().__init__(coordinator, post, worker, where, notice, shelf)
         self._between = between
 
 
@@ -71,7 +71,7 @@ class Leader(_Member):
             found = self._step(job.spec)
         except Exception as error:
             raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
-        ray.get(self._office.rehearsed.remote(self._worker, asdict(found)))
+        ray.get(self._coordinator.rehearsed.remote(self._worker, asdict(found)))
 
     def _train_alone(self, waiting: Waiting) -> None:
         self._between.together(lambda: waiting)

@@ -23,7 +23,7 @@ class Line:
     Rows of training go out without waiting; reports wait for their decision.
     """
 
-    office: Any
+    coordinator: Any
     worker: str
     where: str
     key: str
@@ -38,13 +38,15 @@ class Line:
 
     def begin(self, step: int, reports: list[Report]) -> bool:
         attempt = ray.get(
-            self.office.start.remote(self.worker, self.key, self.where, self.device, step, reports)
+            self.coordinator.start.remote(
+                self.worker, self.key, self.where, self.device, step, reports
+            )
         )
         self.attempt = attempt or 0
         return attempt is not None
 
     def wants_base(self) -> bool:
-        return bool(ray.get(self.office.claim_base.remote(self.key, self.attempt)))
+        return bool(ray.get(self.coordinator.claim_base.remote(self.key, self.attempt)))
 
     def log(self, row: Mapping[str, float]) -> Decision:
         self._rows.append(row)
@@ -54,7 +56,7 @@ class Line:
 
     def report(self, report: Report) -> Decision:
         self._send()
-        decision: Decision = ray.get(self.office.report.remote(self.key, self.attempt, report))
+        decision: Decision = ray.get(self.coordinator.report.remote(self.key, self.attempt, report))
         if decision is Decision.CONTINUE and self._has_to_leave:
             return Decision.STOP
         return decision
@@ -65,24 +67,24 @@ class Line:
         return self.notice is not None and self.notice.is_given
 
     def may_commit(self) -> None:
-        ray.get(self.office.may_commit.remote(self.key, self.attempt))
+        ray.get(self.coordinator.may_commit.remote(self.key, self.attempt))
 
     def committed(self, step: int, size_bytes: int) -> None:
         if self.shelf is not None:
             self.shelf.committed(self.key, step, self.attempt)
-        ray.get(self.office.committed.remote(self.key, self.attempt, step, size_bytes))
+        ray.get(self.coordinator.committed.remote(self.key, self.attempt, step, size_bytes))
 
     def end(self, state: State, **more: Any) -> None:
         if self.attempt == 0:
             return
         self._send()
         ending = {"state": state, **more}
-        ray.get(self.office.end.remote(self.worker, self.key, self.attempt, ending))
+        ray.get(self.coordinator.end.remote(self.worker, self.key, self.attempt, ending))
 
     def out_of_memory(self, reason: str, error: str) -> None:
         """To be tried again with a smaller micro-batch, or ended, as the Coordinator says."""
         self._send()
-        call = self.office.out_of_memory
+        call = self.coordinator.out_of_memory
         ray.get(call.remote(self.worker, self.key, self.attempt, reason, error))
 
     def _send(self) -> None:
@@ -91,6 +93,6 @@ class Line:
             self._stop = ray.get(self._answer) is Decision.STOP
             self._answer = None
         if self._rows:
-            self._answer = self.office.log.remote(self.key, self.attempt, self._rows)
+            self._answer = self.coordinator.log.remote(self.key, self.attempt, self._rows)
             self._rows = []
             self._sent = time.monotonic()

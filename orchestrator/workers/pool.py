@@ -19,17 +19,22 @@ class Workers(threading.Thread):
     """Runs Tune until no worker is wanted any more; Tune's loop has a thread of its own.
 
     Args:
-        office: the CoordinatorActor's handle.
+        coordinator: the CoordinatorActor's handle.
         post: what every worker needs to know (`orchestrator.workers.worker_config.Post`).
         slots: how many workers to keep, asked again as nodes come and go.
         scratch: where Tune keeps its own files; removed by the caller.
     """
 
     def __init__(
-        self, office: Any, post: Any, placement: Placement, slots: Callable[[], int], scratch: Path
+        self,
+        coordinator: Any,
+        post: Any,
+        placement: Placement,
+        slots: Callable[[], int],
+        scratch: Path,
     ) -> None:
         super().__init__(name="workers", daemon=True)
-        self._office = office
+        self._coordinator = coordinator
         self._post = post
         self._placement = placement
         self._slots = slots
@@ -68,20 +73,20 @@ class Workers(threading.Thread):
         from orchestrator.workers.tune_searcher import Deaths, WorkerSearcher
         from orchestrator.workers.worker import Worker
 
-        deaths = Deaths(self._office)
+        deaths = Deaths(self._coordinator)
         self._placed = lambda: deaths.placed
         one = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
         is_group = self._placement.devices > 1  # its processes take the devices, not it
         trainable = tune.with_resources(
             tune.with_parameters(
-                GroupWorker if is_group else Worker, office=self._office, post=self._post
+                GroupWorker if is_group else Worker, coordinator=self._coordinator, post=self._post
             ),
             next_to_nothing_here() if is_group else one,
         )
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
-                search_alg=WorkerSearcher(self._office, self._slots), num_samples=-1
+                search_alg=WorkerSearcher(self._coordinator, self._slots), num_samples=-1
             ),
             run_config=tune.RunConfig(
                 name="workers",

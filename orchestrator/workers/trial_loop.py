@@ -59,14 +59,14 @@ class Bench:
 
     def __init__(
         self,
-        office: Any,
+        coordinator: Any,
         post: Post,
         worker: str,
         where: str,
         notice: Lookout | None = None,
         shelf: Shelf | None = None,
     ) -> None:
-        self._office = office
+        self._coordinator = coordinator
         self._post = post
         self._worker = worker
         self._where = where
@@ -114,7 +114,7 @@ class Bench:
     def _fill(self) -> bool:
         """Ask for trials while there is room; True where told to leave."""
         while self._has_room():
-            job: Job = ray.get(self._office.next_job.remote(self._worker, self._room()))
+            job: Job = ray.get(self._coordinator.next_job.remote(self._worker, self._room()))
             if job.kind == "rehearse":
                 self._rehearse(job)
                 continue
@@ -180,7 +180,7 @@ class Bench:
         except Exception as error:
             why, text = failed_step(error, job.spec)
         told = asdict(found) if found is not None else None
-        ray.get(self._office.rehearsed.remote(self._worker, told, why, text))
+        ray.get(self._coordinator.rehearsed.remote(self._worker, told, why, text))
 
     def _get_ready(self, train: TrainSpec) -> None:
         """While another worker rehearses: the imports, the data and the base that trials need.
@@ -335,7 +335,7 @@ class Bench:
             log.warning("trial %s is in other hands now", line.key)
         elif isinstance(error, LedgerWriteError):
             # The Coordinator has stopped the sweep, and says why.
-            ray.get(self._office.let_go.remote(self._worker, line.key, str(error)))
+            ray.get(self._coordinator.let_go.remote(self._worker, line.key, str(error)))
         elif isinstance(error, ray.exceptions.RayActorError):
             raise error  # the driver is gone: so are we
         elif isinstance(error, DivergedError):
@@ -348,12 +348,12 @@ class Bench:
         reason = f"{type(error).__name__}: {words[0][:200]}"
         if isinstance(error, OSError):
             full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            ray.get(self._office.let_go.remote(self._worker, line.key, reason, full_disk))
+            ray.get(self._coordinator.let_go.remote(self._worker, line.key, reason, full_disk))
             return
         text = "".join(traceback.format_exception(error))
         if is_device_lost(error, self._device):
             self._lost = error
-            ray.get(self._office.let_go.remote(self._worker, line.key, reason, False, text))
+            ray.get(self._coordinator.let_go.remote(self._worker, line.key, reason, False, text))
             return
         if not line.attempt and not line.begin(0, []):  # the Coordinator has to know of the attempt
             return
@@ -381,7 +381,9 @@ class Bench:
             if is_device_lost(failure, self._device):
                 raise  # this process dies of it, and another one proves
             error = f"{type(failure).__name__}: {failure}"
-        ray.get(self._office.proven.remote(self._worker, job.trial.key, job.step, result, error))
+        ray.get(
+            self._coordinator.proven.remote(self._worker, job.trial.key, job.step, result, error)
+        )
         self._give_back()
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
@@ -392,7 +394,7 @@ class Bench:
 
     def _line(self, trial: Trial) -> Line:
         return Line(
-            office=self._office,
+            coordinator=self._coordinator,
             worker=self._worker,
             where=self._where,
             key=trial.key,

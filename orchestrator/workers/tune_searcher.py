@@ -14,9 +14,9 @@ from ray.tune.search import Searcher
 class WorkerSearcher(Searcher):  # type: ignore[misc]
     """Suggests workers while there is work; what they train is between them and the Coordinator."""
 
-    def __init__(self, office: Any, slots: Callable[[], int]) -> None:
+    def __init__(self, coordinator: Any, slots: Callable[[], int]) -> None:
         super().__init__()
-        self._office = office
+        self._coordinator = coordinator
         self._slots = slots
         self._alive: set[str] = set()
         self._count = 0
@@ -24,9 +24,9 @@ class WorkerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self._alive) >= self._slots():
             return None
-        if ray.get(self._office.is_done.remote()):
+        if ray.get(self._coordinator.is_done.remote()):
             return str(Searcher.FINISHED)
-        if not ray.get(self._office.wants_worker.remote()):
+        if not ray.get(self._coordinator.wants_worker.remote()):
             return None
         self._alive.add(trial_id)
         self._count += 1
@@ -51,8 +51,8 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         placed: workers that were given their devices and a process so far.
     """
 
-    def __init__(self, office: Any) -> None:
-        self._office = office
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator = coordinator
         self.placed = 0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -63,4 +63,4 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         path = Path(trial.error_file or "")
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         words = text.strip().splitlines() or ["unknown"]
-        ray.get(self._office.died.remote(f"worker {trial.config['worker']}", words[-1][:300]))
+        ray.get(self._coordinator.died.remote(f"worker {trial.config['worker']}", words[-1][:300]))

@@ -26,8 +26,8 @@ _SIT_S = 2.0
 class Worker(tune.Trainable):  # type: ignore[misc]
     """One Tune trial: asks for jobs until there are none, then is done."""
 
-    def setup(self, config: Mapping[str, Any], office: Any, post: Post) -> None:
-        self._office = office
+    def setup(self, config: Mapping[str, Any], coordinator: Any, post: Post) -> None:
+        self._coordinator = coordinator
         self._post = post
         self._name = f"worker {config['worker']}"
         settle_in(post)
@@ -38,13 +38,13 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         shelf = Shelf(self._post.root, self._post.mark, self._post.storage)
         missing = missing_here(self._post, shelf)
         if missing:
-            sit_out(self._office, self._name, missing, self._notice)
+            sit_out(self._coordinator, self._name, missing, self._notice)
             return {"done": True}
         with importing():
             from orchestrator.workers.trial_loop import Bench
 
-        Bench(self._office, self._post, self._name, self._where, self._notice, shelf).work()
-        ray.get(self._office.left.remote(self._name))
+        Bench(self._coordinator, self._post, self._name, self._where, self._notice, shelf).work()
+        ray.get(self._coordinator.left.remote(self._name))
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -67,10 +67,10 @@ def missing_here(post: Post, shelf: Shelf) -> str:
     return ""
 
 
-def sit_out(office: Any, worker: str, why: str, notice: Lookout) -> None:
+def sit_out(coordinator: Any, worker: str, why: str, notice: Lookout) -> None:
     """Keep the place of a worker of a node on which none can train, and do nothing."""
-    ray.get(office.sits_out.remote(worker, why))
-    while not (notice.is_given or ray.get(office.is_done.remote())):
+    ray.get(coordinator.sits_out.remote(worker, why))
+    while not (notice.is_given or ray.get(coordinator.is_done.remote())):
         time.sleep(_SIT_S)
 
 

@@ -67,7 +67,7 @@ def _rank(folder: Path) -> None:
     ray.get = lambda value: value
     observer._LOG_EVERY_S = 0.0
     between = Ranks.here(dist.new_group(backend="gloo"))
-    office = _Office(folder) if between.is_first else None
+    coordinator = _LocalCoordinator(folder) if between.is_first else None
     resumed, left = [""] * len(DISKS), []
     for number, disks in enumerate(DISKS):
         disk = folder / str(disks[between.rank])
@@ -75,20 +75,20 @@ def _rank(folder: Path) -> None:
         tempfile.tempdir = str(disk)
         shelf = Shelf(folder / "nowhere", "word", str(folder / "store"))
         with _Looking() as found:
-            _bench(folder, between, office, shelf, number).work()
+            _bench(folder, between, coordinator, shelf, number).work()
         resumed[number] = next(iter(found), "")
         left.append(sorted(path.name for path in shelf.folder.trials.glob("*")))
-        if office is not None:
-            office.actor.left(f"worker {number}")
+        if coordinator is not None:
+            coordinator.actor.left(f"worker {number}")
     (folder / f"seen-{between.rank}.json").write_text(
         json.dumps(asdict(Seen(resumed=resumed, left=left)))
     )
-    if office is not None:
-        (folder / "finish.json").write_text(json.dumps(office.actor.finish()["proof"]))
+    if coordinator is not None:
+        (folder / "finish.json").write_text(json.dumps(coordinator.actor.finish()["proof"]))
     dist.destroy_process_group()
 
 
-def _bench(folder: Path, between: Any, office: Any, shelf: Any, number: int) -> Any:
+def _bench(folder: Path, between: Any, coordinator: Any, shelf: Any, number: int) -> Any:
     from orchestrator.workers.distributed_loop import Follower, Leader
     from orchestrator.workers.worker_config import Post
 
@@ -102,13 +102,13 @@ def _bench(folder: Path, between: Any, office: Any, shelf: Any, number: int) -> 
         storage=str(folder / "store"),
     )
     name, where = f"worker {number}", f"node{number}:1"
-    if office is None:
+    if coordinator is None:
         return Follower(None, post, name, where, between, None, shelf)
-    notice = _Notice(office, goes=number == 0)
-    return Leader(office, post, name, where, between, notice, shelf)  # type: ignore[arg-type]
+    notice = _Notice(coordinator, goes=number == 0)
+    return Leader(coordinator, post, name, where, between, notice, shelf)  # type: ignore[arg-type]
 
 
-class _Office:
+class _LocalCoordinator:
     """The Coordinator, called as an actor is, but in this process."""
 
     def __init__(self, folder: Path) -> None:
@@ -132,13 +132,13 @@ class _Office:
 class _Notice:
     """Of the first group's nodes."""
 
-    def __init__(self, office: _Office, *, goes: bool) -> None:
-        self._office = office
+    def __init__(self, coordinator: _LocalCoordinator, *, goes: bool) -> None:
+        self._coordinator = coordinator
         self._goes = goes
 
     @property
     def is_given(self) -> bool:
-        return self._goes and self._office.step >= LEAVES_AT
+        return self._goes and self._coordinator.step >= LEAVES_AT
 
 
 class _Looking:

@@ -193,11 +193,13 @@ def test_tables_name_what_was_ranked_by(tmp_path: Path) -> None:
 
 def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) -> None:
     """Which is not the lowest that it had, when trials are ranked by train_loss."""
-    office = CoordinatorActor(*make(SMALL, metric="train_loss", search="grid", trials=1), tmp_path)
-    office.begin({"host": "box"})
-    trial = office.next_job("w").trial
+    coordinator = CoordinatorActor(
+        *make(SMALL, metric="train_loss", search="grid", trials=1), tmp_path
+    )
+    coordinator.begin({"host": "box"})
+    trial = coordinator.next_job("w").trial
     assert trial is not None
-    attempt = office.start("w", trial.key, "box:1", "cpu", 0, [])
+    attempt = coordinator.start("w", trial.key, "box:1", "cpu", 0, [])
     assert attempt is not None
     for index, (train_loss, eval_loss) in enumerate([(3.0, 1.0), (2.0, 1.5), (2.5, 1.2)], 1):
         told = Report(
@@ -207,7 +209,7 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
             tokens=90 * index,
             metrics={"eval_loss": eval_loss, "train_loss": train_loss},
         )
-        office.report(trial.key, attempt, told)
-    office.end("w", trial.key, attempt, {"state": State.COMPLETED})
-    job = office.next_job("w")
+        coordinator.report(trial.key, attempt, told)
+    coordinator.end("w", trial.key, attempt, {"state": State.COMPLETED})
+    job = coordinator.next_job("w")
     assert (job.kind, job.step, job.expected) == ("prove", 4, 1.5)

@@ -127,11 +127,11 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
         wait_for(lambda: left)
 
 
-# ---------------------------------------------------------------------- the office
+# ---------------------------------------------------------------------- the Coordinator
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> CoordinatorActor:
+def coordinator(tmp_path: Path) -> CoordinatorActor:
     spec, space = make({LR: "choice(1e-4, 1e-3)"})
     made = CoordinatorActor(spec, space, tmp_path)
     made.begin({"host": "box", "pid": 1})
@@ -146,95 +146,95 @@ def history_of(root: Path) -> History:
 
 
 def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
-    office: CoordinatorActor, tmp_path: Path
+    coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
-    trial = office.next_job("worker 0").trial
+    trial = coordinator.next_job("worker 0").trial
     assert trial is not None
     for move in range(5):  # more often than a trial has retries
-        attempt = office.start(f"worker {move}", trial.key, "host:1", "cpu", 8 * move, [])
+        attempt = coordinator.start(f"worker {move}", trial.key, "host:1", "cpu", 8 * move, [])
         assert attempt == move + 1
-        office.end(f"worker {move}", trial.key, attempt, {"state": State.WAITING})
-        office.left(f"worker {move}")
-        again = office.next_job(f"worker {move + 1}").trial
+        coordinator.end(f"worker {move}", trial.key, attempt, {"state": State.WAITING})
+        coordinator.left(f"worker {move}")
+        again = coordinator.next_job(f"worker {move + 1}").trial
         assert again is not None
         assert again.key == trial.key
     record = history_of(tmp_path).trials[trial.key]
     assert (record.retries, record.attempt) == (0, 5)
 
 
-def test_what_a_worker_had_not_begun_goes_to_another(office: CoordinatorActor) -> None:
-    first = office.next_job("worker 1", 2).trial
-    office.left("worker 1")
-    second = office.next_job("worker 2", 2).trial
+def test_what_a_worker_had_not_begun_goes_to_another(coordinator: CoordinatorActor) -> None:
+    first = coordinator.next_job("worker 1", 2).trial
+    coordinator.left("worker 1")
+    second = coordinator.next_job("worker 2", 2).trial
     assert first is not None
     assert second is not None
     assert first.key == second.key
 
 
 def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
-    office: CoordinatorActor, tmp_path: Path
+    coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
     """It comes back and begins, or gives up, what others have in hand: nobody listens."""
-    trial = office.next_job("worker 1").trial
+    trial = coordinator.next_job("worker 1").trial
     assert trial is not None
-    first = office.start("worker 1", trial.key, "host:1", "cpu", 0, [])
-    waiting = office.next_job("worker 1", 2).trial  # not begun
+    first = coordinator.start("worker 1", trial.key, "host:1", "cpu", 0, [])
+    waiting = coordinator.next_job("worker 1", 2).trial  # not begun
     assert waiting is not None
-    office.died("worker 1", "its node does not answer")
-    taken = [office.next_job("worker 2", 2).trial for _ in range(2)]
+    coordinator.died("worker 1", "its node does not answer")
+    taken = [coordinator.next_job("worker 2", 2).trial for _ in range(2)]
     assert {found.key for found in taken if found} == {trial.key, waiting.key}
-    second = office.start("worker 2", trial.key, "host:2", "cpu", 0, [])
+    second = coordinator.start("worker 2", trial.key, "host:2", "cpu", 0, [])
     assert (first, second) == (1, 2)
-    office.start("worker 2", waiting.key, "host:2", "cpu", 0, [])
+    coordinator.start("worker 2", waiting.key, "host:2", "cpu", 0, [])
     before = (tmp_path / "ledger.jsonl").read_bytes()
-    assert office.start("worker 1", waiting.key, "host:1", "cpu", 0, []) is None
-    office.let_go("worker 1", trial.key, "OSError: no space", True)
+    assert coordinator.start("worker 1", waiting.key, "host:1", "cpu", 0, []) is None
+    coordinator.let_go("worker 1", trial.key, "OSError: no space", True)
     for act in (
-        lambda: office.may_commit(trial.key, 1),
-        lambda: office.committed(trial.key, 1, 4, 100),
-        lambda: office.log(trial.key, 1, [{"loss": 1.0}]),
-        lambda: office.end("worker 1", trial.key, 1, {"state": State.COMPLETED}),
-        lambda: office.out_of_memory("worker 1", trial.key, 1, "oom", ""),
+        lambda: coordinator.may_commit(trial.key, 1),
+        lambda: coordinator.committed(trial.key, 1, 4, 100),
+        lambda: coordinator.log(trial.key, 1, [{"loss": 1.0}]),
+        lambda: coordinator.end("worker 1", trial.key, 1, {"state": State.COMPLETED}),
+        lambda: coordinator.out_of_memory("worker 1", trial.key, 1, "oom", ""),
     ):
         with pytest.raises(StaleAttemptError):
             act()
     assert (tmp_path / "ledger.jsonl").read_bytes() == before
-    assert office.next_job("worker 3").trial is None
-    office.may_commit(trial.key, 2)
+    assert coordinator.next_job("worker 3").trial is None
+    coordinator.may_commit(trial.key, 2)
 
 
 def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
-    office: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
+    coordinator: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office.sits_out("worker 1", "run_dir cannot be seen from node far")
-    assert not office.is_done()
+    coordinator.sits_out("worker 1", "run_dir cannot be seen from node far")
+    assert not coordinator.is_done()
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     time.sleep(0.01)
-    assert office.is_done()
-    stop = office.finish()["stop"]
+    assert coordinator.is_done()
+    stop = coordinator.finish()["stop"]
     assert stop.cause is Cause.UNFIT_NODES
     assert str(stop) == "run_dir cannot be seen from node far"
 
 
 def test_workers_that_die_before_they_ask_for_anything_stop_the_sweep(
-    office: CoordinatorActor,
+    coordinator: CoordinatorActor,
 ) -> None:
     for number in range(5):
-        assert office.finish()["stop"] is None
-        office.died(f"worker {number}", "ImportError: libcudart.so.99")
-    stop = office.finish()["stop"]
+        assert coordinator.finish()["stop"] is None
+        coordinator.died(f"worker {number}", "ImportError: libcudart.so.99")
+    stop = coordinator.finish()["stop"]
     assert stop.cause is Cause.WORKERS_DIE
     assert str(stop).endswith("before they can train anything: ImportError: libcudart.so.99")
 
 
 def test_where_one_worker_can_the_others_may_sit_out(
-    office: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
+    coordinator: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
-    office.next_job("worker 2")
-    office.sits_out("worker 1", "run_dir cannot be seen from node far")
+    coordinator.next_job("worker 2")
+    coordinator.sits_out("worker 1", "run_dir cannot be seen from node far")
     for _ in range(3):
-        assert not office.is_done()
+        assert not coordinator.is_done()
 
 
 def test_a_cluster_without_room_is_waited_for_and_given_up(

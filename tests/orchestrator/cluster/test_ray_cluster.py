@@ -160,19 +160,19 @@ def stand_in() -> type:
     from ray import tune
 
     class StandIn(tune.Trainable):  # type: ignore[misc]
-        def setup(self, config: dict[str, Any], office: Any, post: Any) -> None:
-            self.office = office
+        def setup(self, config: dict[str, Any], coordinator: Any, post: Any) -> None:
+            self.coordinator = coordinator
             self.name = f"worker {config['worker']}"
 
         def step(self) -> dict[str, Any]:
             import ray
 
-            while (job := ray.get(self.office.next_job.remote(self.name))).kind != "leave":
+            while (job := ray.get(self.coordinator.next_job.remote(self.name))).kind != "leave":
                 if job.kind == "train":
                     self.pretend(job.trial.key, job.trial.values)
                 elif job.kind == "prove":
                     proof = (self.name, job.trial.key, job.step, {"eval_loss": job.expected}, "")
-                    ray.get(self.office.proven.remote(*proof))
+                    ray.get(self.coordinator.proven.remote(*proof))
                 else:
                     time.sleep(0.1)
             return {"done": True}
@@ -184,13 +184,13 @@ def stand_in() -> type:
 
             (gpu,) = ray.get_gpu_ids()
             device = f"{ray.get_runtime_context().get_node_id()} {gpu}"
-            start = self.office.start.remote(self.name, key, self.name, device, 0, [])
+            start = self.coordinator.start.remote(self.name, key, self.name, device, 0, [])
             attempt = ray.get(start)
             time.sleep(JOB_S)
             losses = {"eval_loss": values["trainer.learning_rate"]}
             last = Report(index=1, step=8, examples=64, tokens=300, metrics=losses)
-            ray.get(self.office.report.remote(key, attempt, last))
-            end = self.office.end.remote(self.name, key, attempt, {"state": State.COMPLETED})
+            ray.get(self.coordinator.report.remote(key, attempt, last))
+            end = self.coordinator.end.remote(self.name, key, attempt, {"state": State.COMPLETED})
             ray.get(end)
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
@@ -201,7 +201,7 @@ def stand_in() -> type:
 
 
 class Room:
-    """An office and its workers as the driver runs them, told by the ledger."""
+    """A Coordinator and its workers as the driver runs them, told by the ledger."""
 
     def __init__(self, root: Path, engine: EngineSpec | None = None, most: int = 100) -> None:
         import ray
@@ -216,10 +216,10 @@ class Room:
         self.placement = place(engine, JOINED, most)
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         actor = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-        self.office: Any = actor.remote(spec, space, self.folder.root)
-        ray.get(self.office.begin.remote({"host": "box", "pid": 1}))
+        self.coordinator: Any = actor.remote(spec, space, self.folder.root)
+        ray.get(self.coordinator.begin.remote({"host": "box", "pid": 1}))
         slots = live_slots(engine, self.placement.gpus, most)
-        self.workers = Workers(self.office, None, self.placement, slots, root / "tune")
+        self.workers = Workers(self.coordinator, None, self.placement, slots, root / "tune")
         self.workers.start()
 
     def history(self) -> History:
@@ -238,7 +238,7 @@ class Room:
 
     def finish(self) -> History:
         """Hand out nothing more; what the ledger says when the workers have left."""
-        self.office.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
+        self.coordinator.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
         self.workers.join(PATIENCE_S)
         assert not self.workers.is_alive()
         assert self.workers.error is None
@@ -360,7 +360,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
 ) -> None:
     import ray
 
-    def setup(self: Any, config: dict[str, Any], office: Any, post: Any) -> None:
+    def setup(self: Any, config: dict[str, Any], coordinator: Any, post: Any) -> None:
         raise ImportError("libcudart.so.99: cannot open shared object file")
 
     broken = stand_in()
@@ -369,7 +369,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     room = Room(tmp_path)
     room.workers.join(PATIENCE_S)
     assert not room.history().trials
-    stop = ray.get(room.office.finish.remote())["stop"]
+    stop = ray.get(room.coordinator.finish.remote())["stop"]
     assert stop.cause is Cause.WORKERS_DIE
     assert "libcudart.so.99" in str(stop)
 

@@ -26,7 +26,7 @@ FOUND = {
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> CoordinatorActor:
+def coordinator(tmp_path: Path) -> CoordinatorActor:
     spec, space = make(SMALL, search="grid", trials=None)
     made = CoordinatorActor(spec, space, tmp_path)
     made.begin(FACTS, largest())
@@ -42,31 +42,33 @@ def told(folder: Path) -> list[dict[str, Any]]:
     return Ledger(ledger).events if ledger.exists() else []
 
 
-def test_one_worker_rehearses_and_the_others_wait(office: CoordinatorActor, tmp_path: Path) -> None:
-    job = office.next_job("a", 8)
+def test_one_worker_rehearses_and_the_others_wait(
+    coordinator: CoordinatorActor, tmp_path: Path
+) -> None:
+    job = coordinator.next_job("a", 8)
     assert (job.kind, job.spec) == ("rehearse", largest())
-    other = office.next_job("b", 8)
+    other = coordinator.next_job("b", 8)
     assert (other.kind, other.spec) == ("wait", largest())  # to get ready for
     assert told(tmp_path) == []
-    office.rehearsed("a", FOUND)
+    coordinator.rehearsed("a", FOUND)
     (attempt,) = of(told(tmp_path), "attempt")
     assert attempt["rehearsal"] == {"identity": "abc", **FOUND}
-    assert {office.next_job(worker, 8).kind for worker in "ab"} == {"train"}
+    assert {coordinator.next_job(worker, 8).kind for worker in "ab"} == {"train"}
 
 
 @pytest.mark.parametrize("is_known", [False, True])
 def test_trials_come_with_what_a_lane_took_in_the_rehearsal(is_known: bool, tmp_path: Path) -> None:
     """By which a worker with a GPU knows how many it has room for; at a later start, too."""
     spec, space = make(SMALL, search="grid", trials=None)
-    office = CoordinatorActor(spec, space, tmp_path)
+    coordinator = CoordinatorActor(spec, space, tmp_path)
     found = {**FOUND, "step_mb": 300.0}
     if is_known:
-        office.begin({**FACTS, "rehearsal": {"identity": "abc", **found}})
+        coordinator.begin({**FACTS, "rehearsal": {"identity": "abc", **found}})
     else:
-        office.begin(FACTS, largest())
-        assert office.next_job("a", 8).lane_mb == 0.0
-        office.rehearsed("a", found)
-    job = office.next_job("a", 8)
+        coordinator.begin(FACTS, largest())
+        assert coordinator.next_job("a", 8).lane_mb == 0.0
+        coordinator.rehearsed("a", found)
+    job = coordinator.next_job("a", 8)
     assert (job.kind, job.lane_mb) == ("train", 300.0)
 
 
@@ -75,10 +77,10 @@ def test_as_many_trials_share_a_cpu_as_one_step_says_and_the_ledger_tells(
     memory_mb: float, said: dict[str, int], tmp_path: Path
 ) -> None:
     spec, space = make(SMALL, search="grid", trials=None)
-    office = CoordinatorActor(spec, space, tmp_path, Rules(lanes=4, memory_mb=memory_mb))
+    coordinator = CoordinatorActor(spec, space, tmp_path, Rules(lanes=4, memory_mb=memory_mb))
     known = {**FACTS["rehearsal"], **FOUND, "step_mb": 500.0, "lanes": 3}  # of another machine
-    office.begin({**FACTS, "rehearsal": known})
-    jobs = [office.next_job("a", 4).kind for _ in range(5)]
+    coordinator.begin({**FACTS, "rehearsal": known})
+    jobs = [coordinator.next_job("a", 4).kind for _ in range(5)]
     assert jobs.count("train") == said.get("lanes", 4)
     (attempt,) = of(told(tmp_path), "attempt")
     known.pop("lanes")
@@ -87,47 +89,47 @@ def test_as_many_trials_share_a_cpu_as_one_step_says_and_the_ledger_tells(
 
 
 def test_a_step_that_fails_ends_the_sweep_before_it_has_begun(
-    office: CoordinatorActor, tmp_path: Path
+    coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
-    office.next_job("a", 8)
-    office.rehearsed("a", None, "one step fails", "Traceback ...")
-    assert office.is_done()
-    assert {office.next_job(worker, 8).kind for worker in "ab"} == {"leave"}
-    office.interrupt(SIGINT, False)  # too late: there is nothing to interrupt
-    assert office.finish() == {"refusal": "one step fails", "traceback": "Traceback ..."}
+    coordinator.next_job("a", 8)
+    coordinator.rehearsed("a", None, "one step fails", "Traceback ...")
+    assert coordinator.is_done()
+    assert {coordinator.next_job(worker, 8).kind for worker in "ab"} == {"leave"}
+    coordinator.interrupt(SIGINT, False)  # too late: there is nothing to interrupt
+    assert coordinator.finish() == {"refusal": "one step fails", "traceback": "Traceback ..."}
     assert told(tmp_path) == []
 
 
 def test_a_worker_that_dies_of_it_is_followed_by_one_more(
-    office: CoordinatorActor, tmp_path: Path
+    coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
-    office.next_job("a", 8)
-    office.died("x", "it had nothing to do with it")
-    assert office.next_job("b", 8).kind == "wait"
-    office.died("a", "killed by signal 9")
-    assert office.next_job("b", 8).kind == "rehearse"
-    office.died("b", "killed by signal 9")
-    assert office.is_done()
-    refusal = office.finish()["refusal"]
+    coordinator.next_job("a", 8)
+    coordinator.died("x", "it had nothing to do with it")
+    assert coordinator.next_job("b", 8).kind == "wait"
+    coordinator.died("a", "killed by signal 9")
+    assert coordinator.next_job("b", 8).kind == "rehearse"
+    coordinator.died("b", "killed by signal 9")
+    assert coordinator.is_done()
+    refusal = coordinator.finish()["refusal"]
     assert "2 workers died while they trained one step" in refusal
     assert "killed by signal 9" in refusal
     assert "trainer.per_device_train_batch_size" in refusal
 
 
-def test_a_worker_that_has_to_leave_hands_it_on(office: CoordinatorActor) -> None:
-    office.next_job("a", 8)
-    office.left("a")
-    assert office.next_job("b", 8).kind == "rehearse"
-    office.rehearsed("b", FOUND)
-    assert office.next_job("b", 8).kind == "train"
+def test_a_worker_that_has_to_leave_hands_it_on(coordinator: CoordinatorActor) -> None:
+    coordinator.next_job("a", 8)
+    coordinator.left("a")
+    assert coordinator.next_job("b", 8).kind == "rehearse"
+    coordinator.rehearsed("b", FOUND)
+    assert coordinator.next_job("b", 8).kind == "train"
 
 
 def test_an_interrupt_in_the_meantime_is_one_of_a_sweep_that_has_begun(
-    office: CoordinatorActor, tmp_path: Path
+    coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
-    office.next_job("a", 8)
-    office.interrupt(SIGINT, False)
-    office.rehearsed("a", FOUND)
-    assert office.next_job("a", 8).kind == "leave"
+    coordinator.next_job("a", 8)
+    coordinator.interrupt(SIGINT, False)
+    coordinator.rehearsed("a", FOUND)
+    assert coordinator.next_job("a", 8).kind == "leave"
     assert [event["event"] for event in told(tmp_path)] == ["sweep", "attempt", "interrupt"]
     assert "rows" not in of(told(tmp_path), "attempt")[0]["rehearsal"]  # so it is done next time

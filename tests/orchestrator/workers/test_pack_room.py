@@ -143,9 +143,9 @@ def test_a_worker_asks_for_as_many_trials_as_its_share_has_room_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, space = make({LR: "interval(1e-4, 1e-3)"}, trials=50)
-    office = CoordinatorActor(spec, space, tmp_path)
-    office.begin({"host": "box", "pid": 1, "rehearsal": {"rows": 4, "step_mb": 4096.0}})
-    asked = SimpleNamespace(next_job=SimpleNamespace(remote=office.next_job))
+    coordinator = CoordinatorActor(spec, space, tmp_path)
+    coordinator.begin({"host": "box", "pid": 1, "rehearsal": {"rows": 4, "step_mb": 4096.0}})
+    asked = SimpleNamespace(next_job=SimpleNamespace(remote=coordinator.next_job))
     monkeypatch.setattr(trial_loop.ray, "get", lambda answer: answer)
     post = Post(root=tmp_path, examples=8, cpus=1, gpus=0.5, lanes=MOST, fits_unknown=True)
     worker = Bench(asked, post, "worker 0", "box:1")
