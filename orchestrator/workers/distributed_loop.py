@@ -11,7 +11,7 @@ import ray
 from orchestrator.cluster.preemption import Lookout
 from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import Shelf
-from orchestrator.workers.observer import Line
+from orchestrator.workers.observer import WorkerObserver
 from orchestrator.workers.trial_loop import Bench, Waiting
 from orchestrator.workers.worker_config import Post
 from sweeps.config.spec import TrainSpec
@@ -75,20 +75,22 @@ class Leader(_Member):
 
     def _train_alone(self, waiting: Waiting) -> None:
         self._between.together(lambda: waiting)
-        line = self._line(waiting.trial)
+        observer = self._observer(waiting.trial)
         try:
-            outcome = _train(self, waiting, line)
+            outcome = _train(self, waiting, observer)
         except (StaleAttemptError, DivergedError) as error:
-            self._settle(line, None, error)
+            self._settle(observer, None, error)
         except Exception as error:
             # The others may be in the middle of a sum that never comes: this group is over.
             raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
         else:
-            self._settle(line, outcome, None)
+            self._settle(observer, outcome, None)
 
-    def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
+    def _settle(
+        self, observer: WorkerObserver, outcome: Outcome | None, error: Exception | None
+    ) -> None:
         Ranks.here().wait()  # until the others have put away what this one may fetch again next
-        super()._settle(line, outcome, error)
+        super()._settle(observer, outcome, error)
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
         if self._post.strategy != "fsdp":
@@ -138,8 +140,10 @@ def _nothing() -> Waiting | TrainSpec | Proof | None:
     raise AssertionError("only rank 0 is asked")
 
 
-def _train(bench: Bench, waiting: Waiting, line: Line | None) -> Outcome:
-    return sft_trainer.train(bench._task(waiting), bench._rows(), FirstSpeaks(line, Ranks.here()))
+def _train(bench: Bench, waiting: Waiting, observer: WorkerObserver | None) -> Outcome:
+    return sft_trainer.train(
+        bench._task(waiting), bench._rows(), FirstSpeaks(observer, Ranks.here())
+    )
 
 
 def _measure(bench: Bench, proof: Proof, folder: Path) -> dict[str, float]:

@@ -17,7 +17,7 @@ _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
 
 
 @dataclass
-class Line:
+class WorkerObserver:
     """A trial's observer: carries its words to the Coordinator.
 
     Rows of training go out without waiting; reports wait for their decision.

@@ -1,10 +1,10 @@
-"""A packed worker's lanes: an engine, and for each lane the line to the Coordinator."""
+"""A packed worker's lanes: an engine, and for each lane its observer."""
 
 from __future__ import annotations
 
 import torch
 
-from orchestrator.workers.observer import Line
+from orchestrator.workers.observer import WorkerObserver
 from sweeps.config.spec import TrainSpec
 from trainers.data.dataset import PreparedData
 from trainers.packed.compatibility import Shared
@@ -31,7 +31,7 @@ class Pack:
         self.group = group
         self._device = device
         self._engine = Engine(train, data, device=device, base=base)
-        self._lines: dict[str, Line] = {}
+        self._observers: dict[str, WorkerObserver] = {}
         self._base_mb = held_mb(device)
         self._since_attach = 0
         self._widest = 0  # lanes that have gone together
@@ -40,11 +40,11 @@ class Pack:
 
     @property
     def count(self) -> int:
-        return len(self._lines)
+        return len(self._observers)
 
     @property
     def is_empty(self) -> bool:
-        return not self._lines
+        return not self._observers
 
     def is_full(self) -> None:
         """Memory was too small for one lane more than are left now.
@@ -83,28 +83,28 @@ class Pack:
         reach = free + torch.cuda.memory_reserved(self._device)
         return min(reach, total * gpus if 0 < gpus < 1 else reach) / 2**20
 
-    def attach(self, task: Task, line: Line) -> None:
+    def attach(self, task: Task, observer: WorkerObserver) -> None:
         """Begin or go on with a trial as a lane; raises whatever building it raises."""
-        if self._engine.attach(task, line):
-            self._lines[task.key] = line
+        if self._engine.attach(task, observer):
+            self._observers[task.key] = observer
             self._since_attach = 0
 
-    def advance(self) -> list[tuple[Line, Outcome | None, Exception | None]]:
+    def advance(self) -> list[tuple[WorkerObserver, Outcome | None, Exception | None]]:
         """One micro-step of all lanes; those that ended with it."""
         self._widest = max(self._widest, self.count)
         ended = self._engine.advance()
         self._since_attach += 1
-        over = [(self._lines.pop(one.task.key), one.outcome, one.error) for one in ended]
+        over = [(self._observers.pop(one.task.key), one.outcome, one.error) for one in ended]
         if self.is_empty:
             self._most = None
         elif self._most is not None:
             self._most += sum(outcome is not None for _, outcome, _ in over)
         return over
 
-    def give_up(self) -> list[Line]:
+    def give_up(self) -> list[WorkerObserver]:
         """Let go of all lanes as they are: their device is lost."""
-        lines, self._lines = list(self._lines.values()), {}
-        return lines
+        observers, self._observers = list(self._observers.values()), {}
+        return observers
 
 
 def lanes_that_fit(base: float, peak: float, count: int, usable: float) -> int:

@@ -18,7 +18,7 @@ import ray
 from orchestrator.cluster.preemption import Lookout
 from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import Shelf
-from orchestrator.workers.observer import Line
+from orchestrator.workers.observer import WorkerObserver
 from orchestrator.workers.worker_config import Post
 from sweeps.config.spec import TrainSpec
 from sweeps.config.validation import read_train
@@ -86,7 +86,7 @@ class Bench:
         self._lost: Exception | None = None  # what took the device away from this process
         self._is_ready = False
         for name in ("transformers", "bitsandbytes.autograd._functions"):
-            logging.getLogger(name).setLevel(logging.ERROR)  # the latter: a line for each product
+            logging.getLogger(name).setLevel(logging.ERROR)  # the latter: one warning per product
 
     def work(self) -> None:
         """Until told to leave, or the node has to go, or the device is lost, or memory is not given
@@ -257,25 +257,25 @@ class Bench:
             self._pack = Pack(first.group, first.train, self._rows(), self._device, base)
         except Exception as error:
             for waiting in together:
-                self._fail(self._line(waiting.trial), error)
+                self._fail(self._observer(waiting.trial), error)
             return
         for waiting in together:
             if self._lost is None:
                 self._attach(self._pack, waiting)
 
     def _attach(self, pack: Pack, waiting: Waiting) -> None:
-        line = self._line(waiting.trial)
+        observer = self._observer(waiting.trial)
         try:
-            pack.attach(self._task(waiting), line)
+            pack.attach(self._task(waiting), observer)
         except Exception as error:
-            self._settle_lane(pack, line, None, error, others=pack.count)
+            self._settle_lane(pack, observer, None, error, others=pack.count)
             self._give_up_if_lost(pack)
 
     def _advance(self, pack: Pack) -> None:
         others = pack.count - 1
         try:
-            for line, outcome, why in pack.advance():
-                self._settle_lane(pack, line, outcome, why, others=others)
+            for observer, outcome, why in pack.advance():
+                self._settle_lane(pack, observer, outcome, why, others=others)
                 self._ask_again = 0.0
         except Exception as error:
             if not is_device_lost(error, self._device):
@@ -287,24 +287,24 @@ class Bench:
 
     def _give_up_if_lost(self, pack: Pack) -> None:
         if self._lost is not None:
-            for line in pack.give_up():
-                self._settle(line, None, self._lost)
+            for observer in pack.give_up():
+                self._settle(observer, None, self._lost)
 
     def _train_alone(self, waiting: Waiting) -> None:
-        line = self._line(waiting.trial)
+        observer = self._observer(waiting.trial)
         try:
-            outcome = solo_train()(self._task(waiting), self._rows(), line)
+            outcome = solo_train()(self._task(waiting), self._rows(), observer)
         except Exception as error:
-            self._settle(line, None, error)
+            self._settle(observer, None, error)
         else:
-            self._settle(line, outcome, None)
+            self._settle(observer, outcome, None)
 
     # ------------------------------------------------------------------ endings
 
     def _settle_lane(
         self,
         pack: Pack,
-        line: Line,
+        observer: WorkerObserver,
         outcome: Outcome | None,
         error: Exception | None,
         *,
@@ -313,54 +313,60 @@ class Bench:
         """Tell how a lane ended. One for which there was no room beside `others` is as it was
         asked for, and waits: by itself it may well fit."""
         if error is None or not others or not is_out_of_memory(error):
-            self._settle(line, outcome, error)
+            self._settle(observer, outcome, error)
             return
-        log.warning("no memory for %s beside %d other trials: %s", line.key, others, error)
+        log.warning("no memory for %s beside %d other trials: %s", observer.key, others, error)
         pack.is_full()
         if others == 1:
-            self._large.add(line.key)
-        self._shelf.forget(line.key)
-        if line.attempt or line.begin(0, []):
+            self._large.add(observer.key)
+        self._shelf.forget(observer.key)
+        if observer.attempt or observer.begin(0, []):
             reason = f"no memory for it beside {others} others on its device; it waits for room"
-            line.end(State.WAITING, reason=reason)
+            observer.end(State.WAITING, reason=reason)
 
-    def _settle(self, line: Line, outcome: Outcome | None, error: Exception | None) -> None:
+    def _settle(
+        self, observer: WorkerObserver, outcome: Outcome | None, error: Exception | None
+    ) -> None:
         """Tell how a trial ended."""
         self._ask_again = 0.0
         if not isinstance(error, StaleAttemptError):
-            self._shelf.forget(line.key)
+            self._shelf.forget(observer.key)
         if outcome is not None:
-            line.end(outcome.state, totals=dict(outcome.totals))
+            observer.end(outcome.state, totals=dict(outcome.totals))
         elif isinstance(error, StaleAttemptError):
-            log.warning("trial %s is in other hands now", line.key)
+            log.warning("trial %s is in other hands now", observer.key)
         elif isinstance(error, LedgerWriteError):
             # The Coordinator has stopped the sweep, and says why.
-            ray.get(self._coordinator.let_go.remote(self._worker, line.key, str(error)))
+            ray.get(self._coordinator.let_go.remote(self._worker, observer.key, str(error)))
         elif isinstance(error, ray.exceptions.RayActorError):
             raise error  # the driver is gone: so are we
         elif isinstance(error, DivergedError):
-            line.end(State.DIVERGED, kind="diverged", reason=str(error))
+            observer.end(State.DIVERGED, kind="diverged", reason=str(error))
         elif error is not None:
-            self._fail(line, error)
+            self._fail(observer, error)
 
-    def _fail(self, line: Line, error: Exception) -> None:
+    def _fail(self, observer: WorkerObserver, error: Exception) -> None:
         words = str(error).strip().splitlines() or [""]
         reason = f"{type(error).__name__}: {words[0][:200]}"
         if isinstance(error, OSError):
             full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            ray.get(self._coordinator.let_go.remote(self._worker, line.key, reason, full_disk))
+            ray.get(self._coordinator.let_go.remote(self._worker, observer.key, reason, full_disk))
             return
         text = "".join(traceback.format_exception(error))
         if is_device_lost(error, self._device):
             self._lost = error
-            ray.get(self._coordinator.let_go.remote(self._worker, line.key, reason, False, text))
+            ray.get(
+                self._coordinator.let_go.remote(self._worker, observer.key, reason, False, text)
+            )
             return
-        if not line.attempt and not line.begin(0, []):  # the Coordinator has to know of the attempt
+        if not observer.attempt and not observer.begin(
+            0, []
+        ):  # the Coordinator has to know of the attempt
             return
         if is_out_of_memory(error):
-            line.out_of_memory(reason, text)
+            observer.out_of_memory(reason, text)
             return
-        line.end(State.FAILED, kind="bug", reason=reason, error=text)
+        observer.end(State.FAILED, kind="bug", reason=reason, error=text)
 
     # ------------------------------------------------------------------ the best
 
@@ -392,8 +398,8 @@ class Bench:
 
     # ------------------------------------------------------------------ what it works with
 
-    def _line(self, trial: Trial) -> Line:
-        return Line(
+    def _observer(self, trial: Trial) -> WorkerObserver:
+        return WorkerObserver(
             coordinator=self._coordinator,
             worker=self._worker,
             where=self._where,
