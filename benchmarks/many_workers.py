@@ -185,7 +185,7 @@ def stand_in(folder: Path) -> type:
     from ray import tune
 
     class StandIn(tune.Trainable):  # type: ignore[misc]
-        def setup(self, config: Mapping[str, Any], coordinator: Any, post: Any) -> None:
+        def setup(self, config: Mapping[str, Any], coordinator: Any, worker_config: Any) -> None:
             self.coordinator = coordinator
             self.name = f"worker {config['worker']}"
             self.times: dict[str, list[float]] = {}

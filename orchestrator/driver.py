@@ -326,7 +326,7 @@ class Driver:
         import ray
 
         from orchestrator.tracking.tracker import Tracker
-        from orchestrator.workers.worker_config import Post
+        from orchestrator.workers.worker_config import WorkerConfig
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
@@ -344,7 +344,7 @@ class Driver:
         if self._copies is not None:
             self._begin_copies(self._copies)
         slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
-        post = Post(
+        worker_config = WorkerConfig(
             root=self._folder.root,
             examples=ready.examples,
             cpus=placement.cpus,
@@ -360,7 +360,7 @@ class Driver:
         )
         scratch = self._folder.scratch
         shutil.rmtree(scratch, ignore_errors=True)
-        tune = Workers(self._coordinator, post, placement, slots, scratch)
+        tune = Workers(self._coordinator, worker_config, placement, slots, scratch)
         began = time.monotonic()
         tune.start()
         try:

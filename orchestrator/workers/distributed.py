@@ -24,7 +24,7 @@ from orchestrator.cluster.preemption import Lookout
 from orchestrator.config.imports import importing
 from orchestrator.storage.worker_files import Shelf
 from orchestrator.workers.worker import missing_here, settle_in, sit_out
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 
 _HANG_S = "SWEEPS_HANG_S"  # how long a rank may be silent while the others wait for it
 _HANG_DEFAULT_S = 600.0
@@ -37,13 +37,15 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
     It lives on the driver's node, and so does all that Ray Train adds.
     """
 
-    def setup(self, config: Mapping[str, Any], coordinator: Any, post: Post) -> None:
+    def setup(
+        self, config: Mapping[str, Any], coordinator: Any, worker_config: WorkerConfig
+    ) -> None:
         self._loop = {
             "coordinator": coordinator,
-            "post": post,
+            "worker_config": worker_config,
             "worker": f"worker {config['worker']}",
         }
-        self._post = post
+        self._config = worker_config
 
     def step(self) -> dict[str, Any]:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -51,8 +53,11 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
 
         from orchestrator.workers.gloo_interface import NodeNetwork
 
-        post = self._post
-        resources = {"CPU": post.cpus, **({"GPU": post.gpus} if post.gpus else {})}
+        worker_config = self._config
+        resources = {
+            "CPU": worker_config.cpus,
+            **({"GPU": worker_config.gpus} if worker_config.gpus else {}),
+        }
         scratch = tempfile.mkdtemp(prefix="sweep-group-")
         hang_s = float(os.environ.get(_HANG_S, _HANG_DEFAULT_S))
         try:
@@ -60,11 +65,12 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
                 train_rank,
                 train_loop_config=self._loop,
                 torch_config=NodeNetwork(
-                    backend="cpu:gloo,cuda:nccl" if post.gpus else "gloo", timeout_s=int(hang_s)
+                    backend="cpu:gloo,cuda:nccl" if worker_config.gpus else "gloo",
+                    timeout_s=int(hang_s),
                 ),
                 scaling_config=ScalingConfig(
-                    num_workers=post.devices,
-                    use_gpu=bool(post.gpus),
+                    num_workers=worker_config.devices,
+                    use_gpu=bool(worker_config.gpus),
                     resources_per_worker=resources,
                 ),
                 run_config=RunConfig(
@@ -96,17 +102,21 @@ class Seat:
 
 def train_rank(config: Mapping[str, Any]) -> None:
     """What each process of a group does, from its start to its end."""
-    coordinator, post, worker = config["coordinator"], config["post"], config["worker"]
-    settle_in(post)
+    coordinator, worker_config, worker = (
+        config["coordinator"],
+        config["worker_config"],
+        config["worker"],
+    )
+    settle_in(worker_config)
     with importing():
         import torch.distributed as dist
 
         from orchestrator.workers.distributed_loop import Follower, Leader
         from trainers.trial.ranks import Ranks
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
-    shelf = Shelf(post.root, post.mark, post.storage)
+    shelf = Shelf(worker_config.root, worker_config.mark, worker_config.storage)
     node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
-    seats = between.each(lambda: Seat(node=node, missing=missing_here(post, shelf)))
+    seats = between.each(lambda: Seat(node=node, missing=missing_here(worker_config, shelf)))
     # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
     # to look out for.
     notice = Lookout(*(seat.node for seat in seats)) if between.is_first else None
@@ -118,4 +128,4 @@ def train_rank(config: Mapping[str, Any]) -> None:
         return
     where = f"{host}:{os.getpid()}"
     role = Leader if between.is_first else Follower
-    role(coordinator, post, worker, where, between, notice, shelf).work()
+    role(coordinator, worker_config, worker, where, between, notice, shelf).work()

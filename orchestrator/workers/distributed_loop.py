@@ -13,7 +13,7 @@ from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import Shelf
 from orchestrator.workers.observer import WorkerObserver
 from orchestrator.workers.trial_loop import Bench, Waiting
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import StaleAttemptError, SweepError
 from trainers.best_checkpoint import prove
@@ -43,14 +43,14 @@ class _Member(Bench):
     def __init__(
         self,
         coordinator: Any,
-        post: Post,
+        worker_config: WorkerConfig,
         worker: str,
         where: str,
         between: Ranks,
         notice: Lookout | None,
         shelf: Shelf,
     ) -> None:
-        super().__init__(coordinator, post, worker, where, notice, shelf)
+        super().__init__(coordinator, worker_config, worker, where, notice, shelf)
         self._between = between
 
 
@@ -93,7 +93,7 @@ class Leader(_Member):
         super()._settle(observer, outcome, error)
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
-        if self._post.strategy != "fsdp":
+        if self._config.strategy != "fsdp":
             return super()._measured(job, train, draft)
         assert job.trial is not None
         proof = Proof(key=job.trial.key, step=job.step, train=train, expected=job.expected)

@@ -20,7 +20,7 @@ class Workers(threading.Thread):
 
     Args:
         coordinator: the CoordinatorActor's handle.
-        post: what every worker needs to know (`orchestrator.workers.worker_config.Post`).
+        worker_config: what every worker needs to know (`orchestrator.workers.worker_config.WorkerConfig`).
         slots: how many workers to keep, asked again as nodes come and go.
         scratch: where Tune keeps its own files; removed by the caller.
     """
@@ -28,14 +28,14 @@ class Workers(threading.Thread):
     def __init__(
         self,
         coordinator: Any,
-        post: Any,
+        worker_config: Any,
         placement: Placement,
         slots: Callable[[], int],
         scratch: Path,
     ) -> None:
         super().__init__(name="workers", daemon=True)
         self._coordinator = coordinator
-        self._post = post
+        self._config = worker_config
         self._placement = placement
         self._slots = slots
         self._scratch = scratch
@@ -79,7 +79,9 @@ class Workers(threading.Thread):
         is_group = self._placement.devices > 1  # its processes take the devices, not it
         trainable = tune.with_resources(
             tune.with_parameters(
-                GroupWorker if is_group else Worker, coordinator=self._coordinator, post=self._post
+                GroupWorker if is_group else Worker,
+                coordinator=self._coordinator,
+                worker_config=self._config,
             ),
             next_to_nothing_here() if is_group else one,
         )

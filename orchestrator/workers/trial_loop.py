@@ -19,7 +19,7 @@ from orchestrator.cluster.preemption import Lookout
 from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import Shelf
 from orchestrator.workers.observer import WorkerObserver
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import TrainSpec
 from sweeps.config.validation import read_train
 from sweeps.core import fault_injection
@@ -60,20 +60,20 @@ class Bench:
     def __init__(
         self,
         coordinator: Any,
-        post: Post,
+        worker_config: WorkerConfig,
         worker: str,
         where: str,
         notice: Lookout | None = None,
         shelf: Shelf | None = None,
     ) -> None:
         self._coordinator = coordinator
-        self._post = post
+        self._config = worker_config
         self._worker = worker
         self._where = where
         self._notice = notice
-        self._shelf = shelf or Shelf(post.root, post.mark, post.storage)
+        self._shelf = shelf or Shelf(worker_config.root, worker_config.mark, worker_config.storage)
         self._folder = self._shelf.folder
-        self._device = "cuda" if post.gpus else "cpu"
+        self._device = "cuda" if worker_config.gpus else "cpu"
         self._data: PreparedData | None = None
         self._pack: Pack | None = None
         self._spare: tuple[Shared, Base] | None = None  # of the rehearsal, for the first pack
@@ -140,14 +140,14 @@ class Bench:
 
     def _room(self) -> int:
         """Trials that this device can train at once."""
-        most = self._post.lanes
+        most = self._config.lanes
         if self._pack is not None:
             most = self._pack.bound(most)
-        if not self._post.fits_unknown:
+        if not self._config.fits_unknown:
             return most
         if self._pack is None:
             return 1
-        return self._pack.room(most, gpus=self._post.gpus, lane_mb=self._lane_mb)
+        return self._pack.room(most, gpus=self._config.gpus, lane_mb=self._lane_mb)
 
     def _take(self, trial: Trial, *, alone: bool) -> None:
         train = read_train(trial.config).halved(trial.halvings)
@@ -160,7 +160,7 @@ class Bench:
             self._queue.append(waiting)
 
     def _group(self, train: TrainSpec) -> Shared | None:
-        if self._post.lanes == 1:
+        if self._config.lanes == 1:
             return None
         from trainers.packed.compatibility import obstacle, shared
 
@@ -206,7 +206,7 @@ class Bench:
         trained = trained_type(
             train.peft.get("method"), model.quantization, model.dtype, self._device
         )
-        step_each(self._post.optimizers, self._device, trained)  # a driver only builds a GPU's
+        step_each(self._config.optimizers, self._device, trained)  # a driver only builds a GPU's
         place = self._folder.scratch / "rehearsal"
         engine = self._in_a_lane(train) or solo_train()
         return rehearse(
@@ -216,7 +216,7 @@ class Bench:
             self._device,
             engine,
             ranks=Ranks.here(),
-            strategy=self._post.strategy,
+            strategy=self._config.strategy,
         )
 
     def _in_a_lane(self, train: TrainSpec) -> Train | None:
@@ -414,10 +414,10 @@ class Bench:
         return Task(
             key=waiting.trial.key,
             train=waiting.train,
-            examples=self._post.examples,
+            examples=self._config.examples,
             folder=self._folder,
             device=self._device,
-            strategy=self._post.strategy,
+            strategy=self._config.strategy,
         )
 
     def _rows(self) -> PreparedData:

@@ -18,7 +18,7 @@ from orchestrator.cluster.gpus import cannot_use, keep_kernels, let_segments_gro
 from orchestrator.cluster.preemption import Lookout, Notice
 from orchestrator.config.imports import importing, leave_out
 from orchestrator.storage.worker_files import Shelf
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 
 _SIT_S = 2.0
 
@@ -26,24 +26,26 @@ _SIT_S = 2.0
 class Worker(tune.Trainable):  # type: ignore[misc]
     """One Tune trial: asks for jobs until there are none, then is done."""
 
-    def setup(self, config: Mapping[str, Any], coordinator: Any, post: Post) -> None:
+    def setup(
+        self, config: Mapping[str, Any], coordinator: Any, worker_config: WorkerConfig
+    ) -> None:
         self._coordinator = coordinator
-        self._post = post
+        self._config = worker_config
         self._name = f"worker {config['worker']}"
-        settle_in(post)
+        settle_in(worker_config)
         self._notice = Notice(ray.get_runtime_context().get_node_id())
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
-        shelf = Shelf(self._post.root, self._post.mark, self._post.storage)
-        missing = missing_here(self._post, shelf)
+        shelf = Shelf(self._config.root, self._config.mark, self._config.storage)
+        missing = missing_here(self._config, shelf)
         if missing:
             sit_out(self._coordinator, self._name, missing, self._notice)
             return {"done": True}
         with importing():
             from orchestrator.workers.trial_loop import Bench
 
-        Bench(self._coordinator, self._post, self._name, self._where, self._notice, shelf).work()
+        Bench(self._coordinator, self._config, self._name, self._where, self._notice, shelf).work()
         ray.get(self._coordinator.left.remote(self._name))
         return {"done": True}
 
@@ -54,15 +56,15 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Nothing: a new worker asks for its work."""
 
 
-def missing_here(post: Post, shelf: Shelf) -> str:
+def missing_here(worker_config: WorkerConfig, shelf: Shelf) -> str:
     """Why no worker of this node can train; empty if one can. What it needs is made ready."""
     host = socket.gethostname()
     if not shelf.is_usable:
         return f"run_dir cannot be seen from node {host}"
-    why = cannot_use(post.gpus)
+    why = cannot_use(worker_config.gpus)
     if why:
         return f"node {host} {why}"
-    if post.gpus:
+    if worker_config.gpus:
         keep_kernels(shelf.folder)
     return ""
 
@@ -74,21 +76,21 @@ def sit_out(coordinator: Any, worker: str, why: str, notice: Lookout) -> None:
         time.sleep(_SIT_S)
 
 
-def settle_in(post: Post) -> None:
+def settle_in(worker_config: WorkerConfig) -> None:
     """Set what must be set before torch is imported."""
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    leave_out(post.unneeded)
-    if not post.gpus:
+    leave_out(worker_config.unneeded)
+    if not worker_config.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
     let_segments_grow()
     import torch
 
-    if 0 < post.gpus < 1 and torch.cuda.is_available():
+    if 0 < worker_config.gpus < 1 and torch.cuda.is_available():
         # Those who share a GPU would fill what the others count on.
-        torch.cuda.set_per_process_memory_fraction(post.gpus)
+        torch.cuda.set_per_process_memory_fraction(worker_config.gpus)
 
-    torch.set_num_threads(max(1, int(post.cpus)))
+    torch.set_num_threads(max(1, int(worker_config.cpus)))
     try:
         torch.set_num_interop_threads(1)
     except RuntimeError:

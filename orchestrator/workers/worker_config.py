@@ -9,7 +9,7 @@ from sweeps.config.spec import Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Post:
+class WorkerConfig:
     """What a worker needs to know beside its trials.
 
     Attributes:

@@ -90,9 +90,9 @@ def _rank(folder: Path) -> None:
 
 def _bench(folder: Path, between: Any, coordinator: Any, shelf: Any, number: int) -> Any:
     from orchestrator.workers.distributed_loop import Follower, Leader
-    from orchestrator.workers.worker_config import Post
+    from orchestrator.workers.worker_config import WorkerConfig
 
-    post = Post(
+    worker_config = WorkerConfig(
         root=folder / "nowhere",
         examples=EXAMPLES,
         cpus=1,
@@ -103,9 +103,9 @@ def _bench(folder: Path, between: Any, coordinator: Any, shelf: Any, number: int
     )
     name, where = f"worker {number}", f"node{number}:1"
     if coordinator is None:
-        return Follower(None, post, name, where, between, None, shelf)
+        return Follower(None, worker_config, name, where, between, None, shelf)
     notice = _Notice(coordinator, goes=number == 0)
-    return Leader(coordinator, post, name, where, between, notice, shelf)  # type: ignore[arg-type]
+    return Leader(coordinator, worker_config, name, where, between, notice, shelf)  # type: ignore[arg-type]
 
 
 class _LocalCoordinator:

@@ -23,7 +23,7 @@ from orchestrator.config import command
 from orchestrator.config.command import guess_device
 from orchestrator.storage.worker_files import Shelf
 from orchestrator.workers.worker import missing_here, settle_in
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import ClusterSpec, EngineSpec
 from sweeps.storage.run_folder import RunFolder
 
@@ -142,7 +142,7 @@ def test_a_worker_may_allocate_its_share(
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr("orchestrator.workers.worker.leave_out", lambda names: None)
-    settle_in(Post(root=tmp_path, examples=8, cpus=1, gpus=share))
+    settle_in(WorkerConfig(root=tmp_path, examples=8, cpus=1, gpus=share))
     assert given == limit
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
@@ -169,7 +169,9 @@ def test_a_worker_whose_torch_cannot_use_its_gpu_sits_out_and_says_why(
     cards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf = Shelf(cards, "", "")
-    on_gpu, on_cpu = (Post(root=cards, examples=8, cpus=1, gpus=share) for share in (1.0, 0.0))
+    on_gpu, on_cpu = (
+        WorkerConfig(root=cards, examples=8, cpus=1, gpus=share) for share in (1.0, 0.0)
+    )
     assert "cannot use its GPU: torch" in missing_here(on_gpu, shelf)
     assert missing_here(on_cpu, shelf) == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

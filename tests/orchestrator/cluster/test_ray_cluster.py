@@ -160,7 +160,7 @@ def stand_in() -> type:
     from ray import tune
 
     class StandIn(tune.Trainable):  # type: ignore[misc]
-        def setup(self, config: dict[str, Any], coordinator: Any, post: Any) -> None:
+        def setup(self, config: dict[str, Any], coordinator: Any, worker_config: Any) -> None:
             self.coordinator = coordinator
             self.name = f"worker {config['worker']}"
 
@@ -360,7 +360,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
 ) -> None:
     import ray
 
-    def setup(self: Any, config: dict[str, Any], coordinator: Any, post: Any) -> None:
+    def setup(self: Any, config: dict[str, Any], coordinator: Any, worker_config: Any) -> None:
         raise ImportError("libcudart.so.99: cannot open shared object file")
 
     broken = stand_in()

@@ -19,7 +19,7 @@ from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.workers import trial_loop
 from orchestrator.workers.packed import Pack
 from orchestrator.workers.trial_loop import Bench
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.core.trial import State
 from sweeps.ledger.ledger import Ledger
 from trainers.packed.compatibility import shared
@@ -52,7 +52,7 @@ class Sweep:
         }
         self.actor = CoordinatorActor(replace(spec, base=base), space, root)
         self.actor.begin({"host": "box", "pid": 1})
-        self._post = Post(root=root, examples=EXAMPLES, cpus=1, gpus=0, lanes=lanes)
+        self._config = WorkerConfig(root=root, examples=EXAMPLES, cpus=1, gpus=0, lanes=lanes)
         self._ledger = root / "ledger.jsonl"
         self._root = root
         self.workers = 0
@@ -63,7 +63,7 @@ class Sweep:
     def worker(self) -> Bench:
         """One that has not begun yet."""
         self.workers += 1
-        made = Bench(self, self._post, f"worker {self.workers}", f"box:{self.workers}")
+        made = Bench(self, self._config, f"worker {self.workers}", f"box:{self.workers}")
         made._data = short_rows()
         return made
 

@@ -14,7 +14,7 @@ from transformers import Adafactor
 
 from orchestrator.config.command import read_command
 from orchestrator.workers.trial_loop import Bench
-from orchestrator.workers.worker_config import Post
+from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.sft.optimizers import (
     _trial_step,
@@ -165,9 +165,11 @@ def test_a_command_line_is_asked_for_the_type_that_its_adapters_have() -> None:
 
 
 def test_before_a_worker_rehearses_it_steps_what_is_searched(tmp_path: Path) -> None:
-    post = Post(root=tmp_path, examples=1, cpus=1, gpus=0, optimizers=("sgd", "lomo"))
+    worker_config = WorkerConfig(
+        root=tmp_path, examples=1, cpus=1, gpus=0, optimizers=("sgd", "lomo")
+    )
     with pytest.raises(SweepError, match=r"trainer\.optim = lomo: cannot run here"):
-        Bench(None, post, "worker 0", "here")._step(train_spec())
+        Bench(None, worker_config, "worker 0", "here")._step(train_spec())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
