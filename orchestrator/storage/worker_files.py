@@ -31,7 +31,7 @@ def split_name(name: str) -> tuple[int, int]:
     return (step, int(attempt)) if step is not None and attempt.isdecimal() else (-1, 0)
 
 
-class Shelf:
+class WorkerFiles:
     """Of one worker.
 
     Args:

@@ -22,7 +22,7 @@ from ray import tune
 
 from orchestrator.cluster.preemption import Lookout
 from orchestrator.config.imports import importing
-from orchestrator.storage.worker_files import Shelf
+from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker import missing_here, settle_in, sit_out
 from orchestrator.workers.worker_config import WorkerConfig
 
@@ -114,9 +114,9 @@ def train_rank(config: Mapping[str, Any]) -> None:
         from orchestrator.workers.distributed_loop import Follower, Leader
         from trainers.trial.ranks import Ranks
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
-    shelf = Shelf(worker_config.root, worker_config.mark, worker_config.storage)
+    files = WorkerFiles(worker_config.root, worker_config.mark, worker_config.storage)
     node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
-    seats = between.each(lambda: Seat(node=node, missing=missing_here(worker_config, shelf)))
+    seats = between.each(lambda: Seat(node=node, missing=missing_here(worker_config, files)))
     # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
     # to look out for.
     notice = Lookout(*(seat.node for seat in seats)) if between.is_first else None
@@ -128,4 +128,4 @@ def train_rank(config: Mapping[str, Any]) -> None:
         return
     where = f"{host}:{os.getpid()}"
     role = Leader if between.is_first else Follower
-    role(coordinator, worker_config, worker, where, between, notice, shelf).work()
+    role(coordinator, worker_config, worker, where, between, notice, files).work()

@@ -10,7 +10,7 @@ import ray
 
 from orchestrator.cluster.preemption import Lookout
 from orchestrator.coordinator.job import Job
-from orchestrator.storage.worker_files import Shelf
+from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.observer import WorkerObserver
 from orchestrator.workers.trial_loop import Bench, Waiting
 from orchestrator.workers.worker_config import WorkerConfig
@@ -48,9 +48,9 @@ class _Member(Bench):
         where: str,
         between: Ranks,
         notice: Lookout | None,
-        shelf: Shelf,
+        files: WorkerFiles,
     ) -> None:
-        super().__init__(coordinator, worker_config, worker, where, notice, shelf)
+        super().__init__(coordinator, worker_config, worker, where, notice, files)
         self._between = between
 
 
@@ -116,9 +116,9 @@ class Follower(_Member):
         if isinstance(waiting, TrainSpec):
             self._step(waiting)
         elif isinstance(waiting, Proof):
-            self._shelf.fetch(waiting.key)
+            self._files.fetch(waiting.key)
             _measure(self, waiting, self._folder.checkpoint(waiting.key, waiting.step))
-            self._shelf.forget(waiting.key)
+            self._files.forget(waiting.key)
         else:
             self._train_with_all(waiting)
 
@@ -132,7 +132,7 @@ class Follower(_Member):
         except StaleAttemptError:
             has_left = False  # others of this node may have it in hand
         if has_left:
-            self._shelf.forget(waiting.trial.key)
+            self._files.forget(waiting.trial.key)
         Ranks.here().wait()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from orchestrator.cluster.preemption import Lookout
-from orchestrator.storage.worker_files import Shelf
+from orchestrator.storage.worker_files import WorkerFiles
 from sweeps.core.trial import Decision, Report, State
 
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
@@ -29,7 +29,7 @@ class WorkerObserver:
     key: str
     device: str
     notice: Lookout | None = None
-    shelf: Shelf | None = None
+    files: WorkerFiles | None = None
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)
     _sent: float = 0.0
@@ -70,8 +70,8 @@ class WorkerObserver:
         ray.get(self.coordinator.may_commit.remote(self.key, self.attempt))
 
     def committed(self, step: int, size_bytes: int) -> None:
-        if self.shelf is not None:
-            self.shelf.committed(self.key, step, self.attempt)
+        if self.files is not None:
+            self.files.committed(self.key, step, self.attempt)
         ray.get(self.coordinator.committed.remote(self.key, self.attempt, step, size_bytes))
 
     def end(self, state: State, **more: Any) -> None:

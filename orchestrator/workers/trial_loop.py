@@ -17,7 +17,7 @@ import ray
 
 from orchestrator.cluster.preemption import Lookout
 from orchestrator.coordinator.job import Job
-from orchestrator.storage.worker_files import Shelf
+from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.observer import WorkerObserver
 from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import TrainSpec
@@ -64,15 +64,17 @@ class Bench:
         worker: str,
         where: str,
         notice: Lookout | None = None,
-        shelf: Shelf | None = None,
+        files: WorkerFiles | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._config = worker_config
         self._worker = worker
         self._where = where
         self._notice = notice
-        self._shelf = shelf or Shelf(worker_config.root, worker_config.mark, worker_config.storage)
-        self._folder = self._shelf.folder
+        self._files = files or WorkerFiles(
+            worker_config.root, worker_config.mark, worker_config.storage
+        )
+        self._folder = self._files.folder
         self._device = "cuda" if worker_config.gpus else "cpu"
         self._data: PreparedData | None = None
         self._pack: Pack | None = None
@@ -319,7 +321,7 @@ class Bench:
         pack.is_full()
         if others == 1:
             self._large.add(observer.key)
-        self._shelf.forget(observer.key)
+        self._files.forget(observer.key)
         if observer.attempt or observer.begin(0, []):
             reason = f"no memory for it beside {others} others on its device; it waits for room"
             observer.end(State.WAITING, reason=reason)
@@ -330,7 +332,7 @@ class Bench:
         """Tell how a trial ended."""
         self._ask_again = 0.0
         if not isinstance(error, StaleAttemptError):
-            self._shelf.forget(observer.key)
+            self._files.forget(observer.key)
         if outcome is not None:
             observer.end(outcome.state, totals=dict(outcome.totals))
         elif isinstance(error, StaleAttemptError):
@@ -379,10 +381,10 @@ class Bench:
         try:
             train = read_train(job.trial.config)
             draft = self._folder.best_draft
-            self._shelf.fetch(job.trial.key)
+            self._files.fetch(job.trial.key)
             assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
             result = self._measured(job, train, draft)
-            self._shelf.hand_in_draft()
+            self._files.hand_in_draft()
         except Exception as failure:
             if is_device_lost(failure, self._device):
                 raise  # this process dies of it, and another one proves
@@ -406,11 +408,11 @@ class Bench:
             key=trial.key,
             device=self._device,
             notice=self._notice,
-            shelf=self._shelf,
+            files=self._files,
         )
 
     def _task(self, waiting: Waiting) -> Task:
-        self._shelf.fetch(waiting.trial.key)
+        self._files.fetch(waiting.trial.key)
         return Task(
             key=waiting.trial.key,
             train=waiting.train,
@@ -422,7 +424,7 @@ class Bench:
 
     def _rows(self) -> PreparedData:
         if self._data is None:
-            self._data = load(self._shelf.data())
+            self._data = load(self._files.data())
         return self._data
 
     def _give_back(self) -> None:

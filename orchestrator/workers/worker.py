@@ -17,7 +17,7 @@ from ray import tune
 from orchestrator.cluster.gpus import cannot_use, keep_kernels, let_segments_grow
 from orchestrator.cluster.preemption import Lookout, Notice
 from orchestrator.config.imports import importing, leave_out
-from orchestrator.storage.worker_files import Shelf
+from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker_config import WorkerConfig
 
 _SIT_S = 2.0
@@ -37,15 +37,15 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
-        shelf = Shelf(self._config.root, self._config.mark, self._config.storage)
-        missing = missing_here(self._config, shelf)
+        files = WorkerFiles(self._config.root, self._config.mark, self._config.storage)
+        missing = missing_here(self._config, files)
         if missing:
             sit_out(self._coordinator, self._name, missing, self._notice)
             return {"done": True}
         with importing():
             from orchestrator.workers.trial_loop import Bench
 
-        Bench(self._coordinator, self._config, self._name, self._where, self._notice, shelf).work()
+        Bench(self._coordinator, self._config, self._name, self._where, self._notice, files).work()
         ray.get(self._coordinator.left.remote(self._name))
         return {"done": True}
 
@@ -56,16 +56,16 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         """Nothing: a new worker asks for its work."""
 
 
-def missing_here(worker_config: WorkerConfig, shelf: Shelf) -> str:
+def missing_here(worker_config: WorkerConfig, files: WorkerFiles) -> str:
     """Why no worker of this node can train; empty if one can. What it needs is made ready."""
     host = socket.gethostname()
-    if not shelf.is_usable:
+    if not files.is_usable:
         return f"run_dir cannot be seen from node {host}"
     why = cannot_use(worker_config.gpus)
     if why:
         return f"node {host} {why}"
     if worker_config.gpus:
-        keep_kernels(shelf.folder)
+        keep_kernels(files.folder)
     return ""
 
 

@@ -59,7 +59,7 @@ def _rank(folder: Path) -> None:
     import ray
     import torch.distributed as dist
 
-    from orchestrator.storage.worker_files import Shelf
+    from orchestrator.storage.worker_files import WorkerFiles
     from orchestrator.workers import observer
     from trainers.trial.ranks import Ranks
 
@@ -73,11 +73,11 @@ def _rank(folder: Path) -> None:
         disk = folder / str(disks[between.rank])
         disk.mkdir(exist_ok=True)
         tempfile.tempdir = str(disk)
-        shelf = Shelf(folder / "nowhere", "word", str(folder / "store"))
+        files = WorkerFiles(folder / "nowhere", "word", str(folder / "store"))
         with _Looking() as found:
-            _bench(folder, between, coordinator, shelf, number).work()
+            _bench(folder, between, coordinator, files, number).work()
         resumed[number] = next(iter(found), "")
-        left.append(sorted(path.name for path in shelf.folder.trials.glob("*")))
+        left.append(sorted(path.name for path in files.folder.trials.glob("*")))
         if coordinator is not None:
             coordinator.actor.left(f"worker {number}")
     (folder / f"seen-{between.rank}.json").write_text(
@@ -88,7 +88,7 @@ def _rank(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _bench(folder: Path, between: Any, coordinator: Any, shelf: Any, number: int) -> Any:
+def _bench(folder: Path, between: Any, coordinator: Any, files: Any, number: int) -> Any:
     from orchestrator.workers.distributed_loop import Follower, Leader
     from orchestrator.workers.worker_config import WorkerConfig
 
@@ -103,9 +103,9 @@ def _bench(folder: Path, between: Any, coordinator: Any, shelf: Any, number: int
     )
     name, where = f"worker {number}", f"node{number}:1"
     if coordinator is None:
-        return Follower(None, worker_config, name, where, between, None, shelf)
+        return Follower(None, worker_config, name, where, between, None, files)
     notice = _Notice(coordinator, goes=number == 0)
-    return Leader(coordinator, worker_config, name, where, between, notice, shelf)  # type: ignore[arg-type]
+    return Leader(coordinator, worker_config, name, where, between, notice, files)  # type: ignore[arg-type]
 
 
 class _LocalCoordinator:

@@ -21,7 +21,7 @@ from orchestrator.cluster import gpus, nodes, ray_cluster
 from orchestrator.cluster.ray_cluster import ask_cluster, stop_ray
 from orchestrator.config import command
 from orchestrator.config.command import guess_device
-from orchestrator.storage.worker_files import Shelf
+from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker import missing_here, settle_in
 from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import ClusterSpec, EngineSpec
@@ -168,16 +168,16 @@ def test_kernels_stay_where_triton_keeps_them(by: str, tmp_path: Path) -> None:
 def test_a_worker_whose_torch_cannot_use_its_gpu_sits_out_and_says_why(
     cards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shelf = Shelf(cards, "", "")
+    files = WorkerFiles(cards, "", "")
     on_gpu, on_cpu = (
         WorkerConfig(root=cards, examples=8, cpus=1, gpus=share) for share in (1.0, 0.0)
     )
-    assert "cannot use its GPU: torch" in missing_here(on_gpu, shelf)
-    assert missing_here(on_cpu, shelf) == ""
+    assert "cannot use its GPU: torch" in missing_here(on_gpu, files)
+    assert missing_here(on_cpu, files) == ""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert missing_here(on_gpu, shelf) == ""
-    unseen = Shelf(cards / "nowhere", "word", "")
+    assert missing_here(on_gpu, files) == ""
+    unseen = WorkerFiles(cards / "nowhere", "word", "")
     assert missing_here(on_gpu, unseen).startswith("run_dir cannot be seen from node")
 
 

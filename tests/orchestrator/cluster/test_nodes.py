@@ -19,7 +19,7 @@ from orchestrator.cluster.signals import Signals
 from orchestrator.coordinator import actor
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.storage.folder_token import leave_mark, sees
-from orchestrator.storage.worker_files import Shelf, checkpoint_name, split_name
+from orchestrator.storage.worker_files import WorkerFiles, checkpoint_name, split_name
 from sweeps.core.ending import Cause
 from sweeps.core.errors import StaleAttemptError
 from sweeps.core.trial import State
@@ -262,7 +262,7 @@ def test_a_cluster_without_room_is_waited_for_and_given_up(
     assert watch.is_over
 
 
-# ---------------------------------------------------------------------- the shelf
+# ---------------------------------------------------------------------- the files of a worker
 
 
 def test_a_folder_of_the_same_name_is_told_from_the_run_folder(tmp_path: Path) -> None:
@@ -284,22 +284,22 @@ def test_names_that_are_no_checkpoints_of_a_store(name: str) -> None:
     assert split_name(checkpoint_name(64, 3)) == (64, 3)
 
 
-def checkpoint(shelf: Shelf, step: int, text: str) -> None:
-    path = shelf.folder.checkpoint("k", step)
+def checkpoint(files: WorkerFiles, step: int, text: str) -> None:
+    path = files.folder.checkpoint("k", step)
     path.mkdir(parents=True)
     (path / "adapter").write_text(text)
 
 
-def shelf_of(tmp_path: Path, node: str, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+def files_of_node(tmp_path: Path, node: str, monkeypatch: pytest.MonkeyPatch) -> WorkerFiles:
     """Of a node that does not see the run folder."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / node))
-    return Shelf(tmp_path / "nowhere", "word", str(tmp_path / "store"))
+    return WorkerFiles(tmp_path / "nowhere", "word", str(tmp_path / "store"))
 
 
 def test_a_trial_moves_between_nodes_by_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = shelf_of(tmp_path, "first", monkeypatch)
+    first = files_of_node(tmp_path, "first", monkeypatch)
     for step in (8, 16):
         checkpoint(first, step, f"first {step}")
         first.committed("k", step, 1)
@@ -307,7 +307,7 @@ def test_a_trial_moves_between_nodes_by_the_store(
     first.forget("k")
     assert not first.folder.trial("k").exists()
 
-    second = shelf_of(tmp_path, "second", monkeypatch)
+    second = files_of_node(tmp_path, "second", monkeypatch)
     second.fetch("k")
     assert (second.folder.checkpoint("k", 16) / "adapter").read_text() == "first 16"
     checkpoint(second, 24, "second 24")
@@ -316,7 +316,7 @@ def test_a_trial_moves_between_nodes_by_the_store(
     # An attempt that is over, but whose worker lives, writes the same step: nothing is spoilt.
     checkpoint(first, 24, "first 24")
     first.committed("k", 24, 1)
-    third = shelf_of(tmp_path, "third", monkeypatch)
+    third = files_of_node(tmp_path, "third", monkeypatch)
     third.fetch("k")
     assert (third.folder.checkpoint("k", 24) / "adapter").read_text() == "second 24"
 
@@ -341,9 +341,9 @@ def test_the_workers_of_a_node_fetch_the_data_once(
     (tmp_path / "data" / "rows").write_text("all of them")
     Store(str(tmp_path / "store")).put_folder(tmp_path / "data", "data")
     fetched = slow_fetches(monkeypatch)
-    shelves = [shelf_of(tmp_path, "node", monkeypatch) for _ in range(4)]
+    shelves = [files_of_node(tmp_path, "node", monkeypatch) for _ in range(4)]
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda shelf: (shelf.data() / "rows").read_text(), shelves))
+        found = list(pool.map(lambda files: (files.data() / "rows").read_text(), shelves))
     assert found == ["all of them"] * 4
     assert fetched == ["data"]
 
@@ -351,13 +351,13 @@ def test_the_workers_of_a_node_fetch_the_data_once(
 def test_the_ranks_of_a_node_fetch_a_checkpoint_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = shelf_of(tmp_path, "first", monkeypatch)
+    first = files_of_node(tmp_path, "first", monkeypatch)
     checkpoint(first, 8, "first 8")
     first.committed("k", 8, 1)
     fetched = slow_fetches(monkeypatch)
-    ranks = [shelf_of(tmp_path, "second", monkeypatch) for _ in range(4)]
+    ranks = [files_of_node(tmp_path, "second", monkeypatch) for _ in range(4)]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda shelf: shelf.fetch("k"), ranks))
+        list(pool.map(lambda files: files.fetch("k"), ranks))
     assert fetched == [f"trials/k/checkpoints/{checkpoint_name(8, 1)}"]
     assert (ranks[0].folder.checkpoint("k", 8) / "adapter").read_text() == "first 8"
 
@@ -366,7 +366,7 @@ def test_the_ranks_of_a_node_fetch_a_checkpoint_once(
 def test_what_is_superseded_while_it_is_fetched_is_passed_over(
     is_superseded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = shelf_of(tmp_path, "first", monkeypatch)
+    first = files_of_node(tmp_path, "first", monkeypatch)
     for step in (8, 16):
         checkpoint(first, step, f"first {step}")
         first.committed("k", step, 1)
@@ -380,7 +380,7 @@ def test_what_is_superseded_while_it_is_fetched_is_passed_over(
         get(self, name, path)
 
     monkeypatch.setattr(Store, "get", superseded)
-    second = shelf_of(tmp_path, "second", monkeypatch)
+    second = files_of_node(tmp_path, "second", monkeypatch)
     if is_superseded:
         second.fetch("k")
         assert (second.folder.checkpoint("k", 8) / "adapter").read_text() == "first 8"
@@ -391,9 +391,9 @@ def test_what_is_superseded_while_it_is_fetched_is_passed_over(
 
 
 def test_without_the_folder_and_without_a_store_a_worker_is_of_no_use(tmp_path: Path) -> None:
-    assert not Shelf(tmp_path / "nowhere", "word", "").is_usable
-    assert Shelf(tmp_path / "nowhere", "", "").is_usable  # one machine
-    assert Shelf(tmp_path, leave_mark(tmp_path), "").is_usable
+    assert not WorkerFiles(tmp_path / "nowhere", "word", "").is_usable
+    assert WorkerFiles(tmp_path / "nowhere", "", "").is_usable  # one machine
+    assert WorkerFiles(tmp_path, leave_mark(tmp_path), "").is_usable
 
 
 def test_a_store_that_is_gone_does_not_stop_a_trial_that_needs_it_not(
@@ -403,7 +403,7 @@ def test_a_store_that_is_gone_does_not_stop_a_trial_that_needs_it_not(
         raise OSError("no answer")
 
     monkeypatch.setattr(Store, "names", gone)
-    Shelf(tmp_path, "", str(tmp_path / "store")).fetch("k")
-    Shelf(tmp_path, leave_mark(tmp_path), str(tmp_path / "store")).fetch("k")
+    WorkerFiles(tmp_path, "", str(tmp_path / "store")).fetch("k")
+    WorkerFiles(tmp_path, leave_mark(tmp_path), str(tmp_path / "store")).fetch("k")
     with pytest.raises(OSError, match="no answer"):
-        Shelf(tmp_path / "nowhere", "word", str(tmp_path / "store")).fetch("k")
+        WorkerFiles(tmp_path / "nowhere", "word", str(tmp_path / "store")).fetch("k")
