@@ -23,29 +23,29 @@ def draining_nodes() -> set[str]:
         return set()  # it is no part of Ray's public interface
 
 
-class Lookout(threading.Thread):
+class DrainWatch(threading.Thread):
     """Looks out for the nodes of one worker, from a thread of its own: whether any of them drains.
 
     Ray tells it on each node of all others, so that one process can look out for several.
     """
 
     def __init__(self, *nodes: str) -> None:
-        super().__init__(name="notice", daemon=True)
+        super().__init__(name="preemption", daemon=True)
         self._nodes = frozenset(nodes)
-        self._given = threading.Event()
+        self._seen = threading.Event()
         self.start()
 
     @property
-    def is_given(self) -> bool:
-        return self._given.is_set()
+    def is_preempted(self) -> bool:
+        return self._seen.is_set()
 
     def run(self) -> None:
-        while not self._given.wait(_LOOK_S):
+        while not self._seen.wait(_LOOK_S):
             if self._nodes & draining_nodes():
-                self._given.set()
+                self._seen.set()
 
 
-class Notice(Lookout):
+class PreemptionWatch(DrainWatch):
     """Of a worker with a process of its own, which may be signalled. Made in its main thread.
 
     The first SIGTERM only gives notice; the next one does what it did before.
@@ -59,4 +59,4 @@ class Notice(Lookout):
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self._before is not None:
             signal.signal(number, self._before)
-        self._given.set()
+        self._seen.set()

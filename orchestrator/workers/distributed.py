@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from orchestrator.cluster.preemption import Lookout
+from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.config.imports import importing
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker import missing_here, settle_in, sit_out
@@ -119,13 +119,13 @@ def train_rank(config: Mapping[str, Any]) -> None:
     seats = between.each(lambda: Seat(node=node, missing=missing_here(worker_config, files)))
     # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
     # to look out for.
-    notice = Lookout(*(seat.node for seat in seats)) if between.is_first else None
+    watch = DrainWatch(*(seat.node for seat in seats)) if between.is_first else None
     unfit = [seat.missing for seat in seats if seat.missing]
     if unfit:
-        if notice is not None:
-            sit_out(coordinator, worker, unfit[0], notice)
+        if watch is not None:
+            sit_out(coordinator, worker, unfit[0], watch)
         between.wait()
         return
     where = f"{host}:{os.getpid()}"
     role = Leader if between.is_first else Follower
-    role(coordinator, worker_config, worker, where, between, notice, files).work()
+    role(coordinator, worker_config, worker, where, between, watch, files).work()

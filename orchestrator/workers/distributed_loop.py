@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.cluster.preemption import Lookout
+from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.observer import WorkerObserver
@@ -47,17 +47,17 @@ class _Member(Bench):
         worker: str,
         where: str,
         between: Ranks,
-        notice: Lookout | None,
+        watch: DrainWatch | None,
         files: WorkerFiles,
     ) -> None:
-        super().__init__(coordinator, worker_config, worker, where, notice, files)
+        super().__init__(coordinator, worker_config, worker, where, watch, files)
         self._between = between
 
 
 class Leader(_Member):
     """Rank 0: gets the jobs, has the others join in, and tells how trials end.
 
-    Its notice is of the nodes of all: where it hears of one, all are told to stop.
+    Its watch is of the nodes of all: where it hears of one, all are told to stop.
     """
 
     def work(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from orchestrator.cluster.preemption import Lookout
+from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.storage.worker_files import WorkerFiles
 from sweeps.core.trial import Decision, Report, State
 
@@ -28,7 +28,7 @@ class WorkerObserver:
     where: str
     key: str
     device: str
-    notice: Lookout | None = None
+    watch: DrainWatch | None = None
     files: WorkerFiles | None = None
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)
@@ -64,7 +64,7 @@ class WorkerObserver:
     @property
     def _has_to_leave(self) -> bool:
         """The node is about to go: the trial commits and goes on elsewhere."""
-        return self.notice is not None and self.notice.is_given
+        return self.watch is not None and self.watch.is_preempted
 
     def may_commit(self) -> None:
         ray.get(self.coordinator.may_commit.remote(self.key, self.attempt))

@@ -20,7 +20,7 @@ class Workers(threading.Thread):
 
     Args:
         coordinator: the CoordinatorActor's handle.
-        worker_config: what every worker needs to know (`orchestrator.workers.worker_config.WorkerConfig`).
+        worker_config: what every worker needs to know.
         slots: how many workers to keep, asked again as nodes come and go.
         scratch: where Tune keeps its own files; removed by the caller.
     """

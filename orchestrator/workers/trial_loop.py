@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from orchestrator.cluster.preemption import Lookout
+from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.observer import WorkerObserver
@@ -63,14 +63,14 @@ class Bench:
         worker_config: WorkerConfig,
         worker: str,
         where: str,
-        notice: Lookout | None = None,
+        watch: DrainWatch | None = None,
         files: WorkerFiles | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._config = worker_config
         self._worker = worker
         self._where = where
-        self._notice = notice
+        self._watch = watch
         self._files = files or WorkerFiles(
             worker_config.root, worker_config.mark, worker_config.storage
         )
@@ -108,7 +108,7 @@ class Bench:
 
     @property
     def _has_to_leave(self) -> bool:
-        is_told = self._notice is not None and self._notice.is_given
+        is_told = self._watch is not None and self._watch.is_preempted
         return is_told or self._lost is not None
 
     # ------------------------------------------------------------------ asking
@@ -407,7 +407,7 @@ class Bench:
             where=self._where,
             key=trial.key,
             device=self._device,
-            notice=self._notice,
+            watch=self._watch,
             files=self._files,
         )
 

@@ -15,7 +15,7 @@ import ray
 from ray import tune
 
 from orchestrator.cluster.gpus import cannot_use, keep_kernels, let_segments_grow
-from orchestrator.cluster.preemption import Lookout, Notice
+from orchestrator.cluster.preemption import DrainWatch, PreemptionWatch
 from orchestrator.config.imports import importing, leave_out
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker_config import WorkerConfig
@@ -33,19 +33,19 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._config = worker_config
         self._name = f"worker {config['worker']}"
         settle_in(worker_config)
-        self._notice = Notice(ray.get_runtime_context().get_node_id())
+        self._watch = PreemptionWatch(ray.get_runtime_context().get_node_id())
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
         files = WorkerFiles(self._config.root, self._config.mark, self._config.storage)
         missing = missing_here(self._config, files)
         if missing:
-            sit_out(self._coordinator, self._name, missing, self._notice)
+            sit_out(self._coordinator, self._name, missing, self._watch)
             return {"done": True}
         with importing():
             from orchestrator.workers.trial_loop import Bench
 
-        Bench(self._coordinator, self._config, self._name, self._where, self._notice, files).work()
+        Bench(self._coordinator, self._config, self._name, self._where, self._watch, files).work()
         ray.get(self._coordinator.left.remote(self._name))
         return {"done": True}
 
@@ -69,10 +69,10 @@ def missing_here(worker_config: WorkerConfig, files: WorkerFiles) -> str:
     return ""
 
 
-def sit_out(coordinator: Any, worker: str, why: str, notice: Lookout) -> None:
+def sit_out(coordinator: Any, worker: str, why: str, watch: DrainWatch) -> None:
     """Keep the place of a worker of a node on which none can train, and do nothing."""
     ray.get(coordinator.sits_out.remote(worker, why))
-    while not (notice.is_given or ray.get(coordinator.is_done.remote())):
+    while not (watch.is_preempted or ray.get(coordinator.is_done.remote())):
         time.sleep(_SIT_S)
 
 

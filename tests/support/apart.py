@@ -104,8 +104,8 @@ def _bench(folder: Path, between: Any, coordinator: Any, files: Any, number: int
     name, where = f"worker {number}", f"node{number}:1"
     if coordinator is None:
         return Follower(None, worker_config, name, where, between, None, files)
-    notice = _Notice(coordinator, goes=number == 0)
-    return Leader(coordinator, worker_config, name, where, between, notice, files)  # type: ignore[arg-type]
+    watch = _ScriptedWatch(coordinator, goes=number == 0)
+    return Leader(coordinator, worker_config, name, where, between, watch, files)  # type: ignore[arg-type]
 
 
 class _LocalCoordinator:
@@ -129,7 +129,7 @@ class _LocalCoordinator:
         return SimpleNamespace(remote=call)
 
 
-class _Notice:
+class _ScriptedWatch:
     """Of the first group's nodes."""
 
     def __init__(self, coordinator: _LocalCoordinator, *, goes: bool) -> None:
@@ -137,7 +137,7 @@ class _Notice:
         self._goes = goes
 
     @property
-    def is_given(self) -> bool:
+    def is_preempted(self) -> bool:
         return self._goes and self._coordinator.step >= LEAVES_AT
 
 

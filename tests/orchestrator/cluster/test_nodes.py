@@ -14,7 +14,7 @@ from support.driving import LR, make
 
 from orchestrator.cluster import nodes, preemption
 from orchestrator.cluster.placement import share_of_gpu
-from orchestrator.cluster.preemption import Lookout, Notice
+from orchestrator.cluster.preemption import DrainWatch, PreemptionWatch
 from orchestrator.cluster.signals import Signals
 from orchestrator.coordinator import actor
 from orchestrator.coordinator.actor import CoordinatorActor
@@ -72,21 +72,21 @@ def wait_for(condition: Any) -> None:
 def test_notice_is_given_when_the_node_drains(quick: set[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     try:
-        mine, other = Notice("mine"), Notice("other")
-        assert not mine.is_given
+        mine, other = PreemptionWatch("mine"), PreemptionWatch("other")
+        assert not mine.is_preempted
         quick.add("mine")
-        wait_for(lambda: mine.is_given)
-        assert not other.is_given
+        wait_for(lambda: mine.is_preempted)
+        assert not other.is_preempted
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def test_a_group_is_given_notice_when_any_of_its_nodes_drains(quick: set[str]) -> None:
     handler = signal.getsignal(signal.SIGTERM)
-    group, other = Lookout("one", "two"), Lookout("three")
+    group, other = DrainWatch("one", "two"), DrainWatch("three")
     quick.add("two")
-    wait_for(lambda: group.is_given)
-    assert not other.is_given
+    wait_for(lambda: group.is_preempted)
+    assert not other.is_preempted
     assert signal.getsignal(signal.SIGTERM) is handler, "ranks cannot take signals"
 
 
@@ -94,9 +94,9 @@ def test_the_first_sigterm_gives_notice_and_the_second_ends(quick: set[str]) -> 
     ended: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     try:
-        notice = Notice("mine")
+        watch = PreemptionWatch("mine")
         os.kill(os.getpid(), signal.SIGTERM)
-        wait_for(lambda: notice.is_given)
+        wait_for(lambda: watch.is_preempted)
         assert ended == []
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: ended == [signal.SIGTERM])
