@@ -28,7 +28,7 @@ from orchestrator.cluster.ray_cluster import (
     start_ray,
     stop_ray,
 )
-from orchestrator.cluster.signals import SIGNAL_EXIT, Pulse, Signals
+from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, asks_cluster, guess_device
 from orchestrator.config.engine_choice import Choice, choose, planned_trials
 from orchestrator.config.imports import unneeded
@@ -364,8 +364,8 @@ class Driver:
         began = time.monotonic()
         tune.start()
         try:
-            with Pulse(self._coordinator) as pulse, Roomless(slots) as roomless:
-                self._loop(tune, pulse, began, roomless)
+            with Heartbeat(self._coordinator) as heartbeat, Roomless(slots) as roomless:
+                self._loop(tune, heartbeat, began, roomless)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if tune.error is not None:
@@ -427,19 +427,21 @@ class Driver:
 
     # ------------------------------------------------------------------ while it runs
 
-    def _loop(self, workers: Workers, pulse: Pulse, began: float, roomless: Roomless) -> None:
+    def _loop(
+        self, workers: Workers, heartbeat: Heartbeat, began: float, roomless: Roomless
+    ) -> None:
         interrupted = False
         budget = self._spec.sweep.time_budget_s
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
-            silent_s = pulse.silent_s()
+            silent_s = heartbeat.silent_s()
             if self._signals.seen and not interrupted:
                 interrupted = True
                 self._interrupt(self._signals.seen[0].name)
             if interrupted and (silent_s > _SILENCE_S or own_ray_is_gone()):
                 self._leave_now()
-            if pulse.ray_silent_s() > _RAY_SILENCE_S:
+            if heartbeat.ray_silent_s() > _RAY_SILENCE_S:
                 raise self._broken("Ray does not answer any more")
             if line := roomless.news() or (not roomless.seconds and workers.news()):
                 self._display.note(line)

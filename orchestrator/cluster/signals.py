@@ -11,7 +11,7 @@ from typing import Any
 
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _ECHO_S = 1.0  # a batch system signals every process, and its script passes the signal on
-_PULSE_S = 0.5
+_BEAT_S = 0.5
 
 
 class Signals:
@@ -62,7 +62,7 @@ class Signals:
             self._leave()
 
 
-class Pulse(threading.Thread):
+class Heartbeat(threading.Thread):
     """Whether Ray and the Coordinator's process still answer; asks from a thread of its own.
 
     A signal to the whole process group (`timeout`, a batch system) ends some of Ray's processes
@@ -70,13 +70,13 @@ class Pulse(threading.Thread):
     """
 
     def __init__(self, coordinator: Any) -> None:
-        super().__init__(name="pulse", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self._coordinator = coordinator
         self._ray_heard = self._coordinator_heard = time.monotonic()
         self._error: Exception | None = None
         self._over = threading.Event()
 
-    def __enter__(self) -> Pulse:
+    def __enter__(self) -> Heartbeat:
         self.start()
         return self
 
@@ -87,7 +87,7 @@ class Pulse(threading.Thread):
         import ray
 
         call = self._coordinator.ping.remote()
-        while not self._over.wait(_PULSE_S):
+        while not self._over.wait(_BEAT_S):
             try:
                 ray.nodes()  # blocks where Ray's head is gone, and in the end aborts the process
                 self._ray_heard = time.monotonic()

@@ -99,7 +99,7 @@ class CoordinatorActor:
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
-        """Answers: see `orchestrator.cluster.signals.Pulse`."""
+        """Answers: see `orchestrator.cluster.signals.Heartbeat`."""
 
     def interrupt(self, stop: Stop, prove: bool) -> None:
         """Stop handing out trials; with `prove`, the best so far is still made ready."""
