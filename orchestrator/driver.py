@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
 from orchestrator.cluster.background import Background
 from orchestrator.cluster.gpus import idle_cards
-from orchestrator.cluster.nodes import Roomless, require_nodes
+from orchestrator.cluster.nodes import CapacityWatch, require_nodes
 from orchestrator.cluster.placement import Placement, live_slots, place
 from orchestrator.cluster.ray_cluster import (
     ask_cluster,
@@ -364,8 +364,8 @@ class Driver:
         began = time.monotonic()
         tune.start()
         try:
-            with Heartbeat(self._coordinator) as heartbeat, Roomless(slots) as roomless:
-                self._loop(tune, heartbeat, began, roomless)
+            with Heartbeat(self._coordinator) as heartbeat, CapacityWatch(slots) as capacity:
+                self._loop(tune, heartbeat, began, capacity)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if tune.error is not None:
@@ -428,7 +428,7 @@ class Driver:
     # ------------------------------------------------------------------ while it runs
 
     def _loop(
-        self, workers: Workers, heartbeat: Heartbeat, began: float, roomless: Roomless
+        self, workers: Workers, heartbeat: Heartbeat, began: float, capacity: CapacityWatch
     ) -> None:
         interrupted = False
         budget = self._spec.sweep.time_budget_s
@@ -443,12 +443,12 @@ class Driver:
                 self._leave_now()
             if heartbeat.ray_silent_s() > _RAY_SILENCE_S:
                 raise self._broken("Ray does not answer any more")
-            if line := roomless.news() or (not roomless.seconds and workers.news()):
+            if line := capacity.news() or (not capacity.seconds and workers.news()):
                 self._display.note(line)
-            if roomless.is_over:
-                self._coordinator.interrupt.remote(roomless.STOP, False)
+            if capacity.is_over:
+                self._coordinator.interrupt.remote(capacity.STOP, False)
                 break  # a worker that waits for its place would keep Tune for ever
-            if interrupted and roomless.seconds > _SILENCE_S:
+            if interrupted and capacity.seconds > _SILENCE_S:
                 break
             if budget is not None and time.monotonic() - began > budget:
                 budget = None

@@ -30,7 +30,7 @@ def alive_nodes() -> list[Mapping[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
 
 
-class Roomless(threading.Thread):
+class CapacityWatch(threading.Thread):
     """Watches for a cluster that has lost every node with room for a trial.
 
     Nodes come back, on spot instances; but no sweep waits for them for ever. It looks from a thread
@@ -40,13 +40,13 @@ class Roomless(threading.Thread):
     STOP = Stop(cause=Cause.NO_ROOM)
 
     def __init__(self, slots: Callable[[], int]) -> None:
-        super().__init__(name="roomless", daemon=True)
+        super().__init__(name="capacity", daemon=True)
         self._slots = slots
         self._since: float | None = None
         self._told = False
         self._over = threading.Event()
 
-    def __enter__(self) -> Roomless:
+    def __enter__(self) -> CapacityWatch:
         self.start()
         return self
 
@@ -75,11 +75,11 @@ class Roomless(threading.Thread):
 
     def news(self) -> str:
         """Something to say, once."""
-        roomless = self.seconds > _NOTE_S
-        if roomless == self._told:
+        is_short = self.seconds > _NOTE_S
+        if is_short == self._told:
             return ""
-        self._told = roomless
-        if not roomless:
+        self._told = is_short
+        if not is_short:
             return "a node has joined that has room: the sweep goes on"
         return f"{self.STOP}: waiting {_PATIENCE_S / 60:.0f} minutes for one to join"
 

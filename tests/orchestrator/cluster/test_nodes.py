@@ -243,7 +243,7 @@ def test_a_cluster_without_room_is_waited_for_and_given_up(
     room = [1]
     now = [0.0]
     monkeypatch.setattr(nodes.time, "monotonic", lambda: now[0])
-    watch = nodes.Roomless(lambda: room[0])
+    watch = nodes.CapacityWatch(lambda: room[0])
     watch.look()
     assert (watch.news(), watch.is_over) == ("", False)
     room[0] = 0
