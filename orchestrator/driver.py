@@ -35,7 +35,7 @@ from orchestrator.config.imports import unneeded
 from orchestrator.config.preflight import Findings, check_place, step_line, tracking_line
 from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
-from orchestrator.coordinator.assignment import Rules, rules
+from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
 from orchestrator.storage.folder_token import leave_mark
 from orchestrator.storage.run_dir import folder_of, places_of, unanswered
 from orchestrator.storage.sync import Copies, bring_back
@@ -273,7 +273,7 @@ class Driver:
             placement = place(self._spec.engine, self._spec.cluster, most)
             engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
             workers = min(placement.slots, most)
-            spread = rules(
+            spread = assignment_rules(
                 self._spec,
                 self._space,
                 workers=workers,
@@ -395,7 +395,7 @@ class Driver:
             raise unanswered(copies.store, error) from None
         self._display.plan([f"copies: {copies.store}"])
 
-    def _open_coordinator(self, spread: Rules) -> Any:
+    def _open_coordinator(self, spread: AssignmentRules) -> Any:
         """The Coordinator's process, on this node."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from orchestrator.coordinator.assignment import Dealer, Rules
+from orchestrator.coordinator.assignment import Assigner, AssignmentRules
 from orchestrator.coordinator.dry_run_gate import Gate
 from orchestrator.coordinator.job import Job
 from sweeps.config.spec import Spec, TrainSpec
@@ -50,14 +50,16 @@ class Proof:
 class CoordinatorActor:
     """A `sweeps.coordinator` Coordinator, each method a remote call, one handled at a time."""
 
-    def __init__(self, spec: Spec, space: Space, root: Path, rules: Rules | None = None) -> None:
+    def __init__(
+        self, spec: Spec, space: Space, root: Path, rules: AssignmentRules | None = None
+    ) -> None:
         self._folder = RunFolder(root)
         self._spec = spec.sweep
         self._coordinator = Coordinator(spec, space, self._folder)
-        self._rules = rules or Rules()
+        self._rules = rules or AssignmentRules()
         self._lanes = self._rules.lanes
         self._lane_mb = 0.0
-        self._dealer = Dealer(self._rules, self._coordinator.ask)
+        self._assigner = Assigner(self._rules, self._coordinator.ask)
         self._gate = Gate(facts={}, train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
@@ -160,7 +162,7 @@ class CoordinatorActor:
         Where none comes so far as to ask for a job, the sweep stops: nor would the next.
         """
         self._gate.died(worker, reason)
-        held = self._dealer.leaves(worker)
+        held = self._assigner.leaves(worker)
         for key in held:
             self._coordinator.lost(key, "its worker's process died")
         if held:
@@ -173,14 +175,14 @@ class CoordinatorActor:
         self._barren = 0 if worker in self._asked | set(self._idle) else self._barren + 1
         self._asked.discard(worker)
         self._idle.pop(worker, None)
-        if self._barren > _BARREN_STARTS and not self._dealer.count:
+        if self._barren > _BARREN_STARTS and not self._assigner.count:
             self.interrupt(Stop(cause=Cause.WORKERS_DIE, details=(reason,)), False)
 
     def left(self, worker: str) -> None:
         """A worker leaves of its own accord; trials that it has not begun are handed out again."""
         self._asked.discard(worker)
         self._gate.left(worker)
-        for key in self._dealer.leaves(worker):
+        for key in self._assigner.leaves(worker):
             self._coordinator.give_back(key)
 
     def sits_out(self, worker: str, why: str) -> None:
@@ -197,9 +199,9 @@ class CoordinatorActor:
         Args:
             error: the traceback, if a trial's own doing may be behind it after all.
         """
-        if not self._dealer.has(worker, key):
+        if not self._assigner.has(worker, key):
             return
-        self._dealer.took_back(worker, key)
+        self._assigner.took_back(worker, key)
         self._coordinator.lost(key, reason, error, full_disk=full_disk)
         self._table.refresh(self._coordinator.history)
 
@@ -213,16 +215,16 @@ class CoordinatorActor:
             is_first = self._gate.take(worker)
             return Job(kind="rehearse" if is_first else "wait", spec=self._gate.train)
         room = min(room, self._lanes)
-        trial = self._dealer.deal(worker, room=room, finished=self._finished())
+        trial = self._assigner.deal(worker, room=room, finished=self._finished())
         if trial is not None:
             alone = self._is_last_try(trial.key)
             return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
-        if self._dealer.holds(worker) or not self._coordinator.is_finished:
+        if self._assigner.holds(worker) or not self._coordinator.is_finished:
             return Job(kind="wait")
         # The last worker out proves the best: no trial that still runs can change it then.
-        if not self._dealer.count and self._has_to_prove() and not self._proof.holder:
+        if not self._assigner.count and self._has_to_prove() and not self._proof.holder:
             return self._prove_job(worker)
-        self._dealer.leaves(worker)
+        self._assigner.leaves(worker)
         return Job(kind="leave")
 
     def rehearsed(
@@ -251,13 +253,13 @@ class CoordinatorActor:
     def start(
         self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
     ) -> int | None:
-        if not self._dealer.has(worker, key):
+        if not self._assigner.has(worker, key):
             return None  # it was thought dead, and its trials were handed out again
         attempt = self._coordinator.start(
             key, worker=where, device=device, step=step, reports=reports
         )
         if attempt is None:
-            self._dealer.took_back(worker, key)
+            self._assigner.took_back(worker, key)
             self._coordinator.give_back(key)
         return attempt
 
@@ -275,7 +277,7 @@ class CoordinatorActor:
 
     def out_of_memory(self, worker: str, key: str, attempt: int, reason: str, error: str) -> None:
         """See `Coordinator.out_of_memory`."""
-        self._dealer.took_back(worker, key)
+        self._assigner.took_back(worker, key)
         self._coordinator.out_of_memory(key, attempt, reason, error)
         self._table.refresh(self._coordinator.history)
 
@@ -284,7 +286,7 @@ class CoordinatorActor:
 
     def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
         """A trial ended, or was left for later where the state is WAITING."""
-        self._dealer.took_back(worker, key)
+        self._assigner.took_back(worker, key)
         if ending["state"] is State.WAITING:
             self._coordinator.leave(key, attempt, ending.get("reason", ""))
             return

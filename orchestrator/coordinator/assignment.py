@@ -16,9 +16,9 @@ from sweeps.space.space import Space
 _ROUNDS = 4  # in so many rounds, at least, a search that learns gets its results
 
 
-def rules(
+def assignment_rules(
     spec: Spec, space: Space, *, workers: int, lanes: int, memory_mb: float = math.inf
-) -> Rules:
+) -> AssignmentRules:
     """How trials are spread over the workers.
 
     Args:
@@ -33,7 +33,7 @@ def rules(
     in_turn = lanes > 1 and not learns and sweep.pruner == "none"
     if spec.engine.lanes != "auto":
         memory_mb = math.inf
-    return Rules(
+    return AssignmentRules(
         workers=workers,
         at_once=at_once,
         planned=planned,
@@ -47,7 +47,7 @@ _SHARE = 0.8  # of a worker's memory that lanes may fill
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class AssignmentRules:
     """How trials are spread.
 
     Attributes:
@@ -80,10 +80,10 @@ class Rules:
         return max(1, min(self.lanes, 1 + int(more)))
 
 
-class Dealer:
+class Assigner:
     """Hands out what `ask` gives, and keeps who holds what."""
 
-    def __init__(self, rules: Rules, ask: Callable[[], Trial | None]) -> None:
+    def __init__(self, rules: AssignmentRules, ask: Callable[[], Trial | None]) -> None:
         self._rules = rules
         self._ask = ask
         self._holds: dict[str, set[str]] = {}

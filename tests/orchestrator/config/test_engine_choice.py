@@ -13,7 +13,7 @@ from support.config_reading import read
 import trainers
 from orchestrator.config.engine_choice import choose, engine_problems
 from orchestrator.config.imports import unneeded
-from orchestrator.coordinator.assignment import Rules, rules
+from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
 from orchestrator.workers.packed import lanes_that_fit
 
 
@@ -72,12 +72,12 @@ def test_packed_is_refused_where_trials_cannot_share() -> None:
     assert engine_problems(*read("engine=packed"), "cpu") == []
 
 
-def spread(*words: str, workers: int = 2, lanes: int = 8) -> Rules:
-    return rules(*read(*words), workers=workers, lanes=lanes)
+def spread(*words: str, workers: int = 2, lanes: int = 8) -> AssignmentRules:
+    return assignment_rules(*read(*words), workers=workers, lanes=lanes)
 
 
 def test_a_grid_is_dealt_in_turn_so_that_two_runs_agree() -> None:
-    assert spread() == Rules(workers=2, planned=8, in_turn=True, lanes=8)
+    assert spread() == AssignmentRules(workers=2, planned=8, in_turn=True, lanes=8)
     assert spread("sweep.repeats=3").planned == 24
 
 
@@ -91,7 +91,7 @@ def test_a_search_that_learns_gets_its_results_in_rounds() -> None:
 
 def test_memory_bounds_the_lanes_that_nobody_asked_for() -> None:
     auto, asked = (
-        rules(*read(*words), workers=2, lanes=16, memory_mb=100.0)
+        assignment_rules(*read(*words), workers=2, lanes=16, memory_mb=100.0)
         for words in ([], ["engine.lanes=16"])
     )
     assert (auto.memory_mb, asked.memory_mb) == (100.0, math.inf)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.coordinator.assignment import Dealer, Rules
+from orchestrator.coordinator.assignment import Assigner, AssignmentRules
 from sweeps.core.trial import Trial
 
 
@@ -27,10 +27,10 @@ def source(count: int) -> Callable[[], Trial | None]:
     return ask
 
 
-def fill(dealer: Dealer, worker: str, *, room: int = 8, finished: int = 0) -> list[str]:
+def fill(assigner: Assigner, worker: str, *, room: int = 8, finished: int = 0) -> list[str]:
     """All that a worker is given before it begins to train."""
     keys = []
-    while (trial := dealer.deal(worker, room=room, finished=finished)) is not None:
+    while (trial := assigner.deal(worker, room=room, finished=finished)) is not None:
         keys.append(trial.key)
     return keys
 
@@ -48,52 +48,52 @@ def fill(dealer: Dealer, worker: str, *, room: int = 8, finished: int = 0) -> li
 def test_on_a_cpu_memory_bounds_the_lanes(
     memory_mb: float, step: dict[str, float], lanes: int
 ) -> None:
-    assert Rules(lanes=16, memory_mb=memory_mb).fitting(step) == lanes
+    assert AssignmentRules(lanes=16, memory_mb=memory_mb).fitting(step) == lanes
 
 
 def test_the_first_worker_to_come_leaves_half_for_the_second() -> None:
-    dealer = Dealer(Rules(workers=2, planned=8), source(8))
-    assert len(fill(dealer, "a")) == 4
-    assert len(fill(dealer, "b")) == 4
-    assert dealer.count == 8
+    assigner = Assigner(AssignmentRules(workers=2, planned=8), source(8))
+    assert len(fill(assigner, "a")) == 4
+    assert len(fill(assigner, "b")) == 4
+    assert assigner.count == 8
 
 
 def test_no_worker_takes_more_than_it_has_room_for() -> None:
-    dealer = Dealer(Rules(workers=2, planned=100), source(100))
-    assert len(fill(dealer, "a", room=8)) == 8
+    assigner = Assigner(AssignmentRules(workers=2, planned=100), source(100))
+    assert len(fill(assigner, "a", room=8)) == 8
 
 
 @pytest.mark.parametrize("order", ["ab", "ba", "abab"])
 def test_in_turn_the_same_trials_share_a_device_whoever_comes_first(order: str) -> None:
-    dealer = Dealer(Rules(workers=2, planned=8, in_turn=True), source(8))
+    assigner = Assigner(AssignmentRules(workers=2, planned=8, in_turn=True), source(8))
     packs = defaultdict(list)
     for worker in order:
-        packs[worker] += fill(dealer, worker)
+        packs[worker] += fill(assigner, worker)
     assert sorted(packs.values()) == [["t0", "t2", "t4", "t6"], ["t1", "t3", "t5", "t7"]]
 
 
 def test_in_turn_a_trial_out_of_turn_is_better_than_an_idle_device() -> None:
-    dealer = Dealer(Rules(workers=2, planned=4, in_turn=True), source(4))
-    assert fill(dealer, "a") == ["t0", "t2"]  # the other worker never comes
+    assigner = Assigner(AssignmentRules(workers=2, planned=4, in_turn=True), source(4))
+    assert fill(assigner, "a") == ["t0", "t2"]  # the other worker never comes
     for key in ("t0", "t2"):
-        dealer.took_back("a", key)
-    assert fill(dealer, "a", finished=2) == ["t1"]
+        assigner.took_back("a", key)
+    assert fill(assigner, "a", finished=2) == ["t1"]
 
 
 def test_at_once_counts_over_all_workers() -> None:
-    dealer = Dealer(Rules(workers=2, at_once=3, planned=8), source(8))
-    assert len(fill(dealer, "a")) == 3
-    assert fill(dealer, "b") == []
-    dealer.took_back("a", "t1")
-    assert fill(dealer, "b") == ["t3"]
+    assigner = Assigner(AssignmentRules(workers=2, at_once=3, planned=8), source(8))
+    assert len(fill(assigner, "a")) == 3
+    assert fill(assigner, "b") == []
+    assigner.took_back("a", "t1")
+    assert fill(assigner, "b") == ["t3"]
 
 
 def test_what_a_dead_worker_held_is_told_and_its_seat_is_free() -> None:
-    dealer = Dealer(Rules(workers=2, planned=8, in_turn=True), source(8))
-    assert fill(dealer, "a") == ["t0", "t2", "t4", "t6"]
-    assert dealer.leaves("a") == ["t0", "t2", "t4", "t6"]
-    assert dealer.count == 0
-    assert dealer.leaves("a") == []
+    assigner = Assigner(AssignmentRules(workers=2, planned=8, in_turn=True), source(8))
+    assert fill(assigner, "a") == ["t0", "t2", "t4", "t6"]
+    assert assigner.leaves("a") == ["t0", "t2", "t4", "t6"]
+    assert assigner.count == 0
+    assert assigner.leaves("a") == []
 
 
 @given(
@@ -112,34 +112,34 @@ def test_every_trial_is_dealt_once_and_all_are_in_the_end(
     in_turn: bool,
     steps: list[tuple[int, bool]],
 ) -> None:
-    rules = Rules(workers=workers, at_once=at_once, planned=count, in_turn=in_turn)
-    dealer = Dealer(rules, source(count))
+    rules = AssignmentRules(workers=workers, at_once=at_once, planned=count, in_turn=in_turn)
+    assigner = Assigner(rules, source(count))
     held: dict[str, list[str]] = defaultdict(list)
     dealt: list[str] = []
     finished = 0
     for seat, asks in steps:
         worker = f"w{seat % workers}"
         if asks:
-            trial = dealer.deal(worker, room=room, finished=finished)
+            trial = assigner.deal(worker, room=room, finished=finished)
             if trial is not None:
                 held[worker].append(trial.key)
                 dealt.append(trial.key)
         elif held[worker]:
-            dealer.took_back(worker, held[worker].pop())
+            assigner.took_back(worker, held[worker].pop())
             finished += 1
         assert all(len(keys) <= room for keys in held.values())
-        assert dealer.count == sum(len(keys) for keys in held.values()) <= at_once
+        assert assigner.count == sum(len(keys) for keys in held.values()) <= at_once
     assert len(dealt) == len(set(dealt))
     while any(held.values()) or len(dealt) < count:
         before = (finished, len(dealt))
         for seat in range(workers):
             worker = f"w{seat}"
-            trial = dealer.deal(worker, room=room, finished=finished)
+            trial = assigner.deal(worker, room=room, finished=finished)
             if trial is not None:
                 held[worker].append(trial.key)
                 dealt.append(trial.key)
             if held[worker]:
-                dealer.took_back(worker, held[worker].pop())
+                assigner.took_back(worker, held[worker].pop())
                 finished += 1
         assert before != (finished, len(dealt)), "nobody gets anything any more"
     assert sorted(dealt) == sorted(f"t{number}" for number in range(count))

@@ -12,7 +12,7 @@ from support.training import train_spec
 
 from orchestrator.config.preflight import step_line
 from orchestrator.coordinator.actor import CoordinatorActor
-from orchestrator.coordinator.assignment import Rules
+from orchestrator.coordinator.assignment import AssignmentRules
 from sweeps.config.spec import TrainSpec
 from sweeps.core.ending import Cause, Stop
 from sweeps.ledger.ledger import Ledger
@@ -77,7 +77,9 @@ def test_as_many_trials_share_a_cpu_as_one_step_says_and_the_ledger_tells(
     memory_mb: float, said: dict[str, int], tmp_path: Path
 ) -> None:
     spec, space = make(SMALL, search="grid", trials=None)
-    coordinator = CoordinatorActor(spec, space, tmp_path, Rules(lanes=4, memory_mb=memory_mb))
+    coordinator = CoordinatorActor(
+        spec, space, tmp_path, AssignmentRules(lanes=4, memory_mb=memory_mb)
+    )
     known = {**FACTS["rehearsal"], **FOUND, "step_mb": 500.0, "lanes": 3}  # of another machine
     coordinator.begin({**FACTS, "rehearsal": known})
     jobs = [coordinator.next_job("a", 4).kind for _ in range(5)]
