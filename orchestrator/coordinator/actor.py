@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.coordinator.assignment import Assigner, AssignmentRules
-from orchestrator.coordinator.dry_run_gate import Gate
+from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
@@ -60,7 +60,7 @@ class CoordinatorActor:
         self._lanes = self._rules.lanes
         self._lane_mb = 0.0
         self._assigner = Assigner(self._rules, self._coordinator.ask)
-        self._gate = Gate(facts={}, train=None)
+        self._gate = DryRunGate(facts={}, train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that came so far as to ask for a job
@@ -83,7 +83,7 @@ class CoordinatorActor:
     def begin(self, facts: Mapping[str, Any], rehearsal: TrainSpec | None = None) -> None:
         """Hand out trials; with `rehearsal`, after one step of it has been trained."""
         nothing_to_train = self._coordinator.is_finished
-        self._gate = Gate(facts=facts, train=None if nothing_to_train else rehearsal)
+        self._gate = DryRunGate(facts=facts, train=None if nothing_to_train else rehearsal)
         if self._gate.is_open:
             self._open()
 

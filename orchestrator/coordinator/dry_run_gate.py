@@ -17,7 +17,7 @@ _TRIES = 2  # workers that may die of it
 
 
 @dataclass(kw_only=True)
-class Gate:
+class DryRunGate:
     """Shut, or open; or never to be opened, where `refusal` says why.
 
     Attributes:
