@@ -12,7 +12,7 @@ from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.coordinator.job import Job
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.observer import WorkerObserver
-from orchestrator.workers.trial_loop import Bench, Waiting
+from orchestrator.workers.trial_loop import TrialLoop, Waiting
 from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import StaleAttemptError, SweepError
@@ -37,7 +37,7 @@ class RankFailed(Exception):
     """A rank could not go on; the others cannot either."""
 
 
-class _Member(Bench):
+class _Member(TrialLoop):
     """Any rank; `between` is for what is said between trials."""
 
     def __init__(
@@ -140,18 +140,16 @@ def _nothing() -> Waiting | TrainSpec | Proof | None:
     raise AssertionError("only rank 0 is asked")
 
 
-def _train(bench: Bench, waiting: Waiting, observer: WorkerObserver | None) -> Outcome:
-    return sft_trainer.train(
-        bench._task(waiting), bench._rows(), FirstSpeaks(observer, Ranks.here())
-    )
+def _train(loop: TrialLoop, waiting: Waiting, observer: WorkerObserver | None) -> Outcome:
+    return sft_trainer.train(loop._task(waiting), loop._rows(), FirstSpeaks(observer, Ranks.here()))
 
 
-def _measure(bench: Bench, proof: Proof, folder: Path) -> dict[str, float]:
+def _measure(loop: TrialLoop, proof: Proof, folder: Path) -> dict[str, float]:
     return prove(
         folder,
         proof.train,
-        bench._rows(),
+        loop._rows(),
         expected=proof.expected,
-        device=bench._device,
+        device=loop._device,
         ranks=Ranks.here(),
     )

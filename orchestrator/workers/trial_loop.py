@@ -54,7 +54,7 @@ class Waiting:
     group: Shared | None
 
 
-class Bench:
+class TrialLoop:
     """One device's work place. Lanes train while there are any; other work waits for their end."""
 
     def __init__(

@@ -43,9 +43,11 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             sit_out(self._coordinator, self._name, missing, self._watch)
             return {"done": True}
         with importing():
-            from orchestrator.workers.trial_loop import Bench
+            from orchestrator.workers.trial_loop import TrialLoop
 
-        Bench(self._coordinator, self._config, self._name, self._where, self._watch, files).work()
+        TrialLoop(
+            self._coordinator, self._config, self._name, self._where, self._watch, files
+        ).work()
         ray.get(self._coordinator.left.remote(self._name))
         return {"done": True}
 

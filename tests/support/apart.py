@@ -75,7 +75,7 @@ def _rank(folder: Path) -> None:
         tempfile.tempdir = str(disk)
         files = WorkerFiles(folder / "nowhere", "word", str(folder / "store"))
         with _Looking() as found:
-            _bench(folder, between, coordinator, files, number).work()
+            _loop(folder, between, coordinator, files, number).work()
         resumed[number] = next(iter(found), "")
         left.append(sorted(path.name for path in files.folder.trials.glob("*")))
         if coordinator is not None:
@@ -88,7 +88,7 @@ def _rank(folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def _bench(folder: Path, between: Any, coordinator: Any, files: Any, number: int) -> Any:
+def _loop(folder: Path, between: Any, coordinator: Any, files: Any, number: int) -> Any:
     from orchestrator.workers.distributed_loop import Follower, Leader
     from orchestrator.workers.worker_config import WorkerConfig
 

@@ -13,7 +13,7 @@ from support.driving import LR, make
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.workers import packed, trial_loop
 from orchestrator.workers.packed import Pack
-from orchestrator.workers.trial_loop import Bench
+from orchestrator.workers.trial_loop import TrialLoop
 from orchestrator.workers.worker_config import WorkerConfig
 
 GB = 2**30
@@ -150,7 +150,7 @@ def test_a_worker_asks_for_as_many_trials_as_its_share_has_room_for(
     worker_config = WorkerConfig(
         root=tmp_path, examples=8, cpus=1, gpus=0.5, lanes=MOST, fits_unknown=True
     )
-    worker = Bench(asked, worker_config, "worker 0", "box:1")
+    worker = TrialLoop(asked, worker_config, "worker 0", "box:1")
     worker._fill()
     assert len(worker._queue) == 1  # what kind of pack it wants is not known before
     waiting = worker._queue.popleft()

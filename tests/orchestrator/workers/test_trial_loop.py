@@ -18,7 +18,7 @@ from support.training import Recorder
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.workers import trial_loop
 from orchestrator.workers.packed import Pack
-from orchestrator.workers.trial_loop import Bench
+from orchestrator.workers.trial_loop import TrialLoop
 from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.core.trial import State
 from sweeps.ledger.ledger import Ledger
@@ -60,10 +60,10 @@ class Sweep:
     def __getattr__(self, name: str) -> Call:
         return Call(getattr(self.actor, name))
 
-    def worker(self) -> Bench:
+    def worker(self) -> TrialLoop:
         """One that has not begun yet."""
         self.workers += 1
-        made = Bench(self, self._config, f"worker {self.workers}", f"box:{self.workers}")
+        made = TrialLoop(self, self._config, f"worker {self.workers}", f"box:{self.workers}")
         made._data = short_rows()
         return made
 

@@ -13,7 +13,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from transformers import Adafactor
 
 from orchestrator.config.command import read_command
-from orchestrator.workers.trial_loop import Bench
+from orchestrator.workers.trial_loop import TrialLoop
 from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.sft.optimizers import (
@@ -169,7 +169,7 @@ def test_before_a_worker_rehearses_it_steps_what_is_searched(tmp_path: Path) -> 
         root=tmp_path, examples=1, cpus=1, gpus=0, optimizers=("sgd", "lomo")
     )
     with pytest.raises(SweepError, match=r"trainer\.optim = lomo: cannot run here"):
-        Bench(None, worker_config, "worker 0", "here")._step(train_spec())
+        TrialLoop(None, worker_config, "worker 0", "here")._step(train_spec())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
