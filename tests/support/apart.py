@@ -147,7 +147,7 @@ class _Looking:
     def __enter__(self) -> list[str]:
         from trainers.sft import trainer as sft_trainer
 
-        self._was = was = sft_trainer.SoloTrainer.train
+        self._was = was = sft_trainer.SweepSFTTrainer.train
         found: list[str] = []
 
         def train(trainer: Any, resume_from_checkpoint: str | None = None) -> Any:
@@ -155,13 +155,13 @@ class _Looking:
                 found.append(resume_from_checkpoint)
             return was(trainer, resume_from_checkpoint=resume_from_checkpoint)
 
-        sft_trainer.SoloTrainer.train = train
+        sft_trainer.SweepSFTTrainer.train = train
         return found
 
     def __exit__(self, *_: object) -> None:
         from trainers.sft import trainer as sft_trainer
 
-        sft_trainer.SoloTrainer.train = self._was
+        sft_trainer.SweepSFTTrainer.train = self._was
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ def _build(
     runtime: Runtime,
     *,
     shards: bool,
-) -> SoloTrainer:
+) -> SweepSFTTrainer:
     spec = task.train
     arguments = sft_config(
         spec,
@@ -110,7 +110,7 @@ def _build(
     )
     rows = stream(data.train, task.examples, spec.seed)
     together = arguments.per_device_train_batch_size * ranks.world
-    trainer = SoloTrainer(
+    trainer = SweepSFTTrainer(
         model=model,
         args=arguments,
         train_dataset=rows if ranks.world == 1 else filled_up(rows, together),
@@ -138,7 +138,7 @@ def _build(
     return trainer
 
 
-class SoloTrainer(SFTTrainer):  # type: ignore[misc]
+class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with one measure of evaluation loss and committed checkpoints."""
 
     ranks: Ranks
@@ -251,7 +251,7 @@ class SoloTrainer(SFTTrainer):  # type: ignore[misc]
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Decides when to log, evaluate and save, and lets the trial's record tell of it."""
 
-    def __init__(self, trainer: SoloTrainer, record: Record) -> None:
+    def __init__(self, trainer: SweepSFTTrainer, record: Record) -> None:
         self._trainer = trainer
         self.record = record
         self.clock = Stopwatch()

@@ -244,7 +244,7 @@ def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
 
     with monkeypatch.context() as card:
         card.setattr(Base, "train_pass", lost)
-        card.setattr(sft_trainer.SoloTrainer, "training_step", lost)
+        card.setattr(sft_trainer.SweepSFTTrainer, "training_step", lost)
         first.work()
     assert len(calls) == 1, "nothing more is asked of a device that is lost"
     sweep.actor.left("worker 1")
@@ -264,7 +264,7 @@ def test_a_trial_that_loses_each_device_fails_when_its_retries_are_spent(
 ) -> None:
     """A token id beyond the vocabulary does so: the others go on without it."""
     assertion = torch.AcceleratorError("CUDA error: device-side assert triggered")
-    train_pass, training_step = Base.train_pass, sft_trainer.SoloTrainer.training_step
+    train_pass, training_step = Base.train_pass, sft_trainer.SweepSFTTrainer.training_step
 
     def lane(self: Base, lanes: Any, batches: Any) -> Any:
         if any(lane.task.train.trainer["learning_rate"] > 3e-4 for lane in lanes):
@@ -277,7 +277,7 @@ def test_a_trial_that_loses_each_device_fails_when_its_retries_are_spent(
         return training_step(self, *given, **named)
 
     monkeypatch.setattr(Base, "train_pass", lane)
-    monkeypatch.setattr(sft_trainer.SoloTrainer, "training_step", alone)
+    monkeypatch.setattr(sft_trainer.SweepSFTTrainer, "training_step", alone)
     sweep = Sweep(tmp_path, "1e-4,2e-4,4e-4", lanes=lanes, max_retries=2)
     sweep.run()
     states = [record.state for record in sweep.records]

@@ -34,7 +34,7 @@ from trainers.data.dataset import stream
 from trainers.model.loading import load_base
 from trainers.model.source import resolve_path
 from trainers.sft import trainer as sft_trainer
-from trainers.sft.trainer import SoloTrainer
+from trainers.sft.trainer import SweepSFTTrainer
 from trainers.trial.checkpoint import verify
 from trainers.trial.evaluation import Measured, Rows, rows_for
 from trainers.trial.failures import DivergedError
@@ -43,12 +43,12 @@ SHORT = 14  # examples: a whole window and a partial one
 
 
 @pytest.fixture
-def built(monkeypatch: pytest.MonkeyPatch) -> list[SoloTrainer]:
+def built(monkeypatch: pytest.MonkeyPatch) -> list[SweepSFTTrainer]:
     """The trainers that `solo.train` makes; the newest is the last."""
-    made: list[SoloTrainer] = []
+    made: list[SweepSFTTrainer] = []
     build = sft_trainer._build
 
-    def remember(*args: Any, **more: Any) -> SoloTrainer:
+    def remember(*args: Any, **more: Any) -> SweepSFTTrainer:
         made.append(build(*args, **more))
         return made[-1]
 
@@ -314,7 +314,7 @@ def test_pruned_and_told_to_stop_at_once_a_trial_is_pruned(tmp_path: Path) -> No
 # -- numbers that are not finite
 
 
-def weights(trainer: SoloTrainer) -> dict[str, torch.Tensor]:
+def weights(trainer: SweepSFTTrainer) -> dict[str, torch.Tensor]:
     found = trainer.model.named_parameters()
     return {name: weight.detach().clone() for name, weight in found if weight.requires_grad}
 
@@ -325,7 +325,7 @@ class Poisoner(Recorder):
 
     at: int = 1
     poison: Callable[[torch.Tensor], None] = lambda weight: None
-    built: list[SoloTrainer] = field(default_factory=list)
+    built: list[SweepSFTTrainer] = field(default_factory=list)
     before: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def log(self, row: Mapping[str, float]) -> Decision:
@@ -350,7 +350,7 @@ def spoil_gradient(weight: torch.Tensor) -> None:
     weight.register_hook(lambda gradient: gradient * math.inf)
 
 
-def test_a_bad_loss_is_found_before_the_step(tmp_path: Path, built: list[SoloTrainer]) -> None:
+def test_a_bad_loss_is_found_before_the_step(tmp_path: Path, built: list[SweepSFTTrainer]) -> None:
     seen = Poisoner(at=3, poison=fill_with_nan, built=built)
     with pytest.raises(DivergedError, match="the training loss is nan at step 4"):
         run(tmp_path, seen=seen)
@@ -360,7 +360,7 @@ def test_a_bad_loss_is_found_before_the_step(tmp_path: Path, built: list[SoloTra
 
 @pytest.mark.parametrize("max_grad_norm", [1.0, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_a_bad_gradient_is_found_before_the_step(
-    tmp_path: Path, built: list[SoloTrainer], max_grad_norm: float
+    tmp_path: Path, built: list[SweepSFTTrainer], max_grad_norm: float
 ) -> None:
     seen = Poisoner(poison=spoil_gradient, built=built)
     spec = train_spec(max_grad_norm=max_grad_norm, evaluations=1)
@@ -372,7 +372,7 @@ def test_a_bad_gradient_is_found_before_the_step(
 
 @pytest.mark.slow
 def test_an_infinite_gradient_is_the_float16_scalers_to_handle(
-    tmp_path: Path, built: list[SoloTrainer]
+    tmp_path: Path, built: list[SweepSFTTrainer]
 ) -> None:
     class Scaler:
         """What a GPU in float16 has; the gradients of the first steps overflow by design."""
