@@ -36,7 +36,7 @@ from orchestrator.config.preflight import Findings, check_place, step_line, trac
 from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
 from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
-from orchestrator.storage.folder_token import leave_mark
+from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, places_of, unanswered
 from orchestrator.storage.sync import Copies, bring_back
 from orchestrator.terminal.format import show
@@ -146,7 +146,7 @@ def _leave_no_trace(folder: RunFolder) -> None:
     """Take back what was written for a sweep that was refused before it began."""
     if folder.has_begun:
         return
-    for path in (folder.spec, folder.lock, folder.ledger, folder.mark):
+    for path in (folder.spec, folder.lock, folder.ledger, folder.token):
         path.unlink(missing_ok=True)
     if is_prepared(folder.data):
         remove_tree(folder.data)
@@ -340,7 +340,7 @@ class Driver:
         )
         self._tracker.begin()
         self._display.plan([f"{engine.why}; {placement.where}"])
-        mark = self._mark(on_gpus=bool(placement.gpus))
+        folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)
         slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
@@ -353,7 +353,7 @@ class Driver:
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
             devices=placement.devices,
             strategy=strategy,
-            mark=mark,
+            folder_token=folder_token,
             storage=self._copies.store.place if self._copies is not None else "",
             unneeded=unneeded(self._spec, self._space),
             optimizers=tuple(self._space.values_by_key().get("trainer.optim", ())),
@@ -378,15 +378,15 @@ class Driver:
             raise self._broken(f"Ray Tune stopped: {words[-1]}")
         return self._finish(ray.get(self._coordinator.finish.remote()))
 
-    def _mark(self, *, on_gpus: bool) -> str:
+    def _folder_token(self, *, on_gpus: bool) -> str:
         """On a cluster: see that its nodes can take part, and say which cannot."""
         if self._spec.cluster.kind == "local":
             return ""
-        mark = leave_mark(self._folder.root)
+        folder_token = write_token(self._folder.root)
         has_store = self._copies is not None
-        unfit = require_nodes(self._folder.root, mark, has_store=has_store, on_gpus=on_gpus)
+        unfit = require_nodes(self._folder.root, folder_token, has_store=has_store, on_gpus=on_gpus)
         self._display.plan(unfit)
-        return mark
+        return folder_token
 
     def _begin_copies(self, copies: Copies) -> None:
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.preemption import draining_nodes
-from orchestrator.storage.folder_token import sees
+from orchestrator.storage.folder_token import sees_run_folder
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import SweepError
 
@@ -148,7 +148,7 @@ def _look(root: str, word: str, on_gpus: bool) -> str:
     if not root:
         return ""
     here = Path(root)
-    if sees(here, word):
+    if sees_run_folder(here, word):
         return "" if os.access(here, os.W_OK) else f"it may not write to {root}"
     why = "has another folder of that name" if here.exists() else "does not see it"
     return f"run_dir {root} is not shared, this node {why}; storage=... would do without"

@@ -11,16 +11,16 @@ from sweeps.storage.run_folder import RunFolder
 # ---------------------------------------------------------------------- who sees the run folder
 
 
-def leave_mark(root: Path) -> str:
-    """Write a word into the run folder that tells it from any other of the same name."""
-    word = uuid.uuid4().hex
-    write_text(RunFolder(root).mark, word)
-    return word
+def write_token(root: Path) -> str:
+    """Write a token into the run folder that tells it from any other of the same name."""
+    token = uuid.uuid4().hex
+    write_text(RunFolder(root).token, token)
+    return token
 
 
-def sees(root: Path, word: str) -> bool:
+def sees_run_folder(root: Path, token: str) -> bool:
     """Whether this machine's `root` is the folder that was marked, not its own of that name."""
     try:
-        return (RunFolder(root).mark).read_text(encoding="utf-8") == word
+        return RunFolder(root).token.read_text(encoding="utf-8") == token
     except OSError:
         return False

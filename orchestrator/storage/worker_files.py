@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from orchestrator.storage.folder_token import sees
+from orchestrator.storage.folder_token import sees_run_folder
 from sweeps.core.errors import SweepError
 from sweeps.storage.durable_writes import in_turn, remove_tree
 from sweeps.storage.object_store import Store
@@ -36,15 +36,15 @@ class WorkerFiles:
 
     Args:
         root: the run folder, as the driver names it.
-        mark: the word in it; empty where there is no other node.
+        folder_token: the token in it; empty if there is no other node.
         place: of the store; empty where there is none.
     """
 
-    def __init__(self, root: Path, mark: str, place: str) -> None:
-        self._is_alone = not mark
-        self._shares = self._is_alone or sees(root, mark)
+    def __init__(self, root: Path, folder_token: str, place: str) -> None:
+        self._is_alone = not folder_token
+        self._shares = self._is_alone or sees_run_folder(root, folder_token)
         self._store = Store(place) if place else None
-        self.folder = RunFolder(root if self._shares else _own_root(mark))
+        self.folder = RunFolder(root if self._shares else _own_root(folder_token))
 
     @property
     def is_usable(self) -> bool:
@@ -133,6 +133,6 @@ def take_draft(store: Store, folder: RunFolder) -> None:
     store.remove(_DRAFT)
 
 
-def _own_root(mark: str) -> Path:
+def _own_root(folder_token: str) -> Path:
     """On this node's own disk; its workers share it."""
-    return Path(tempfile.gettempdir()) / f"sft-sweeps-{getpass.getuser()}" / mark
+    return Path(tempfile.gettempdir()) / f"sft-sweeps-{getpass.getuser()}" / folder_token

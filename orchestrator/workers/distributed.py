@@ -114,7 +114,7 @@ def train_rank(config: Mapping[str, Any]) -> None:
         from orchestrator.workers.distributed_loop import Follower, Leader
         from trainers.trial.ranks import Ranks
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
-    files = WorkerFiles(worker_config.root, worker_config.mark, worker_config.storage)
+    files = WorkerFiles(worker_config.root, worker_config.folder_token, worker_config.storage)
     node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
     seats = between.each(lambda: Seat(node=node, missing=missing_here(worker_config, files)))
     # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is

@@ -72,7 +72,7 @@ class TrialLoop:
         self._where = where
         self._watch = watch
         self._files = files or WorkerFiles(
-            worker_config.root, worker_config.mark, worker_config.storage
+            worker_config.root, worker_config.folder_token, worker_config.storage
         )
         self._folder = self._files.folder
         self._device = "cuda" if worker_config.gpus else "cpu"

@@ -37,7 +37,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
-        files = WorkerFiles(self._config.root, self._config.mark, self._config.storage)
+        files = WorkerFiles(self._config.root, self._config.folder_token, self._config.storage)
         missing = missing_here(self._config, files)
         if missing:
             sit_out(self._coordinator, self._name, missing, self._watch)

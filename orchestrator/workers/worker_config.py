@@ -18,8 +18,8 @@ class WorkerConfig:
         fits_unknown: `lanes` is a bound; how many fit on the GPU is measured as they come.
         devices: that each trial takes.
         strategy: how they train it together.
-        mark: the word in the run folder by which a node knows that it sees the same one; empty
-            where there is but one node.
+        folder_token: by which a node knows that it sees the same run folder; empty if there is but
+            one node.
         storage: where copies of the run folder lie; empty for none.
         unneeded: libraries that workers do without.
         optimizers: that are searched: one worker steps each before the first trial.
@@ -33,7 +33,7 @@ class WorkerConfig:
     fits_unknown: bool = False
     devices: int = 1
     strategy: Strategy = "ddp"
-    mark: str = ""
+    folder_token: str = ""
     storage: str = ""
     unneeded: tuple[str, ...] = ("wandb",)
     optimizers: tuple[str, ...] = ()

@@ -66,8 +66,8 @@ class RunFolder:
         return self.root / ".tune"
 
     @property
-    def mark(self) -> Path:
-        """A word by which another node knows that it sees this folder."""
+    def token(self) -> Path:
+        """A token by which another node knows that it sees this folder."""
         return self.root / ".here"
 
     @property

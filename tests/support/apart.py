@@ -98,7 +98,7 @@ def _loop(folder: Path, between: Any, coordinator: Any, files: Any, number: int)
         cpus=1,
         gpus=0,
         devices=two_ranks.WORLD,
-        mark="word",
+        folder_token="word",
         storage=str(folder / "store"),
     )
     name, where = f"worker {number}", f"node{number}:1"

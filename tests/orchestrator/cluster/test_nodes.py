@@ -18,7 +18,7 @@ from orchestrator.cluster.preemption import DrainWatch, PreemptionWatch
 from orchestrator.cluster.signals import Signals
 from orchestrator.coordinator import actor
 from orchestrator.coordinator.actor import CoordinatorActor
-from orchestrator.storage.folder_token import leave_mark, sees
+from orchestrator.storage.folder_token import sees_run_folder, write_token
 from orchestrator.storage.worker_files import WorkerFiles, checkpoint_name, split_name
 from sweeps.core.ending import Cause
 from sweeps.core.errors import StaleAttemptError
@@ -267,11 +267,11 @@ def test_a_cluster_without_room_is_waited_for_and_given_up(
 
 def test_a_folder_of_the_same_name_is_told_from_the_run_folder(tmp_path: Path) -> None:
     here, there = tmp_path / "a", tmp_path / "b"
-    word = leave_mark(here)
-    leave_mark(there)
-    assert sees(here, word)
-    assert not sees(there, word)
-    assert not sees(tmp_path / "none", word)
+    word = write_token(here)
+    write_token(there)
+    assert sees_run_folder(here, word)
+    assert not sees_run_folder(there, word)
+    assert not sees_run_folder(tmp_path / "none", word)
     assert nodes._look(str(there), word, False).endswith(
         "this node has another folder of that name; storage=... would do without"
     )
@@ -393,7 +393,7 @@ def test_what_is_superseded_while_it_is_fetched_is_passed_over(
 def test_without_the_folder_and_without_a_store_a_worker_is_of_no_use(tmp_path: Path) -> None:
     assert not WorkerFiles(tmp_path / "nowhere", "word", "").is_usable
     assert WorkerFiles(tmp_path / "nowhere", "", "").is_usable  # one machine
-    assert WorkerFiles(tmp_path, leave_mark(tmp_path), "").is_usable
+    assert WorkerFiles(tmp_path, write_token(tmp_path), "").is_usable
 
 
 def test_a_store_that_is_gone_does_not_stop_a_trial_that_needs_it_not(
@@ -404,6 +404,6 @@ def test_a_store_that_is_gone_does_not_stop_a_trial_that_needs_it_not(
 
     monkeypatch.setattr(Store, "names", gone)
     WorkerFiles(tmp_path, "", str(tmp_path / "store")).fetch("k")
-    WorkerFiles(tmp_path, leave_mark(tmp_path), str(tmp_path / "store")).fetch("k")
+    WorkerFiles(tmp_path, write_token(tmp_path), str(tmp_path / "store")).fetch("k")
     with pytest.raises(OSError, match="no answer"):
         WorkerFiles(tmp_path / "nowhere", "word", str(tmp_path / "store")).fetch("k")
