@@ -185,7 +185,7 @@ class CoordinatorActor:
         for key in self._assigner.leaves(worker):
             self._coordinator.give_back(key)
 
-    def sits_out(self, worker: str, why: str) -> None:
+    def report_unusable(self, worker: str, why: str) -> None:
         """A worker takes no trials, since none can be trained on its node."""
         self._idle[worker] = why
 

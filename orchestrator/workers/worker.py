@@ -73,7 +73,7 @@ def missing_here(worker_config: WorkerConfig, files: WorkerFiles) -> str:
 
 def sit_out(coordinator: Any, worker: str, why: str, watch: DrainWatch) -> None:
     """Keep the place of a worker of a node on which none can train, and do nothing."""
-    ray.get(coordinator.sits_out.remote(worker, why))
+    ray.get(coordinator.report_unusable.remote(worker, why))
     while not (watch.is_preempted or ray.get(coordinator.is_done.remote())):
         time.sleep(_SIT_S)
 

@@ -206,7 +206,7 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
 def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
     coordinator: CoordinatorActor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator.sits_out("worker 1", "run_dir cannot be seen from node far")
+    coordinator.report_unusable("worker 1", "run_dir cannot be seen from node far")
     assert not coordinator.is_done()
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     time.sleep(0.01)
@@ -232,7 +232,7 @@ def test_where_one_worker_can_the_others_may_sit_out(
 ) -> None:
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     coordinator.next_job("worker 2")
-    coordinator.sits_out("worker 1", "run_dir cannot be seen from node far")
+    coordinator.report_unusable("worker 1", "run_dir cannot be seen from node far")
     for _ in range(3):
         assert not coordinator.is_done()
 
