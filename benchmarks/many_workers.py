@@ -209,7 +209,7 @@ def stand_in(folder: Path) -> type:
                     self.times["next_job"].pop()  # it was told to wait
                     time.sleep(0.3)
             (folder / f"{self.name}.json").write_text(json.dumps(self.times))
-            self.call("left", self.name)
+            self.call("worker_left", self.name)
             return {"done": True}
 
         def pretend(self, key: str) -> None:

@@ -139,7 +139,7 @@ def _taken(store: Store, folder: RunFolder, spec: Spec) -> Iterator[Lease]:
         yield lease
     finally:
         with suppress(OSError):
-            lease.give_back()
+            lease.release()
 
 
 def _leave_no_trace(folder: RunFolder) -> None:

@@ -156,15 +156,15 @@ class CoordinatorActor:
 
     # -- for workers
 
-    def died(self, worker: str, reason: str) -> None:
+    def worker_died(self, worker: str, reason: str) -> None:
         """A worker's process is gone, and with it what it held.
 
         Where none comes so far as to ask for a job, the sweep stops: nor would the next.
         """
-        self._gate.died(worker, reason)
-        held = self._assigner.leaves(worker)
+        self._gate.worker_died(worker, reason)
+        held = self._assigner.worker_left(worker)
         for key in held:
-            self._coordinator.lost(key, "its worker's process died")
+            self._coordinator.release(key, "its worker's process died")
         if held:
             self._table.refresh(self._coordinator.history)
         if self._proof.holder == worker:
@@ -178,18 +178,18 @@ class CoordinatorActor:
         if self._barren > _BARREN_STARTS and not self._assigner.count:
             self.interrupt(Stop(cause=Cause.WORKERS_DIE, details=(reason,)), False)
 
-    def left(self, worker: str) -> None:
+    def worker_left(self, worker: str) -> None:
         """A worker leaves of its own accord; trials that it has not begun are handed out again."""
         self._asked.discard(worker)
-        self._gate.left(worker)
-        for key in self._assigner.leaves(worker):
-            self._coordinator.give_back(key)
+        self._gate.worker_left(worker)
+        for key in self._assigner.worker_left(worker):
+            self._coordinator.requeue(key)
 
     def report_unusable(self, worker: str, why: str) -> None:
         """A worker takes no trials, since none can be trained on its node."""
         self._idle[worker] = why
 
-    def let_go(
+    def release(
         self, worker: str, key: str, reason: str, full_disk: bool = False, error: str = ""
     ) -> None:
         """A worker cannot go on with a trial, through no fault of the trial's.
@@ -201,8 +201,8 @@ class CoordinatorActor:
         """
         if not self._assigner.has(worker, key):
             return
-        self._assigner.took_back(worker, key)
-        self._coordinator.lost(key, reason, error, full_disk=full_disk)
+        self._assigner.release(worker, key)
+        self._coordinator.release(key, reason, error, full_disk=full_disk)
         self._table.refresh(self._coordinator.history)
 
     def next_job(self, worker: str, room: int = 1) -> Job:
@@ -224,14 +224,14 @@ class CoordinatorActor:
         # The last worker out proves the best: no trial that still runs can change it then.
         if not self._assigner.count and self._has_to_prove() and not self._proof.holder:
             return self._prove_job(worker)
-        self._assigner.leaves(worker)
+        self._assigner.worker_left(worker)
         return Job(kind="leave")
 
     def rehearsed(
         self, worker: str, found: Mapping[str, Any] | None, refusal: str = "", traceback: str = ""
     ) -> None:
         """What a step of the largest micro-batch came to; or why there can be no sweep."""
-        self._gate.left(worker)
+        self._gate.worker_left(worker)
         if self._gate.is_open:
             return  # the sweep was interrupted in the meantime
         if found is None:
@@ -259,8 +259,8 @@ class CoordinatorActor:
             key, worker=where, device=device, step=step, reports=reports
         )
         if attempt is None:
-            self._assigner.took_back(worker, key)
-            self._coordinator.give_back(key)
+            self._assigner.release(worker, key)
+            self._coordinator.requeue(key)
         return attempt
 
     def claim_base(self, key: str, attempt: int) -> bool:
@@ -277,7 +277,7 @@ class CoordinatorActor:
 
     def out_of_memory(self, worker: str, key: str, attempt: int, reason: str, error: str) -> None:
         """See `Coordinator.out_of_memory`."""
-        self._assigner.took_back(worker, key)
+        self._assigner.release(worker, key)
         self._coordinator.out_of_memory(key, attempt, reason, error)
         self._table.refresh(self._coordinator.history)
 
@@ -286,9 +286,9 @@ class CoordinatorActor:
 
     def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
         """A trial ended, or was left for later where the state is WAITING."""
-        self._assigner.took_back(worker, key)
+        self._assigner.release(worker, key)
         if ending["state"] is State.WAITING:
-            self._coordinator.leave(key, attempt, ending.get("reason", ""))
+            self._coordinator.pause(key, attempt, ending.get("reason", ""))
             return
         self._coordinator.end(key, attempt, **ending)
         self._table.refresh(self._coordinator.history)

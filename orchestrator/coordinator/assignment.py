@@ -116,11 +116,11 @@ class Assigner:
         """Whether this trial is in this worker's hands."""
         return key in self._holds.get(worker, set())
 
-    def took_back(self, worker: str, key: str) -> None:
+    def release(self, worker: str, key: str) -> None:
         """A worker is done with a trial."""
         self._holds.get(worker, set()).discard(key)
 
-    def leaves(self, worker: str) -> list[str]:
+    def worker_left(self, worker: str) -> list[str]:
         """A worker is gone; the keys of what it held."""
         self._seats.pop(worker, None)
         return sorted(self._holds.pop(worker, set()))

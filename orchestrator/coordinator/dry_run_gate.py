@@ -44,12 +44,12 @@ class DryRunGate:
         self._holder = worker
         return True
 
-    def left(self, worker: str) -> None:
+    def worker_left(self, worker: str) -> None:
         """A worker that is gone does not rehearse any more."""
         if self._holder == worker:
             self._holder = ""
 
-    def died(self, worker: str, reason: str) -> None:
+    def worker_died(self, worker: str, reason: str) -> None:
         """The same, and it may be the rehearsal's doing."""
         if self._holder != worker:
             return

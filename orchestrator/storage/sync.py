@@ -170,7 +170,7 @@ class Copies(threading.Thread):
             self._copy_small(_all_small(self._folder))
             if self._folder.best.is_dir():
                 self._store.put_folder(self._folder.best, "best")
-            self._lease.give_back()
+            self._lease.release()
         except OSError as error:
             self._complain(error)
 

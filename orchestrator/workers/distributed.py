@@ -82,7 +82,7 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
             ).fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        ray.get(self._loop["coordinator"].left.remote(self._loop["worker"]))
+        ray.get(self._loop["coordinator"].worker_left.remote(self._loop["worker"]))
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

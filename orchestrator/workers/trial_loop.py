@@ -243,7 +243,7 @@ class TrialLoop:
         base = spare[1] if spare is not None and spare[0] == first.group else None
         del spare
         if first.group is not None:
-            cache.let_go()
+            cache.release()
         free_memory()
         if first.group is None:
             self._queue.popleft()
@@ -339,7 +339,7 @@ class TrialLoop:
             log.warning("trial %s is in other hands now", observer.key)
         elif isinstance(error, LedgerWriteError):
             # The Coordinator has stopped the sweep, and says why.
-            ray.get(self._coordinator.let_go.remote(self._worker, observer.key, str(error)))
+            ray.get(self._coordinator.release.remote(self._worker, observer.key, str(error)))
         elif isinstance(error, ray.exceptions.RayActorError):
             raise error  # the driver is gone: so are we
         elif isinstance(error, DivergedError):
@@ -352,13 +352,13 @@ class TrialLoop:
         reason = f"{type(error).__name__}: {words[0][:200]}"
         if isinstance(error, OSError):
             full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            ray.get(self._coordinator.let_go.remote(self._worker, observer.key, reason, full_disk))
+            ray.get(self._coordinator.release.remote(self._worker, observer.key, reason, full_disk))
             return
         text = "".join(traceback.format_exception(error))
         if is_device_lost(error, self._device):
             self._lost = error
             ray.get(
-                self._coordinator.let_go.remote(self._worker, observer.key, reason, False, text)
+                self._coordinator.release.remote(self._worker, observer.key, reason, False, text)
             )
             return
         if not observer.attempt and not observer.begin(
@@ -375,7 +375,7 @@ class TrialLoop:
     def _prove(self, job: Job) -> None:
         assert job.trial is not None
         self._pack = None
-        cache.let_go()
+        cache.release()
         result: dict[str, float] = {}
         error = ""
         try:

@@ -63,4 +63,8 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         path = Path(trial.error_file or "")
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         words = text.strip().splitlines() or ["unknown"]
-        ray.get(self._coordinator.died.remote(f"worker {trial.config['worker']}", words[-1][:300]))
+        ray.get(
+            self._coordinator.worker_died.remote(
+                f"worker {trial.config['worker']}", words[-1][:300]
+            )
+        )

@@ -48,7 +48,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         TrialLoop(
             self._coordinator, self._config, self._name, self._where, self._watch, files
         ).work()
-        ray.get(self._coordinator.left.remote(self._name))
+        ray.get(self._coordinator.worker_left.remote(self._name))
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

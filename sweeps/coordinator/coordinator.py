@@ -138,7 +138,7 @@ class Coordinator:
                 self._books.broken = Stop(cause=Cause.NO_SUGGESTION, details=(said,))
                 return None
 
-    def give_back(self, key: str) -> None:
+    def requeue(self, key: str) -> None:
         """A trial that was handed out could not be started: it waits again."""
         with self._guard:
             self._handed.discard(key)
@@ -279,7 +279,7 @@ class Coordinator:
             if kind == "bug":
                 self._stop_if_all_fail_alike(reason)
 
-    def leave(self, key: str, attempt: int, reason: str = "") -> None:
+    def pause(self, key: str, attempt: int, reason: str = "") -> None:
         """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
 
         While the sweep goes on that is none of the trial's doing, and costs none of its retries:
@@ -292,7 +292,7 @@ class Coordinator:
                 reason = reason or "its node is about to go"
                 self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
 
-    def lost(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
+    def release(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
         """A worker is gone for good; True where the trial will be tried again.
 
         With `full_disk`, where its retries are spent, the sweep stops and the trial waits: every

@@ -63,7 +63,7 @@ class Lease:
             raise FolderHeldError(f"{who} has taken over the sweep in {self._store}")
         self._write()
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         holder = self._read()
         if holder is not None and holder.get("word") == self._word:
             self._store.write(_NAME, b"{}")

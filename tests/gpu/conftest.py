@@ -13,5 +13,5 @@ def _clean_card() -> Iterator[None]:
     from trainers.model import cache
     from trainers.trial.meters import free_memory
 
-    cache.let_go()
+    cache.release()
     free_memory()

@@ -79,7 +79,7 @@ def _rank(folder: Path) -> None:
         resumed[number] = next(iter(found), "")
         left.append(sorted(path.name for path in files.folder.trials.glob("*")))
         if coordinator is not None:
-            coordinator.actor.left(f"worker {number}")
+            coordinator.actor.worker_left(f"worker {number}")
     (folder / f"seen-{between.rank}.json").write_text(
         json.dumps(asdict(Seen(resumed=resumed, left=left)))
     )

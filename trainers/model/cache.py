@@ -25,10 +25,10 @@ def base_for(train: TrainSpec, device: str) -> PreTrainedModel:
     """The base of a trial that trains alone on one device; raises what `load_base` does."""
     global _kept
     if not may_share(train):
-        let_go()
+        release()
         return load_base(train.model, device, trains_base=train.trains_base)
     if _kept is None or _kept[:2] != (train.model, device):
-        let_go()  # before the next one is loaded, since both may not fit
+        release()  # before the next one is loaded, since both may not fit
         _kept = (train.model, device, load_base(train.model, device))
     return _with_own_modules(_kept[2])
 
@@ -44,7 +44,7 @@ def may_share(train: TrainSpec) -> bool:
     )
 
 
-def let_go() -> None:
+def release() -> None:
     """Make room: for a pack, for another model, for the proof of the best."""
     global _kept
     _kept = None

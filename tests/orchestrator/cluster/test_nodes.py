@@ -154,7 +154,7 @@ def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
         attempt = coordinator.start(f"worker {move}", trial.key, "host:1", "cpu", 8 * move, [])
         assert attempt == move + 1
         coordinator.end(f"worker {move}", trial.key, attempt, {"state": State.WAITING})
-        coordinator.left(f"worker {move}")
+        coordinator.worker_left(f"worker {move}")
         again = coordinator.next_job(f"worker {move + 1}").trial
         assert again is not None
         assert again.key == trial.key
@@ -164,7 +164,7 @@ def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
 
 def test_what_a_worker_had_not_begun_goes_to_another(coordinator: CoordinatorActor) -> None:
     first = coordinator.next_job("worker 1", 2).trial
-    coordinator.left("worker 1")
+    coordinator.worker_left("worker 1")
     second = coordinator.next_job("worker 2", 2).trial
     assert first is not None
     assert second is not None
@@ -180,7 +180,7 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
     first = coordinator.start("worker 1", trial.key, "host:1", "cpu", 0, [])
     waiting = coordinator.next_job("worker 1", 2).trial  # not begun
     assert waiting is not None
-    coordinator.died("worker 1", "its node does not answer")
+    coordinator.worker_died("worker 1", "its node does not answer")
     taken = [coordinator.next_job("worker 2", 2).trial for _ in range(2)]
     assert {found.key for found in taken if found} == {trial.key, waiting.key}
     second = coordinator.start("worker 2", trial.key, "host:2", "cpu", 0, [])
@@ -188,7 +188,7 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
     coordinator.start("worker 2", waiting.key, "host:2", "cpu", 0, [])
     before = (tmp_path / "ledger.jsonl").read_bytes()
     assert coordinator.start("worker 1", waiting.key, "host:1", "cpu", 0, []) is None
-    coordinator.let_go("worker 1", trial.key, "OSError: no space", True)
+    coordinator.release("worker 1", trial.key, "OSError: no space", True)
     for act in (
         lambda: coordinator.may_commit(trial.key, 1),
         lambda: coordinator.committed(trial.key, 1, 4, 100),
@@ -221,7 +221,7 @@ def test_workers_that_die_before_they_ask_for_anything_stop_the_sweep(
 ) -> None:
     for number in range(5):
         assert coordinator.finish()["stop"] is None
-        coordinator.died(f"worker {number}", "ImportError: libcudart.so.99")
+        coordinator.worker_died(f"worker {number}", "ImportError: libcudart.so.99")
     stop = coordinator.finish()["stop"]
     assert stop.cause is Cause.WORKERS_DIE
     assert str(stop).endswith("before they can train anything: ImportError: libcudart.so.99")

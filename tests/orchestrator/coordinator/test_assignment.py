@@ -76,7 +76,7 @@ def test_in_turn_a_trial_out_of_turn_is_better_than_an_idle_device() -> None:
     assigner = Assigner(AssignmentRules(workers=2, planned=4, in_turn=True), source(4))
     assert fill(assigner, "a") == ["t0", "t2"]  # the other worker never comes
     for key in ("t0", "t2"):
-        assigner.took_back("a", key)
+        assigner.release("a", key)
     assert fill(assigner, "a", finished=2) == ["t1"]
 
 
@@ -84,16 +84,16 @@ def test_at_once_counts_over_all_workers() -> None:
     assigner = Assigner(AssignmentRules(workers=2, at_once=3, planned=8), source(8))
     assert len(fill(assigner, "a")) == 3
     assert fill(assigner, "b") == []
-    assigner.took_back("a", "t1")
+    assigner.release("a", "t1")
     assert fill(assigner, "b") == ["t3"]
 
 
 def test_what_a_dead_worker_held_is_told_and_its_seat_is_free() -> None:
     assigner = Assigner(AssignmentRules(workers=2, planned=8, in_turn=True), source(8))
     assert fill(assigner, "a") == ["t0", "t2", "t4", "t6"]
-    assert assigner.leaves("a") == ["t0", "t2", "t4", "t6"]
+    assert assigner.worker_left("a") == ["t0", "t2", "t4", "t6"]
     assert assigner.count == 0
-    assert assigner.leaves("a") == []
+    assert assigner.worker_left("a") == []
 
 
 @given(
@@ -125,7 +125,7 @@ def test_every_trial_is_dealt_once_and_all_are_in_the_end(
                 held[worker].append(trial.key)
                 dealt.append(trial.key)
         elif held[worker]:
-            assigner.took_back(worker, held[worker].pop())
+            assigner.release(worker, held[worker].pop())
             finished += 1
         assert all(len(keys) <= room for keys in held.values())
         assert assigner.count == sum(len(keys) for keys in held.values()) <= at_once
@@ -139,7 +139,7 @@ def test_every_trial_is_dealt_once_and_all_are_in_the_end(
                 held[worker].append(trial.key)
                 dealt.append(trial.key)
             if held[worker]:
-                assigner.took_back(worker, held[worker].pop())
+                assigner.release(worker, held[worker].pop())
                 finished += 1
         assert before != (finished, len(dealt)), "nobody gets anything any more"
     assert sorted(dealt) == sorted(f"t{number}" for number in range(count))

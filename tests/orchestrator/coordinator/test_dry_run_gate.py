@@ -106,11 +106,11 @@ def test_a_worker_that_dies_of_it_is_followed_by_one_more(
     coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
     coordinator.next_job("a", 8)
-    coordinator.died("x", "it had nothing to do with it")
+    coordinator.worker_died("x", "it had nothing to do with it")
     assert coordinator.next_job("b", 8).kind == "wait"
-    coordinator.died("a", "killed by signal 9")
+    coordinator.worker_died("a", "killed by signal 9")
     assert coordinator.next_job("b", 8).kind == "rehearse"
-    coordinator.died("b", "killed by signal 9")
+    coordinator.worker_died("b", "killed by signal 9")
     assert coordinator.is_done()
     refusal = coordinator.finish()["refusal"]
     assert "2 workers died while they trained one step" in refusal
@@ -120,7 +120,7 @@ def test_a_worker_that_dies_of_it_is_followed_by_one_more(
 
 def test_a_worker_that_has_to_leave_hands_it_on(coordinator: CoordinatorActor) -> None:
     coordinator.next_job("a", 8)
-    coordinator.left("a")
+    coordinator.worker_left("a")
     assert coordinator.next_job("b", 8).kind == "rehearse"
     coordinator.rehearsed("b", FOUND)
     assert coordinator.next_job("b", 8).kind == "train"

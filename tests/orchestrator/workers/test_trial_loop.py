@@ -73,7 +73,7 @@ class Sweep:
             assert self.workers < 10, "workers come and go, and nothing is done"
             made = self.worker()
             made.work()
-            self.actor.left(f"worker {self.workers}")
+            self.actor.worker_left(f"worker {self.workers}")
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return of(Ledger(self._ledger).events, kind)
@@ -247,7 +247,7 @@ def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
         card.setattr(sft_trainer.SweepSFTTrainer, "training_step", lost)
         first.work()
     assert len(calls) == 1, "nothing more is asked of a device that is lost"
-    sweep.actor.left("worker 1")
+    sweep.actor.worker_left("worker 1")
     begun = 1 if lanes == 1 else 3
     assert [record.retries for record in sweep.records] == [1] * begun
     reasons = {event["reason"] for event in sweep.events("retry")}
@@ -322,7 +322,7 @@ def test_a_device_that_is_lost_while_the_best_is_proven_is_no_proof(
         card.setattr(trial_loop, "prove", lost)
         with pytest.raises(torch.AcceleratorError):
             first.work()  # Ray sees it die, and tells
-    sweep.actor.died("worker 1", "AcceleratorError")
+    sweep.actor.worker_died("worker 1", "AcceleratorError")
     sweep.run()
     assert sweep.workers == 2
     assert sweep.actor.finish()["proof"]["eval_tokens"] > 0

@@ -170,7 +170,7 @@ def test_a_pruned_trial_whose_worker_dies_is_not_tried_again(tmp_path: Path) -> 
     assert trial is not None
     attempt = begin(coordinator, trial)
     coordinator.report(trial.key, attempt, report(1, 90.0))
-    assert not coordinator.lost(trial.key, "killed")
+    assert not coordinator.release(trial.key, "killed")
     assert coordinator.history.trials[trial.key].state is State.PRUNED
 
 
@@ -386,7 +386,7 @@ def test_an_interrupted_sweep_hands_out_nothing_and_goes_on_later(
     assert coordinator.ask() is None
     assert coordinator.log(trial.key, attempt, [{"step": 1, "loss": 3.0}]) is Decision.STOP
     assert coordinator.report(trial.key, attempt, report(1, 3.0)) is Decision.STOP
-    coordinator.leave(trial.key, attempt)
+    coordinator.pause(trial.key, attempt)
     assert coordinator.history.interrupted
 
     later = open_sweep(make(trials=2), tmp_path)
@@ -403,7 +403,7 @@ def test_a_worker_of_an_older_attempt_is_refused(tmp_path: Path) -> None:
     trial = coordinator.ask()
     assert trial is not None
     old = begin(coordinator, trial)
-    assert coordinator.lost(trial.key, "its node is gone")
+    assert coordinator.release(trial.key, "its node is gone")
     with pytest.raises(StaleAttemptError, match=r"attempt 1 at trial .* is over"):
         coordinator.report(trial.key, old, report(1, 1.0))
     assert coordinator.ask() == trial
@@ -426,11 +426,11 @@ def test_retries_are_counted_and_then_the_trial_has_failed(tmp_path: Path) -> No
         trial = coordinator.ask()
         assert trial is not None
         begin(coordinator, trial)
-        assert coordinator.lost(trial.key, "killed", error="Killed by signal 9")
+        assert coordinator.release(trial.key, "killed", error="Killed by signal 9")
         assert coordinator.history.trials[trial.key].retries == retries
     assert coordinator.ask() == trial
     begin(coordinator, trial)
-    assert not coordinator.lost(trial.key, "killed")
+    assert not coordinator.release(trial.key, "killed")
     record = coordinator.history.trials[trial.key]
     assert (record.state, record.kind) == (State.FAILED, "infrastructure")
     assert record.reason == "killed; 2 retries spent (sweep.max_retries)"
@@ -490,7 +490,7 @@ def test_the_base_model_is_measured_once_and_by_another_where_its_measurer_is_lo
     attempts = [begin(coordinator, trial) for trial in trials]
     assert coordinator.claim_base(first.key, attempts[0])
     assert not coordinator.claim_base(second.key, attempts[1])
-    coordinator.lost(first.key, "killed")
+    coordinator.release(first.key, "killed")
     assert coordinator.claim_base(second.key, attempts[1])
     for value in (5.0, 7.0):
         answer = coordinator.report(second.key, attempts[1], report(0, value))
@@ -613,7 +613,7 @@ def test_a_full_disk_stops_the_sweep_once_the_trials_retries_are_spent(tmp_path:
     for _ in range(2):
         assert coordinator.stop is None
         begin(coordinator, trial)
-        coordinator.lost(trial.key, "OSError: the disk is full", full_disk=True)
+        coordinator.release(trial.key, "OSError: the disk is full", full_disk=True)
     assert coordinator.stop is not None
     assert coordinator.stop.cause is Cause.DISK_FULL
     assert str(coordinator.stop).startswith("OSError: the disk is full; what was written")

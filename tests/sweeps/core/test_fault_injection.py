@@ -120,7 +120,7 @@ def test_where_the_ledger_cannot_be_written_the_sweep_stops_and_goes_on_later(
     assert coordinator.is_finished
     assert coordinator.ask() is None
     running = next(r.key for r in coordinator.history.unfinished())
-    assert not coordinator.lost(running, "its worker died")
+    assert not coordinator.release(running, "its worker died")
     armed("kill:step:1")  # type: ignore[operator]
     again = open_sweep(made, tmp_path / "full")
     drive(again)

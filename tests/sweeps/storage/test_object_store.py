@@ -278,7 +278,7 @@ def test_nobody_waits_after_a_clean_end(store: Store, monkeypatch: pytest.Monkey
     from_host(monkeypatch, "far")
     first = Lease(store)
     first.take()
-    first.give_back()
+    first.release()
     from_host(monkeypatch, "near")
     monkeypatch.setattr(driver_lease.time, "sleep", lambda _: pytest.fail("it waited"))
     Lease(store).take()

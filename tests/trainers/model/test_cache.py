@@ -27,7 +27,7 @@ VARIANTS: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainSpec]]:
     """Nothing is kept at first; what is loaded from now on."""
-    cache.let_go()
+    cache.release()
     loaded: list[Any] = []
 
     def load(spec: Any, device: str, **more: Any) -> Any:
@@ -37,7 +37,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[TrainSpec]]:
     monkeypatch.setattr(cache, "load_base", load)
     monkeypatch.setattr("trainers.sft.trainer.load_base", load)
     yield loaded
-    cache.let_go()
+    cache.release()
 
 
 def variant(name: str) -> TrainSpec:
