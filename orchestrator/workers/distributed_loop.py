@@ -24,7 +24,7 @@ from trainers.trial.task import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class Proof:
+class ProofTask:
     """The best, to be measured by all ranks: it may not fit on the device of one."""
 
     key: str
@@ -96,7 +96,7 @@ class Leader(_Member):
         if self._config.strategy != "fsdp":
             return super()._measured(job, train, draft)
         assert job.trial is not None
-        proof = Proof(key=job.trial.key, step=job.step, train=train, expected=job.expected)
+        proof = ProofTask(key=job.trial.key, step=job.step, train=train, expected=job.expected)
         self._between.together(lambda: proof)
         return _measure(self, proof, draft)
 
@@ -112,10 +112,10 @@ class Follower(_Member):
                 continue  # rank 0 has seen it, too, and tells
             self._give_back()
 
-    def _join(self, waiting: Waiting | TrainSpec | Proof) -> None:
+    def _join(self, waiting: Waiting | TrainSpec | ProofTask) -> None:
         if isinstance(waiting, TrainSpec):
             self._step(waiting)
-        elif isinstance(waiting, Proof):
+        elif isinstance(waiting, ProofTask):
             self._files.fetch(waiting.key)
             _measure(self, waiting, self._folder.checkpoint(waiting.key, waiting.step))
             self._files.forget(waiting.key)
@@ -136,7 +136,7 @@ class Follower(_Member):
         Ranks.here().wait()
 
 
-def _nothing() -> Waiting | TrainSpec | Proof | None:
+def _nothing() -> Waiting | TrainSpec | ProofTask | None:
     raise AssertionError("only rank 0 is asked")
 
 
@@ -144,7 +144,7 @@ def _train(loop: TrialLoop, waiting: Waiting, observer: WorkerObserver | None) -
     return sft_trainer.train(loop._task(waiting), loop._rows(), FirstSpeaks(observer, Ranks.here()))
 
 
-def _measure(loop: TrialLoop, proof: Proof, folder: Path) -> dict[str, float]:
+def _measure(loop: TrialLoop, proof: ProofTask, folder: Path) -> dict[str, float]:
     return prove(
         folder,
         proof.train,
