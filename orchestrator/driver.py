@@ -30,7 +30,7 @@ from orchestrator.cluster.ray_cluster import (
 )
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, asks_cluster, guess_device
-from orchestrator.config.engine_choice import Choice, choose, planned_trials
+from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
 from orchestrator.config.imports import unneeded
 from orchestrator.config.preflight import Findings, check_place, step_line, tracking_line
 from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
@@ -262,7 +262,7 @@ class Driver:
             self._display.close()
             stop_ray(keep_logs=self._is_broken)
 
-    def _get_ready(self, past: History) -> tuple[Ready, Placement, Choice]:
+    def _get_ready(self, past: History) -> tuple[Ready, Placement, EngineChoice]:
         """The data is prepared while Ray and the Coordinator start."""
         preparing = Background(lambda: self._prepare(past))
         findings = Findings()
@@ -300,7 +300,9 @@ class Driver:
         finally:
             coordinator.close()
 
-    def _sweep(self, past: History, ready: Ready, placement: Placement, engine: Choice) -> int:
+    def _sweep(
+        self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
+    ) -> int:
         import ray
 
         try:
@@ -322,7 +324,9 @@ class Driver:
         where = f" Ray's own logs are in {logs}." if logs is not None else ""
         return SweepError(f"{why}.{where} {self._go_on()}")
 
-    def _watch(self, past: History, ready: Ready, placement: Placement, engine: Choice) -> int:
+    def _watch(
+        self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
+    ) -> int:
         import ray
 
         from orchestrator.tracking.tracker import Tracker

@@ -18,7 +18,7 @@ _GPU_LANES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class EngineChoice:
     """`lanes` is 1 where each trial trains alone."""
 
     lanes: int
@@ -40,26 +40,26 @@ def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
     ]
 
 
-def choose(spec: Spec, space: Space, *, on_gpu: bool) -> Choice:
+def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     """The engine for `spec`, in words too."""
     devices = spec.engine.devices_per_trial
     if devices > 1:
         why = f"engine: solo, each trial on {devices} devices ({spec.strategy})"
-        return Choice(lanes=1, why=why)
+        return EngineChoice(lanes=1, why=why)
     if spec.engine.kind == "solo":
-        return Choice(lanes=1, why="engine: solo, one trial on each device")
+        return EngineChoice(lanes=1, why="engine: solo, one trial on each device")
     found = obstacles(spec, space, "cuda" if on_gpu else "cpu")
     reasons = list(dict.fromkeys(reason for reason in found.values() if reason))
     most = spec.engine.lanes
     lanes = most if most != "auto" else _GPU_LANES if on_gpu else _CPU_LANES
     if all(found.values()):
-        return Choice(lanes=1, why=f"engine: solo, one trial on each device ({reasons[0]})")
+        return EngineChoice(lanes=1, why=f"engine: solo, one trial on each device ({reasons[0]})")
     if lanes == 1:
-        return Choice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
+        return EngineChoice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
     why = f"engine: packed, up to {lanes} trials share a device and its base model"
     if reasons:
         why += f"; alone where {'; '.join(reasons)}"
-    return Choice(lanes=lanes, why=why)
+    return EngineChoice(lanes=lanes, why=why)
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:
