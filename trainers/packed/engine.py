@@ -31,7 +31,7 @@ from trainers.trial.checkpoint import Found
 from trainers.trial.evaluation import Measured, rows_for
 from trainers.trial.failures import is_device_lost
 from trainers.trial.meters import PeakMemory, Stopwatch, wait_for
-from trainers.trial.reporting import Record, begin, report_base
+from trainers.trial.reporting import TrialReporter, begin, report_base
 from trainers.trial.task import Observer, Outcome, Task
 
 
@@ -268,9 +268,9 @@ class Builder:
         if not bank.slots:
             del self.banks[bank.shape]
 
-    def _record(self, task: Task, observer: Observer, found: Found) -> Record:
+    def _record(self, task: Task, observer: Observer, found: Found) -> TrialReporter:
         before = found[1].seconds if found else 0.0
-        return Record(
+        return TrialReporter(
             task,
             observer,
             base=self.fingerprint,

@@ -15,7 +15,7 @@ from trainers.packed.dropout import Stream
 from trainers.packed.micro_batches import MicroBatch, Windows
 from trainers.packed.optimizer import Stepping
 from trainers.trial.failures import require_finite
-from trainers.trial.reporting import Record
+from trainers.trial.reporting import TrialReporter
 from trainers.trial.task import Outcome, Task
 
 
@@ -33,7 +33,7 @@ class Lane:
 
     task: Task
     chosen: SimpleNamespace
-    record: Record
+    record: TrialReporter
     adapter: Adapter
     bank: Bank
     slot: Slot

@@ -36,7 +36,7 @@ from trainers.trial.evaluation import Rows, rows_for
 from trainers.trial.failures import require_finite
 from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
 from trainers.trial.ranks import Ranks
-from trainers.trial.reporting import Record, begin, report_base
+from trainers.trial.reporting import TrialReporter, begin, report_base
 from trainers.trial.task import Observer, Outcome, Task
 
 
@@ -124,7 +124,7 @@ def _build(
         in_training_type(trainer.model, runtime.autocast)
     trainer.ranks, trainer.autocast = ranks, runtime.autocast
     trainer.remove_callback(PrinterCallback)
-    record = Record(
+    record = TrialReporter(
         task,
         observer,
         base=base,
@@ -251,7 +251,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
 class Progress(TrainerCallback):  # type: ignore[misc]
     """Decides when to log, evaluate and save, and lets the trial's record tell of it."""
 
-    def __init__(self, trainer: SweepSFTTrainer, record: Record) -> None:
+    def __init__(self, trainer: SweepSFTTrainer, record: TrialReporter) -> None:
         self._trainer = trainer
         self.record = record
         self.clock = Stopwatch()

@@ -46,7 +46,7 @@ class Clock(Protocol):
     def seconds(self) -> float: ...
 
 
-class Record:
+class TrialReporter:
     """Keeps a trial's counts, and makes its reports and checkpoints.
 
     Attributes:
