@@ -174,7 +174,7 @@ class _Held:
     def __enter__(self) -> None:
         from trainers.sft import trainer as sft_trainer
 
-        self._was = was = sft_trainer.Progress.on_train_begin
+        self._was = was = sft_trainer.ReportingCallback.on_train_begin
 
         def look(progress: Any, *args: Any, **kwargs: Any) -> None:
             was(progress, *args, **kwargs)
@@ -182,12 +182,12 @@ class _Held:
             local = [w.to_local() if hasattr(w, "to_local") else w for w in weights]
             self.part = sum(w.numel() for w in local) / sum(w.numel() for w in weights)
 
-        sft_trainer.Progress.on_train_begin = look  # type: ignore[method-assign]
+        sft_trainer.ReportingCallback.on_train_begin = look  # type: ignore[method-assign]
 
     def __exit__(self, *_: object) -> None:
         from trainers.sft import trainer as sft_trainer
 
-        sft_trainer.Progress.on_train_begin = self._was  # type: ignore[method-assign]
+        sft_trainer.ReportingCallback.on_train_begin = self._was  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

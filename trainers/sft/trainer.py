@@ -133,7 +133,7 @@ def _build(
         clock=Stopwatch(),
         memory=PeakMemory(task.device),
     )
-    trainer.progress = Progress(trainer, record)
+    trainer.progress = ReportingCallback(trainer, record)
     trainer.add_callback(trainer.progress)
     return trainer
 
@@ -144,7 +144,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
     ranks: Ranks
     autocast: torch.dtype | None
     evaluation_rows: Rows
-    progress: Progress
+    progress: ReportingCallback
     grad_norm: float = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -248,7 +248,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self.progress.record.commit(draft)
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
+class ReportingCallback(TrainerCallback):  # type: ignore[misc]
     """Decides when to log, evaluate and save, and lets the trial's record tell of it."""
 
     def __init__(self, trainer: SweepSFTTrainer, record: TrialReporter) -> None:
