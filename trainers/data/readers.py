@@ -27,7 +27,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_BATCH_ROWS = 1000
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """One row as it stands in its file, and where: `train.jsonl:3`."""
 
     where: str
@@ -41,7 +41,7 @@ class BadRow(NamedTuple):
     why: str
 
 
-Found = Iterator[Row | BadRow]
+Found = Iterator[FileRow | BadRow]
 
 
 def matching(key: str, pattern: str) -> list[Path]:
@@ -149,9 +149,9 @@ def _json_fault(error: Exception) -> str:
     return f"not valid JSON: {error}"
 
 
-def _object(where: str, value: object) -> Row | BadRow:
+def _object(where: str, value: object) -> FileRow | BadRow:
     if isinstance(value, dict):
-        return Row(where, value)
+        return FileRow(where, value)
     return BadRow(where, f"a row is an object {{...}}, and this is a {type(value).__name__}")
 
 
@@ -175,7 +175,7 @@ def _csv_rows(path: Path) -> Found:
             elif cells and len(cells) != len(header):
                 yield BadRow(f"{path}:{start}", f"{len(cells)} cells under {len(header)} columns")
             elif cells:
-                yield Row(f"{path}:{start}", dict(zip(header, cells, strict=True)))
+                yield FileRow(f"{path}:{start}", dict(zip(header, cells, strict=True)))
 
 
 def _parquet_rows(path: Path) -> Found:
@@ -188,7 +188,7 @@ def _parquet_rows(path: Path) -> Found:
             for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
                 for values in batch.to_pylist():
                     number += 1
-                    yield Row(f"{path}: row {number}", values)
+                    yield FileRow(f"{path}: row {number}", values)
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise SweepError(f"{path}: not a readable Parquet file: {reason}") from None

@@ -15,7 +15,7 @@ from typing import Any
 from sweeps.config.spec import DataSpec
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import readers
-from trainers.data.readers import BadRow, Row
+from trainers.data.readers import BadRow, FileRow
 from trainers.data.schema import Layout, checked, describe, layout, spec_problems
 from trainers.model import hub
 
@@ -83,12 +83,12 @@ def read(spec: DataSpec) -> RawData:
     )
 
 
-def _train_rows(spec: DataSpec) -> Iterator[Row | BadRow]:
+def _train_rows(spec: DataSpec) -> Iterator[FileRow | BadRow]:
     if spec.source == "docstrings":
         from trainers.data import docstrings
 
         for number, values in enumerate(docstrings.rows(), start=1):
-            yield Row(f"docstrings: row {number}", dict(values))
+            yield FileRow(f"docstrings: row {number}", dict(values))
         return
     assert spec.path is not None
     if spec.source == "file":
@@ -97,7 +97,7 @@ def _train_rows(spec: DataSpec) -> Iterator[Row | BadRow]:
         yield from _hub_rows(spec, spec.path, spec.split, "data.split")
 
 
-def _own_evaluation(spec: DataSpec) -> Iterator[Row | BadRow] | None:
+def _own_evaluation(spec: DataSpec) -> Iterator[FileRow | BadRow] | None:
     if spec.eval_path:
         return readers.read("data.eval_path", spec.eval_path, spec.format)
     if spec.eval_split:
@@ -106,7 +106,7 @@ def _own_evaluation(spec: DataSpec) -> Iterator[Row | BadRow] | None:
     return None
 
 
-def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[Row | BadRow]:
+def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[FileRow | BadRow]:
     """Rows of a data set of the Hub, or of a local folder laid out like one."""
     import datasets
 
@@ -115,21 +115,21 @@ def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[Row |
     if not isinstance(table, datasets.Dataset):
         raise SweepError(f"{key} = {split}: names several splits; name one")
     for number, values in enumerate(table, start=1):
-        yield Row(f"{path}[{split}]: row {number}", dict(values))
+        yield FileRow(f"{path}[{split}]: row {number}", dict(values))
 
 
-def _collect(found: Iterable[Row | BadRow], bad: list[BadRow]) -> list[Row]:
+def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileRow]:
     """The good rows; the others are added to `bad`."""
     good = []
     for each in found:
-        if isinstance(each, Row):
+        if isinstance(each, FileRow):
             good.append(each)
         else:
             bad.append(each)
     return good
 
 
-def _check_same_layout(spec: DataSpec, form: Layout, evaluation: list[Row]) -> None:
+def _check_same_layout(spec: DataSpec, form: Layout, evaluation: list[FileRow]) -> None:
     """Evaluation rows are scored as training rows are: only the same shape can be compared."""
     if not evaluation:
         raise SweepError(

@@ -12,7 +12,7 @@ from typing import Any
 from sweeps.config.spec import DataSpec
 from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
-from trainers.data.readers import BadRow, Row
+from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference where a data set has several
     "prompt and completion": ("prompt", "completion"),
@@ -53,7 +53,7 @@ class Layout:
         return f"{self.shape} ({'chat' if self.is_chat else 'text'})"
 
 
-def layout(spec: DataSpec, rows: Sequence[Row]) -> Layout:
+def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     """The layout of a data set, by `data.columns` and else by the columns' names.
 
     Raises:
@@ -78,7 +78,7 @@ def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
     return present[0] if present else None
 
 
-def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[Row]) -> bool:
+def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
     """Whether the first row with the column holds messages; rows that differ from it are bad."""
     if shape != "prompt and completion":
         return shape == "messages"
@@ -131,7 +131,7 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
     return known[0] if known else nearest(ours, theirs)
 
 
-def checked(row: Row, form: Layout) -> Row | BadRow:
+def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     """The row with our columns only, or what is wrong with it."""
     values: dict[str, Any] = {}
     try:
@@ -149,7 +149,7 @@ def checked(row: Row, form: Layout) -> Row | BadRow:
             values["tools"] = _tools(row.values.get(form.columns["tools"]))
     except SweepError as error:
         return BadRow(row.where, str(error))
-    return Row(row.where, values)
+    return FileRow(row.where, values)
 
 
 def _text(name: str, value: object, *, may_be_empty: bool = False) -> str:
