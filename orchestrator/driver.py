@@ -559,7 +559,6 @@ class Driver:
                 notes=notes,
                 again=None if found is None else train_again(self._spec, found),
                 proof_error=proof_error,
-                width=self._display.console.width,
             ),
         )
 

@@ -1,4 +1,4 @@
-"""Text for the terminal: numbers in few characters, and tables that fit without breaking one."""
+"""Formats numbers in few characters, and tables that fit the terminal without breaking a number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from rich.box import Box
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.measure import measure_renderables
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -40,73 +41,62 @@ def make_console() -> Console:
     return console
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, eq=False)
 class Column:
-    """A column of a Grid.
+    """A column of a Grid: text stands to the left and may be cut, numbers to the right and whole.
 
     Attributes:
-        cells: as many as the grid has rows; one line each.
-        keep: a column with a lower figure is dropped first when the width runs out; those at 9
-            stay.
-        least: characters that the column may be cut down to; None for numbers, never cut.
+        cells: as many as the grid has rows, a line each; None is shown as a dash.
+        keep: the column with the lowest figure is left out first if the table is too wide; those
+            at 9 stay.
+        least: characters that a text may be cut down to; None for numbers.
     """
 
     head: str
-    cells: list[Text | ProgressBar]
+    cells: Sequence[object]
     keep: int = 9
-    right: bool = False
     least: int | None = None
 
     @property
-    def title(self) -> str:
-        """The head, a long one broken at its underscores."""
+    def title(self) -> Text:
+        """The head, a long one broken after its underscores and dots."""
         lines = [""]
         for part in re.findall(r"[^_.]*[_.]?", self.head):
             if len(lines[-1]) + len(part) > _HEAD_CELLS and lines[-1]:
                 lines.append("")
             lines[-1] += part
-        return "\n".join(lines)
+        return Text("\n".join(lines))
 
     @property
-    def natural(self) -> int:
-        return max([*map(len, self.title.split("\n")), *(_width(cell) for cell in self.cells)])
+    def rendered(self) -> list[Text | ProgressBar]:
+        return [
+            cell if isinstance(cell, ProgressBar) else Text(NONE if cell is None else str(cell))
+            for cell in self.cells
+        ]
 
-    @property
-    def narrowest(self) -> int:
-        return self.natural if self.least is None else min(self.least, self.natural)
 
-
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A table that fits: text columns shrink first, then whole columns go, and it says which."""
+    """A table for any width: text is cut first, then whole columns are left out, and it says which.
+
+    Attributes:
+        styles: of each row.
+        elsewhere: where to read the columns left out; empty: they are not mentioned.
+        instead: shown if more than two columns would have to be left out.
+    """
 
     columns: Sequence[Column]
     styles: Sequence[str] = ()
-    elsewhere: str = ""  # where the dropped columns can be read; empty: they are not mentioned
-    indent: int = 0
-
-    def fitted(self, width: int) -> tuple[list[tuple[Column, int]], list[str]]:
-        """The columns that fit with their widths, and the heads of those that do not."""
-        kept = list(self.columns)
-        dropped = []
-        while self._need(kept) > width:
-            weakest = min(kept, key=lambda column: column.keep)
-            if weakest.keep == 9:
-                break
-            kept.remove(weakest)
-            dropped.append(weakest.head)
-        spare = width - self._need(kept)
-        sizes = []
-        for column in kept:
-            more = min(max(0, spare), column.natural - column.narrowest)
-            spare -= more
-            sizes.append((column, column.narrowest + more))
-        return sizes, dropped
+    elsewhere: str = ""
+    instead: Grid | None = None
 
     def __rich_console__(
         self, console: Console, options: ConsoleOptions
     ) -> Iterator[RenderableType]:
-        sizes, dropped = self.fitted(options.max_width)
+        kept, dropped = self._fitted(console, options)
+        if self.instead is not None and len(dropped) > 2:
+            yield self.instead
+            return
         table = Table(
             box=_HEAD_LINE,
             show_edge=False,
@@ -115,32 +105,45 @@ class Grid:
             header_style="bold",
             border_style="bright_black",
         )
-        for column, size in sizes:
+        for column, width in kept.items():
             table.add_column(
-                Text(column.title),
-                justify="right" if column.right else "left",
+                column.title,
+                justify="right" if column.least is None else "left",
                 vertical="bottom",
-                width=size,
+                width=width,
                 no_wrap=True,
                 overflow="ellipsis",
             )
-        for index, cells in enumerate(zip(*(column.cells for column, _ in sizes), strict=True)):
-            table.add_row(*cells, style=self.styles[index] if self.styles else None)
+        for row in zip(*(column.rendered for column in kept), strict=True):
+            table.add_row(*row, style=self.styles[len(table.rows)] if self.styles else None)
         yield table
         if dropped and self.elsewhere:
-            yield Text(f"No room for {', '.join(dropped)}: see {self.elsewhere}", style="dim")
+            heads = ", ".join(column.head for column in dropped)
+            yield Text(f"No room for {heads}: see {self.elsewhere}", style="dim")
 
-    def _need(self, columns: Sequence[Column]) -> int:
-        return sum(column.narrowest + _GAP for column in columns) - _GAP
-
-
-def effect_text(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
-
-
-def texts(cells: Iterable[object]) -> list[Text | ProgressBar]:
-    """Cells of plain text; None is shown as a dash."""
-    return [Text(NONE if cell is None else str(cell)) for cell in cells]
+    def _fitted(
+        self, console: Console, options: ConsoleOptions
+    ) -> tuple[dict[Column, int], list[Column]]:
+        """The columns that fit, with their widths; and those that do not."""
+        whole = {
+            column: measure_renderables(console, options, [column.title, *column.rendered]).maximum
+            for column in self.columns
+        }
+        kept = {
+            column: width if column.least is None else min(column.least, width)
+            for column, width in whole.items()
+        }
+        dropped: list[Column] = []
+        while (spare := options.max_width - sum(kept.values()) - _GAP * (len(kept) - 1)) < 0:
+            weakest = min(kept, key=lambda column: column.keep)
+            if weakest.keep == 9:
+                break
+            del kept[weakest]
+            dropped.append(weakest)
+        for column, width in kept.items():
+            kept[column] += min(max(0, spare), whole[column] - width)
+            spare -= kept[column] - width
+        return kept, dropped
 
 
 def show(console: Console, parts: Iterable[RenderableType]) -> None:
@@ -193,7 +196,3 @@ def duration_text(seconds: float | None) -> str:
     if days:
         return f"{days}d {hour:02d}:{minute:02d}"
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
-
-
-def _width(cell: Text | ProgressBar) -> int:
-    return cell.cell_len if isinstance(cell, Text) else cell.width or 10

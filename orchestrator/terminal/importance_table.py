@@ -1,10 +1,10 @@
-"""What each knob did, as a table."""
+"""Tabulates what each searched key did."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.terminal.format import Column, Grid, effect_text, loss_text, texts
+from orchestrator.terminal.format import NONE, Column, Grid, loss_text
 from orchestrator.terminal.tables import cost_columns, heads
 from sweeps.core.naming import short_value, trial_name
 from sweeps.ledger.history import History
@@ -25,7 +25,7 @@ def knobs_grid(
     names = dict(zip(full, heads(full), strict=True))
     first = [names[knob.name] if level is None else _label(knob, level) for knob, level in lines]
     columns = [
-        Column(head="knob", cells=texts(first), least=20),
+        Column("knob", first, least=20),
         _own("effect", [_reach(effect) for effect, _ in lines], levels),
         _each("trials", levels, lambda level: str(level.trials)),
         _each("mean", levels, lambda level: loss_text(level.mean), keep=5),
@@ -36,24 +36,23 @@ def knobs_grid(
     if importance:
         shares = [f"{importance.get(effect.name, 0):.0%}" for effect, _ in lines]
         columns.insert(1, _own("weight", shares, levels))
-    if any(level and _stopped(level) for level in levels):
-        stopped = texts("" if level is None else _stopped(level) for level in levels)
-        columns.append(Column(head="stopped", cells=stopped, keep=7, least=10))
+    stopped = ["" if level is None else _stopped(level) for level in levels]
+    if any(stopped):
+        columns.append(Column("stopped", stopped, keep=7, least=10))
     return Grid(columns=columns, styles=[_style(history, *line) for line in lines])
 
 
 def _own(head: str, cells: Sequence[str], levels: Sequence[Level | None]) -> Column:
-    """A column that speaks of the knob as a whole, on its own line."""
-    shown = texts(cell if level is None else "" for cell, level in zip(cells, levels, strict=True))
-    return Column(head=head, cells=shown, right=True, keep=8)
+    """A column about the knob as a whole, on the knob's own line."""
+    shown = [cell if level is None else "" for cell, level in zip(cells, levels, strict=True)]
+    return Column(head, shown, keep=8)
 
 
 def _each(
     head: str, levels: Sequence[Level | None], show: Callable[[Level], str], keep: int = 9
 ) -> Column:
-    """A column that speaks of each level."""
-    cells = texts("" if level is None else show(level) for level in levels)
-    return Column(head=head, cells=cells, right=True, keep=keep)
+    """A column about each level."""
+    return Column(head, ["" if level is None else show(level) for level in levels], keep=keep)
 
 
 def _label(effect: Effect, level: Level) -> str:
@@ -65,7 +64,7 @@ def _label(effect: Effect, level: Level) -> str:
 
 def _reach(effect: Effect) -> str:
     measured = sum(level.adjusted is not None for level in effect.levels)
-    return effect_text(effect.range if measured > 1 else None)
+    return f"{effect.range:.4f}" if measured > 1 else NONE
 
 
 def _stopped(level: Level) -> str:

@@ -57,7 +57,7 @@ def _show(folder: RunFolder, console: Console) -> None:
     rows = ranked(history)
     show(console, [title(history), *_driver(history, progress, holder), Text()])
     show(console, _running(history, progress))
-    show(console, ranking(history, folder, rows, console.width))
+    show(console, ranking(history, folder, rows))
     show(console, [Text(verdict) for verdict in verdicts(history)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)

@@ -39,8 +39,6 @@ def summary(
     notes: Iterable[str] = (),
     again: str | None = None,
     proof_error: str = "",
-    sync: str | None = None,
-    width: int = 120,
 ) -> list[RenderableType]:
     """The sweep's result in parts to print with `layout.show`; the last lines name the best trial.
 
@@ -48,29 +46,26 @@ def summary(
         importance: of `sweeps.results.importance.importance`; None leaves the column out.
         test_loss: of the best checkpoint on the test split, where there is one.
         notes: what else the user should know, a line each.
-        again: command that trains the winner again; `sync`: the one that uploads offline runs.
+        again: command that trains the winner again.
         proof_error: why the best checkpoint could not be made ready.
-        width: characters a line; decides between a column for each key and one for all.
     """
     rows = ranked(history)
     parts: list[RenderableType] = [title(history), Text()]
-    parts += ranking(history, folder, rows, width)
+    parts += ranking(history, folder, rows)
     parts += [Text(note) for note in (*verdicts(history), *notes)]
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
-    parts += _next_commands(folder, best, again, sync)
+    parts += _next_commands(folder, best, again)
     return [*parts, Text(), *closing(history, folder, best, proof_error)]
 
 
-def ranking(
-    history: History, folder: RunFolder, rows: Sequence[Row], width: int
-) -> list[RenderableType]:
+def ranking(history: History, folder: RunFolder, rows: Sequence[Row]) -> list[RenderableType]:
     """The ranked table, cut to the rows that matter most."""
     if not rows:
         return [Text("No trial has been asked for yet.")]
     table = folder_text(folder.table)
-    parts: list[RenderableType] = [ranking_grid(history, rows[:MOST_ROWS], width, table)]
+    parts: list[RenderableType] = [ranking_grid(history, rows[:MOST_ROWS], table)]
     if len(rows) > MOST_ROWS:
         parts.append(
             Text(f"... and {len(rows) - MOST_ROWS:,} more trials: see {table}", style="dim")
@@ -257,16 +252,13 @@ def _exact(value: object) -> str:
         return json.dumps(value)
 
 
-def _next_commands(
-    folder: RunFolder, best: Best | None, again: str | None, sync: str | None
-) -> list[RenderableType]:
+def _next_commands(folder: RunFolder, best: Best | None, again: str | None) -> list[RenderableType]:
     run_dir = folder_text(folder.root)
     commands = [(command_line(["status", run_dir]), "this table again")]
     if best is not None and is_ready(folder, best):
         merge = command_line(["export", run_dir, "--merge"])
         commands.append((merge, "one model, no adapter"))
     commands += [(again, "train the winner again")] if again else []
-    commands += [(sync, "upload the tracked runs")] if sync else []
     lines = [unbroken(f"  {command}") + Text(f"  # {what}", "dim") for command, what in commands]
     table = unbroken(f"Every trial, every column: {folder_text(folder.table)}")
     return [Text(), Text("Next", style="bold"), *lines, Text(), table]

@@ -1,4 +1,4 @@
-"""The tables of a sweep: what runs, what is best so far, and how all trials rank."""
+"""Builds the tables of a sweep: what runs, what is best so far, and how all trials rank."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from rich.progress_bar import ProgressBar
 from rich.text import Text
 
 from orchestrator.terminal.format import (
-    NONE,
     Column,
     Grid,
     duration_text,
@@ -18,7 +17,6 @@ from orchestrator.terminal.format import (
     loss_text,
     megabytes_text,
     rate_text,
-    texts,
 )
 from orchestrator.terminal.progress import Progress
 from sweeps.core.naming import short_value, trial_name
@@ -69,37 +67,21 @@ def running_grid(
 ) -> Grid:
     """Trials in training: how far, the best evaluation so far, the training loss, the time left."""
     now = [progress.get(record.key, Progress()) for record in records]
-    bars: list[Text | ProgressBar] = [
+    bars = [
         ProgressBar(total=1.0, completed=one.fraction, width=BAR_CELLS, complete_style="cyan")
         for one in now
     ]
     return Grid(
         columns=[
-            Column(head="trial", cells=texts(r.number for r in records), right=True),
+            Column("trial", [record.number for record in records]),
             _configs(record.values for record in records),
-            Column(head="progress", cells=bars, keep=4),
-            Column(head="", cells=texts(f"{one.fraction:.0%}" for one in now), right=True),
-            Column(
-                head=history.metric,
-                cells=texts(loss_text(history.value(record)) for record in records),
-                right=True,
-            ),
-            Column(
-                head="train", cells=texts(loss_text(one.loss) for one in now), right=True, keep=5
-            ),
-            Column(
-                head="tok/s",
-                cells=texts(rate_text(one.tokens_per_second) for one in now),
-                right=True,
-                keep=3,
-            ),
-            Column(
-                head="left",
-                cells=texts(duration_text(one.seconds_left) for one in now),
-                right=True,
-                keep=6,
-            ),
-        ]
+            Column("progress", bars, keep=4, least=BAR_CELLS),
+            Column("", [f"{one.fraction:.0%}" for one in now]),
+            Column(history.metric, [loss_text(history.value(record)) for record in records]),
+            Column("train", [loss_text(one.loss) for one in now], keep=5),
+            Column("tok/s", [rate_text(one.tokens_per_second) for one in now], keep=3),
+            Column("left", [duration_text(one.seconds_left) for one in now], keep=6),
+        ],
     )
 
 
@@ -107,69 +89,41 @@ def leaders_grid(history: History, rows: Sequence[Row]) -> Grid:
     """The best completed trials so far, in a few columns."""
     return Grid(
         columns=[
-            Column(head="rank", cells=texts(row.rank for row in rows), right=True),
-            Column(head="trial", cells=texts(row.number for row in rows), right=True),
+            Column("rank", [row.rank for row in rows]),
+            Column("trial", [row.number for row in rows]),
             _configs(row.values for row in rows),
-            *_measures(history, rows, keep_loss=9),
+            *_measures(history, rows),
         ],
-        styles=["bold green" if row.rank == 1 else "" for row in rows],
+        styles=[_style(row) for row in rows],
     )
 
 
-def ranking_grid(history: History, rows: Sequence[Row], width: int, elsewhere: str = "") -> Grid:
+def ranking_grid(history: History, rows: Sequence[Row], elsewhere: str) -> Grid:
     """All of `rows` in their order, the base model at its place, a column for each key that varies.
 
-    Where the keys would not fit `width`, one column names the config instead.
+    If the keys do not fit, one column names the config instead.
     """
-    varied = [key for key in searched_keys(history) if _varies(key, rows)]
     lines = _with_base(history, rows)
-    knobs = [_knob(key, head, lines) for key, head in zip(varied, heads(varied), strict=True)]
-    names = [BASE if row is None else trial_name(row.values) for row in lines]
-    config = Column(head="config", cells=texts(names), least=CONFIG_CELLS)
     front = [
-        Column(head="rank", cells=texts("" if r is None else r.rank for r in lines), right=True),
-        Column(
-            head="trial", cells=texts("base" if r is None else r.number for r in lines), right=True
-        ),
+        Column("rank", ["" if row is None else row.rank for row in lines]),
+        Column("trial", ["base" if row is None else row.number for row in lines]),
     ]
-    back = [*_measures(history, lines, keep_loss=9), _status(lines)]
+    back = [*_measures(history, lines), _status(lines)]
     styles = [_style(row) for row in lines]
-    if knobs:
-        grid = Grid(columns=[*front, *knobs, *back], styles=styles, elsewhere=elsewhere)
-        if len(grid.fitted(width)[1]) <= 2:  # a cost or two less is a fair price for the columns
-            return grid
-    return Grid(columns=[*front, config, *back], styles=styles, elsewhere=elsewhere)
+    names = [BASE if row is None else trial_name(row.values) for row in lines]
+    config = Column("config", names, least=CONFIG_CELLS)
+    named = Grid(columns=[*front, config, *back], styles=styles, elsewhere=elsewhere)
+    varied = [key for key in searched_keys(history) if _varies(key, rows)]
+    if not varied:
+        return named
+    knobs = [_knob(key, head, lines) for key, head in zip(varied, heads(varied), strict=True)]
+    return Grid(columns=[*front, *knobs, *back], styles=styles, elsewhere=elsewhere, instead=named)
 
 
 def heads(keys: Sequence[str]) -> list[str]:
     """Short names of config keys, as in trials' names; the whole key where two would look alike."""
     short = [trial_name({key: 0}).partition("=")[0] for key in keys]
     return [key if short.count(head) > 1 else head for key, head in zip(keys, short, strict=True)]
-
-
-def _configs(values: Iterable[Mapping[str, Any]]) -> Column:
-    return Column(head="config", cells=texts(trial_name(one) for one in values), least=CONFIG_CELLS)
-
-
-def _measures(history: History, rows: Sequence[Row | None], *, keep_loss: int) -> list[Column]:
-    base = base_value(history)
-    losses = [base if row is None else row.value for row in rows]
-    columns = [
-        Column(
-            head=history.metric, cells=texts(map(loss_text, losses)), right=True, keep=keep_loss
-        ),
-        *cost_columns(rows),
-        Column(
-            head="time",
-            cells=texts("" if row is None else duration_text(row.seconds) for row in rows),
-            right=True,
-            keep=3,
-        ),
-    ]
-    if base is not None:
-        gains = ["" if row is None else gain_text(gain(history, row.value)) for row in rows]
-        columns.insert(1, Column(head="gain", cells=texts(gains), right=True, keep=8))
-    return columns
 
 
 def cost_columns(rows: Sequence[Row | Level | None]) -> list[Column]:
@@ -180,30 +134,44 @@ def cost_columns(rows: Sequence[Row | Level | None]) -> list[Column]:
         ("mem MB", "peak_memory_mb", megabytes_text, 4),
         ("optim MB", "optimizer_state_mb", megabytes_text, 2),
     ):
-        values = [None if row is None else getattr(row, name) for row in rows]
-        if any(value is not None for value in values):
-            cells = texts(
-                "" if row is None else text(value) for row, value in zip(rows, values, strict=True)
-            )
-            columns.append(Column(head=head, cells=cells, right=True, keep=keep))
+        if any(row is not None and getattr(row, name) is not None for row in rows):
+            cells = ["" if row is None else text(getattr(row, name)) for row in rows]
+            columns.append(Column(head, cells, keep=keep))
     return columns
 
 
+def _configs(values: Iterable[Mapping[str, Any]]) -> Column:
+    return Column("config", [trial_name(one) for one in values], least=CONFIG_CELLS)
+
+
+def _measures(history: History, rows: Sequence[Row | None]) -> list[Column]:
+    """The value ranked, how much better than the base model it is, and what the trial cost."""
+    base = base_value(history)
+    values = [loss_text(base if row is None else row.value) for row in rows]
+    gains = ["" if row is None else gain_text(gain(history, row.value)) for row in rows]
+    times = ["" if row is None else duration_text(row.seconds) for row in rows]
+    return [
+        Column(history.metric, values),
+        *([] if base is None else [Column("gain", gains, keep=8)]),
+        *cost_columns(rows),
+        Column("time", times, keep=3),
+    ]
+
+
 def _status(rows: Sequence[Row | None]) -> Column:
-    states = {row.status for row in rows if row is not None}
-    cells = texts("" if row is None else row.status for row in rows)
-    return Column(head="status", cells=cells, keep=7 if len(states) > 1 else 1)
+    cells = ["" if row is None else str(row.status) for row in rows]
+    is_mixed = len({cell for cell in cells if cell}) > 1
+    return Column("status", cells, keep=7 if is_mixed else 1, least=10)
 
 
 def _knob(key: str, head: str, rows: Sequence[Row | None]) -> Column:
+    values = [row.values[key] for row in rows if row and key in row.values]
     cells = [
-        "" if row is None else short_value(row.values[key]) if key in row.values else NONE
+        "" if row is None else short_value(row.values[key]) if key in row.values else None
         for row in rows
     ]
-    numbers = all(
-        isinstance(row.values[key], int | float) for row in rows if row and key in row.values
-    )
-    return Column(head=head, cells=texts(cells), right=numbers, least=None if numbers else 10)
+    is_text = not all(isinstance(value, int | float) for value in values)
+    return Column(head, cells, least=10 if is_text else None)
 
 
 def _with_base(history: History, rows: Sequence[Row]) -> list[Row | None]:

@@ -20,7 +20,6 @@ from orchestrator.terminal.format import (
     megabytes_text,
     rate_text,
     show,
-    texts,
 )
 from orchestrator.terminal.live_table import Display
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
@@ -229,7 +228,6 @@ def lines_of(sweep: Sweep, folder: Path, width: int = 120, **more: object) -> li
         effects(history),
         None,
         best(history),
-        width=width,
         **more,  # type: ignore[arg-type]
     )
     show(console, parts)
@@ -238,7 +236,7 @@ def lines_of(sweep: Sweep, folder: Path, width: int = 120, **more: object) -> li
 
 def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) -> None:
     sweep_of_four().best(RunFolder(tmp_path), 0, 8)
-    lines = lines_of(sweep_of_four(), tmp_path, test_loss=2.3, again="train this", sync="sync that")
+    lines = lines_of(sweep_of_four(), tmp_path, test_loss=2.3, again="train this")
     assert lines[-2] == (
         "Best: trial 0 (lr=1e-3 sgd), eval_loss 2.2500 at step 8; 0.7500 better than the base model"
     )
@@ -248,7 +246,7 @@ def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) 
     assert "failed: trial 2: bug: boom" in text
     assert f"python -m orchestrator export {tmp_path} --merge" in text
     assert "test split, which no decision has seen: 2.3000" in text
-    for command in (f"python -m orchestrator status {tmp_path}", "train this", "sync that"):
+    for command in (f"python -m orchestrator status {tmp_path}", "train this"):
         assert any(line.startswith(f"  {command}  # ") for line in lines)
 
 
@@ -356,15 +354,21 @@ def test_tables_never_break_a_number(width: int, tmp_path: Path) -> None:
 def test_columns_go_by_weight_and_text_shrinks_before_that() -> None:
     grid = Grid(
         columns=[
-            Column(head="a", cells=texts(["x" * 30]), least=10),
-            Column(head="b", cells=texts(["12345"]), keep=2),
-            Column(head="c", cells=texts(["12345"]), keep=5),
-        ]
+            Column("a", ["x" * 30], least=10),
+            Column("b", ["12345"], keep=2),
+            Column("c", ["12345"], keep=5),
+        ],
+        elsewhere="the file",
     )
-    assert [size for _, size in grid.fitted(60)[0]] == [30, 5, 5]
-    assert [size for _, size in grid.fitted(30)[0]] == [16, 5, 5]
-    sizes, dropped = grid.fitted(20)
-    assert ([size for _, size in sizes], dropped) == ([13, 5], ["b"])
+
+    def lines(width: int) -> list[str]:
+        console = Console(file=StringIO(), width=width)
+        console.print(grid)
+        return [line.rstrip() for line in printed(console).splitlines()[2:]]
+
+    assert lines(60) == ["x" * 30 + "  12345  12345"]
+    assert lines(30) == ["x" * 15 + "…  12345  12345"]
+    assert lines(20) == ["x" * 12 + "…  12345", "No room for b: see", "the file"]
 
 
 def test_numbers_are_short() -> None:
