@@ -189,7 +189,7 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         rehearsal = Path(scratch, "rehearsal")
         step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
         lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
-    display.plan([*plan_lines(spec, space, folder), *lines, "nothing was started"])
+    display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
     return 0
 
 
@@ -203,8 +203,7 @@ def _about_devices(spec: Spec) -> list[str]:
 
 def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     """What will run, before it does."""
-    size = space.size() if space.dimensions else 1
-    configs = min(n for n in (size, spec.sweep.trials, math.inf) if n is not None)
+    configs = space.planned(spec.sweep.trials) or math.inf
     repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
     pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
     return [
@@ -256,7 +255,7 @@ class Driver:
                 self._show({}, ["This sweep had ended already."])
                 self._tell_failure(None)
                 return self._exit_code()
-            self._display.plan(plan_lines(self._spec, self._space, self._folder))
+            self._display.say(*plan_lines(self._spec, self._space, self._folder))
             return self._sweep(past, *self._get_ready(past))
         finally:
             self._display.close()
@@ -284,7 +283,7 @@ class Driver:
         with findings.part():
             ready: Ready = preparing.result()
         findings.refuse()
-        self._display.plan(ready.lines)
+        self._display.say(*ready.lines)
         self._signals.collect(self._leave_now)
         return ready, placement, engine
 
@@ -343,7 +342,7 @@ class Driver:
             public=self._spec.public,
         )
         self._tracker.begin()
-        self._display.plan([f"{engine.why}; {placement.where}"])
+        self._display.say(f"{engine.why}; {placement.where}")
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)
@@ -389,7 +388,7 @@ class Driver:
         folder_token = write_token(self._folder.root)
         has_store = self._copies is not None
         unfit = require_nodes(self._folder.root, folder_token, has_store=has_store, on_gpus=on_gpus)
-        self._display.plan(unfit)
+        self._display.say(*unfit)
         return folder_token
 
     def _begin_copies(self, copies: Copies) -> None:
@@ -397,7 +396,7 @@ class Driver:
             copies.begin()
         except OSError as error:
             raise unanswered(copies.store, error) from None
-        self._display.plan([f"copies: {copies.store}"])
+        self._display.say(f"copies: {copies.store}")
 
     def _open_coordinator(self, spread: AssignmentRules) -> Any:
         """The Coordinator's process, on this node."""
@@ -448,7 +447,7 @@ class Driver:
             if heartbeat.ray_silent_s() > _RAY_SILENCE_S:
                 raise self._broken("Ray does not answer any more")
             if line := capacity.news() or (not capacity.seconds and workers.news()):
-                self._display.note(line)
+                self._display.say(line)
             if capacity.is_over:
                 self._coordinator.interrupt.remote(capacity.STOP, False)
                 break  # a worker that waits for its place would keep Tune for ever
@@ -456,7 +455,7 @@ class Driver:
                 break
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
-                self._display.note("The time budget is spent: trials commit and wait.")
+                self._display.say("The time budget is spent: trials commit and wait.")
                 self._coordinator.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
         self._follow()
 
@@ -464,7 +463,7 @@ class Driver:
         """Pass on what the ledger and the trials' metrics say since the last look."""
         for news in (self._tracker.news, self._copies.news if self._copies else str):
             if line := news():
-                self._display.note(line)
+                self._display.say(line)
         if self._copies is not None and self._copies.lost is not None:
             raise self._copies.lost
         for event in self._tail.read():
@@ -487,12 +486,10 @@ class Driver:
     def _tell_step(self, found: Mapping[str, Any]) -> None:
         """What one step came to, now or at a start before; nothing where none was done."""
         if "rows" in found:
-            self._display.note(step_line(found))
+            self._display.say(step_line(found))
 
     def _interrupt(self, name: str) -> None:
-        self._display.note(
-            f"{name}: trials commit a checkpoint and stop; once more leaves at once."
-        )
+        self._display.say(f"{name}: trials commit a checkpoint and stop; once more leaves at once.")
         self._coordinator.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
@@ -528,7 +525,7 @@ class Driver:
         self._tell_failure(stop)
         can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
         if self._signals.seen or can_go_on or proof_error:
-            self._display.note(self._go_on())
+            self._display.say(self._go_on())
         return self._exit_code(stop, is_proven=not proof_error)
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:

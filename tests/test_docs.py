@@ -91,7 +91,7 @@ def test_table_of_sweeps_lists_every_file_with_its_trials_and_search() -> None:
     actual = []
     for path in (ROOT / "conf" / "sweep").glob("*.yaml"):
         spec, space = read_command([f"sweep={path.stem}"])
-        trials = spec.sweep.trials or (space.size() if space.dimensions else 1)
+        trials = spec.sweep.trials or (space.size())
         actual.append((path.stem, str(trials), spec.sweep.search))
     assert sorted(rows) == sorted(actual)
 

@@ -63,10 +63,9 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:
-    """Trials of the whole sweep, repeats counted; None where it ends with its time only."""
-    size = space.size() if space.dimensions else 1
-    configs = [n for n in (size, spec.sweep.trials) if n is not None]
-    return min(configs) * spec.sweep.repeats if configs else None
+    """Trials of the whole sweep, repeats counted; None if only time ends it."""
+    configs = space.planned(spec.sweep.trials)
+    return None if configs is None else configs * spec.sweep.repeats
 
 
 def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:

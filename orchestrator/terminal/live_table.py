@@ -1,11 +1,10 @@
-"""A running sweep in the terminal: a live table, or plain lines where the output is no terminal."""
+"""Shows a running sweep: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -33,11 +32,8 @@ class Display:
     """Shows a sweep while the driver's loop feeds it; losing the terminal never stops the sweep.
 
     Args:
-        folder: the run folder, named in the view.
         spec_public: the public config, for what is planned before the ledger says so.
-        console: where to write; None for stdout.
-        live: None for a live table on a terminal, and plain lines elsewhere.
-        configs: how many there will be to try; None to work it out from the search space.
+        console: None for stdout.
         clock: seconds since the epoch.
     """
 
@@ -46,44 +42,20 @@ class Display:
         folder: RunFolder,
         spec_public: Mapping[str, Any],
         console: Console | None = None,
-        live: bool | None = None,
-        *,
-        configs: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.console = console or make_console()
         self._folder = folder
-        self._configs = configs or planned_configs(spec_public)
+        self._configs = planned_configs(spec_public)
         self._clock = clock
         self._drawn = float("-inf")
         self._leaders = _Leaders(clock)
-        wanted = self.console.is_terminal and not self.console.is_dumb_terminal
         self._live: Live | None = None
         self._plain: PlainLines | None = None
-        if wanted if live is None else live:
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
         else:
             self._plain = PlainLines(self.say, clock)
-
-    def __enter__(self) -> Display:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def plan(self, lines: Iterable[str]) -> None:
-        """What is about to happen, before anything starts."""
-        for line in lines:
-            self.say(line)
-
-    def note(self, text: str) -> None:
-        """One line that stays: above the live table, or among the plain lines."""
-        self.say(text)
 
     def update(self, history: History, progress: Mapping[str, Progress]) -> None:
         """Show where the sweep stands. Cheap, so call it as often as the loop turns."""
@@ -103,9 +75,11 @@ class Display:
         self._quietly(lambda live: live.stop())
         self._live = None
 
-    def say(self, text: str) -> None:
+    def say(self, *lines: str) -> None:
+        """Print lines that stay: above the live table, or among the plain lines."""
         try:
-            self.console.print(Text(text), soft_wrap=True)
+            for line in lines:
+                self.console.print(Text(line), soft_wrap=True)
         except OSError:  # the terminal is gone (EIO after a hang-up)
             self.console.quiet = True
 

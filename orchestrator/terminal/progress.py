@@ -90,11 +90,8 @@ def budget_examples(history: History) -> int | None:
 
 
 def planned_configs(spec: Mapping[str, Any]) -> int | None:
-    """How many configs a sweep means to try; None where that is open."""
-    sweep = spec.get("sweep", {})
-    space = space_of(spec)
-    size = space.size() if space.dimensions else None
-    return min((count for count in (size, sweep.get("trials")) if count), default=None)
+    """How many configs a sweep tries; None if that is open, or not known yet."""
+    return space_of(spec).planned(spec.get("sweep", {}).get("trials")) if spec else None
 
 
 def planned_trials(history: History, configs: int | None) -> int | None:

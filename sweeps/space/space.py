@@ -118,6 +118,10 @@ class Space:
                 return None
         return count
 
+    def planned(self, trials: int | None) -> int | None:
+        """How many configs a sweep tries if it stops after `trials`; None if neither bounds it."""
+        return min((count for count in (self.size(), trials) if count), default=None)
+
     def _grid(self, depth: int, picked: dict[str, Label]) -> Iterator[dict[str, Label]]:
         if depth == len(self.dimensions):
             yield dict(picked)

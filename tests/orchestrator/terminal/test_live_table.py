@@ -109,15 +109,16 @@ def test_the_live_view_shows_progress_leaders_and_the_base_model() -> None:
 def test_a_live_display_draws_no_more_often_than_it_should_and_leaves_the_cursor_shown() -> None:
     console, clock = terminal(), Clock()
     history = sweep_of_four().history()
-    with Display(RunFolder(Path("outputs/x")), history.spec, console, clock=clock) as display:
-        display.update(history, {})
-        once = len(printed(console))
-        clock.now += 0.01
-        display.update(history, {})
-        assert len(printed(console)) == once
-        display.note("one line that stays")
-        clock.now += 1
-        display.update(history, {})
+    display = Display(RunFolder(Path("outputs/x")), history.spec, console, clock=clock)
+    display.update(history, {})
+    once = len(printed(console))
+    clock.now += 0.01
+    display.update(history, {})
+    assert len(printed(console)) == once
+    display.say("one line that stays")
+    clock.now += 1
+    display.update(history, {})
+    display.close()
     assert "one line that stays" in printed(console)
     assert printed(console).rindex("\x1b[?25h") > printed(console).rindex("\x1b[?25l")
 
@@ -126,7 +127,7 @@ def test_a_log_gets_a_line_for_each_start_and_end_and_none_twice() -> None:
     console, clock = log(), Clock()
     sweep = Sweep(SPACE)
     display = Display(RunFolder(Path("outputs/x")), sweep.spec, console, clock=clock)
-    display.plan(["4 trials"])
+    display.say("4 trials")
     display.update(sweep.history(), {})
     whole = sweep_of_four()
     for count in range(len(sweep.events), len(whole.events) + 1):
@@ -172,7 +173,7 @@ def test_a_terminal_that_hangs_up_does_not_stop_the_sweep(monkeypatch: pytest.Mo
         display = Display(RunFolder(Path("outputs/x")), history.spec, console, clock=Clock())
         monkeypatch.setattr(console.file, "write", gone)
         display.update(history, {})
-        display.note("nobody hears this")
+        display.say("nobody hears this")
         display.close()
 
 
