@@ -48,7 +48,7 @@ from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
-from sweeps.core.errors import SweepError
+from sweeps.core.errors import SweepError, first_line
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
@@ -309,7 +309,7 @@ class Driver:
         except ray.exceptions.RayActorError as error:
             if self._signals.seen:  # it was meant for Ray's processes, too
                 self._leave_now()
-            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            reason = first_line(error).rstrip(".")
             raise self._broken(f"The Coordinator's process died: {reason}") from None
         except ray.exceptions.RayTaskError as error:  # its words, without the traceback around them
             if isinstance(error.cause, SweepError):

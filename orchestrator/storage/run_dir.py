@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from sweeps.config.spec import Spec
-from sweeps.core.errors import Problem, SweepError, nearest
+from sweeps.core.errors import Problem, SweepError, first_line, nearest
 from sweeps.core.secrets import scrub
 from sweeps.storage.object_store import Store, is_uri, place_problem
 from sweeps.storage.run_folder import RunFolder, folder_text
@@ -70,7 +70,7 @@ def fetched(run_dir: str) -> Path:
 
 
 def unanswered(store: Store, error: OSError) -> SweepError:
-    words = scrub(str(error)).strip().splitlines()[0][:300]
+    words = first_line(error)[:300]
     return SweepError(
         f"{store} cannot be used: {words}. Each node needs the credentials in its environment, or "
         "a role; AWS_ENDPOINT_URL names a server of your own."

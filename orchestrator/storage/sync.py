@@ -21,8 +21,7 @@ from orchestrator.storage.worker_files import (
     take_draft,
 )
 from sweeps.coordinator.retention import kept_steps
-from sweeps.core.errors import FolderHeldError
-from sweeps.core.secrets import scrub
+from sweeps.core.errors import FolderHeldError, first_line
 from sweeps.ledger.history import History
 from sweeps.ledger.ledger import Tail
 from sweeps.storage.driver_lease import Lease
@@ -176,7 +175,7 @@ class Copies(threading.Thread):
 
     def _complain(self, error: Exception) -> None:
         if not self._silent:
-            words = scrub(str(error)).strip().splitlines()[0][:200]
+            words = first_line(error)[:200]
             self._news.append(f"{self._store} does not take copies ({words}); the sweep goes on")
         self._silent = True
 

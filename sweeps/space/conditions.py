@@ -8,7 +8,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep
 from hydra.errors import HydraException
 
-from sweeps.core.errors import Problem, nearest
+from sweeps.core.errors import Problem, first_line, nearest
 from sweeps.space.grammar import parse, plain
 from sweeps.space.space import Condition, Dimension, Interval, set_by
 
@@ -60,7 +60,7 @@ def _condition(
     try:
         parsed = parse(value)
     except HydraException as error:
-        problems.append(Problem(key=where, value=text, message=str(error).splitlines()[0]))
+        problems.append(Problem(key=where, value=text, message=first_line(error)))
         return None
     options = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
     condition = Condition(key, tuple(plain(option) for option in options))

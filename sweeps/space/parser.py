@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, RangeSweep
 from hydra.errors import HydraException
 
-from sweeps.core.errors import Problem
+from sweeps.core.errors import Problem, first_line
 from sweeps.core.secrets import is_secret_key
 from sweeps.space.conditions import ordered, read_conditions
 from sweeps.space.grammar import GRAMMAR, parse, plain
@@ -95,7 +95,7 @@ def _parse(expression: Any, found: list[str]) -> Any:
     try:
         value = parse(expression)
     except HydraException as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if "empty choice" in str(error):
             reason = "an empty choice has nothing to try"
         found.append(f"{reason}. Write {GRAMMAR}.")
