@@ -1,4 +1,4 @@
-"""From a committed checkpoint to a folder that loads by itself, and proof that it does."""
+"""Makes a folder that loads by itself of a committed checkpoint, and verifies that it does."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from trainers.trial.ranks import Ranks
 if TYPE_CHECKING:
     import torch
 
-# Relative, of float32: the same weights, rows and device give the same sum, but for the order of
-# additions. In half precision each of them is rounded, by other kernels for other numbers of rows:
-# docs/gpu.md says how far that was seen to go.
+# Relative. In float32 the same weights, rows and device give the same sum, but for the order of
+# additions. In half precision each addition is rounded, and other numbers of rows take other
+# kernels: docs/gpu.md says how large a difference was seen.
 TOLERANCE = 1e-5
 HALF_TOLERANCE = 2e-3
 _STATE_FILES = {checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "scaler.pt"}
-_RNG_STATES = "rng_state"  # what the names of all of them begin with: each rank has one
+_RNG_STATES = "rng_state"  # the files of all ranks begin so
 
 
 def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
@@ -61,11 +61,11 @@ def load_trained(
     place: str | None = None,
     autocast: torch.dtype | None = None,
 ) -> Any:
-    """The model in `folder` as it was trained: an adapter on its base, or a whole model.
+    """Load the model in `folder` as it was trained: an adapter on its base, or a whole model.
 
     Args:
-        place: where the weights lie, if not on the device that they are for.
-        autocast: the type that it was trained in.
+        place: the device of the weights, if not `device`.
+        autocast: the type that the model was trained in.
     """
     if (folder / "adapter_config.json").is_file():
         from peft import PeftModel
@@ -96,14 +96,14 @@ def prove(
     device: str,
     ranks: Ranks | None = None,
 ) -> dict[str, float]:
-    """Load what lies in `folder` and measure it again; with a test split, that too, base beside it.
+    """Load the model in `folder` and measure it again; on a test split too, beside the base model.
 
     Args:
-        ranks: that share the model out among their devices, as it may not fit on one; each calls
+        ranks: the processes that share out the model, which may not fit on one device; each calls
             this.
 
     Raises:
-        SweepError: the eval_loss is not the one that was reported.
+        SweepError: the eval_loss is not `expected`, which was reported.
     """
 
     def ready(model: Any) -> Any:
@@ -129,7 +129,7 @@ def prove(
         result["test_tokens"] = float(test.tokens)
         del model
         free_memory()
-        # Loaded afresh: taking the adapter off leaves what some change in the base as they start.
+        # Loaded afresh: some adapters change the base as they start, and leave it changed.
         base = ready(load_base(train.model, device, trains_base=train.trains_base, place=place))
         result["base_test_loss"] = test.measure(base, ranks, autocast=autocast).loss
     return result
@@ -138,7 +138,7 @@ def prove(
 def merge(folder: Path, target: Path, spec: ModelSpec, device: str = "cpu") -> None:
     """Fold the adapter in `folder` into its base and save one plain model in `target`.
 
-    A quantized base is taken unquantized, so the result is not quite what was measured.
+    A quantized base is loaded unquantized, so the result differs a little from what was measured.
 
     Raises:
         SweepError: there is no adapter.
@@ -152,6 +152,6 @@ def merge(folder: Path, target: Path, spec: ModelSpec, device: str = "cpu") -> N
 
 
 def base_name(spec: ModelSpec) -> str:
-    """The base as a reader knows it: a Hub id, or the folder's own name."""
+    """The base model's name for a reader: a Hub id, or the name of its folder."""
     path = Path(resolve_path(spec.path))
     return path.name if path.exists() else spec.path

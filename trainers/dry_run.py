@@ -1,4 +1,4 @@
-"""One real optimizer step, evaluation and checkpoint, before a sweep is paid for."""
+"""Takes one optimizer step, evaluation and checkpoint before a sweep's first trial."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,18 +20,15 @@ from sweeps.storage.durable_writes import remove_tree
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import PreparedData
 from trainers.data.preparation import lengths
-from trainers.trial.failures import is_out_of_memory
+from trainers.trial.failures import DivergedError, is_out_of_memory
 from trainers.trial.meters import PeakMemory, free_memory, held_mb
 from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import Observer, Outcome, Task
 
-if TYPE_CHECKING:
-    pass
-
 _KEY = "rehearsal"
 _EVALUATED = 8  # rows
-# Which schedule, and how high it goes, is the trials' business: a rate that makes one of them
-# diverge is no reason to refuse them all.
+# The schedule and its rate differ from trial to trial: a rate at which one of them diverges is no
+# reason to refuse all.
 _HARMLESS = {
     "learning_rate": 1e-6,
     "lr_scheduler_type": "constant",
@@ -45,14 +41,14 @@ Train = Callable[[Task, PreparedData, Observer], Outcome]
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What one step of the largest micro-batch, of the longest rows, came to.
+    """Memory, disk and time that one step of the largest micro-batch took, of the longest rows.
 
     Attributes:
         rows: of the micro-batch.
         too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
-        peak_mb: of the device; of the whole process on a CPU.
-        step_mb: of it, what came with the step: on a base that was loaded before, a lane's share.
-        checkpoint_mb: as it lies on disk.
+        peak_mb: peak memory of the device; on a CPU of the whole process.
+        step_mb: the part of it that the step added; a lane's share, if the base was loaded before.
+        checkpoint_mb: size of the checkpoint on disk.
         seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
     """
 
@@ -75,17 +71,17 @@ def rehearse(
     ranks: Ranks | None = None,
     strategy: Strategy = "ddp",
 ) -> Rehearsal:
-    """Train one step in `folder`, which is made and removed again.
+    """Train one step in `folder`, which is made for it and removed.
 
     A micro-batch that does not fit is halved once, as a trial's would be.
 
     Args:
         train: trains a task, as an engine does.
-        ranks: that train together; each calls this.
-        strategy: how they do.
+        ranks: the processes that train together; each calls this.
+        strategy: how they share the trial.
 
     Raises:
-        Whatever a trial would: out of memory, a non-finite loss, a library's own words.
+        Whatever a trial would raise: out of memory, a non-finite loss, errors of libraries.
     """
     half = spec.halved()
     ranks = ranks or Ranks()
@@ -150,7 +146,7 @@ def _one_step(
 
 
 class _Audience:
-    """An observer that notes the checkpoint's size."""
+    """Observes the step, and notes the checkpoint's size."""
 
     attempt = 1
     bytes = 0
@@ -168,17 +164,14 @@ class _Audience:
         return Decision.CONTINUE
 
     def may_commit(self) -> None:
-        """It may."""
+        """Any attempt may commit."""
 
     def committed(self, step: int, size_bytes: int) -> None:
         self.bytes = size_bytes
 
 
 def failed_step(error: Exception, train: TrainSpec) -> tuple[str, str]:
-    """Why one step of the largest micro-batch did not come to its end, for the user; and the
-    traceback, where what went wrong was not foreseen."""
-    from trainers.trial.failures import DivergedError, is_out_of_memory
-
+    """Say why the step failed, for the user; with a traceback if the error was not foreseen."""
     what = f"one step of the largest micro-batch ({train.batch_size} of the longest rows)"
     first = first_line(error)
     if is_out_of_memory(error):

@@ -1,4 +1,4 @@
-"""What a trial takes at the least, found from the model's config alone: no weight is loaded."""
+"""Estimates the least memory of a trial from the model's config alone: no weight is loaded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from trainers.model.source import load_config
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _QUANTIZED = {"nf4": 0.56, "int8": 1.05}  # bytes a weight, with its scales
 _GRADIENT = 4
-_MOMENTS = 8  # Adam's two; what keeps less takes less
+_MOMENTS = 8  # Adam's two
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """Lower bounds, in MiB. Activations come on top; `trainers.dry_run` measures with them.
+    """Lower bounds in MiB, without activations; `trainers.dry_run` measures with them.
 
     Attributes:
         trained: parameters that are trained.
@@ -33,7 +33,7 @@ class Needs:
 
 
 def needs(spec: ModelSpec, peft: Mapping[str, Any], runtime: Runtime) -> Needs:
-    """Of a trial with this model and adapter, with Adam or less."""
+    """Estimate a trial with this model and adapter, with Adam or an optimizer that keeps less."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -38,7 +38,7 @@ def setting(trainer: Mapping[str, Any], name: str) -> Any:
 
 
 def given_fields(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """The section's fields and our defaults; checkpointing has the name that is current."""
+    """The section's fields with our defaults, and checkpointing under its current name."""
     old = "gradient_checkpointing"
     return _OURS | {name.replace(old, CHECKPOINTING): value for name, value in trainer.items()}
 
@@ -81,14 +81,14 @@ def sft_config(
     world: int = 1,
     shards: bool = False,
 ) -> SFTConfig:
-    """The SFTConfig of one trial; every field the user gave passes through unchanged.
+    """Build the SFTConfig of one trial; every field the user gave passes through unchanged.
 
-    The trial's rows are one materialised stream in its final order, so it is read once, in that
-    order. Evaluating and saving are asked for by a callback, never by the Trainer's own clock.
+    The trial's rows are one stream in its final order, so it is read once, in that order. A
+    callback asks for evaluating and saving, never the Trainer's own counts of steps.
 
     Args:
         examples: rows of the stream.
-        autocast: "bfloat16" or "float16", what trainer.bf16 and model.dtype come to on the device.
+        autocast: "bfloat16" or "float16", as trainer.bf16 and model.dtype mean on the device.
         device: "cpu", "cuda" or "cuda:1".
         world: processes that train the trial together, a device each.
         shards: share out the weights among them (`trainers.sft.fsdp`).
@@ -123,7 +123,7 @@ def sft_config(
 
 
 def _keep_to_one_device(config: SFTConfig) -> None:
-    """Have the Trainer use one GPU of those that this process sees, as a driver may see several.
+    """Let the Trainer use one GPU, though this process may see several.
 
     It would spread each batch over all of them (nn.DataParallel), which SFTTrainer refuses. No
     public field says so: this is what the Trainer itself sets if it has reasons for one device.
@@ -133,7 +133,7 @@ def _keep_to_one_device(config: SFTConfig) -> None:
 
 
 def _stream(train: TrainSpec) -> dict[str, Any]:
-    """One pass over prepared rows, in the order they have."""
+    """The fields for one pass over prepared rows, in their order."""
     return {
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
@@ -155,10 +155,10 @@ def _precision(autocast: str | None, device: str) -> dict[str, Any]:
 
 
 def _evaluating(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Evaluation at the callback's word only.
+    """Evaluate only if the callback asks for it.
 
-    The schedulers that watch the loss are stepped by the Trainer after each evaluation, and refused
-    without an eval_strategy: they get one whose own first evaluation never comes.
+    The Trainer steps schedulers that watch the loss after each evaluation, and refuses them without
+    an eval_strategy: they get one whose own first evaluation never comes.
     """
     if given.get("lr_scheduler_type") not in WATCHING:
         return {"eval_strategy": "no"}

@@ -21,7 +21,7 @@ KEY = "trainer.strategy"
 
 
 def fields() -> dict[str, Any]:
-    """SFTConfig's fields for it. Version 2 is torch's fully_shard."""
+    """SFTConfig's fields for FSDP2, which is torch's fully_shard."""
     config = {
         "version": 2,
         "reshard_after_forward": True,
@@ -105,10 +105,10 @@ def admit_cpus() -> None:
 
 
 def require(trainer: Any) -> None:
-    """See that the trainer will share out its model, as it was told to.
+    """Check that the trainer will share out its model.
 
     Raises:
-        SweepError: it will not, which it does not say itself: accelerate knows no FSDP here.
+        SweepError: accelerate knows no FSDP on this device, and says nothing of it itself.
     """
     if not trainer.is_fsdp_enabled:
         raise SweepError(
@@ -119,9 +119,9 @@ def require(trainer: Any) -> None:
 
 
 def shard(model: Any, device: str) -> Any:
-    """Share out `model`, a base model in main memory, to be measured; on every rank.
+    """Share out `model`, a base model in main memory, to measure it; every rank must call this.
 
-    A trainer's model is shared out by accelerate, which knows of the optimizer.
+    Accelerate shares out a trainer's model, together with its optimizer.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -135,10 +135,10 @@ def shard(model: Any, device: str) -> Any:
 
 
 def whole_weights(model: torch.nn.Module, *, trained_only: bool) -> dict[str, torch.Tensor]:
-    """The weights as one device has them, in main memory, on rank 0; every rank must call this.
+    """Gather the whole weights in main memory on rank 0; every rank must call this.
 
     Args:
-        trained_only: leave out what is not trained, the base of an adapter.
+        trained_only: leave out weights that are not trained, those of an adapter's base.
     """
     state = model.state_dict()  # each weight a part again, also of a layer that was left whole
     trained = {name: weight.requires_grad for name, weight in model.named_parameters()}
@@ -173,13 +173,13 @@ def load_weights(model: torch.nn.Module, weights: Mapping[str, torch.Tensor]) ->
 
 
 def whole_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` as one device has it, on rank 0; every rank must call this."""
+    """Gather `optimizer.state_dict()` whole on rank 0; every rank must call this."""
     state: dict[str, Any] = optimizer.state_dict()
     return {**state, "state": {i: _on_rank_0(held) for i, held in state["state"].items()}}
 
 
 def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give each rank its part of what `whole_state`, or a single device, has saved."""
+    """Give each rank its part of a state that `whole_state` or a single device has saved."""
     ours = optimizer.state_dict()["param_groups"]
     parameters = {
         index: parameter
@@ -194,7 +194,7 @@ def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> No
 
 
 def _on_rank_0(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Each tensor whole and in main memory on rank 0; empty on the others."""
+    """Gather each tensor whole in main memory on rank 0; empty on the other ranks."""
     from torch.distributed.tensor import DTensor
 
     whole: dict[str, Any] = {}
@@ -206,7 +206,7 @@ def _on_rank_0(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _part_of(value: Any, like: torch.Tensor) -> Any:
-    """This rank's part of a whole tensor that is shared out like `like`; else the value itself."""
+    """This rank's part of `value` if `value` is shared out as `like` is; else `value` itself."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(value, torch.Tensor) or not isinstance(like, DTensor):

@@ -1,4 +1,4 @@
-"""One trial's learning-rate schedule: its arguments, and a rehearsal before anything trains on it.
+"""Reads one trial's learning-rate schedule, and runs through it before anything trains on it.
 
 Arguments come from trainer.lr_scheduler_kwargs. `num_decay_steps` and `num_stable_steps` follow the
 rule of `warmup_steps`: below 1 they are a ratio of the trial's steps, so that trials of different
@@ -18,15 +18,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import optimization
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 
-# They act on what an evaluation measured, not on the step they are at; both ignore warmup.
+# Schedulers that act on the loss of an evaluation, not on the step; both ignore warmup.
 WATCHING = ("reduce_lr_on_plateau", "greedy")
 STEP_COUNTS = ("num_decay_steps", "num_stable_steps")
 _GIVEN_BY_THE_TRAINER = {"self", "optimizer", "num_warmup_steps", "num_training_steps"}
-_NOT_A_SETTING = {"last_epoch"}  # where a resumed schedule stands
+_NOT_A_SETTING = {"last_epoch"}  # the step of a resumed schedule
 _GREEDY_FLOOR = 1e-3  # GreedyLR's own min_lr
 _SAMPLES = 200  # of a schedule's steps, enough to see one that leaves its range
 
-# What a scheduler cannot do without (one of the names), and an example.
+# Arguments that a scheduler needs (one of the names), and an example.
 REQUIRED: dict[str, tuple[tuple[str, ...], str]] = {
     "warmup_stable_decay": (("num_decay_steps",), "{num_decay_steps: 0.2}"),
     "cosine_with_min_lr": (("min_lr", "min_lr_rate"), "{min_lr_rate: 0.1}"),
@@ -40,7 +40,7 @@ def names() -> list[str]:
 
 
 def accepted(name: str) -> list[str]:
-    """The names in trainer.lr_scheduler_kwargs that the scheduler takes."""
+    """The names of trainer.lr_scheduler_kwargs that the scheduler `name` takes."""
     classes: dict[str, Any] = {
         "reduce_lr_on_plateau": torch.optim.lr_scheduler.ReduceLROnPlateau,
         "greedy": getattr(optimization, "GreedyLR", None),
@@ -59,7 +59,7 @@ def warmup(warmup_steps: float, steps: int) -> int:
 def arguments(
     name: str, kwargs: Mapping[str, Any] | None, *, warmup_steps: float, steps: int
 ) -> dict[str, Any]:
-    """`kwargs` without what the scheduler does not take, ratios resolved for a trial of `steps`.
+    """The `kwargs` that the scheduler takes, with ratios resolved for a trial of `steps` steps.
 
     A ratio is rounded up, and never reaches back into the warmup.
     """
@@ -81,7 +81,7 @@ def fault(
     warmup_steps: float,
     steps: int,
 ) -> str | None:
-    """What is wrong with this schedule over `steps` steps, or None: it is built and run through."""
+    """Build the schedule and run through `steps` steps; what is wrong with it, or None."""
     needed, example = REQUIRED.get(name, ((), ""))
     own = {key: value for key, value in (kwargs or {}).items() if key in accepted(name)}
     if needed and all(own.get(key) is None for key in needed):
@@ -130,7 +130,7 @@ def _counts_fault(own: Mapping[str, Any], warmup_steps: float, steps: int) -> st
 
 
 def _whole(counts: Mapping[str, float], steps: int) -> str:
-    """What the counts are parts of: ratios of 1, else the steps."""
+    """The whole that the counts are parts of, in words: 1 for ratios, else the trial's steps."""
     if all(value < 1 for value in counts.values()):
         return "1"
     return f"the trial's {steps} steps; below 1 they are ratios of them"
@@ -139,7 +139,7 @@ def _whole(counts: Mapping[str, float], steps: int) -> str:
 def _run(
     name: str, own: dict[str, Any], learning_rate: float, warmup_count: int, steps: int
 ) -> str | None:
-    """Builds the schedule on two parameter groups, as the Trainer has, and looks at its rates."""
+    """Build the schedule on two parameter groups, as the Trainer has, and check its rates."""
     weights = [{"params": [torch.zeros(1, requires_grad=True)]} for _ in range(2)]
     optimizer = torch.optim.SGD(weights, lr=learning_rate)
     try:

@@ -1,4 +1,4 @@
-"""Which of transformers' optimizers run on this machine, and what their state weighs."""
+"""Tells which of transformers' optimizers run on this machine, and the size of their state."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ SHARDED = ("adamw_torch", "adamw_torch_fused", "sgd", "rmsprop")
 _PROJECTING = ("galore_", "apollo_")
 # - Steps inside the backward pass.
 _IN_BACKWARD = ("lomo", "adalomo")
-# - bitsandbytes' 32-bit kernels for a GPU that do not take bfloat16 gradients. Where they step
-#   small matrices for rmsprop_bnb_8bit, only a trial shows it.
+# - bitsandbytes' 32-bit kernels for a GPU that do not take bfloat16 gradients. That they step
+#   small matrices for rmsprop_bnb_8bit is seen only in a trial.
 _NO_BFLOAT16 = ("rmsprop_bnb", "rmsprop_bnb_32bit")
-_SIDE = 64  # a 64 x 64 weight: 4,096 elements is where bitsandbytes begins to quantize its state
+_SIDE = 64  # a 64 x 64 weight: 4,096 elements: from there bitsandbytes quantizes its state
 _PROBE_VALUES = ("0.125", "1", "true")  # no optimizer has all of them as its default
 
 
@@ -49,7 +49,7 @@ def names() -> list[str]:
 
 
 def available(device: str = "cpu", dtype: str = "float32") -> list[str]:
-    """The optimizers that run on `device` as it is; see `unavailable`."""
+    """The optimizers that run on `device` here; see `unavailable`."""
     return [name for name in names() if unavailable(name, device, dtype=dtype) is None]
 
 
@@ -72,10 +72,9 @@ def unavailable(
 ) -> str | None:
     """Why `name` cannot train weights of `dtype` on `device` ("cpu", "cuda", "cuda:1"), or None.
 
-    The answer comes from doing it: the optimizer is built as the Trainer builds it, and on a CPU
-    takes one step on a 64 x 64 weight. One for "cuda" is only built, which finds missing packages:
-    a step would leave a CUDA context in the driver, and its memory on a GPU of the workers. They
-    step it, see `step_each`.
+    The optimizer is built as the Trainer builds it, and steps a 64 x 64 weight once on a CPU. For
+    "cuda" it is only built, which finds missing packages: a step would leave a CUDA context in the
+    driver, and its memory on a GPU of the workers. A worker takes the step, see `step_each`.
     """
     if name not in names():
         return "is not an optimizer that transformers knows"
@@ -97,7 +96,7 @@ def step_each(chosen: Sequence[str], device: str, dtype: str) -> None:
     """Take one step with each of the `chosen`, on the device that trials train on.
 
     Raises:
-        SweepError: the first that cannot, and the library's words.
+        SweepError: one cannot; with the library's words.
     """
     for name in chosen:
         if reason := _trial_step(name, device.partition(":")[0], None, dtype, True):
@@ -141,10 +140,10 @@ def _build(name: str, model: torch.nn.Module, settings: Mapping[str, Any]) -> to
 def class_and_kwargs(
     name: str, model: torch.nn.Module | None, settings: Mapping[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """The Trainer's own choice of class and arguments.
+    """The class and the arguments that the Trainer chooses for an optimizer.
 
-    A stand-in carries the settings: building a real TrainingArguments resets accelerate's state
-    and with it any trainer that lives in this process.
+    A namespace carries the settings: building TrainingArguments resets accelerate's state, and with
+    it any trainer of this process.
     """
     fields = dataclasses.fields(TrainingArguments)
     defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
@@ -156,7 +155,7 @@ def class_and_kwargs(
 
 @functools.cache
 def _reads(name: str, argument: str) -> bool:
-    """Whether the optimizer looks at `argument` of trainer.optim_args: most ignore most of them."""
+    """Whether the optimizer reads `argument` of trainer.optim_args; most ignore most of them."""
     plain = class_and_kwargs(name, None, {})
     for value in _PROBE_VALUES:
         try:
@@ -224,19 +223,19 @@ def _argument_problems(
 
 
 def _nearest(name: str) -> str | None:
-    """`adam` means adamw_torch, not adamw_8bit: the plainest name that begins so comes first."""
+    """The name that was meant: `adam` means adamw_torch, the first name that begins so."""
     begins = [known for known in names() if known.startswith(name)]
     return begins[0] if name and begins else nearest(name, names())
 
 
 def notes(chosen: Sequence[str], device: str) -> list[str]:
-    """What works, but not as its name says."""
+    """Notes on the `chosen` optimizers that do not work as their names say."""
     paged = [name for name in chosen if name.startswith("paged_")] if device == "cpu" else []
     return [f"trainer.optim={name}: there is no paging on a CPU; it runs unpaged" for name in paged]
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes of all tensors in the optimizer's state; one that parameters share counts once.
+    """Bytes of all tensors in the optimizer's state; a tensor that parameters share counts once.
 
     AdamW in float32 holds 8 bytes a trained parameter, with 8-bit states about 2.
     """

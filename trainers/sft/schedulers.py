@@ -1,6 +1,6 @@
-"""Which schedulers a sweep may choose, and with which arguments.
+"""Checks which schedulers a sweep chooses, and with which arguments.
 
-Where several are searched, each takes those of trainer.lr_scheduler_kwargs that it knows.
+If several are searched, each takes the arguments of trainer.lr_scheduler_kwargs that it knows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from trainers.sft.lr_schedule import STEP_COUNTS, WATCHING, accepted, fault, nam
 
 
 def unknown_name(name: str) -> Problem:
-    """For a name that is no scheduler's: all the names there are."""
+    """The problem of a name that is no scheduler's, with all the names there are."""
     message = f"is not a scheduler that transformers knows. There are: {', '.join(names())}."
     near = nearest(str(name), names())
     return Problem(key="trainer.lr_scheduler_type", value=name, message=message, nearest=near)
@@ -31,7 +31,7 @@ def problems(
 
     Args:
         kwargs: what trainer.lr_scheduler_kwargs may be, in groups. A scheduler must run with all of
-            some group: where whole mappings are searched, they are set together with its name.
+            some group: whole mappings that are searched are set together with its name.
         learning_rates, warmup_steps: the values, or the bounds, that are searched.
     """
     unknown = [name for name in dict.fromkeys(chosen) if name not in names()]
@@ -52,7 +52,7 @@ def _faults(
     learning_rates: Sequence[float],
     warmup_steps: Sequence[float],
 ) -> list[str]:
-    """The first fault with each group of `kwargs`; none where some group has none."""
+    """The first fault with each group of `kwargs`; an empty list if some group has none."""
     found = []
     for group in kwargs:
         faults = (
@@ -67,7 +67,7 @@ def _faults(
 
 
 def _enough(kwargs: Mapping[str, Any], warmup_steps: float) -> int:
-    """A number of steps that has room for everything that is counted in steps."""
+    """A number of steps that has room for all arguments that are counted in steps."""
     counts = [warmup_steps, *(kwargs.get(key) for key in STEP_COUNTS)]
     return 1000 + 10 * sum(each for each in counts if isinstance(each, int))
 
@@ -77,8 +77,8 @@ def _unknown_arguments(
 ) -> Iterator[Problem]:
     """Arguments that no scheduler would look at.
 
-    One that only a scheduler takes that is not chosen is left over from a sweep's file: it is
-    dropped, and `notes` says so.
+    An argument of a scheduler that is not chosen is left over from a sweep's file: it is dropped,
+    and `notes` says so.
     """
     taken_by_any = {key for name in names() for key in accepted(name)}
     taken = {name: accepted(name) for name in chosen}
@@ -116,7 +116,7 @@ def notes(
         ]
     for name in [each for each in chosen if each in WATCHING]:
         patience = min(int(each.get("patience", 10)) for each in kwargs)
-        # The first evaluation is where the plateau begins, but for greedy it already counts.
+        # The plateau begins with the first evaluation, which for greedy already counts.
         acts_at = patience + (1 if name == "greedy" else 2)
         if evaluations is not None and evaluations < acts_at:
             found.append(

@@ -1,8 +1,7 @@
-"""One trial on its own device: TRL's SFTTrainer, evaluated, reported and committed our way.
+"""Trains one trial by TRL's SFTTrainer, on a device of its own or on several.
 
-What is SFTTrainer's stays SFTTrainer's: loss, optimizer, schedule, clipping, accumulation.
-Overridden are evaluation (`trainers.trial.evaluation`) and how a checkpoint reaches the disk
-(`trainers.trial.checkpoint`).
+Loss, optimizer, schedule, clipping and accumulation stay SFTTrainer's. Overridden are evaluation
+(`trainers.trial.evaluation`) and how a checkpoint reaches the disk (`trainers.trial.checkpoint`).
 """
 
 from __future__ import annotations
@@ -78,10 +77,10 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
 
 
 def _base_of(spec: TrainSpec, device: str, ranks: Ranks, *, shards: bool) -> Any:
-    """Kept from trial to trial, where no other process has a part in it."""
+    """The base model of a trial; one process that trains alone keeps it for its next trial."""
     if ranks.world == 1:
         return cache.base_for(spec, device)
-    # To be shared out it stays in main memory: whole, it may not fit on a device.
+    # A model that FSDP will share out stays in main memory: whole, it may not fit on a device.
     place = "cpu" if shards else None
     return load_base(spec.model, device, trains_base=spec.trains_base, place=place)
 
@@ -139,7 +138,11 @@ def _build(
 
 
 class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with one measure of evaluation loss and committed checkpoints."""
+    """SFTTrainer with our evaluation loss and with committed checkpoints.
+
+    The Trainer has no public hook for the methods with an underscore: for the gradient's norm
+    before a step, for what a checkpoint holds, and for how sharded weights are saved and loaded.
+    """
 
     ranks: Ranks
     autocast: torch.dtype | None
@@ -164,12 +167,12 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
         return norm
 
     def is_scaling(self) -> bool:
-        """Whether a gradient may be infinite in float16: its scaler leaves such a step out."""
+        """Whether float16's scaler is at work, which skips a step with an infinite gradient."""
         scaler = getattr(self.accelerator, "scaler", None)
         return scaler is not None and scaler.is_enabled() and scaler.get_scale() > 1
 
     def loss_so_far(self) -> float:
-        """Sum of the step losses that were not logged yet; not finite where any was not."""
+        """The sum of all ranks' step losses since the last log; not finite if one is not."""
         return self.ranks.sum(float(self._tr_loss))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -218,7 +221,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
         self.lr_scheduler.load_state_dict(scheduler)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Each rank's, written by rank 0: a checkpoint has one writer, wherever the ranks are."""
+        """Let rank 0 write the states of all ranks: only its node may hold the checkpoint."""
         if self.ranks.world == 1:
             super()._save_rng_state(output_dir)
             return
@@ -249,7 +252,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 class ReportingCallback(TrainerCallback):  # type: ignore[misc]
-    """Decides when to log, evaluate and save, and lets the trial's record tell of it."""
+    """Tells the Trainer when to log, evaluate, save and stop, and reports to the trial's record."""
 
     def __init__(self, trainer: SweepSFTTrainer, record: TrialReporter) -> None:
         self._trainer = trainer
@@ -321,4 +324,4 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def _no_card(_: str) -> None:
-    """Stands in for PEFT's writer of model cards."""
+    """Replaces PEFT's writer of model cards."""
