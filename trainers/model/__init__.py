@@ -1,1 +1,1 @@
-"""The base model: where it lies, its number type, its attention, LoRA, the tokenizer."""
+"""The base model: its place, number types, attention, LoRA and tokenizer."""

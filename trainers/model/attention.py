@@ -1,4 +1,4 @@
-"""Causal attention without masks, registered with transformers under a name of its own.
+"""Computes causal attention without masks, registered with transformers under its own name.
 
 Rows are padded on the right and a token attends to earlier ones only, so no token that counts sees
 padding: a mask would change no number. transformers makes no mask for an attention that has no mask
@@ -30,11 +30,11 @@ def is_plain(config: PretrainedConfig) -> bool:
 
 
 def register() -> None:
-    """Make the name known to transformers, and cuDNN's attention unknown to PyTorch.
+    """Register this attention with transformers, and turn off cuDNN's attention in PyTorch.
 
     cuDNN plans each shape anew, 40 to 400 ms forward and backward, and a batch's shape is new
-    whenever its longest row is. PyTorch 2.11 prefers it on an H100, where its flash attention takes
-    all of what cuDNN's would.
+    whenever its longest row is. PyTorch 2.11 prefers it on an H100, though its own flash attention
+    takes every shape that cuDNN's would.
     """
     import torch
     from transformers import AttentionInterface
@@ -56,7 +56,7 @@ def attend(
     """Attend to all earlier tokens of a row; [rows, tokens, heads, head_dim].
 
     Raises:
-        ValueError: the layer asks for what this attention does not do.
+        ValueError: the layer asks for something that this attention does not do.
     """
     from torch.nn.functional import scaled_dot_product_attention
 

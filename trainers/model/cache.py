@@ -1,7 +1,7 @@
-"""The base model that the solo trials of one process start from: loaded once, not by each trial.
+"""Keeps the base model that the solo trials of one process start from, so that it is loaded once.
 
-Every trial gets modules of its own, which the trainer may patch and wrap as it likes, over the same
-weights in memory: training an adapter changes none of them.
+Every trial gets modules of its own, which the trainer may patch and wrap, over the same weights in
+memory: training an adapter changes none of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _kept: tuple[ModelSpec, str, PreTrainedModel] | None = None
 
 
 def base_for(train: TrainSpec, device: str) -> PreTrainedModel:
-    """The base of a trial that trains alone on one device; raises what `load_base` does."""
+    """Get the base of a trial that trains alone on one device; raises what `load_base` does."""
     global _kept
     if not may_share(train):
         release()
@@ -45,13 +45,13 @@ def may_share(train: TrainSpec) -> bool:
 
 
 def release() -> None:
-    """Make room: for a pack, for another model, for the proof of the best."""
+    """Free the kept model's memory."""
     global _kept
     _kept = None
 
 
 def held_mb() -> float:
-    """MiB of the weights that are kept."""
+    """MiB of the kept model's weights."""
     if _kept is None:
         return 0.0
     return sum(weight.nbytes for weight in _kept[2].parameters()) / 2**20

@@ -1,4 +1,4 @@
-"""Which base model a folder holds, found out without reading all of its weights."""
+"""Identifies the base model in a folder, without reading all of its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LENGTH = 16  # hex digits
 
 
 def folder_hash(folder: Path) -> str:
-    """Hash of the config and of samples from each weight file.
+    """Hash the config and samples of each weight file.
 
     Samples, because two fine-tunes of one model have files of the very same names and sizes.
     """
@@ -23,7 +23,7 @@ def folder_hash(folder: Path) -> str:
 
 
 def _samples(path: Path) -> bytes:
-    """Pieces from the whole length of a file, first and last bytes included."""
+    """Read pieces from the whole length of a file, its first and last bytes included."""
     last = max(0, path.stat().st_size - _SAMPLE_BYTES)
     pieces = []
     with open(path, "rb") as file:

@@ -1,7 +1,7 @@
-"""Reaching the Hugging Face Hub in bounded time, and saying what to do where that fails.
+"""Reaches the Hugging Face Hub in bounded time, and says what to do if that fails.
 
-Left alone, the Hub's client tries every single file six times before it looks into its own cache:
-23 seconds a file without a network, and minutes behind a firewall that answers nothing.
+By itself the Hub's client tries every file six times before it looks into its own cache: 23
+seconds a file without a network, and minutes behind a firewall that answers nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WAYS_OUT: dict[Kind, str] = {
 
 
 def is_local(path: str) -> bool:
-    """Whether `path` means a folder of this disk and not a Hub id."""
+    """Whether `path` is a folder on this disk and not a Hub id."""
     return Path(path).expanduser().is_dir()
 
 
@@ -49,13 +49,13 @@ def is_reachable() -> bool:
 
 @contextlib.contextmanager
 def reading(kind: Kind, path: str, *, local: bool = False) -> Iterator[None]:
-    """Within, libraries ask the Hub only if it answers, and else read its cache on this disk.
+    """Let libraries ask the Hub within only if it answers; else they read its cache on this disk.
 
     Args:
         local: `path` is on this disk, so nothing is asked of the Hub at all.
 
     Raises:
-        SweepError: in place of what the libraries raise within, but for running out of memory.
+        SweepError: for what the libraries raise within, except out of memory.
     """
     if not local and _is_folder_like(path):
         raise SweepError(f"{_KEYS[kind]} = {path}: there is no such folder, seen from {Path.cwd()}")
@@ -67,7 +67,7 @@ def reading(kind: Kind, path: str, *, local: bool = False) -> Iterator[None]:
         raise
     except Exception as error:
         if kind == "model" and isinstance(error, RuntimeError):
-            raise  # torch's own, such as a full GPU: no matter of where the model lies
+            raise  # torch's own, such as a full GPU: the path is not to blame
         raise SweepError(_story(kind, path, error, local=local, reachable=reachable)) from None
 
 
@@ -78,7 +78,10 @@ def _is_folder_like(path: str) -> bool:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """What HF_HUB_OFFLINE=1 does, for a while. Libraries keep copies of the switch: turn each."""
+    """Set HF_HUB_OFFLINE within, in each library's own copy of it.
+
+    `local_files_only=True` would do for models, but datasets.load_dataset has no such argument.
+    """
     from huggingface_hub import constants
 
     holders: list[Any] = [constants, sys.modules.get("datasets.config")]
@@ -126,7 +129,7 @@ def _story(kind: Kind, path: str, error: Exception, *, local: bool, reachable: b
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on down."""
+    """The error, the one that it was raised from, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         yield error

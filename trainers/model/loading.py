@@ -1,7 +1,4 @@
-"""The base model's weights, in the right number type on the right device.
-
-The doors of the neighbouring rooms open here too: `load_config`, `load_tokenizer`, `lora_config`.
-"""
+"""Loads the base model's weights, in the right number type on the right device."""
 
 from __future__ import annotations
 
@@ -25,20 +22,20 @@ if TYPE_CHECKING:
 def choose(
     spec: ModelSpec, device: str, *, trains_base: bool = False, bf16: bool | None = None
 ) -> Runtime:
-    """The number types and attention that `spec` means on `device` (`cpu`, `cuda`, `cuda:1`, ...).
+    """Choose number types and attention for `spec` on `device` (`cpu`, `cuda`, `cuda:1`, ...).
 
     Args:
         trains_base: the base weights themselves are trained (peft.method=full).
         bf16: trainer.bf16; None leaves it to the device.
 
     Raises:
-        ConfigError: the device, the model or the installed packages cannot do what was asked.
+        ConfigError: the device, the model or the installed packages cannot do what `spec` asks.
     """
     return runtime(spec, load_config(spec), device, trains_base=trains_base, bf16=bf16)
 
 
 def choose_for(train: TrainSpec, device: str) -> Runtime:
-    """The same for a trial; raises what `choose` does."""
+    """Choose for a trial; raises what `choose` does."""
     return choose(
         train.model,
         device,
@@ -50,12 +47,12 @@ def choose_for(train: TrainSpec, device: str) -> Runtime:
 def load_base(
     spec: ModelSpec, device: str, *, trains_base: bool = False, place: str | None = None
 ) -> PreTrainedModel:
-    """The base model's weights, quantized if asked for, on `device`.
+    """Load the base model on `device`, quantized if `spec` says so.
 
-    Only safetensors are read: other weight files are pickles, and can run code when opened.
+    Reads only safetensors: other weight files are pickles, and can run code when opened.
 
     Args:
-        place: where the weights lie, if not on the device that they are for.
+        place: the device of the weights, if not `device`.
 
     Raises:
         ConfigError, SweepError: see `choose` and `load_config`.
@@ -64,8 +61,7 @@ def load_base(
     from transformers import AutoModelForCausalLM
 
     attention.register()
-    config = load_config(spec)
-    chosen = runtime(spec, config, device, trains_base=trains_base)
+    chosen = choose(spec, device, trains_base=trains_base)
     options: dict[str, Any] = {}
     if spec.quantization != "none":
         options["quantization_config"] = chosen.quantization_config(spec.quantization)
@@ -92,8 +88,8 @@ def load_base(
 def _keep_4bit_layout(model: PreTrainedModel) -> None:
     """Keep bitsandbytes from repacking 4-bit weights at the first evaluation.
 
-    It does so on CPUs with AVX512-BF16. What it packs passes no gradient on to the layers below,
-    and loses precision each time it is packed and, for a checkpoint, unpacked.
+    It does so on CPUs with AVX512-BF16. Packed weights pass no gradient on to the layers below, and
+    lose precision each time they are packed and, for a checkpoint, unpacked.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -101,12 +97,12 @@ def _keep_4bit_layout(model: PreTrainedModel) -> None:
 
 
 def fingerprint_base(spec: ModelSpec) -> str:
-    """Equal for the same base weights, wherever their folder lies; for checkpoints' manifests.
+    """Identify the base weights, whatever their folder; for checkpoints' manifests.
 
-    A Hub model is known by its id and commit, a folder by its content (see `folder_hash`).
+    A Hub model is identified by its id and commit, a folder by its content (see `folder_hash`).
 
     Raises:
-        SweepError: where the model is neither on disk nor reachable.
+        SweepError: the model is neither on disk nor reachable.
     """
     path = resolve_path(spec.path)
     if hub.is_local(path):
@@ -116,7 +112,7 @@ def fingerprint_base(spec: ModelSpec) -> str:
 
 
 def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
-    """Target modules that the model lacks, found from its config alone: no weight is loaded."""
+    """Find target modules that the model lacks, from its config alone: no weight is loaded."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -130,7 +126,7 @@ def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
 
 @contextlib.contextmanager
 def no_bars() -> Iterator[None]:
-    """Within, no bar of weights loaded or saved in every worker's log."""
+    """Hide transformers' progress bars within."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""LoRA and its kin: `peft.*` of the config to PEFT's own LoraConfig, with every mistake named."""
+"""Checks `peft.*` of the config, makes PEFT's LoraConfig of it, and adds the adapter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _INITS = (*INITS_BESIDE_BASE, *INITS_FROM_BASE)
 
 
 def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
-    """PEFT's config for `peft`; None for full fine-tuning.
+    """Make PEFT's config of `peft`; None for full fine-tuning.
 
     Raises:
         ConfigError: see `peft_problems`.
@@ -45,7 +45,7 @@ def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
 
 
 def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
-    """The model with a fresh adapter; unchanged for full fine-tuning.
+    """Add a fresh adapter to the model; full fine-tuning leaves it unchanged.
 
     The adapter is initialised from torch's generator: seed it first.
 
@@ -66,11 +66,11 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
 
 
 def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
-    """A new or newly loaded adapter, trainable, in the number type that it trains in.
+    """Cast a new or newly loaded adapter to the number type that it trains in.
 
-    On a quantized base that is bfloat16, as SFTTrainer makes it, but for DoRA's magnitudes, whose
-    updates are smaller than bfloat16 can hold. Under float16 autocast, on GPUs without bfloat16, it
-    is float32: the scaler of float16's gradients has no kernel for bfloat16.
+    On a quantized base the type is bfloat16, as SFTTrainer makes it, except for DoRA's magnitudes,
+    whose updates are smaller than bfloat16 can hold. Under float16 autocast, on GPUs without
+    bfloat16, it is float32: the scaler of float16's gradients has no kernel for bfloat16.
     """
     import torch
 
@@ -84,7 +84,7 @@ def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
 
 
 def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> list[Problem]:
-    """Everything wrong with `peft`, and with `peft` on such a model where one is given."""
+    """Everything wrong with `peft`, and with `peft` on `model` if that is given."""
     method = peft.get("method", "lora")
     if method not in METHODS:
         message = f"is one of {', '.join(METHODS)}."
@@ -101,7 +101,7 @@ def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> li
 
 
 def missing_targets(peft: Mapping[str, Any], module_names: list[str]) -> list[Problem]:
-    """Target modules that a model with these module names lacks, each with the nearest it has."""
+    """Find target modules that a model with these module names lacks, with the nearest it has."""
     targets = peft.get("target_modules")
     if peft.get("method", "lora") == "full" or not isinstance(targets, list | tuple | set):
         return []
@@ -173,7 +173,7 @@ def _number_problems(peft: Mapping[str, Any]) -> list[Problem]:
 
 
 def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
-    """Variants of LoRA that train, but cannot be proven or break SFTTrainer's fused head."""
+    """Find variants of LoRA that cannot be loaded again or that break SFTTrainer's fused head."""
     problems = []
     start = peft.get("init_lora_weights", True)
     if start not in _INITS:
@@ -214,7 +214,7 @@ def _target_problems(peft: Mapping[str, Any]) -> list[Problem]:
 
 
 def _library_problems(peft: Mapping[str, Any]) -> list[Problem]:
-    """What LoraConfig itself refuses, such as two variants that exclude each other."""
+    """Find what LoraConfig itself refuses, such as two variants that exclude each other."""
     from peft import LoraConfig
 
     try:

@@ -1,4 +1,4 @@
-"""In which number types, and with which attention, a base model runs on a device."""
+"""Chooses the number types and the attention with which a base model runs on a device."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flas
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What was chosen.
+    """The number types and the attention of a model on a device.
 
     Attributes:
         dtype: of the base weights; of the computation if these are quantized.
@@ -68,7 +68,7 @@ def runtime(
     trains_base: bool,
     bf16: bool | None = None,
 ) -> Runtime:
-    """Choose for a model with this config; see `trainers.model.loading.choose`."""
+    """Choose for a model with the config `config`; see `trainers.model.loading.choose`."""
     dtype_name, dtype_why = _dtype(spec, device, trains_base=trains_base)
     problems = [
         *_dtype_problems(dtype_name, device),
@@ -112,9 +112,9 @@ def _dtype(spec: ModelSpec, device: str, *, trains_base: bool) -> tuple[str, str
 def _autocast(
     spec: ModelSpec, dtype_name: str, device: str, *, trains_base: bool, bf16: bool | None
 ) -> str | None:
-    """The type of torch.autocast: as trainer.bf16 says; on a GPU bfloat16 if it can, by default.
+    """The type of torch.autocast: as trainer.bf16 says, by default bfloat16 on a GPU that has it.
 
-    Who asks for model.dtype=float32 gets float32, unless trainer.bf16 is set as well.
+    model.dtype=float32 alone means float32; with trainer.bf16 set, autocast to bfloat16.
     """
     if bf16:
         return "bfloat16"
@@ -151,12 +151,12 @@ def _dtype_problems(dtype_name: str, device: str) -> list[Problem]:
 
 
 def lacks_bfloat16(device: str) -> bool:
-    """Whether trials train on a GPU that is here to be asked, and does not compute in bfloat16."""
+    """Whether trials train on a GPU, and the GPU of this machine does not compute in bfloat16."""
     return device.startswith("cuda") and _has_gpu() and not _has_bfloat16()
 
 
 def _has_gpu() -> bool:
-    """Whether there is one to ask: a driver may sit on a node without."""
+    """Whether this machine has a GPU: the driver may run on a node without one."""
     import torch
 
     return torch.cuda.is_available()
@@ -221,7 +221,7 @@ def _has_plain_attention(config: PretrainedConfig) -> bool:
 
 
 def _flash_obstacle(name: str, config: PretrainedConfig, device: str, dtype_name: str) -> str:
-    """Why flash attention cannot be used here; empty where it can."""
+    """Why flash attention cannot be used here; empty if it can."""
     if not device.startswith("cuda"):
         return f"needs a CUDA device, and this is a {device.upper()}"
     if importlib.util.find_spec(_FLASH_PACKAGES[name]) is None:
@@ -232,7 +232,7 @@ def _flash_obstacle(name: str, config: PretrainedConfig, device: str, dtype_name
 
 
 def _supports(config: PretrainedConfig, flag: str) -> bool:
-    """Whether the config's model class claims an attention; code from the Hub is not asked."""
+    """Whether the config's model class has the flag of an attention; False for code of the Hub."""
     from transformers import AutoModelForCausalLM
 
     # The only public way to the class is to build the model.

@@ -1,4 +1,4 @@
-"""Where a base model lies: embedded, in a folder, in the Hub's cache or on the Hub; its config."""
+"""Finds a base model and its config: embedded, in a folder, in the Hub's cache or on the Hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EMBEDDED = "tiny"  # model.path of the model that ships with this package; ./tin
 
 
 def resolve_path(path: str) -> str:
-    """What the libraries are given for `model.path`: a folder of this disk, or a Hub id.
+    """The path that libraries load `model.path` from: a folder on this disk, or a Hub id.
 
     Raises:
         SweepError: a folder without a config.json, such as an adapter's.
@@ -40,10 +40,10 @@ def resolve_path(path: str) -> str:
 
 
 def load_config(spec: ModelSpec) -> PretrainedConfig:
-    """The model's config.
+    """Load the model's config.
 
     Raises:
-        SweepError: where the model is neither on disk nor reachable, or of an unknown kind.
+        SweepError: the model is neither on disk nor reachable, or of an unknown kind.
     """
     from transformers import AutoConfig
 
@@ -54,7 +54,7 @@ def load_config(spec: ModelSpec) -> PretrainedConfig:
 
 
 def _refuse_own_code(spec: ModelSpec) -> None:
-    """In our words, before the library's: code in a model's folder runs only where asked for."""
+    """Raise SweepError, before the library does, if the model has code that may not run."""
     path = Path(resolve_path(spec.path)) / "config.json"
     if spec.trust_remote_code or not path.is_file():
         return
@@ -64,7 +64,7 @@ def _refuse_own_code(spec: ModelSpec) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         own = "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING
     except (OSError, ValueError, TypeError, AttributeError):
-        return  # told by whoever reads all of it
+        return  # reported by the library that reads all of it
     if own:
         raise SweepError(
             f"model.path = {spec.path}: this model runs code of its own (auto_map in config.json). "
@@ -73,7 +73,7 @@ def _refuse_own_code(spec: ModelSpec) -> None:
 
 
 def require_weights(spec: ModelSpec) -> None:
-    """Raise SweepError where a folder holds no weights of the only kind that is read."""
+    """Raise SweepError if a folder holds no safetensors, the only weights that are read."""
     path = resolve_path(spec.path)
     if not hub.is_local(path) or any(Path(path).glob("*.safetensors")):
         return
@@ -90,19 +90,19 @@ def require_weights(spec: ModelSpec) -> None:
 
 
 def context_tokens(config: PretrainedConfig) -> int | None:
-    """The longest sequence that the model was made for; None where its config does not say."""
+    """The longest sequence that the model was made for; None if its config does not say."""
     tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
     return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
 def source(spec: ModelSpec) -> dict[str, Any]:
-    """What every `from_pretrained` is given besides the path."""
+    """The arguments of every `from_pretrained` besides the path."""
     return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
 
 
 @contextlib.contextmanager
 def reading(spec: ModelSpec) -> Iterator[str]:
-    """Within, the model is read from the path given; failures become one SweepError."""
+    """Give the path to read the model from; errors within become one SweepError."""
     path = resolve_path(spec.path)
     with hub.reading("model", path, local=hub.is_local(path)):
         yield path

@@ -16,10 +16,10 @@ IGNORED = -100  # the label of a token that no loss is taken over: of a prompt, 
 
 
 def load_tokenizer(spec: ModelSpec, notes: list[str] | None = None) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with a pad token and with `spec.chat_template` if that is given.
+    """Load the model's tokenizer, with a pad token and with `spec.chat_template` if given.
 
     Args:
-        notes: is given a sentence for each thing that had to be decided.
+        notes: a sentence is added for each thing that had to be decided.
 
     Raises:
         SweepError: no such model or template file.
@@ -56,7 +56,7 @@ def _chat_template(path: str | None) -> str | None:
 
 
 def _substitute_pad(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """A token to pad with; eos only if there is no other.
+    """Choose a token to pad with; eos only if there is no other.
 
     Code that masks padding by its token id would mask the end of each answer with it, and the
     model would not learn to stop.
