@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import ModelSpec
+from trainers.model.loading import skeleton
 from trainers.model.lora import adapt
 from trainers.model.precision import Runtime
-from trainers.model.source import load_config
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 _QUANTIZED = {"nf4": 0.56, "int8": 1.05}  # bytes a weight, with its scales
@@ -35,15 +35,11 @@ class Needs:
 def needs(spec: ModelSpec, peft: Mapping[str, Any], runtime: Runtime) -> Needs:
     """Estimate a trial with this model and adapter, with Adam or an optimizer that keeps less."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     name = str(runtime.dtype).removeprefix("torch.")
+    model = skeleton(spec)
+    base = trained = sum(parameter.numel() for parameter in model.parameters())
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(
-            load_config(spec), trust_remote_code=spec.trust_remote_code
-        )
-        base = sum(parameter.numel() for parameter in model.parameters())
-        trained = base
         if peft.get("method") != "full":
             model = adapt(model, peft)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

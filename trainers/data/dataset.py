@@ -1,4 +1,4 @@
-"""The data of a sweep: prepared once by the driver, memory-mapped by every worker.
+"""Prepares the data of a sweep once, in the driver, and memory-maps it in every worker.
 
 prepared = prepare(train_spec, folder)    # driver: read, check, split, tokenize, save
 prepared = load(folder)                   # worker: maps the Arrow files, reads nothing
@@ -37,7 +37,7 @@ class PreparedData:
     """Tokenized rows (columns input_ids and labels), each split in a fixed order.
 
     Attributes:
-        test: None where the spec sets no rows aside for it.
+        test: None if the spec sets no rows aside for it.
         fingerprint: hash of everything that decided these rows.
     """
 
@@ -49,12 +49,12 @@ class PreparedData:
 
 
 def prepare(train: TrainSpec, folder: Path) -> PreparedData:
-    """The data of `train` in `folder`; what is there already is used if it is the same data.
+    """Prepare the data of `train` in `folder`, unless the same data is there already.
 
     A kill at any moment leaves either the whole folder or none.
 
     Raises:
-        ConfigError, SweepError: whatever makes the data unfit to train on or to measure with.
+        ConfigError, SweepError: the data cannot be trained on or measured with.
     """
     if (folder / REPORT).is_file():
         held = load(folder)
@@ -68,10 +68,10 @@ def prepare(train: TrainSpec, folder: Path) -> PreparedData:
 
 
 def load(folder: Path) -> PreparedData:
-    """What `prepare` left in `folder`, memory-mapped.
+    """Memory-map the data that `prepare` left in `folder`.
 
     Raises:
-        SweepError: where there is none, or it is damaged.
+        SweepError: there is none, or it is damaged.
     """
     try:
         saved = json.loads((folder / REPORT).read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ def load(folder: Path) -> PreparedData:
 
 
 def stream(train: Dataset, examples: int, seed: int) -> Dataset:
-    """The rows that a trial trains on, in the order in which it sees them.
+    """Select the rows that a trial trains on, in the order in which it sees them.
 
     Each epoch is a permutation of its own, drawn from `seed` and the epoch's number; the last one
     may be partial. Two streams of the same seed agree as far as the shorter one goes.
@@ -102,9 +102,9 @@ def stream(train: Dataset, examples: int, seed: int) -> Dataset:
 
 
 def filled_up(rows: Dataset, multiple: int) -> Dataset:
-    """`rows` with empty ones after them, up to a multiple; nothing in those is learnt or counted.
+    """Add empty rows up to a multiple; nothing in them is learnt or counted.
 
-    Ranks must have batches of the same number and size, or they would wait for each other.
+    Ranks must have the same number and size of batches, or they would wait for each other.
     """
     missing = -len(rows) % multiple
     if not missing:
@@ -118,12 +118,12 @@ def filled_up(rows: Dataset, multiple: int) -> Dataset:
 
 
 def tokens_seen(train: Dataset, examples: int, seed: int) -> np.ndarray[Any, Any]:
-    """Tokens of the stream up to and with each of its rows, [examples]; reads no token."""
+    """Count the stream's tokens up to and with each of its rows, [examples]; reads no token."""
     return np.cumsum(lengths(train)[order(len(train), examples, seed)])
 
 
 def order(rows: int, examples: int, seed: int) -> np.ndarray[Any, Any]:
-    """Which of `rows` rows a trial sees, in its order, [examples]."""
+    """Draw which of `rows` rows a trial sees, in its order, [examples]."""
     epochs = [
         np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
         for epoch in range(math.ceil(examples / rows))
@@ -132,7 +132,7 @@ def order(rows: int, examples: int, seed: int) -> np.ndarray[Any, Any]:
 
 
 def _save(folder: Path, parts: Mapping[str, Dataset], report: Mapping[str, Any]) -> None:
-    """Write a sibling of `folder` and rename it: the name appears when everything is on disk."""
+    """Write a folder beside `folder` and rename it once everything is on disk."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a driver that was killed
         shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""From raw rows to tokens: split, tokenized, cut at max_length, counted, refused where unfit."""
+"""Splits, tokenizes, cuts and counts raw rows, and refuses rows that cannot be trained on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainers.model.tokenizer import IGNORED, load_tokenizer
 
 
 def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
-    """The splits `train`, `eval` and, where asked for, `test` as token ids and labels.
+    """Make the splits `train`, `eval` and, if asked for, `test`, as token ids and labels.
 
     Raises:
         ConfigError, SweepError: max_length beyond the model's context, a tokenizer that cannot do
@@ -88,7 +88,7 @@ def _source_notes(raw: RawData, spec: DataSpec) -> list[str]:
 
 
 def _truncated(spec: DataSpec, whole: Mapping[str, Dataset]) -> tuple[int, int]:
-    """(rows longer than max_length, rows), over all splits."""
+    """Count (rows longer than max_length, rows) over all splits."""
     counts = [lengths(part) for part in whole.values()]
     return (
         sum(int((count > spec.max_length).sum()) for count in counts),
@@ -135,18 +135,18 @@ class DataReport:
     """Counts of one prepared data set. Rows are counted after bad and fully masked ones are gone.
 
     Attributes:
-        source: where the rows came from.
+        source: the data's source in words.
         shape: what the rows hold.
         rows_read: good rows of the source.
         skipped_rows: bad rows left out.
         train_tokens: tokens of the training rows, prompt included.
-        eval_labelled_tokens: evaluation tokens that carry a label: what eval_loss is a mean over.
+        eval_labelled_tokens: evaluation tokens with a label: eval_loss is the mean over them.
         mean_tokens, max_tokens: length of the training rows, after the cut.
         truncated_rows: rows cut at max_length, of all splits.
         truncated_share: of all rows.
         masked_rows: rows dropped because the cut left none of their labels.
         overlap_prompts: evaluation rows whose prompt is a training row's too.
-        notes: what else a user should know.
+        notes: other things that a user should know.
     """
 
     source: str
@@ -168,7 +168,7 @@ class DataReport:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
-        """The report for a person; what is zero is not mentioned."""
+        """The report for a person; counts of zero are left out."""
         test = f", {self.test_rows:,} for testing" if self.test_rows else ""
         lines = [
             f"data: {self.source}; {self.shape}",
@@ -197,14 +197,14 @@ class DataReport:
 
 
 def lengths(dataset: Dataset) -> np.ndarray:
-    """Tokens of each row, [rows]."""
+    """Count the tokens of each row, [rows]."""
     table = dataset.with_format("arrow")[:]
     counts = pc.list_value_length(table.column("input_ids"))
     return np.asarray(counts.to_numpy(), dtype=np.int64)
 
 
 def labelled_tokens(dataset: Dataset) -> int:
-    """Tokens that a loss is taken over: labelled, and not a row's first, which nothing predicts."""
+    """Count tokens that a loss is taken over: labelled, and not a row's first token."""
     table = dataset.with_format("arrow")[:]
     labels = pc.list_flatten(table.column("labels")).to_numpy()  # all rows in one
     counts = np.asarray(pc.list_value_length(table.column("labels")).to_numpy(), dtype=np.int64)

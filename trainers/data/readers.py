@@ -1,6 +1,6 @@
-"""Files of rows: JSON lines, a JSON list, CSV or Parquet, each row with the place it came from.
+"""Reads rows from files of JSON lines, a JSON list, CSV or Parquet, each with its file and line.
 
-Nothing else is read: these formats hold data only, so that no file can run code by being opened.
+No other format is read: these hold data only, so that no file can run code by being opened.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARQUET_BATCH_ROWS = 1000
 
 
 class FileRow(NamedTuple):
-    """One row as it stands in its file, and where: `train.jsonl:3`."""
+    """One row of a file, and its place there: `train.jsonl:3`."""
 
     where: str
     values: dict[str, Any]
@@ -45,10 +45,10 @@ Found = Iterator[FileRow | BadRow]
 
 
 def matching(key: str, pattern: str) -> list[Path]:
-    """The files that a path or a glob names, sorted. `**` matches folders at any depth.
+    """Find the files that a path or a glob names, sorted; `**` matches folders at any depth.
 
     Raises:
-        SweepError: where there are none; `key` is the config key that asked.
+        SweepError: there are none; `key` is the config key that asked.
     """
     path = Path(pattern).expanduser()
     if path.is_file():
@@ -68,7 +68,7 @@ def matching(key: str, pattern: str) -> list[Path]:
 
 
 def _nearby(path: Path) -> str:
-    """What there is instead, for a message."""
+    """Name the files that are there instead, for a message."""
     folder = path.parent
     if not folder.is_dir():
         return f", nor is there a folder {folder}. Relative paths start at {Path.cwd()}"
@@ -80,10 +80,10 @@ def _nearby(path: Path) -> str:
 
 
 def read(key: str, pattern: str, format_name: str) -> Found:
-    """Every row of the files that `pattern` names, in order.
+    """Read every row of the files that `pattern` names, in order.
 
     Raises:
-        SweepError: where a file is missing, of no known format, or damaged as a whole.
+        SweepError: a file is missing, of no known format, or damaged as a whole.
     """
     for path in matching(key, pattern):
         reader = _reader(key, path, format_name)
@@ -105,7 +105,7 @@ def _reader(key: str, path: Path, format_name: str) -> Callable[[Path], Found]:
 
 
 def _json_rows(path: Path) -> Found:
-    """A file that starts with [ is one JSON list, any other has one JSON object a line."""
+    """Read a file that starts with [ as one JSON list, any other as one JSON object a line."""
     with open(path, "rb") as file:
         start = file.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
     yield from _json_list(path) if start.startswith(b"[") else _json_lines(path)
@@ -156,7 +156,10 @@ def _object(where: str, value: object) -> FileRow | BadRow:
 
 
 def _csv_rows(path: Path) -> Found:
-    """The first line names the columns. Undecodable bytes become surrogates, which rows reject."""
+    """Read CSV whose first line names the columns.
+
+    Undecodable bytes become surrogates, which the check of rows refuses.
+    """
     csv.field_size_limit(sys.maxsize)  # the default of 128 KB is less than a long document
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.reader(file, strict=True)

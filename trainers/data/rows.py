@@ -1,8 +1,8 @@
-"""The raw rows of a data set: read, mapped to our columns, checked; bad ones by file and line.
+"""Reads the raw rows of a data set, maps them to our columns, and checks them.
 
 A row comes out in one of three shapes, TRL's own: `prompt` + `completion` (text, or lists of
-messages), `messages`, or `text`. All rows of a data set have the same shape. No torch, no model: a
-bad row is found before anything slow or scarce is touched.
+messages), `messages`, or `text`. All rows of a data set have the same shape. A bad row is named by
+its file and line. No torch, no model: bad rows are found before anything slow begins.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class RawData:
     """Rows as they were read, before any split.
 
     Attributes:
-        source: where they came from, in words.
-        train: the rows to split, or all training rows where `evaluation` has its own source.
-        evaluation: rows of `eval_path` or `eval_split`; None where they are split off `train`.
+        source: the data's source in words.
+        train: the rows to split; all are training rows if `evaluation` has its own source.
+        evaluation: rows of `eval_path` or `eval_split`; None if they are split off `train`.
         layout: shape and columns, the same for all rows.
         skipped: bad rows left out because of `on_bad_row=skip`.
     """
@@ -44,15 +44,15 @@ class RawData:
 
     @property
     def read(self) -> int:
-        """Good rows, of both sources."""
+        """The number of good rows of both sources."""
         return len(self.train) + len(self.evaluation or ())
 
 
 def read(spec: DataSpec) -> RawData:
-    """The rows that `spec` names.
+    """Read the rows that `spec` names.
 
     Raises:
-        ConfigError: where `spec` contradicts itself, or maps columns that are not there.
+        ConfigError: `spec` contradicts itself, or maps columns that are not there.
         SweepError: a missing or damaged source, no rows at all, or bad rows (up to twenty shown).
     """
     if problems := spec_problems(spec):
@@ -107,7 +107,7 @@ def _own_evaluation(spec: DataSpec) -> Iterator[FileRow | BadRow] | None:
 
 
 def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[FileRow | BadRow]:
-    """Rows of a data set of the Hub, or of a local folder laid out like one."""
+    """Read rows of a data set of the Hub, or of a local folder laid out like one."""
     import datasets
 
     with hub.reading("data set", path, local=hub.is_local(path)):
@@ -119,7 +119,7 @@ def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[FileR
 
 
 def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileRow]:
-    """The good rows; the others are added to `bad`."""
+    """Collect the good rows; add the others to `bad`."""
     good = []
     for each in found:
         if isinstance(each, FileRow):
@@ -130,7 +130,7 @@ def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileR
 
 
 def _check_same_layout(spec: DataSpec, form: Layout, evaluation: list[FileRow]) -> None:
-    """Evaluation rows are scored as training rows are: only the same shape can be compared."""
+    """Raise SweepError if the evaluation rows do not have the shape of the training rows."""
     if not evaluation:
         raise SweepError(
             f"the evaluation data {spec.eval_path or spec.eval_split} has no usable rows; without "

@@ -1,4 +1,4 @@
-"""Which columns of a data set are ours, and whether a row's values fit them."""
+"""Maps a data set's columns to ours, and checks a row's values and the data section."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.readers import BadRow, FileRow
 
-SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference where a data set has several
+SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
     "prompt and completion": ("prompt", "completion"),
     "messages": ("messages",),
     "text": ("text",),
 }
 FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), "tools")
 
-# What other data sets call these columns: only used to suggest a mapping, never guessed in silence.
+# Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
     "prompt": ("instruction", "question", "input", "query"),
     "completion": ("response", "output", "answer", "target"),
@@ -34,11 +34,11 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the rows of one data set are laid out.
+    """The shape and the columns of the rows of one data set.
 
     Attributes:
         shape: a key of `SHAPES`.
-        columns: our field <- their column.
+        columns: our field <- the data set's column.
         is_chat: values are lists of messages, not text.
         unused: columns that are left out.
     """
@@ -54,10 +54,10 @@ class Layout:
 
 
 def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
-    """The layout of a data set, by `data.columns` and else by the columns' names.
+    """Find the layout of a data set by `data.columns`, else by the columns' names.
 
     Raises:
-        ConfigError: where no shape's columns are there, or `data.columns` names none of theirs.
+        ConfigError: no shape has all its columns, or `data.columns` names a column that is missing.
     """
     theirs = tuple(dict.fromkeys(name for row in rows for name in row.values))
     if problems := _mapping_problems(spec.columns, theirs):
@@ -72,14 +72,14 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
 
 
 def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
-    """The shape whose columns are there; one that `data.columns` asks for comes first."""
+    """Choose a shape whose columns are there, first one that `data.columns` asks for."""
     present = [shape for shape, fields in SHAPES.items() if all(ours in columns for ours in fields)]
     present.sort(key=lambda shape: not any(ours in asked for ours in SHAPES[shape]))
     return present[0] if present else None
 
 
 def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
-    """Whether the first row with the column holds messages; rows that differ from it are bad."""
+    """Whether the first row with the column holds messages; rows that differ are bad."""
     if shape != "prompt and completion":
         return shape == "messages"
     values = (row.values.get(columns["completion"]) for row in rows)
@@ -117,7 +117,7 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
 
 
 def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
-    """A mapping that would work, guessed from the names; empty if there is none."""
+    """Guess a mapping that would work from the names; empty if there is none."""
     for fields in SHAPES.values():
         guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
         if all(guess.values()):
@@ -132,7 +132,7 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
 
 
 def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
-    """The row with our columns only, or what is wrong with it."""
+    """Reduce a row to our columns, or say what is wrong with it."""
     values: dict[str, Any] = {}
     try:
         for ours in SHAPES[form.shape]:
@@ -165,7 +165,7 @@ def _text(name: str, value: object, *, may_be_empty: bool = False) -> str:
 
 
 def _messages(name: str, value: object) -> list[dict[str, Any]]:
-    """A list of messages with role and content. CSV holds such a list as JSON."""
+    """Read a list of messages with role and content; CSV holds such a list as JSON."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
@@ -192,7 +192,7 @@ def _message(name: str, value: object) -> dict[str, Any]:
 
 
 def _tools(value: object) -> str | None:
-    """A row's tools as JSON text: TRL reads it back, and Arrow needs one type for all rows."""
+    """Write a row's tools as JSON text, which TRL reads back: Arrow needs one type for all rows."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
@@ -207,7 +207,7 @@ def _kind(value: object) -> str:
 
 
 def spec_problems(spec: DataSpec) -> list[Problem]:
-    """What can be said against `spec` without reading any data."""
+    """Everything wrong with `spec` that shows without reading data."""
     problems = []
     if spec.source != "docstrings" and not spec.path:
         example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
@@ -247,7 +247,7 @@ def _share_problems(spec: DataSpec) -> list[Problem]:
 
 
 def describe(spec: DataSpec) -> str:
-    """The source in words, for reports and messages."""
+    """Name the source in words, for reports and messages."""
     if spec.source == "docstrings":
         return f"docstrings of the standard library of Python {platform.python_version()}"
     if spec.source == "file":

@@ -1,4 +1,4 @@
-"""Which rows train, which are measured, and which are kept for a final test.
+"""Splits rows into those to train on, to evaluate on, and to keep for a final test.
 
 A row's content alone decides, so identical rows always fall on the same side, and neither the order
 of the file nor new rows in it move a row across.
@@ -21,14 +21,14 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Rows by what they are for, each in the order of its source.
+    """The rows of each split, in the order of the source.
 
     Attributes:
         evaluation: at most `eval_limit` rows; those beyond it are left out of the training too.
-        test: None where `test_fraction` is 0.
-        overlap_prompts: evaluation rows whose prompt is also a training row's: what they measure is
-            memory as well. A prompt is the `prompt`, or the messages before the last assistant
-            turn, or the whole `text`.
+        test: None if `test_fraction` is 0.
+        overlap_prompts: evaluation rows whose prompt is also a training row's: they measure memory
+            as well. A prompt is the `prompt`, or the messages before the last assistant turn, or
+            the whole `text`.
     """
 
     train: list[Values]
@@ -41,7 +41,7 @@ def split(spec: DataSpec, raw: RawData) -> Split:
     """Divide the rows as `spec` says.
 
     Raises:
-        SweepError: where no row is left to train on, to evaluate on, or to test on.
+        SweepError: no row is left to train on, to evaluate on, or to test on.
     """
     own = raw.evaluation is not None
     eval_end = 0.0 if own else spec.eval_fraction
@@ -62,15 +62,15 @@ def split(spec: DataSpec, raw: RawData) -> Split:
 
 
 def place(row: Values) -> float:
-    """A number from 0 to 1, evenly spread over different rows and the same for the same content."""
+    """Hash a row to a number from 0 to 1, the same for the same content."""
     return int.from_bytes(_digest(row)[:7], "big") / (1 << 56)  # 7 bytes: exact in a float
 
 
 def limited(rows: list[Values], limit: int | None) -> list[Values]:
-    """At most `limit` rows, chosen by their content, in the order they had."""
+    """Choose at most `limit` rows by their content, and keep their order."""
     if limit is None or len(rows) <= limit:
         return rows
-    # The hash's other end: its beginning chose the split, and is small for all evaluation rows.
+    # From the hash's other end: its beginning chose the split, and is small for evaluation rows.
     ranked = sorted(range(len(rows)), key=lambda index: (_digest(rows[index])[::-1], index))
     return [rows[index] for index in sorted(ranked[:limit])]
 
@@ -85,7 +85,7 @@ def _overlap(train: Sequence[Values], evaluation: Sequence[Values]) -> int:
 
 
 def _prompt(row: Values) -> object:
-    """What the model is given, as far as the row's shape tells it from the answer."""
+    """The part of a row that the model is given, if the row's shape tells it from the answer."""
     if "messages" not in row:
         return row.get("prompt", row.get("text"))
     messages = row["messages"]

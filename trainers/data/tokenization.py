@@ -1,9 +1,9 @@
-"""Rows to token ids and labels, by TRL's own preparation.
+"""Turns rows into token ids and labels, by TRL's own preparation.
 
-Both engines train on what comes out here, so it must be what SFTTrainer would have made of the same
-rows: its `_prepare_dataset` is called on a trainer that was never initialised, because a real one
-needs the model, and the data is checked before any model is loaded. The attributes that its
-`__init__` would have derived from the data and the template are derived here, in the same way.
+Both engines train on these tokens, so they must be those that SFTTrainer makes of the same rows.
+Its `_prepare_dataset` is called on a trainer that was never initialised, because a real one needs
+the model, and the data is checked before any model is loaded. The attributes that its `__init__`
+would have derived from the data and the template are derived here, in the same way.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # SFTConfig's fields that change what is trained on or measured; no sweep may search them.
-DATA_FIELDS = ("assistant_only_loss", "completion_only_loss", "eos_token", "truncation_mode")
+DATA_FIELDS = ("assistant_only_loss", "completion_only_loss", "eos_token")
 COLUMNS = ["input_ids", "labels"]
 
 _WAYS_TO_TEMPLATE = (
@@ -36,7 +36,7 @@ class Tokenizing:
     """TRL's preparation for one tokenizer and one layout of rows.
 
     Args:
-        trainer: SFTConfig's fields as the user set them; `DATA_FIELDS` and dataset_num_proc count.
+        trainer: SFTConfig's fields as the user set them; only `DATA_FIELDS` matter.
         has_completions: rows hold `prompt` and `completion`; by default only the latter is learnt.
 
     Raises:
@@ -68,7 +68,7 @@ class Tokenizing:
         self._preparer = self._new_preparer(has_completions)
 
     def tokenized(self, rows: Sequence[Mapping[str, Any]], name: str) -> Dataset:
-        """Whole rows, before any is cut: columns input_ids and labels; a masked label is -100."""
+        """Tokenize whole rows: columns input_ids and labels; a masked label is -100."""
         try:
             return self._prepared(Dataset.from_list(list(rows)), None, name)
         except SweepError:
@@ -80,7 +80,7 @@ class Tokenizing:
             ) from error
 
     def cut(self, whole: Dataset, max_length: int, name: str) -> Dataset:
-        """The rows cut at `max_length` tokens; those without any label left are dropped."""
+        """Cut rows at `max_length` tokens, and drop those without any label left."""
         return self._prepared(whole, max_length, name)
 
     def _prepared(self, dataset: Dataset, max_length: int | None, name: str) -> Dataset:
@@ -103,7 +103,7 @@ class Tokenizing:
         return preparer
 
     def _training_template(self) -> str | None:
-        """What replaces the tokenizer's template so that assistant turns can be told apart."""
+        """The template that marks assistant turns, if the tokenizer's own does not."""
         if not self._arguments.assistant_only_loss:
             return None
         from trl.chat_template_utils import (
@@ -134,7 +134,7 @@ class Tokenizing:
 def _arguments(trainer: Mapping[str, Any]) -> SimpleNamespace:
     """SFTConfig's fields with their defaults, without building one.
 
-    Building an SFTConfig resets accelerate's state under the feet of a trainer of this process.
+    Building an SFTConfig resets accelerate's state, and with it any trainer of this process.
     """
     from trl.trainer.sft_config import SFTConfig
 
@@ -143,22 +143,14 @@ def _arguments(trainer: Mapping[str, Any]) -> SimpleNamespace:
         for field in dataclasses.fields(SFTConfig)
         if field.default is not dataclasses.MISSING
     }
-    asked = {name: trainer[name] for name in (*DATA_FIELDS, "dataset_num_proc") if name in trainer}
-    # Rows are always renamed to `text`, and the order is the training stream's affair.
+    asked = {name: trainer[name] for name in DATA_FIELDS if name in trainer}
+    # Rows are always renamed to `text`; the order of training is drawn later.
     fixed = {"dataset_text_field": "text", "shuffle_dataset": False, "packing": False}
-    modes = ("keep_start", "keep_end")
-    mode = asked.get("truncation_mode", modes[0])
-    if mode not in modes:
-        message = f"is one of {', '.join(modes)}."
-        hint = nearest(str(mode), modes)
-        raise ConfigError(
-            [Problem(key="trainer.truncation_mode", value=mode, message=message, nearest=hint)]
-        )
     return SimpleNamespace(**{**values, **asked, **fixed})
 
 
 def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
-    """Use `token`, where it is given, as the end of a text; there must be one."""
+    """Use `token`, if it is given, as the end of a text; raise SweepError if there is none."""
     if token is not None:
         if token not in tokenizer.get_vocab():
             message = "is not in the tokenizer's vocabulary."
@@ -177,13 +169,13 @@ def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
 
 
 def _refusal(error: Exception) -> str:
-    """What the innermost exception said, in one line."""
+    """The error in one line."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """No progress bars: a sweep prepares its data once, and says so in one report."""
+    """Hide datasets' progress bars within: a report says what was prepared."""
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -113,15 +113,18 @@ def fingerprint_base(spec: ModelSpec) -> str:
 
 def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
     """Find target modules that the model lacks, from its config alone: no weight is loaded."""
+    return missing_targets(peft, [name for name, _ in skeleton(spec).named_modules() if name])
+
+
+def skeleton(spec: ModelSpec) -> Any:
+    """Build the model on torch's meta device: all modules and shapes, no weights."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = load_config(spec)
     with torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=spec.trust_remote_code
+        return AutoModelForCausalLM.from_config(
+            load_config(spec), trust_remote_code=spec.trust_remote_code
         )
-    return missing_targets(peft, [name for name, _ in skeleton.named_modules() if name])
 
 
 @contextlib.contextmanager
