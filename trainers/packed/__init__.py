@@ -1,1 +1,1 @@
-"""Many LoRA trials on one frozen base model on one device."""
+"""The packed engine: many LoRA trials on one frozen base model on one device."""

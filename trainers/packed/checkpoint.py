@@ -1,4 +1,4 @@
-"""A lane's checkpoint: the files that SFTTrainer writes, for a lane or a solo run to go on from."""
+"""Writes and reads a lane's checkpoint: the files of SFTTrainer, for both engines to go on from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from trainers.trial import checkpoint
 
 
 def commit(lane: Lane) -> None:
-    """Write a checkpoint of the lane at its step, and tell of it.
+    """Write a checkpoint of the lane at its step, and report it.
 
     Raises:
-        DivergedError: a number since the last look was not finite.
+        DivergedError: a number since the last check was not finite.
         StaleAttemptError, DiskFullError: see `trainers.trial.checkpoint`.
     """
     lane.read()
@@ -35,7 +35,7 @@ def commit(lane: Lane) -> None:
 
 
 def restore(lane: Lane, folder: Path) -> None:
-    """Optimizer and schedule as a lane or a solo run saved them; the adapter is loaded already."""
+    """Load optimizer and schedule as either engine saved them; the adapter is loaded already."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     lane.stepping.load_state_dict(torch.load(folder / "optimizer.pt", **options))
     lane.stepping.schedule.load_state_dict(torch.load(folder / "scheduler.pt", **options))
@@ -43,24 +43,24 @@ def restore(lane: Lane, folder: Path) -> None:
 
 
 def random_state(folder: Path, device_type: str) -> torch.Tensor | None:
-    """What dropout goes on from; None if the checkpoint was written on another type of device."""
+    """Read dropout's random state; None if the checkpoint is of another type of device."""
     from transformers.trainer_pt_utils import safe_globals
 
     with safe_globals():
         states = torch.load(folder / "rng_state.pth", weights_only=True)
     state: torch.Tensor | list[torch.Tensor] | None = states.get(device_type)
-    # A trial on several GPUs saves the states of all; the first rank's file is this one.
+    # A trial on several GPUs saves the states of all GPUs; the first is rank 0's.
     return state[0] if isinstance(state, list) else state
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """The rows that were logged so far."""
+    """Read the rows that were logged so far."""
     state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
     return list(state.get("log_history") or [])
 
 
 def first_state(seed: int) -> torch.Tensor:
-    """The CPU's random state at a solo run's first dropout: a loader of rows has drawn once."""
+    """The CPU's random state at a solo run's first dropout: its loader of rows has drawn once."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         iter(DataLoader([0]))  # type: ignore[arg-type]

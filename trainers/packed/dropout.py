@@ -1,4 +1,4 @@
-"""A lane's dropout: the draws of its solo run, whoever its neighbours are."""
+"""Draws a lane's dropout as its solo run does, whatever its neighbours are."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Stream:
-    """Masks from a random state of the lane's own, drawn at the shape without neighbours' padding.
+    """Draws masks from the lane's own random state, at the shape without neighbours' padding.
 
     On a CPU `bernoulli_` draws what `F.dropout` does. On a GPU the draws are those of the kernel
     that `F.dropout` calls, under the lane's state.
@@ -29,13 +29,13 @@ class Stream:
         return self._generator.get_state()
 
     def begin(self) -> None:
-        """A micro-batch begins."""
+        """Begin a micro-batch."""
         if self.probability:
             self._before = self.state
             self._drawn.clear()
 
     def undo(self) -> None:
-        """The micro-batch begins anew."""
+        """Begin the micro-batch again."""
         if self.probability:
             self._generator.set_state(self._before)
             self._drawn.clear()
@@ -43,12 +43,12 @@ class Stream:
     def mask(
         self, module: str, shape: tuple[int, int, int], dtype: torch.dtype, *, again: bool
     ) -> torch.Tensor:
-        """1 where an activation is kept, else 0, [rows, tokens, features], uint8.
+        """Draw 1 for each activation that is kept, else 0, [rows, tokens, features], uint8.
 
         Args:
-            dtype: of what PEFT drops, which is the adapter's: a GPU's draws may depend on it.
-            again: passes are computed twice (activation checkpointing): the second time a module
-                asks, it is given what it was given first.
+            dtype: the adapter's type, in which PEFT drops: a GPU's draws may depend on it.
+            again: passes are computed twice (activation checkpointing): the second time, a module
+                gets the mask that it got first.
         """
         now: torch.Tensor | None = None
         if again:

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Base:
-    """One frozen model for all lanes of a device."""
+    """The frozen model of all lanes of a device."""
 
     def __init__(self, train: TrainSpec, chosen: SimpleNamespace, device: str) -> None:
         self.device = torch.device(device)
@@ -52,7 +52,7 @@ class Base:
         self.model.train()
 
     def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
-        """What SFTTrainer would begin with; see `trainers.packed.adapter_bank.fresh`."""
+        """Make the adapter that SFTTrainer begins with; see `adapter_bank.fresh`."""
         if self._again:  # else PEFT adds a hook for it each time
             self.model.gradient_checkpointing_disable()
         try:
@@ -65,13 +65,13 @@ class Base:
             self.model.gradient_checkpointing_enable(self._options)
 
     def hook(self, names: Iterator[str]) -> None:
-        """Let lanes add to these modules."""
+        """Let lanes add their adapters to the modules `names`."""
         for name in names:
             self.switch.hook(name, self._modules[name])
 
     @contextmanager
     def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[None]:
-        """Within, the rows of the model's batch belong to lanes as `parts` say."""
+        """Give the rows of the model's batch within to lanes, as `parts` says."""
         self.switch.now = Pass(
             parts=parts,
             tokens=tokens,
@@ -90,7 +90,7 @@ class Base:
         """Add the gradients of a micro-batch of each lane, neighbours in the pack, to the banks.
 
         Returns:
-            Of each lane its share of its window's loss, and the share of tokens predicted best.
+            For each lane its share of its window's loss, and the share of tokens predicted best.
         """
         parts = parts_of(lanes, batches=batches)
         plan = _Plan(lanes, batches, self._pad)
@@ -110,11 +110,11 @@ class Base:
         )
 
     def losses(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """-log p of each target, [targets]; `index` says which of all positions predicts it."""
+        """Compute -log p of each target, [targets]; `index` is the position that predicts it."""
         return self._head.losses(self._hidden(ids, index), targets)
 
     def _hidden(self, ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of some positions of all rows, [positions, features].
+        """Compute the last hidden states of some positions of all rows, [positions, features].
 
         Rows are padded on the right and attention is causal: no mask is needed.
         """
@@ -193,8 +193,12 @@ class _Plan:
         self._counts = np.maximum(np.array(counts, dtype=np.float32), 1)
 
     def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Token ids [rows, tokens]; of each label its position, target and lane; labels of each
-        lane's window and micro-batch."""
+        """Copy the plan to `device`.
+
+        Returns:
+            Token ids [rows, tokens]; position, target and lane of each label; numbers of labels of
+            each lane's window and micro-batch.
+        """
         arrays = (self._ids.astype(np.int64), self._of_labels.astype(np.int64), self._counts)
         ids, of_labels, counts = (sent(torch.from_numpy(array), device) for array in arrays)
         return ids, *of_labels, *counts
@@ -203,7 +207,7 @@ class _Plan:
 def parts_of(
     lanes: Sequence[Lane], *, batches: Sequence[MicroBatch] | None = None, rows: int | None = None
 ) -> list[Part]:
-    """Neighbouring lanes, by bank; with `rows` of each lane instead of a training micro-batch."""
+    """Group neighbouring lanes by bank, with their training micro-batches or `rows` rows each."""
     parts: list[Part] = []
     row = 0
     for place, lane in enumerate(lanes):

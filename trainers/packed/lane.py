@@ -1,4 +1,4 @@
-"""One trial in a pack: all that is its own between two micro-steps."""
+"""Keeps one trial of an engine between two micro-steps, and takes its optimizer steps."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from trainers.trial.task import Outcome, Task
 
 @dataclass(kw_only=True)
 class Lane:
-    """A trial's adapter, optimizer, data order and counts; see `advance` of the engine.
+    """One trial's adapter, optimizer, order of rows and counts; `Engine.advance` drives it.
 
     Attributes:
         steps: optimizer steps of the whole trial.
-        looks_later: on a GPU, where to look at a number is to wait for it.
-        leaving: it was told to stop.
+        looks_later: on a GPU, numbers are read at the next log: reading one waits for the device.
+        leaving: the trial was told to stop.
         loss: sum of the micro-batches' losses since the last log.
-        hits: sum of their shares of tokens predicted best, and how many there were.
+        hits: sum of the micro-batches' shares of tokens predicted best.
     """
 
     task: Task
@@ -51,7 +51,7 @@ class Lane:
     batches: int = 0
     _grads_before: torch.Tensor | None = None
     _unread: list[tuple[int, torch.Tensor, torch.Tensor]] = field(default_factory=list)
-    _alive: torch.Tensor | None = None  # on a GPU: no bad number was seen so far
+    _alive: torch.Tensor | None = None  # on a GPU: all numbers so far were finite
     _rate: float = 0.0
     _norm: float = 0.0
     _last_log: int = 0
@@ -71,7 +71,7 @@ class Lane:
         return self.record.step >= self.steps
 
     def take(self) -> MicroBatch:
-        """The rows of its next micro-batch."""
+        """Take the rows of the next micro-batch."""
         fault_injection.passing("batch")
         return self.windows.next(self.record.step)
 
@@ -81,7 +81,7 @@ class Lane:
         self.stream.begin()
 
     def undo_pass(self) -> None:
-        """Take back what a pass did that failed."""
+        """Undo a pass that failed."""
         self.stream.undo()
         if self._grads_before is None:
             self.slot.grads.zero_()
@@ -102,10 +102,11 @@ class Lane:
         self.in_window = True
 
     def step(self) -> None:
-        """Take the optimizer step whose window is full.
+        """Take the optimizer step at the end of a window.
 
-        On a CPU a bad number is found before the step. On a GPU to look would be to wait: there the
-        step is undone on the device, as are all after it, and `read` finds out.
+        On a CPU a number that is not finite is found before the step. On a GPU reading it would
+        wait for the device: there the step is undone on the device, as are all later ones, and
+        `read` raises.
 
         Raises:
             DivergedError: a number was not finite.
@@ -131,10 +132,10 @@ class Lane:
         self.slot.weights.copy_(torch.where(self._alive, self.slot.weights, before))
 
     def read(self) -> None:
-        """Look at the numbers of the steps since the last look; the one wait for the device.
+        """Check the numbers of the steps since the last check; the one wait for the device.
 
         Raises:
-            DivergedError: the first that was not finite.
+            DivergedError: a number was not finite.
         """
         if not self._unread:
             return

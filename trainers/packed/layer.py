@@ -1,4 +1,4 @@
-"""A linear layer of the base, and what the lanes add to it: each lane's A and B on its own rows.
+"""Adds the lanes' adapters to a linear layer of the base: each lane's A and B on its own rows.
 
     rows of the batch     lane 0   lane 0   lane 1   lane 1   lane 2        (x: [rows, tokens, in])
     base layer            ------------ one matmul over all rows ------------
@@ -20,8 +20,8 @@ import torch
 from trainers.packed.adapter_bank import Bank
 from trainers.packed.dropout import Stream
 
-# Of the two ways round in which a product can be computed, BLAS on a CPU is three times as slow at
-# the one with few columns. So what has a side of r is computed with r rows.
+# BLAS on a CPU takes three times as long for a product with few columns as for the transposed one.
+# So a product with a side of r is computed with r rows.
 _FEW = 16
 
 
@@ -31,9 +31,9 @@ class Part:
 
     Attributes:
         first, last: their slots in the bank.
-        row: of the batch, where they begin; each has `rows` rows.
-        shapes: (rows, tokens) of each lane's own micro-batch, without what pads it here.
-        streams: for each lane its dropout; None where none of them has any, or they evaluate.
+        row: their first row in the batch; each lane has `rows` rows.
+        shapes: (rows, tokens) of each lane's own micro-batch, without the padding of this batch.
+        streams: the dropout of each lane; None if no lane has any, or in an evaluation.
     """
 
     bank: Bank
@@ -49,7 +49,7 @@ class Part:
         return self.last - self.first
 
     def scale(self, module: str) -> torch.Tensor | float:
-        """What the lanes' B A x is multiplied by: alpha / r, and 1 / (1 - p) if dropout is drawn.
+        """The factor of the lanes' B A x: alpha / r, and 1 / (1 - p) if dropout is drawn.
 
         One number if the lanes agree, else [lanes, 1, 1].
         """
@@ -59,12 +59,12 @@ class Part:
 
 @dataclass(kw_only=True)
 class Pass:
-    """How the rows of a batch belong to lanes.
+    """Says which rows of a batch belong to which lanes.
 
     Attributes:
         computes: the number type of autocast; None without it.
         trains: gradients are wanted.
-        again: activations are computed anew in the backward pass.
+        again: activations are computed again in the backward pass.
     """
 
     parts: list[Part]
@@ -76,17 +76,17 @@ class Pass:
 
 @dataclass
 class Switch:
-    """The pass that layers are in; None leaves them to the base alone."""
+    """Holds the pass that the layers are in; with None the base computes alone."""
 
     now: Pass | None = None
     hooked: dict[str, Any] = field(default_factory=dict)
 
     def hook(self, name: str, module: torch.nn.Module) -> None:
-        """Let a linear layer of the base add what the lanes of the pass at hand have for it."""
+        """Let a linear layer of the base add the adapters of the current pass."""
         if name in self.hooked:
             return
-        anchor = torch.zeros((), requires_grad=True)  # so that a backward pass comes by
-        fresh = type(module) is torch.nn.Linear  # its result is nobody else's: written in place
+        anchor = torch.zeros((), requires_grad=True)  # so that autograd calls backward
+        fresh = type(module) is torch.nn.Linear  # its result is used nowhere else: written in place
 
         def add(_: torch.nn.Module, given: tuple[Any, ...], base: torch.Tensor) -> Any:
             if self.now is None:
@@ -99,7 +99,7 @@ class Switch:
 
 
 def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
-    """LLM.int8() quantizes by what is largest in the batch: a lane's batch is its own rows."""
+    """Run a layer on each lane's rows alone: LLM.int8() quantizes by the batch's largest value."""
     whole = module.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -113,9 +113,9 @@ def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
 
 
 class _LanesSum(torch.autograd.Function):
-    """base + scaling B A dropout(x), of each lane its own; gradients of A, B go to the banks.
+    """Computes base + scaling B A dropout(x) of each lane; gradients of A, B go to the banks.
 
-    A scale that a part's lanes share is a factor of a matmul; unlike ones go into `low`.
+    A scale that a part's lanes share is a factor of a matmul; different scales go into `low`.
     """
 
     @staticmethod
@@ -201,8 +201,8 @@ class _LanesSum(torch.autograd.Function):
 def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
     """Whether B A x is added to the base's result by the matmul itself.
 
-    PEFT rounds it to half precision first. So do we without autocast, and in evaluations always:
-    what is measured here is measured again by PEFT, when the best checkpoint is proven.
+    PEFT rounds it to half precision first. So does this layer without autocast, and always in
+    evaluations: PEFT measures the best checkpoint again.
     """
     is_exact = ours.dtype == torch.float32 or (now.computes is not None and now.trains)
     return is_exact and ours.dtype == target.dtype
@@ -228,13 +228,13 @@ def _accumulate(
 
 
 def _rows(part: Part, now: Pass, flat: torch.Tensor) -> torch.Tensor:
-    """The part's share of a batch [rows x tokens, features]: [lanes, rows x tokens, features]."""
+    """View the part of a batch [rows x tokens, features] as [lanes, rows x tokens, features]."""
     begin, length = part.row * now.tokens, part.rows * now.tokens
     return flat[begin : begin + part.lanes * length].view(part.lanes, length, flat.shape[-1])
 
 
 def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
-    """The part's inputs in the type that its matmuls compute in."""
+    """The part's inputs [lanes, rows x tokens, in], in the type that its matmuls compute in."""
     total = max(each.row + each.rows * each.lanes for each in now.parts) * now.tokens
     if flat.shape[0] != total:
         raise RuntimeError(
@@ -245,9 +245,9 @@ def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
 
 
 def _mask(part: Part, now: Pass, name: str, ours: torch.Tensor) -> torch.Tensor | None:
-    """Dropout of the part's lanes: 1 where an input is kept, else 0, [lanes, rows x tokens, in].
+    """Draw dropout of the part's lanes, 1 for inputs that are kept: [lanes, rows x tokens, in].
 
-    What is kept grows by 1 / (1 - p), which is part of the lanes' scale. None without any dropout.
+    Kept inputs grow by 1 / (1 - p), which is part of the lanes' scale. None without any dropout.
     """
     if part.streams is None:
         return None

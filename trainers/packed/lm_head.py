@@ -1,4 +1,4 @@
-"""The loss of labelled positions through the base's own head, which no lane trains."""
+"""Computes the loss of labelled positions through the base's own head, which no lane trains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from trainers.trial.evaluation import minus_log_p, positions_at_once
 
 
 class Head:
-    """Scores hidden states; keeps their gradient and never the logits.
+    """Scores hidden states; keeps their gradient, but never the logits.
 
     Scale and cap of the logits are read from the model's config as SFTTrainer's fused head does.
     """
@@ -26,13 +26,13 @@ class Head:
     def score(
         self, hidden: torch.Tensor, targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """-log p of each target, and whether it was the likeliest; [positions] each, float32."""
+        """Compute -log p of each target, and whether it was the likeliest; both [positions]."""
         loss, is_first = _Score.apply(hidden, targets, self)
         return loss, is_first
 
     @torch.no_grad()
     def losses(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """-log p of each target, [positions], float32."""
+        """Compute -log p of each target, [positions], float32; without gradients."""
         found = []
         for some, aims in self.chunks(hidden, targets):
             logits = self.logits(some)
@@ -42,7 +42,7 @@ class Head:
         return torch.cat(found)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[positions, vocabulary], float32, before the cap."""
+        """Compute logits [positions, vocabulary], float32, before the cap."""
         logits = torch.nn.functional.linear(hidden, self._layer.weight, self._layer.bias).float()
         return logits if self._scale == 1 else logits.mul_(self._scale)
 
@@ -61,7 +61,7 @@ def _scale(config: Any) -> float:
 
 
 class _Score(torch.autograd.Function):
-    """The gradient of -log p is known as soon as p is: the logits are let go of at once."""
+    """Computes -log p and its gradient together, so that the logits are freed at once."""
 
     @staticmethod
     def forward(

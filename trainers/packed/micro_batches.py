@@ -1,4 +1,4 @@
-"""A lane's rows: the materialised stream of its trial, cut into windows of micro-batches."""
+"""Cuts the stream of rows of a lane's trial into accumulation windows of micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 
 
 class Reader:
-    """Tokens and labels of single rows, straight from the memory-mapped Arrow buffers."""
+    """Reads tokens and labels of single rows from the memory-mapped Arrow buffers."""
 
     def __init__(self, dataset: Dataset) -> None:
         table = dataset.with_format("arrow")[:]
@@ -51,18 +51,18 @@ class Reader:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of one forward pass of a lane; `window_labels` normalises their loss."""
+    """The rows of one forward pass of a lane; their loss is divided by `window_labels`."""
 
     rows: list[tuple[Array, Array]]
-    tokens: int  # of its longest row, as the lane's own collator would pad it
+    tokens: int  # of the longest row, padded as SFTTrainer's collator would
     labels: int  # positions that predict a label
-    window_labels: int  # those of the whole accumulation window
+    window_labels: int  # such positions of the whole accumulation window
     ends_window: bool
 
 
 @dataclass
 class Windows:
-    """The micro-batches of a trial, from any optimizer step on."""
+    """Gives the micro-batches of a trial, from any optimizer step on."""
 
     reader: Reader
     train: TrainSpec

@@ -1,4 +1,4 @@
-"""A lane's optimizer and schedule: built as the Trainer builds them, on the lane's own storage."""
+"""Builds a lane's optimizer and schedule as the Trainer does, on the lane's place in a bank."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainers.sft.optimizers import class_and_kwargs, state_bytes
 
 
 class Stepping:
-    """Steps one lane. States are saved and loaded in SFTTrainer's numbering of the weights."""
+    """Steps one lane; saves and loads states in SFTTrainer's numbering of the weights."""
 
     def __init__(
         self, chosen: SimpleNamespace, shape: Shape, slot: Slot, decays: list[bool], steps: int
@@ -27,10 +27,10 @@ class Stepping:
         self._chosen, self._shape, self._slot = chosen, shape, slot
         optimizer_class, kwargs = class_and_kwargs(chosen.optim, None, vars(chosen))
         if "is_paged" in kwargs:
-            # bitsandbytes never frees what it pages, and takes for it matrices of 100,000 numbers
-            # and more alone: few of LoRA's.
+            # bitsandbytes never frees paged memory, and pages only matrices of 100,000 numbers and
+            # more: few of LoRA's.
             kwargs["is_paged"] = False
-        # Matrices without weight decay have a group of their own: then one by one.
+        # Matrices without weight decay need a group of their own: then each is stepped alone.
         self._pieces = pieces(shape, chosen.optim, kwargs) if all(decays) else []
         if self._pieces:
             decays = [True] * len(self._pieces)
@@ -49,7 +49,7 @@ class Stepping:
         )
 
     def _views(self, vector: torch.Tensor) -> list[torch.Tensor]:
-        """What the optimizer steps, of a lane's weights or gradients."""
+        """View a lane's weights or gradients as the tensors that the optimizer steps."""
         return [piece.view(vector) for piece in self._pieces] or self._shape.split(vector)
 
     def _follow(self) -> None:
@@ -58,7 +58,7 @@ class Stepping:
             parameter.data, parameter.grad = weight, grad
 
     def clip(self) -> torch.Tensor:
-        """Clip the lane's gradient; its norm before that. As torch.nn.utils.clip_grad_norm_."""
+        """Clip the lane's gradient as torch.nn.utils.clip_grad_norm_ does; its norm before that."""
         most = self._chosen.max_grad_norm or math.inf
         grads = self._slot.grads
         if grads.dtype == torch.float32:
@@ -70,7 +70,7 @@ class Stepping:
         return norm
 
     def step(self) -> float:
-        """Step weights and schedule, and begin a new gradient; the rate that was used."""
+        """Step weights and schedule, and clear the gradient; returns the rate that was used."""
         self.optimizer.step()
         watches = self._chosen.lr_scheduler_type in WATCHING
         rate = self.optimizer.param_groups[0]["lr"]
@@ -81,13 +81,13 @@ class Stepping:
         return float(rate)
 
     def evaluated(self, eval_loss: float) -> None:
-        """Schedules that watch the loss act on it."""
+        """Let schedules that watch the loss act on it."""
         if self._chosen.lr_scheduler_type in WATCHING:
             self.schedule.step(eval_loss)
 
     @property
     def state_bytes(self) -> int:
-        """Of the optimizer's state, as it would be with a state for each matrix."""
+        """Bytes of the optimizer's state, as if each matrix had a state of its own."""
         missing = 0  # tensors of which there is one for all matrices of a piece
         for piece, parameter in zip(self._pieces, self.parameters, strict=False):
             state = self.optimizer.state.get(parameter, {}).values()
@@ -108,7 +108,7 @@ class Stepping:
         return saved | {"state": states, "param_groups": _of(range(count), saved)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from such a state."""
+        """Load a state that SFTTrainer or `state_dict` saved."""
         if self._pieces:
             single = saved["state"]
             states = {
@@ -121,6 +121,6 @@ class Stepping:
 
 
 def _of(numbers: Iterable[int], saved: dict[str, Any]) -> list[dict[str, Any]]:
-    """The groups of a saved state, with weights of these numbers; all of them decay."""
+    """The groups of a saved state, with the weights `numbers`, which all decay."""
     first, second = saved["param_groups"]
     return [first | {"params": list(numbers)}, second | {"params": []}]

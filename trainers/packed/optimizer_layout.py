@@ -1,6 +1,6 @@
-"""What a lane's optimizer steps as one tensor: many matrices at once, so that it launches less.
+"""Lays out a lane's matrices as few tensors, so that its optimizer launches less.
 
-States are cut into those of single matrices, and joined again, so no checkpoint shows it.
+States are cut into those of single matrices, and joined again, so that checkpoints do not differ.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from transformers import Adafactor
 from trainers.packed.adapter_bank import Shape, Weight
 from trainers.sft.optimizers import ELEMENTWISE
 
-# bitsandbytes' 8-bit states are scaled by blocks of so many numbers, and those of a matrix with
-# fewer numbers than `_MIN_8BIT` kept in 32 bits.
+# bitsandbytes scales 8-bit states by blocks of _BLOCK numbers, and keeps the states of a matrix
+# with fewer than _MIN_8BIT numbers in 32 bits.
 _BLOCK = 256
 _MIN_8BIT = 4096
 _SCALES = ("absmax1", "absmax2")  # one number for each block
-_TABLES = ("qmap1", "qmap2")  # what the 8 bits mean: the same for all matrices
+_TABLES = ("qmap1", "qmap2")  # the values of the 8 bits: the same for all matrices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +32,14 @@ class Flat:
 
     @property
     def places(self) -> Sequence[int]:
-        """Of its matrices, among those of the lane."""
+        """The places of its matrices among those of the lane."""
         return range(len(self.shape.weights))
 
     def view(self, vector: torch.Tensor) -> torch.Tensor:
         return vector
 
     def cut(self, name: str, value: torch.Tensor) -> list[torch.Tensor]:
-        """A tensor of the state, [numel] or [2, numel], by matrix."""
+        """Cut a tensor of the state, [numel] or [2, numel], by matrix."""
         if name in _TABLES:
             return [value for _ in self.places]
         if not value.dim():  # a count of steps, which goes on in place
@@ -52,7 +52,7 @@ class Flat:
         return [part.contiguous() for part in parts]
 
     def join(self, name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """The same, made of the tensors of its matrices."""
+        """Join the tensors of its matrices to a tensor of the state."""
         if name in _TABLES or not values[0].dim():
             return values[0]
         if name not in _SCALES:
@@ -62,10 +62,11 @@ class Flat:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Matrices of one size that lie equally far apart in a lane's vector, [count, rows, columns].
+    """Matrices of one shape at equal distances in a lane's vector, [count, rows, columns].
 
     Attributes:
-        first, distance: where the first of them begins, and each further one after the last.
+        first: the place of the first matrix.
+        distance: from the place of one matrix to the next.
     """
 
     places: tuple[int, ...]
@@ -99,10 +100,10 @@ class StackedAdafactor(Adafactor):  # type: ignore[misc]
 
 
 def pieces(shape: Shape, optimizer: str, arguments: Mapping[str, Any]) -> list[Piece]:
-    """What `optimizer` can step at once to the numbers of single matrices; none: it takes those.
+    """Find the pieces that `optimizer` steps with the numbers of single matrices; else none.
 
     Args:
-        arguments: that it is built with.
+        arguments: the arguments that the optimizer is built with.
     """
     if optimizer == "adafactor":
         return list(_stacks(shape))
@@ -114,7 +115,7 @@ def pieces(shape: Shape, optimizer: str, arguments: Mapping[str, Any]) -> list[P
 
 
 def _stacks(shape: Shape) -> list[Stack]:
-    """The same matrix of all layers is a stack; of more than one if the distance changes."""
+    """Stack the same matrix of all layers; a change of the distance begins another stack."""
     alike: dict[object, list[int]] = {}
     begins = []
     for place, (begin, weight) in enumerate(shape.offsets.values()):
@@ -137,7 +138,7 @@ def _stacks(shape: Shape) -> list[Stack]:
 
 
 def cut(piece: Piece, state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The state of each matrix, in main memory; each tensor is copied there once."""
+    """Cut a piece's state into those of its matrices, in main memory; copies each tensor once."""
     count = len(piece.places)
     each: dict[str, list[Any]] = {}
     for name, value in state.items():
@@ -149,7 +150,7 @@ def cut(piece: Piece, state: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def joined(piece: Piece, states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The state of the piece, made of those of its matrices."""
+    """Join the states of a piece's matrices."""
     whole: dict[str, Any] = {}
     for name, first in states[0].items():
         values = [state[name] for state in states]
