@@ -1,4 +1,4 @@
-"""Everything that can be said against a config before any device is taken."""
+"""Find everything that is wrong with a config before any device is taken."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
 
 
 def training_problems(config: Mapping[str, Any], space: Space, device: str) -> list[Problem]:
-    """What the libraries refuse: trainer fields, optimizers, schedules, LoRA. Uses torch."""
+    """What the libraries refuse: trainer fields, optimizers, schedules, LoRA. Imports torch."""
     from trainers.model.lora import peft_problems
     from trainers.sft.validation import problems
 
@@ -46,8 +46,7 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
 
 
 def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]], device: str) -> str:
-    """The number type of the trained weights; if trials differ, the one that fewer optimizers
-    step."""
+    """The number type of the trained weights; if trials differ, that of fewer optimizers."""
     from trainers.sft.optimizers import trained_type
 
     keys = ("peft.method", "model.quantization", "model.dtype")
@@ -57,20 +56,14 @@ def _trained_type(config: Mapping[str, Any], searched: Mapping[str, list[Any]], 
 
 
 def spec_problems(spec: Spec, space: Space) -> list[Problem]:
-    """What only a whole spec can be asked: how its parts go together."""
+    """Parts of a spec that do not go together, and what no device or storage can do."""
     from trainers.data import schema
     from trainers.model.lora import peft_problems
 
-    found = search_problems(spec.sweep, space) + _device_problems(spec, space)
+    found = search_problems(spec.sweep, space) + _group_problems(spec, space)
+    found += _sharding_problems(spec, space) + _gpu_problems(spec) + place_problems(spec)
     found += [p for p in peft_problems(spec.train.peft, spec.train.model) if p.key[:5] == "model"]
     return found + schema.spec_problems(spec.train.data)
-
-
-def _device_problems(spec: Spec, space: Space) -> list[Problem]:
-    """Devices and storage that no trial can use."""
-    found = _group_problems(spec, space) + _sharding_problems(spec, space)
-    found += _gpu_problems(spec)
-    return found + place_problems(spec)
 
 
 def _group_problems(spec: Spec, space: Space) -> list[Problem]:
@@ -81,17 +74,11 @@ def _group_problems(spec: Spec, space: Space) -> list[Problem]:
     if world == 1:
         return []
     searched = space.values_by_key()
-    batches, accumulations = (
-        searched.get(f"trainer.{name}", [getattr(spec.train, attribute)])
-        for name, attribute in (
-            ("per_device_train_batch_size", "batch_size"),
-            ("gradient_accumulation_steps", "accumulation_steps"),
-        )
-    )
+    batches = searched.get("trainer.per_device_train_batch_size", [spec.train.batch_size])
+    key, own = "trainer.gradient_accumulation_steps", spec.train.accumulation_steps
     return [
         indivisible(batch, accumulation, world)
-        for batch in batches
-        for accumulation in accumulations
+        for batch, accumulation in product(batches, searched.get(key, [own]))
         if isinstance(batch, int) and isinstance(accumulation, int)
         if batch % world and accumulation % world
     ][:1]
@@ -137,7 +124,7 @@ def _key_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
 
 
 def _condition_problems(config: Mapping[str, Any], space: Space) -> list[Problem]:
-    """Conditions on a key that nobody sets: they would never hold, and nobody would notice."""
+    """Conditions on a key that is not set: they would never hold, and nobody would notice."""
     searched = [key for dimension in space.dimensions for key in set_by(dimension)]
     fixed = [f"{part}.{leaf}" for part in ("trainer", "peft", "model") for leaf in config[part]]
     return [

@@ -1,4 +1,4 @@
-"""Which engine a sweep's trials train in, how many share a device, and why."""
+"""Choose the engine in which a sweep's trials train, and how many of them share a device."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _GPU_LANES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class EngineChoice:
-    """`lanes` is 1 where each trial trains alone."""
+    """How many trials share a device (`lanes` is 1 if each trains alone), and why, in words."""
 
     lanes: int
     why: str
 
 
 def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
-    """engine=packed, and trials that cannot share `device`."""
+    """Why trials cannot share `device` although engine=packed asks for it."""
     if spec.engine.kind != "packed":
         return []
     if spec.engine.devices_per_trial > 1:
@@ -41,7 +41,7 @@ def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
 
 
 def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
-    """The engine for `spec`, in words too."""
+    """Choose the engine for `spec`."""
     devices = spec.engine.devices_per_trial
     if devices > 1:
         why = f"engine: solo, each trial on {devices} devices ({spec.strategy})"
@@ -63,14 +63,13 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:
-    """Trials of the whole sweep, repeats counted; None if only time ends it."""
+    """Trials of the whole sweep, with repeats; None if only its time budget ends it."""
     configs = space.planned(spec.sweep.trials)
     return None if configs is None else configs * spec.sweep.repeats
 
 
 def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:
-    """Why trials cannot be lanes on `device` ("" if they can), for each value searched, one at a
-    time."""
+    """Why trials cannot be lanes on `device`, "" if they can, for each searched value by itself."""
     from trainers.packed.compatibility import obstacle
 
     return {

@@ -1,4 +1,4 @@
-"""`sweep.when`: keys that are searched only where another key has a certain value."""
+"""Read `sweep.when`: keys that are searched only if another key has a certain value."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read_conditions(
         space: `sweep.space` as written.
         dimensions: those of its entries that could be read.
     """
-    # A key that is itself searched only at times has its base value at others: anything may hold.
+    # A key that has a condition itself has its base value if that does not hold: any value may do.
     setter = {
         key: dimension
         for name, dimension in dimensions.items()
@@ -71,7 +71,7 @@ def _condition(
 def _never(
     where: str, text: Any, condition: Condition, dimension: Dimension | None
 ) -> Iterable[Problem]:
-    """A condition on values that the search never gives would leave its key out in silence."""
+    """Conditions on values that the search never gives would drop their key in silence."""
     if isinstance(dimension, Interval):
         message = f"{condition.key} is an interval; a condition needs a choice or a range."
         yield Problem(key=where, value=text, message=message)
@@ -94,7 +94,7 @@ def ordered(
     when: Mapping[str, Condition],
     problems: list[Problem],
 ) -> tuple[Dimension, ...]:
-    """As written, but each dimension after the one that its condition asks about."""
+    """Order dimensions as written, but each after the one that its condition asks about."""
     setter = {key: name for name, dimension in dimensions.items() for key in set_by(dimension)}
     ordered: dict[str, Dimension] = {}
 

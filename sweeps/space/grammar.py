@@ -1,4 +1,4 @@
-"""Hydra's own grammar for values and sweeps, through its public parser."""
+"""Parse values and sweeps in Hydra's grammar, by its public parser."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GRAMMAR = "choice(a, b), range(1, 9, 2), interval(0.0, 0.3) or tag(log, interval
 
 
 def parse(text: Any) -> Any:
-    """A value, a list, or one of Hydra's sweeps.
+    """Parse a value, a list, or one of Hydra's sweeps.
 
     Raises:
         HydraException: `text` is none of them.
@@ -21,7 +21,7 @@ def parse(text: Any) -> Any:
 
 
 def plain(option: Any) -> Any:
-    """Without Hydra's own types, at any depth; a mapping's keys are text."""
+    """Replace Hydra's own types by plain ones, at any depth; a mapping's keys become text."""
     if isinstance(option, QuotedString):
         return option.text
     if isinstance(option, Mapping):

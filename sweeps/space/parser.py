@@ -1,4 +1,4 @@
-"""The search space as it is written: Hydra's sweep grammar read into dimensions, and checked.
+"""Read a search space, written in Hydra's sweep grammar, into dimensions, and check it.
 
 Hydra's parser accepts reversed intervals, nan and doubled choices in silence, so all that is
 checked here; every problem of a space is found in one pass.
@@ -89,7 +89,7 @@ def _read(name: str, sweep: Any, found: list[str]) -> Dimension | None:
 
 
 def _parse(expression: Any, found: list[str]) -> Any:
-    """A list of options or one of Hydra's sweeps; None, and `found` longer, where it is neither."""
+    """A list of options or one of Hydra's sweeps; None, and `found` longer, if it is neither."""
     if isinstance(expression, Sequence) and not isinstance(expression, str):
         return list(expression)
     try:
@@ -139,7 +139,7 @@ def _mapping_faults(mappings: Sequence[Mapping[str, Any]], count: int) -> Iterab
 
 
 def _doubled(options: Sequence[Any]) -> list[str]:
-    """What is there more than once. 1, 1.0 and true are one value to Optuna."""
+    """The options that are listed more than once; 1, 1.0 and true are one value to Optuna."""
     seen: dict[Any, None] = {}
     doubled: dict[str, None] = {}
     for option in options:
@@ -170,7 +170,7 @@ def _range(name: str, sweep: RangeSweep, found: list[str]) -> Choice | None:
 
 
 def _tidy(number: float) -> float:
-    """0.3 for 0.1 + 0.2: a range's values as one would write them."""
+    """Round a range's value as a person would write it: 0.3 for 0.1 + 0.2."""
     return number if isinstance(number, int) else float(f"{number:.12g}")
 
 

@@ -37,7 +37,7 @@ class Interval:
 
     @property
     def labels(self) -> Sequence[Label] | None:
-        """Every value, where they can be counted."""
+        """Every value, if they can be counted."""
         return range(int(self.low), int(self.high) + 1) if self.integer else None
 
 
@@ -46,7 +46,7 @@ Dimension = Choice | Interval
 
 @dataclass(frozen=True)
 class Condition:
-    """Holds where config key `key` has one of `values`."""
+    """Holds if config key `key` has one of `values`."""
 
     key: str
     values: tuple[Any, ...]
@@ -109,7 +109,7 @@ class Space:
         yield from self._grid(0, {})
 
     def size(self, limit: int = 10_000) -> int | None:
-        """How many different configs there are; None where that is more than `limit`."""
+        """How many different configs there are; None if more than `limit`."""
         if self.is_continuous:
             return None
         count = 0
@@ -141,7 +141,7 @@ class Space:
 
 
 def label(option: Any) -> Label:
-    """How Optuna and the ledger name an option: itself, or compact JSON where it has parts."""
+    """How Optuna and the ledger name an option: itself, or compact JSON if it has parts."""
     if option is None or isinstance(option, bool | int | float | str):
         return option
     return json.dumps(option, separators=(",", ":"))
