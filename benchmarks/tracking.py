@@ -74,7 +74,7 @@ class Server:
 
     def __init__(self, way: str, run_dir: Path) -> None:
         sys.path.insert(0, str(ROOT / "tests"))
-        from wandb_stub import WandbStub
+        from support.wandb_stub import WandbStub
 
         at_once = {"refuses": "refuse", "hangs": "hang"}
         self._stub = WandbStub(at_once.get(way, "ok"))

@@ -32,7 +32,7 @@ from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, asks_cluster, guess_device
 from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
 from orchestrator.config.imports import unneeded
-from orchestrator.config.preflight import Findings, check_place, step_line, tracking_line
+from orchestrator.config.preflight import Findings, check_place, step_line
 from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
 from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
@@ -43,6 +43,7 @@ from orchestrator.terminal.format import show
 from orchestrator.terminal.live_table import Display
 from orchestrator.terminal.progress import read_progress
 from orchestrator.terminal.summary import summary
+from orchestrator.tracking.tracker import TrackerProcess, look_for_server
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
@@ -176,9 +177,7 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         begun = folder.ledger.exists() and not spec.accept_changes
         past = read_history(folder.ledger) if begun else History()
         place = folder if begun else RunFolder(Path(scratch))
-        os.environ.setdefault("WANDB_DATA_DIR", scratch)
-        os.environ.setdefault("WANDB_CACHE_DIR", scratch)
-        tracking = Background(lambda: tracking_line(spec.tracking))
+        tracking = Background(lambda: look_for_server(spec.tracking))
         findings = Findings()
         with findings.part():
             check_place(folder.root)
@@ -237,14 +236,13 @@ class Driver:
             direction=spec.sweep.direction,
         )
         self._tail = Tail(folder.ledger)
-        self._rows: dict[str, Tail] = {}
         self._signals = signals
         self._copies = copies
         self._display = Display(folder, spec.public)
         self._attempts = 0  # before this one
         self._is_broken = False
         self._coordinator: Any = None
-        self._tracker: Any = None
+        self._tracker: TrackerProcess  # from the first worker on
 
     def run(self) -> int:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
@@ -328,20 +326,18 @@ class Driver:
     ) -> int:
         import ray
 
-        from orchestrator.tracking.tracker import Tracker
         from orchestrator.workers.worker_config import WorkerConfig
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
         step = ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
         self._begin(ready, step)
-        self._tracker = Tracker(
+        self._tracker = TrackerProcess(
             self._spec.tracking,
             self._folder,
             sweep_name=self._folder.root.name,
             public=self._spec.public,
         )
-        self._tracker.begin()
         self._display.say(f"{engine.why}; {placement.where}")
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
@@ -460,7 +456,7 @@ class Driver:
         self._follow()
 
     def _follow(self) -> None:
-        """Pass on what the ledger and the trials' metrics say since the last look."""
+        """Pass on what the ledger says since the last look."""
         for news in (self._tracker.news, self._copies.news if self._copies else str):
             if line := news():
                 self._display.say(line)
@@ -470,17 +466,6 @@ class Driver:
             self._history.apply(event)
             if event["event"] == "attempt" and self._history.attempts > self._attempts:
                 self._tell_step(event.get("rehearsal") or {})
-            self._tracker.on_event(event)
-            if event["event"] == "start":
-                self._rows.setdefault(event["trial"], Tail(self._folder.metrics(event["trial"])))
-        for key, tail in self._rows.items():
-            for row in tail.read():
-                self._tracker.on_metrics(key, row)
-        self._rows = {
-            key: tail
-            for key, tail in self._rows.items()
-            if not self._history.trials[key].state.is_finished()
-        }
         self._display.update(self._history, read_progress(self._folder, self._history))
 
     def _tell_step(self, found: Mapping[str, Any]) -> None:
@@ -493,7 +478,6 @@ class Driver:
         self._coordinator.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
-        import os
 
         self._display.close()
         print(self._go_on(), flush=True)
@@ -518,7 +502,7 @@ class Driver:
         stop: Stop | None = books["stop"]
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
-        lines = self._tracker.finish({}, _TRACKING_END_S)
+        lines = self._tracker.finish(_TRACKING_END_S)
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(books["importance"] or {}, [*notes, *lines], proof_error)
@@ -530,7 +514,7 @@ class Driver:
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """No step could be trained, so there is no sweep."""
-        self._tracker.finish({}, _TRACKING_END_S)
+        self._tracker.finish(_TRACKING_END_S)
         where = ""
         if traceback:
             write_text(self._folder.refusal, traceback)

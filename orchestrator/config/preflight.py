@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.config.spec import Spec, TrackingSpec, TrainSpec
+from sweeps.config.spec import Spec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 
 if TYPE_CHECKING:
@@ -132,22 +132,6 @@ def step_line(found: Mapping[str, Any]) -> str:
         f"evaluation and checkpoint: {found['seconds']:.1f} s, at most {size(found['peak_mb'])} "
         f"of memory, {size(found['checkpoint_mb'])} a checkpoint{halved}{fitting}"
     )
-
-
-def tracking_line(tracking: TrackingSpec) -> str:
-    """Whether W&B can be reached; takes a few seconds at most, and never fails."""
-    from orchestrator.tracking.wandb_login import find_link, is_off
-    from orchestrator.tracking.wandb_process import tear_down
-
-    if is_off(tracking):
-        return "W&B: off"
-    try:
-        link = find_link(tracking)
-    except Exception as error:
-        return f"W&B: off: {type(error).__name__}: {error}"
-    finally:
-        tear_down()
-    return f"W&B: online, {link.page}" if link.online else f"W&B: offline ({link.why})"
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -1,1 +1,1 @@
-"""W&B: what is sent, when, and that no tracker can slow a trial."""
+"""Tracking in a process of its own, which reads a sweep's files: it cannot slow or stop a trial."""

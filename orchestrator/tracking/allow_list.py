@@ -24,7 +24,7 @@ def trial_config(public: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
         values: searched config keys, and what this trial sets them to.
     """
     config = _as_dict(public)
-    for key, value in _single_keys(values).items():
+    for key, value in values.items():
         _set(config, key.split("."), value)
     sweep = config.get("sweep")
     shown = {
@@ -74,17 +74,6 @@ def _only(section: object, names: frozenset[str]) -> dict[str, Any]:
     if not isinstance(section, Mapping):
         return {}
     return {name: value for name, value in section.items() if name in names}
-
-
-def _single_keys(values: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry a config key: a choice may set several together."""
-    single: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value and all("." in str(name) for name in value):
-            single.update(value)
-        else:
-            single[key] = value
-    return single
 
 
 def _as_dict(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,48 +1,142 @@
-"""Weights & Biases, from the driver only, and never in the way of training.
+"""The interface of a tracker, and the process that it runs in, as the driver sees it.
 
-The driver hands over ledger events and training rows and goes on at once; everything that can wait
-for a server happens on one background thread. Workers need neither key nor internet.
+The process reads the ledger and the trials' metrics files, as `status` does. Neither the driver nor
+a worker hands it anything, so nothing that it waits for can delay them.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import shlex
+import pickle
+import subprocess
+import sys
+import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
 
-from orchestrator.tracking.inbox import Inbox
-from orchestrator.tracking.wandb_login import Link, find_link, is_off
-from orchestrator.tracking.wandb_process import WandbService, tear_down
-from orchestrator.tracking.wandb_runs import SweepRuns
+import psutil
+
 from sweeps.config.spec import TrackingSpec
-from sweeps.core.secrets import scrub
-from sweeps.ledger.ledger import Event, Tail
+from sweeps.ledger.ledger import Event
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = 10_000  # that wait for the background thread: a few MB
-START_S = 10.0
-_TICK_S = 0.5
-_RESERVE_S = 4.0  # of the time to finish: to leave a hanging server and sum up on disk
-_MOST_FAILURES = 5
-_LAST_S = 2.0  # for the thread to end after wandb-core was killed
+_COMMAND = (sys.executable, "-m", "orchestrator.tracking.follower")
+_LOOK_S = 30.0  # for `look_for_server`: imports, and a server that does not answer
+_KILL_S = 1.0  # for killed processes to end
 
 
-class Tracker:
-    """Tracks one sweep; every method returns soon and none raises.
+class Tracker(Protocol):
+    """A service that shows sweeps. Its methods may wait and may raise; one thread calls them.
 
-    Args:
-        folder: the run folder; W&B's files go to its `wandb` folder, and its ledger says what was
-            tracked before.
-        sweep_name: the group of the trials' runs.
-        public: the whole resolved config; `allow_list` says which part is sent.
+    `follower.main` creates it, from a `Job`; another service is another such class.
+
+    Attributes:
+        name: begins each of its lines.
+        package: what pip installs for it.
     """
+
+    name: str
+    package: str
+
+    def connect(self, past: Iterable[Event]) -> str:
+        """Look for the server; returns one line for the user.
+
+        Args:
+            past: the ledger's events of earlier drivers, which were tracked by them.
+
+        Raises:
+            ImportError: the service's package is not installed.
+        """
+        ...
+
+    def on_event(self, event: Event) -> None:
+        """Follow a ledger event."""
+        ...
+
+    def on_row(self, key: str, row: Mapping[str, Any]) -> None:
+        """Log a row of a trial's metrics file: `step`, and numbers under SFTTrainer's names."""
+        ...
+
+    def tick(self) -> None:
+        """Do what is due; called several times a second."""
+        ...
+
+    def close(self, timeout_s: float) -> None:
+        """End all runs, in about `timeout_s`."""
+        ...
+
+    def last_lines(self, *, cut_short: bool) -> list[str]:
+        """Lines for the summary: where the runs are, how to upload what was not.
+
+        Args:
+            cut_short: `close` did not come to its end.
+        """
+        ...
+
+    def leave(self) -> None:
+        """End the service's own processes; called last."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long a tracker waits, in seconds."""
+
+    probe_s: float = 3.0  # for the server to say who we are
+    init_s: float = 10.0  # for the server to accept a run
+    finish_s: float = 10.0  # for the rest of a run to be uploaded
+    linger_s: float = 5.0  # for a trial's last rows, which may be read after its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the process is to track.
+
+    Attributes:
+        root: the run folder. The tracker's files go to its `wandb` folder.
+        sweep_name: the group of the trials' runs.
+        public: the whole resolved config without secrets; `allow_list` says which part is sent.
+        tracked: file -> bytes that were there before, and were tracked by an earlier driver.
+        only_look: connect, say what came of it, and end.
+    """
+
+    tracking: TrackingSpec
+    root: Path
+    sweep_name: str = ""
+    public: Mapping[str, Any] = field(default_factory=dict)
+    tracked: Mapping[Path, int] = field(default_factory=dict)
+    patience: Patience = Patience()
+    only_look: bool = False
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(self.root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """From the process to the driver.
+
+    Attributes:
+        text: a line for the user now; may be empty.
+        last_lines: what the summary says if no later message comes.
+    """
+
+    text: str = ""
+    is_warning: bool = False
+    last_lines: Sequence[str] = ()
+
+
+class TrackerProcess:
+    """Tracks one sweep in a process of its own. No method waits but `finish`, and none raises."""
 
     def __init__(
         self,
@@ -51,185 +145,123 @@ class Tracker:
         *,
         sweep_name: str,
         public: Mapping[str, Any],
+        patience: Patience = Patience(),
     ) -> None:
-        self._tracking = tracking
-        self._folder = folder
-        self._sweep_name = sweep_name
-        self._public = public
-        self._past: list[Event] = []
-        self._inbox: Inbox[Callable[[], None]] = Inbox(MOST_ROWS)
-        self._thread: threading.Thread | None = None
-        self._decided = threading.Event()
-        self._link = Link(online=False)
-        self._service: WandbService | None = None
-        self._runs: SweepRuns | None = None
-        self._stopping = False
-        self._failures: list[str] = []
-        self._trouble = ""  # why tracking was given up
-        self._told_dropped = False
-        self._told_link = False
-
-    def begin(self) -> None:
-        """Start looking for a server, in the background; `news` says what came of it."""
-        if is_off(self._tracking) or self._thread is not None:
+        self._messages: deque[Message] = deque()
+        self._last_lines: Sequence[str] = ()
+        self._process: subprocess.Popen[bytes] | None = None
+        if is_off(tracking):
+            self._messages.append(Message(text="W&B: off"))
             return
-        # Read here: what the driver appends from now on comes as events.
-        self._past = list(Tail(self._folder.ledger).read())
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
-        self._thread.start()
+        job = Job(
+            tracking=tracking,
+            root=folder.root,
+            sweep_name=sweep_name,
+            public=public,
+            tracked=_sizes(folder),
+            patience=patience,
+        )
+        # A session of its own: Ctrl-C is for the driver. It ends when its stdin does.
+        self._process = subprocess.Popen(
+            _COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
+        self._reader.start()
+        _send(self._process, job)
 
     def news(self) -> str | None:
-        """Whether it is online or offline, in one line; once, when it is known. Never waits."""
-        if self._told_link or not (self._thread is None or self._decided.is_set()):
-            return None
-        self._told_link = True
-        return self._line()
+        """The next line for the user, if there is one; warnings are logged."""
+        while self._messages:
+            message = self._messages.popleft()
+            self._last_lines = message.last_lines
+            if message.is_warning:
+                log.warning("%s", message.text)
+            elif message.text:
+                return message.text
+        return None
 
-    def start(self) -> str:
-        """`begin`, and wait `START_S` at most for the news."""
-        self.begin()
-        self._told_link = True
-        if self._thread is not None and not self._decided.wait(START_S):
-            return f"W&B: still looking for a server; its files go to {self._folder.tracking}"
-        return self._line()
-
-    def _line(self) -> str:
-        if self._thread is None:
-            return "W&B: off"
-        if self._trouble:
-            return f"W&B: off: {self._trouble}"
-        if self._link.online:
-            return f"W&B: online, {self._link.page} (group {self._sweep_name})"
-        return f"W&B: offline ({self._link.why}); {self._how_to_sync()}"
-
-    def on_event(self, event: Event) -> None:
-        """Follow any ledger event."""
-        if self._takes():
-            self._inbox.put(partial(self._follow, event))
-
-    def on_metrics(self, key: str, row: Mapping[str, Any]) -> None:
-        """Log a row of a trial's training: `step`, and numbers under SFTTrainer's names."""
-        if self._takes():
-            self._inbox.put_row(partial(self._log_row, key, dict(row)))
-            if self._inbox.dropped and not self._told_dropped:
-                self._told_dropped = True
-                log.warning("W&B is slow: training rows are dropped, evaluations are kept")
-
-    def finish(self, summary: Mapping[str, Any] | None, timeout_s: float) -> list[str]:
-        """End all runs within `timeout_s` (a few seconds more where the server hangs).
-
-        Args:
-            summary: numbers and words to add to the sweep's own run.
-
-        Returns:
-            Lines for the user: where the runs are, and how to upload what was not.
-        """
-        thread = self._thread
-        if thread is None or self._stopping:
+    def finish(self, timeout_s: float) -> list[str]:
+        """Have all runs ended; the process is killed after `timeout_s`. Lines for the summary."""
+        process, self._process = self._process, None
+        if process is None:
             return []
-        close_by = time.monotonic() + timeout_s - _RESERVE_S
-        self._inbox.put(partial(self._stop, dict(summary or {}), close_by))
-        self._stopping = True
-        thread.join(timeout_s)
-        cut_short = thread.is_alive()
-        if cut_short and self._service is not None:
-            self._service.abandon()
-            thread.join(_LAST_S)
-        return self._last_lines(cut_short=cut_short)
-
-    def _takes(self) -> bool:
-        return self._thread is not None and not self._stopping and not self._trouble
-
-    def _work(self) -> None:
-        """The background thread: everything that may wait for a server."""
+        _send(process, timeout_s)
+        died = []
         try:
-            self._connect()
-        except ImportError:
-            self._trouble = "wandb is not installed (pip install wandb)"
-        except Exception as error:
-            tear_down()
-            self._trouble = scrub(f"{type(error).__name__}: {error}".splitlines()[0])
-        self._decided.set()
-        while self._runs is not None and not self._trouble:
-            act = self._inbox.take(_TICK_S)
-            try:
-                if act is not None:
-                    act()
-                if self._runs is not None:
-                    self._runs.close_ended()
-            except Exception as error:
-                self._note_failure(error)
-        if self._service is not None:
-            tear_down()
+            if code := process.wait(timeout_s):
+                died = [f"W&B: tracking stopped early: its process ended with code {code}"]
+        except subprocess.TimeoutExpired:
+            _kill_tree(process)
+        self._reader.join(_KILL_S)
+        while self.news() is not None:
+            pass
+        return [*died, *self._last_lines]
 
-    def _connect(self) -> None:
-        # Tables wait here for `wandb sync`; in the home folder they would outlive the sweep.
-        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder.tracking))
-        os.environ.setdefault("WANDB_CACHE_DIR", str(self._folder.tracking / "cache"))
-        self._link = find_link(self._tracking)
-        self._service = WandbService(
-            self._tracking,
-            self._folder.root,
-            group=self._sweep_name,
-            online=self._link.online,
-        )
-        self._runs = SweepRuns(
-            self._service,
-            self._folder,
-            self._past,
-            sweep_name=self._sweep_name,
-            public=self._public,
-            trouble=self._link.trouble,
-        )
+    def _read(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout is not None
+        with suppress(EOFError, pickle.UnpicklingError):
+            while True:
+                self._messages.append(pickle.load(process.stdout))
 
-    def _follow(self, event: Event) -> None:
-        assert self._runs is not None
-        self._runs.on_event(event)
 
-    def _log_row(self, key: str, row: Mapping[str, Any]) -> None:
-        assert self._runs is not None
-        self._runs.on_row(key, row)
-
-    def _stop(self, summary: Mapping[str, Any], close_by: float) -> None:
-        assert self._runs is not None
-        runs, self._runs = self._runs, None  # leaves the loop, also where this fails
-        runs.close_all(summary, timeout_s=max(1.0, close_by - time.monotonic()))
-
-    def _note_failure(self, error: Exception) -> None:
-        """One event that cannot be tracked is passed over; after several, tracking stops."""
-        log.debug("tracking", exc_info=error)
-        if self._service is not None and self._service.abandoned:
-            self._runs = None  # leaves the loop; the last lines say what to do
-            return
-        self._failures.append(scrub(f"{type(error).__name__}: {error}".splitlines()[0]))
-        if len(self._failures) == 1:
-            log.warning("W&B: something could not be tracked: %s", self._failures[0])
-        if len(self._failures) >= _MOST_FAILURES:
-            self._trouble = self._failures[-1]
-            log.warning("W&B: tracking stops, training goes on. %s", self._trouble)
-
-    def _how_to_sync(self) -> str:
-        return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
-
-    def _quoted_folder(self) -> str:
-        return shlex.quote(str(self._folder.tracking))
-
-    def _last_lines(self, *, cut_short: bool) -> list[str]:
-        lines = []
-        if self._inbox.dropped:
-            lines.append(f"W&B: {self._inbox.dropped} training rows were dropped: it was too slow")
-        if self._trouble:
-            lines.append(f"W&B: tracking stopped early: {self._trouble}")
-        elif self._failures:
-            lines.append(f"W&B: not everything was tracked: {self._failures[0]}")
-        unsent = self._service is not None and bool(self._service.unsent)
-        if unsent or (cut_short and self._link.online):
-            lines.append(
-                "W&B: not everything was uploaded, but all of it is on disk; to upload it: "
-                f"wandb sync --include-online {self._quoted_folder()}/*run-*"
+def look_for_server(tracking: TrackingSpec) -> str:
+    """Whether the server can be used, in one line; takes some seconds at most, and never fails."""
+    if is_off(tracking):
+        return "W&B: off"
+    with tempfile.TemporaryDirectory() as scratch:
+        job = Job(tracking=tracking, root=Path(scratch), only_look=True)
+        try:
+            done = subprocess.run(
+                _COMMAND, input=pickle.dumps(job), capture_output=True, timeout=_LOOK_S, check=True
             )
-        elif self._link.online:
-            lines.append(f"W&B: {self._link.page} (group {self._sweep_name})")
-        elif self._service is not None:
-            lines.append(f"W&B: offline; {self._how_to_sync()}")
-        return lines
+        except (OSError, subprocess.SubprocessError) as error:
+            return f"W&B: off: {type(error).__name__}: {error}"
+    message: Message = pickle.loads(done.stdout)
+    return message.text
+
+
+def is_off(tracking: TrackingSpec) -> bool:
+    """Whether nothing shall be tracked."""
+    return mode_of(tracking) in ("off", "disabled")
+
+
+def mode_of(tracking: TrackingSpec) -> str:
+    """The configured mode; W&B's own variable decides if that is auto."""
+    if tracking.mode != "auto":
+        return tracking.mode
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    return {"dryrun": "offline"}.get(mode, mode)
+
+
+def _sizes(folder: RunFolder) -> dict[Path, int]:
+    """The ledger and the metrics files that are there, and their sizes in bytes."""
+    found = [folder.ledger, *folder.trials.glob("*/metrics.jsonl")]
+    return {path: path.stat().st_size for path in found if path.exists()}
+
+
+def _send(process: subprocess.Popen[bytes], value: object) -> None:
+    assert process.stdin is not None
+    with suppress(OSError):  # the process has ended
+        pickle.dump(value, process.stdin)
+        process.stdin.flush()
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process and its descendants: wandb-core has a session of its own."""
+    with suppress(psutil.NoSuchProcess):
+        killed = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        kill(killed)
+    process.wait()
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes, and wait for their end."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=_KILL_S)

@@ -72,15 +72,6 @@ def ranking_table(history: History) -> tuple[list[str | int], list[list[object]]
     return [*shown, *keys], rows
 
 
-def summary_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What may be shown of a summary: numbers, words, and mappings of them."""
-    return {
-        key: clean(key, value)
-        for key, value in summary.items()
-        if isinstance(value, int | float | str | Mapping)
-    }
-
-
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value

@@ -1,24 +1,26 @@
-"""A sweep's runs in W&B: one a trial, and one that sums the sweep up. Lives on one thread."""
+"""The tracker for W&B: one run for each trial, and one that sums the sweep up."""
 
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking import wandb_metrics
 from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
+from orchestrator.tracking.tracker import Job
+from orchestrator.tracking.wandb_login import Link, UnusableError, find_link
 from orchestrator.tracking.wandb_metrics import chart_values
-from orchestrator.tracking.wandb_process import FINISH_S, WandbService
+from orchestrator.tracking.wandb_process import WandbProcess, tear_down
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import Report, State, fingerprint
 from sweeps.ledger.history import History, Record
 from sweeps.ledger.ledger import Event
 from sweeps.results.ranking import best
-from sweeps.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -26,62 +28,49 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP = "optimizer_step"
-LINGER_S = 5.0  # a trial's last rows may be read after its end was told
 _SWEEP = "sweep"  # among the trial keys: the run of the sweep itself
 _MOST_LETTERS = 128  # of a name
 _SUCCESS = (State.COMPLETED, State.PRUNED)
 _INTERRUPTED = 130  # exit code
-_CLOSE_S = FINISH_S + 2.0
+_MORE_S = 2.0  # for a run to close, beyond what wandb may take for it
 _LOOK_EVERY_S = 20.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ending:
-    """A run that is over, and stays open a little for late rows."""
+class WandbRuns:
+    """Turns ledger events and training rows into W&B runs; a `Tracker`."""
 
-    at: float  # time.monotonic
-    exit_code: int
+    name = "W&B"
+    package = "wandb"
 
-
-class SweepRuns:
-    """Turns ledger events and training rows into W&B runs.
-
-    Args:
-        past: what the ledger holds already. It was tracked by the driver before, so it only says
-            what the trials are; an event among it that is given again is passed over.
-        trouble: asks the server; what is wrong with it now, or nothing.
-    """
-
-    def __init__(
-        self,
-        service: WandbService,
-        folder: RunFolder,
-        past: Iterable[Event],
-        *,
-        sweep_name: str,
-        public: Mapping[str, Any],
-        trouble: Callable[[], str] = lambda: "",
-    ) -> None:
-        self.service = service
-        self._trouble = trouble
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._link = Link(why="not asked yet")
+        self._wandb = WandbProcess(job)
         self._looked = -_LOOK_EVERY_S
-        self._folder = folder
-        self._sweep_name = sweep_name
-        self._public = public
         self._history = History()
         self._identity = ""
         self._open: dict[str, Run] = {}
-        self._endings: dict[str, Ending] = {}
+        self._endings: dict[str, tuple[float, int]] = {}  # trial -> time.monotonic, exit code
         self._from_step: dict[str, int] = {}  # of the trials that started under this driver
-        self._known: set[tuple[object, ...]] = set()
+
+    def connect(self, past: Iterable[Event]) -> str:
+        """Look for the server; see `Tracker.connect`."""
+        tracking = self._job.folder.tracking
+        # Tables wait here for `wandb sync`; in the home folder they would outlive the sweep.
+        os.environ.setdefault("WANDB_DATA_DIR", str(tracking))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(tracking / "cache"))
+        self._link = find_link(self._job.tracking, self._job.patience.probe_s)
+        if self._job.only_look:
+            return self._link.line
+        self._wandb.online = self._link.online
         for event in past:
-            self._known.add(_mark(event))
             self._fold(event)
+        if self._link.online:
+            return f"{self._link.line} (group {self._job.sweep_name})"
+        return f"{self._link.line}; {self._how_to_sync()}"
 
     def on_event(self, event: Event) -> None:
         """Follow one ledger event."""
-        if _mark(event) in self._known:
-            return
         self._fold(event)
         follow = getattr(self, f"_on_{event['event']}", None)
         if follow is not None:
@@ -99,25 +88,48 @@ class SweepRuns:
             values[STEP] = step
         self._with_run(key, lambda run: run.log(values))
 
-    def close_ended(self) -> None:
+    def tick(self) -> None:
         """Close the runs whose trials ended some time ago."""
-        now = time.monotonic()
-        due = [key for key, ending in self._endings.items() if now - ending.at >= LINGER_S]
-        self._close({key: self._endings.pop(key).exit_code for key in due}, _CLOSE_S)
+        latest = time.monotonic() - self._job.patience.linger_s
+        due = [key for key, (ended, _) in self._endings.items() if ended <= latest]
+        codes = {key: self._endings.pop(key)[1] for key in due}
+        self._close(codes, self._job.patience.finish_s + _MORE_S)
 
-    def close_all(self, summary: Mapping[str, Any], timeout_s: float) -> None:
+    def close(self, timeout_s: float) -> None:
         """Close every trial's run, then the sweep's with its table."""
+        until = time.monotonic() + timeout_s
         self._look()
         codes = {key: _INTERRUPTED for key in self._open if key != _SWEEP}
-        codes |= {key: ending.exit_code for key, ending in self._endings.items()}
+        codes |= {key: code for key, (_, code) in self._endings.items()}
         self._endings.clear()
-        self._close(codes, timeout_s)
+        self._close(codes, max(1.0, until - time.monotonic()))
         if not self._history.trials:
             return
-        self._with_run(_SWEEP, lambda run: self._sum_up(run, summary))
+        self._with_run(_SWEEP, self._sum_up)
         records = self._history.trials.values()
         finished = all(record.state.is_finished() for record in records)
         self._close({_SWEEP: 0 if finished else _INTERRUPTED}, timeout_s)
+
+    def last_lines(self, *, cut_short: bool) -> list[str]:
+        """Where the runs are, and how to upload what was not."""
+        if self._wandb.unsent or (cut_short and self._link.online):
+            return [
+                "W&B: not everything was uploaded, but all of it is on disk; to upload it: "
+                f"wandb sync --include-online {self._quoted_folder()}/*run-*"
+            ]
+        if self._link.online:
+            return [f"W&B: {self._link.page} (group {self._job.sweep_name})"]
+        return [f"W&B: offline; {self._how_to_sync()}"]
+
+    def leave(self) -> None:
+        """End wandb-core."""
+        tear_down()
+
+    def _how_to_sync(self) -> str:
+        return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
+
+    def _quoted_folder(self) -> str:
+        return shlex.quote(str(self._job.folder.tracking))
 
     def _fold(self, event: Event) -> None:
         self._history.apply(event)
@@ -146,20 +158,22 @@ class SweepRuns:
         shown = wandb_metrics.outcome(self._history, record)
         self._with_run(record.key, lambda run: run.summary.update(shown))
         code = 0 if record.state in _SUCCESS else 1
-        self._endings[record.key] = Ending(at=time.monotonic(), exit_code=code)
+        self._endings[record.key] = time.monotonic(), code
         self._with_run(_SWEEP, lambda run: run.log(wandb_metrics.progress(self._history)))
         if not self._history.unfinished():  # while the best is proven there is time for it
             self._look()
 
     def _look(self) -> None:
-        """See that the server is there before runs are closed: a silent one is waited for long."""
-        if not self.service.online or time.monotonic() - self._looked < _LOOK_EVERY_S:
+        """Check that the server is there before runs are closed: closing waits for it long."""
+        if not self._wandb.online or time.monotonic() - self._looked < _LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
-        if trouble := self._trouble():
-            self._go_offline(trouble)
+        try:
+            self._link.check()
+        except UnusableError as error:
+            self._go_offline(str(error))
 
-    def _sum_up(self, run: Run, summary: Mapping[str, Any]) -> None:
+    def _sum_up(self, run: Run) -> None:
         import wandb
 
         columns, rows = wandb_metrics.ranking_table(self._history)
@@ -169,14 +183,14 @@ class SweepRuns:
         top = best(self._history)
         if top is not None:
             shown["best_trial"] = {"name": self._name(top.record), "key": top.record.key}
-        run.summary.update(shown | wandb_metrics.summary_values(summary))
+        run.summary.update(shown)
 
     def _with_run(self, key: str, act: Callable[[Run], object]) -> None:
-        """Do it with the run of a trial; where the server fails, once more with a run on disk."""
+        """Call `act` with the run of a trial; if the server fails, again with a run on disk."""
         try:
             act(self._run(key))
         except Exception as error:
-            if not self.service.online:
+            if not self._wandb.online:
                 raise
             self._go_offline(str(error).strip() or type(error).__name__)
             act(self._run(key))
@@ -188,14 +202,14 @@ class SweepRuns:
 
     def _begin(self, key: str) -> Run:
         if key == _SWEEP:
-            name, axis = self._sweep_name, "trials_ended"
-            config = sweep_config(self._public)
+            name, axis = self._job.sweep_name, "trials_ended"
+            config = sweep_config(self._job.public)
         else:
             record = self._history.trials[key]
             name, axis = self._name(record), STEP
-            config = trial_config(self._public, record.values)
+            config = trial_config(self._job.public, record.values)
             config |= {"seed": record.seed, "trial": {"number": record.number, "key": key}}
-        run = self.service.open(
+        run = self._wandb.open(
             f"{self._sweep_identity()}-{key}",
             name=name[:_MOST_LETTERS],
             job_type="sweep" if key == _SWEEP else "trial",
@@ -205,7 +219,7 @@ class SweepRuns:
         return run
 
     def _name(self, record: Record) -> str:
-        repeated = (self._public.get("sweep") or {}).get("repeats", 1) > 1
+        repeated = (self._job.public.get("sweep") or {}).get("repeats", 1) > 1
         name = str(clean("", trial_name(record.values)))
         return f"{name} seed={record.seed}" if repeated else name
 
@@ -216,26 +230,21 @@ class SweepRuns:
         """
         if not self._identity:
             began = self._history.began
-            origin = began if began is not None else str(self._folder.root.resolve())
-            self._identity = fingerprint([self._history.name or self._sweep_name, origin], 8)
+            origin = began if began is not None else str(self._job.folder.root.resolve())
+            self._identity = fingerprint([self._history.name or self._job.sweep_name, origin], 8)
         return self._identity
 
     def _close(self, codes: Mapping[str, int], timeout_s: float) -> None:
-        """Close runs with these exit codes. Where the server does not keep up, leave it alone."""
+        """Close runs with these exit codes. If the server does not keep up, leave it alone."""
         runs = [(self._open.pop(key), code) for key, code in codes.items() if key in self._open]
-        if not runs or self.service.close(runs, timeout_s):
+        if not runs or self._wandb.close(runs, timeout_s):
             return
-        if not self.service.online:
+        if not self._wandb.online:
             raise RuntimeError("wandb-core ended before the runs were closed")
         self._go_offline("the server does not take the runs in time")
 
     def _go_offline(self, reason: str) -> None:
         first_line = scrub(reason).splitlines()[0]
-        log.warning("W&B: %s. Going on offline, in %s", first_line, self._folder.tracking)
-        self.service.go_offline()
+        log.warning("W&B: %s. Going on offline, in %s", first_line, self._job.folder.tracking)
+        self._wandb.go_offline()
         self._open.clear()
-
-
-def _mark(event: Mapping[str, Any]) -> tuple[object, ...]:
-    """Tells one ledger event from all others."""
-    return tuple(event.get(name) for name in ("event", "time", "trial", "attempt", "index", "step"))

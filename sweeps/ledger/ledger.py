@@ -171,19 +171,19 @@ def parse(line: bytes) -> Event | None:
 class Tail:
     """Reads what another process appends to a JSON-lines file; complete lines only."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self.path = path
-        self._offset = 0
+        self.offset = offset  # bytes read so far
 
     def read(self) -> Iterator[Event]:
         """The lines that were completed since the last call; unreadable ones are passed over."""
         try:
             with open(self.path, "rb") as file:
-                file.seek(self._offset)
+                file.seek(self.offset)
                 for line in file:
                     if not line.endswith(b"\n"):
                         return
-                    self._offset += len(line)
+                    self.offset += len(line)
                     try:
                         value = json.loads(line)
                     except ValueError:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 from support.wandb_stub import Manner, StubRun, WandbStub
 
-from orchestrator.tracking import wandb_login, wandb_process
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.tracker import Patience, TrackerProcess
 from sweeps.config.spec import TrackingSpec
-from sweeps.ledger.ledger import Event, Ledger
+from sweeps.ledger.ledger import Ledger
 from sweeps.storage.run_folder import RunFolder
 
 CANARY = "canary0123456789canary0123456789canary0123456789"
@@ -43,9 +42,10 @@ PUBLIC: dict[str, Any] = {
 
 
 class Driver:
-    """Does what the driver does: appends to the ledger, and hands the tracker each event."""
+    """Starts the tracker as the driver does, and writes the sweep's files as the Coordinator does."""
 
     living: ClassVar[list[Driver]] = []
+    patience: ClassVar[Patience] = Patience()
 
     def __init__(self, root: Path, mode: str = "auto", public: Mapping[str, Any] = PUBLIC) -> None:
         self.folder = RunFolder(root)
@@ -56,29 +56,39 @@ class Driver:
             self.ledger.append("sweep", name="lr_grid", spec=dict(public))
         self._took_s: list[float] = []
         spec = TrackingSpec(mode=mode, project="demo", tags=("nightly",))  # type: ignore[arg-type]
-        self.tracker = Tracker(spec, self.folder, sweep_name="lr_grid", public=public)
+        began = time.monotonic()
+        self.tracker = TrackerProcess(
+            spec, self.folder, sweep_name="lr_grid", public=public, patience=self.patience
+        )
+        self._started_s = time.monotonic() - began
         self.living.append(self)
-        self.line = self.tracker.start()
+        lines: list[str] = []
+        wait_for(lambda: bool(lines.extend(filter(None, [self.tracker.news()])) or lines))
+        self.line = lines[0]
         self.tell("attempt", number=1)
 
-    def tell(self, event: str, **fields: Any) -> Event:
-        line = self.ledger.append(event, **fields)
+    def tell(self, event: str, **fields: Any) -> None:
+        self.ledger.append(event, **fields)
+        self._look()
+
+    def _look(self) -> None:
+        """The one thing that the driver does while trials run."""
         began = time.monotonic()
-        self.tracker.on_event(line)
+        self.tracker.news()
         self._took_s.append(time.monotonic() - began)
-        return line
 
     def was_never_delayed(self) -> bool:
         """Whether each call returned at once; a busy machine's scheduler may hold up one or two."""
         ordered = [0.0, 0.0, *sorted(self._took_s)]
-        return ordered[-3] < AT_ONCE_S and ordered[-1] < 10 * AT_ONCE_S
+        return ordered[-3] < AT_ONCE_S and max(ordered[-1], self._started_s) < 10 * AT_ONCE_S
 
     def rows(self, key: str, steps: range) -> None:
-        for step in steps:
-            row = {"step": step, "loss": 1 / step, "learning_rate": 1e-4, "tokens": 100 * step}
-            began = time.monotonic()
-            self.tracker.on_metrics(key, row)
-            self._took_s.append(time.monotonic() - began)
+        self.folder.trial(key).mkdir(parents=True, exist_ok=True)
+        with open(self.folder.metrics(key), "a", encoding="utf-8") as file:
+            for step in steps:
+                row = {"step": step, "loss": 1 / step, "learning_rate": 1e-4, "tokens": 100 * step}
+                file.write(json.dumps(row) + "\n")
+        self._look()
 
     def ask(self, key: str, number: int = 0, **values: Any) -> None:
         params = values or {"trainer.learning_rate": 1e-4 * (number + 1)}
@@ -115,7 +125,7 @@ class Driver:
 
     def finish(self, timeout_s: float = 20.0) -> list[str]:
         self.ledger.close()
-        return self.tracker.finish({"exit_code": 0}, timeout_s)
+        return self.tracker.finish(timeout_s)
 
 
 @pytest.fixture(autouse=True)
@@ -130,33 +140,22 @@ def no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked a question"))
     monkeypatch.setattr("getpass.getpass", lambda *_: pytest.fail("asked for a key"))
-    hooks = sys.exit, sys.excepthook
-    wandb_process.tear_down()  # what another file's test has set up knows another server
     yield
     while Driver.living:
-        Driver.living.pop().tracker.finish(None, 1.0)  # for a test that failed half-way
-    assert (sys.exit, sys.excepthook) == hooks
+        Driver.living.pop().tracker.finish(1.0)  # for a test that failed half-way
     assert wandb_processes() == []
     assert "WANDB_SERVICE" not in os.environ
 
 
-def wandb_processes() -> list[str]:
-    """The living wandb-core processes that this process started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, state, parent = parse_stat(stat.read_text())
-        except OSError:
-            continue  # it ended in between
-        if name.startswith("wandb-core") and parent == os.getpid() and state != "Z":
-            found.append(stat.parent.name)
-    return found
-
-
-def parse_stat(text: str) -> tuple[str, str, int]:
-    head, _, tail = text.rpartition(")")
-    state, parent = tail.split()[:2]
-    return head.partition("(")[2], state, int(parent)
+def wandb_processes() -> list[int]:
+    """The living wandb-core processes of this test, by its home folder."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["name", "status", "environ"])
+        if process.info["name"].startswith("wandb-core")
+        and process.info["status"] != psutil.STATUS_ZOMBIE
+        and (process.info["environ"] or {}).get("HOME") == os.environ["HOME"]
+    ]
 
 
 @pytest.fixture
@@ -178,9 +177,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wandb_login, "PROBE_S", 0.4)
-    monkeypatch.setattr(wandb_process, "INIT_S", 1.0)
-    monkeypatch.setattr(wandb_process, "FINISH_S", 1.0)
+    monkeypatch.setattr(Driver, "patience", Patience(probe_s=0.4, init_s=1.0, finish_s=1.0))
 
 
 def records(folder: RunFolder, pattern: str = "*run-*") -> dict[str, list[dict[str, Any]]]:

@@ -22,7 +22,8 @@ def test_charts_keep_the_names_of_trainer_and_take_numbers_only() -> None:
 def test_a_trials_config_is_the_base_with_its_values_and_nothing_unlisted() -> None:
     values = {
         "trainer.learning_rate": 3e-4,
-        "batching": {"trainer.per_device_train_batch_size": 2, "peft.r": 4},
+        "trainer.per_device_train_batch_size": 2,
+        "peft.r": 4,
     }
     assert trial_config(PUBLIC, values) == {
         "model": {"path": "tiny", "dtype": "auto"},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from support.tracked_sweep import (
@@ -25,7 +26,7 @@ from support.tracked_sweep import (
     warnings,
 )
 
-from orchestrator.tracking import tracker, wandb_runs
+from orchestrator.tracking.tracker import Patience
 from sweeps.config.spec import TrackingSpec
 
 __all__ = ["no_account"]  # a fixture that every test here uses
@@ -45,7 +46,7 @@ def test_each_choice_sets_every_key(name: str, mode: str) -> None:
 def test_off_needs_no_wandb(
     mode: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    leave_out_wandb(tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", variable)
     driver = Driver(tmp_path / "run", mode)
     assert driver.line == "W&B: off"
@@ -54,10 +55,17 @@ def test_off_needs_no_wandb(
     assert not driver.folder.tracking.exists()
 
 
+def leave_out_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing it raises, in processes that are started from here."""
+    (tmp_path / "wandb.py").write_text("raise ImportError")
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
+
+
 def test_a_missing_package_is_said_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
+    leave_out_wandb(tmp_path, monkeypatch)
     driver = Driver(tmp_path / "run")
     assert driver.line == "W&B: off: wandb is not installed (pip install wandb)"
     driver.trial("a")
@@ -101,24 +109,67 @@ def test_a_broken_key_is_said_without_showing_it(
     driver.finish()
 
 
-def test_when_the_thread_is_stuck_the_driver_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(tracker, "MOST_ROWS", 10)
-    monkeypatch.setattr(wandb_runs.SweepRuns, "_on_start", lambda *_: time.sleep(0.3))
+def test_when_the_process_is_stuck_the_driver_is_not_and_no_row_is_lost(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
-    driver.ask("a")
-    driver.begin("a")
-    with caplog.at_level(logging.WARNING):
-        driver.rows("a", range(1, 101))
+    process = psutil.Process().children()[0]
+    process.suspend()
+    driver.trial("a", steps=1000)
+    time.sleep(0.5)
     assert driver.was_never_delayed()
-    driver.end("a")
+    process.resume()
+    driver.finish()
+    assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 1000
+
+
+def test_a_process_that_stays_stuck_is_killed_in_time(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    (process,) = psutil.Process().children()
+    process.suspend()
+    began = time.monotonic()
+    (line,) = driver.finish(timeout_s=0.5)
+    assert line.startswith("W&B: offline; to upload it later: ")
+    assert time.monotonic() - began < 2.0
+    assert not process.is_running()
+
+
+def test_the_process_ends_with_a_driver_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys, time; from support.tracked_sweep import Driver;"
+        "driver = Driver(pathlib.Path(sys.argv[1]), 'offline'); driver.trial('a'); time.sleep(60)"
+    )
+    tests = Path(__file__).parents[2]
+    path = os.pathsep.join([str(tests), str(tests.parent)])
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    wait_for(lambda: bool(wandb_processes()))
+    (process,) = psutil.Process(other.pid).children()
+    other.kill()
+    other.wait()
+    psutil.wait_procs([process], timeout=3.0)
+    assert not process.is_running()
+    wait_for(lambda: wandb_processes() == [])
+
+
+def test_signals_meant_for_the_driver_do_not_end_the_process(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    (process,) = psutil.Process().children()
+    assert os.getsid(process.pid) != os.getsid(0)  # a terminal's Ctrl-C does not reach it
+    process.terminate()  # a batch system's signal does
+    driver.trial("a")
+    driver.finish()
+    assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
+
+
+def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
+    driver = Driver(tmp_path / "run", "offline")
+    psutil.Process().children()[0].kill()
+    driver.trial("a")
+    assert driver.was_never_delayed()
     lines = driver.finish()
-    assert warnings(caplog) == ["W&B is slow: training rows are dropped, evaluations are kept"]
-    assert any("training rows were dropped" in line for line in lines)
-    kept = history(one(records(driver.folder), "-a"), "train/loss")
-    assert 10 <= len(kept) < 100
-    assert kept[-1] == (100, 0.01)  # the newest rows are the ones kept
+    assert lines[0] == "W&B: tracking stopped early: its process ended with code -9"
+    wait_for(lambda: wandb_processes() == [])
 
 
 def test_rows_come_late_twice_and_before_any_start(tmp_path: Path) -> None:
@@ -137,11 +188,11 @@ def test_rows_come_late_twice_and_before_any_start(tmp_path: Path) -> None:
 def test_a_run_is_closed_soon_after_its_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wandb_runs, "LINGER_S", 0.0)
+    monkeypatch.setattr(Driver, "patience", Patience(linger_s=0.0))
     driver = Driver(tmp_path / "run", "offline")
     driver.trial("a")
-    driver.rows("a", range(5, 6))  # too late: must not open it again
     wait_for(lambda: exit_codes(driver) == {"a": 0})
+    driver.rows("a", range(5, 6))  # too late: must not open it again
     driver.finish()
     assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
 
@@ -165,7 +216,7 @@ def test_the_end_of_wandbs_process_is_told(
     driver.begin("a")
     wait_for(lambda: driver.folder.tracking.exists())
     (process,) = wandb_processes()
-    os.kill(int(process), signal.SIGKILL)
+    os.kill(process, signal.SIGKILL)
     driver.rows("a", range(1, 21))
     driver.end("a")
     assert driver.was_never_delayed()

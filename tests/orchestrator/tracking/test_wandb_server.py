@@ -27,7 +27,8 @@ from support.tracked_sweep import (
 )
 from support.wandb_stub import ENTITY, Manner, StubRun, WandbStub
 
-from orchestrator.tracking import wandb_login, wandb_process
+from orchestrator.tracking import wandb_process
+from orchestrator.tracking.tracker import Patience
 
 __all__ = ["impatient", "no_account", "serve"]  # fixtures
 
@@ -79,8 +80,6 @@ def test_a_resumed_trial_goes_on_in_its_run(tmp_path: Path, serve: Any) -> None:
     first.finish()
 
     second = Driver(tmp_path / "run")
-    for event in list(second.ledger.events):
-        second.tracker.on_event(event)  # told again: must not be logged again
     second.begin("a", attempt=2, step=4)
     second.rows("a", range(1, 9))
     second.end("a")
@@ -211,7 +210,7 @@ def test_the_end_does_not_wait_for_a_server_that_is_gone(
     manner: Any, tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither for wandb's patience of 10 s, nor for ours: the server is asked first."""
-    monkeypatch.setattr(wandb_login, "PROBE_S", 0.4)
+    monkeypatch.setattr(Driver, "patience", Patience(probe_s=0.4))
     server: WandbStub = serve()
     driver = Driver(tmp_path / "run")
     driver.trial("a", steps=50)
@@ -265,7 +264,7 @@ def test_no_secret_reaches_a_file_or_the_server(
     driver.rows("a", range(1, 5))
     driver.end("a", "failed", kind="bug", reason=CANARY)
     driver.ledger.close()
-    driver.tracker.finish({"note": CANARY, "where": "/home/someone/outputs"}, 20.0)
+    driver.tracker.finish(20.0)
 
     places = [driver.folder.tracking, tmp_path / "home"]
     written = [path for place in places for path in place.rglob("*") if path.is_file()]
