@@ -42,7 +42,7 @@ PUBLIC: dict[str, Any] = {
 
 
 class Driver:
-    """Starts the tracker as the driver does, and writes the sweep's files as the Coordinator does."""
+    """Starts the tracker as the driver does; writes the files that the Coordinator writes."""
 
     living: ClassVar[list[Driver]] = []
     patience: ClassVar[Patience] = Patience()
