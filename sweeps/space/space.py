@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 Label = None | bool | int | float | str  # what Optuna takes as a categorical choice
@@ -112,11 +113,8 @@ class Space:
         """How many different configs there are; None if more than `limit`."""
         if self.is_continuous:
             return None
-        count = 0
-        for count, _ in enumerate(self.grid(), start=1):
-            if count > limit:
-                return None
-        return count
+        count = sum(1 for _ in islice(self.grid(), limit + 1))
+        return count if count <= limit else None
 
     def planned(self, trials: int | None) -> int | None:
         """How many configs a sweep tries if it stops after `trials`; None if neither bounds it."""
