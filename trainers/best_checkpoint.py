@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 # kernels: docs/gpu.md says how large a difference was seen.
 TOLERANCE = 1e-5
 HALF_TOLERANCE = 2e-3
-_STATE_FILES = {checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "scaler.pt"}
+_LEFT_OUT = {
+    *(checkpoint.MANIFEST, "optimizer.pt", "scheduler.pt", "scaler.pt"),
+    *("trainer_state.json", "README.md"),
+}
 _RNG_STATES = "rng_state"  # the files of all ranks begin so
 
 
@@ -44,9 +47,7 @@ def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for name in manifest.files:
-        if name in _STATE_FILES or name in ("trainer_state.json", "README.md"):
-            continue
-        if name.startswith(_RNG_STATES):
+        if name in _LEFT_OUT or name.startswith(_RNG_STATES):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)

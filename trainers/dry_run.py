@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,25 +86,25 @@ def rehearse(
     """
     half = spec.halved()
     ranks = ranks or Ranks()
+    step = partial(_one_step, data, folder, device, train, ranks, strategy)
     try:
-        return _one_step(spec, data, folder, device, train, ranks, strategy)
+        return step(spec)
     except Exception as error:
         # Of several ranks the others wait for this one: only their end helps.
         if half is None or ranks.world > 1 or not is_out_of_memory(error):
             raise
     free_memory()  # the error has let go of its tensors by now
-    found = _one_step(half, data, folder, device, train, ranks, strategy)
-    return replace(found, too_many=spec.batch_size)
+    return replace(step(half), too_many=spec.batch_size)
 
 
 def _one_step(
-    spec: TrainSpec,
     data: PreparedData,
     folder: Path,
     device: str,
     train: Train,
     ranks: Ranks,
     strategy: Strategy,
+    spec: TrainSpec,
 ) -> Rehearsal:
     # One micro-batch on each rank: `per_rank` divides the accumulation, else the micro-batch.
     accumulation = ranks.world if spec.accumulation_steps % ranks.world == 0 else 1

@@ -6,7 +6,7 @@ while it computes with it. What reaches the disk is whole and plain, as one devi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,6 +18,26 @@ from sweeps.core.errors import Problem, SweepError
 from trainers.sft import optimizers
 
 KEY = "trainer.strategy"
+_LEAVE_OUT = f"does not go with {KEY}=fsdp: leave it out."
+# config key -> whether a value cannot be sharded, and why
+_REFUSED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "model.quantization": (
+        lambda value: value != "none",
+        f"quantized weights cannot be shared out by {KEY}=fsdp: set it to none.",
+    ),
+    "model.dtype": (
+        lambda value: value == "float16",
+        f"{KEY}=fsdp trains in bfloat16 or float32.",
+    ),
+    "trainer.optim": (
+        lambda value: value in optimizers.names() and value not in optimizers.SHARDED,
+        f"does not work on weights that {KEY}=fsdp shares out: take one of "
+        f"{', '.join(optimizers.SHARDED)}.",
+    ),
+    "trainer.torch_compile": (bool, f"is not tried with {KEY}=fsdp: set it to false."),
+    "peft.modules_to_save": (bool, _LEAVE_OUT),
+    "peft.target_parameters": (bool, _LEAVE_OUT),
+}
 
 
 def fields() -> dict[str, Any]:
@@ -37,44 +57,16 @@ def problems(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> list[Pr
     Args:
         searched: config key -> the values that some trial has.
     """
-    model, trainer = train.model, train.trainer
-    asked = {
-        "model.quantization": model.quantization,
-        "model.dtype": model.dtype,
-        "trainer.optim": trainer.get("optim", "adamw_torch"),
-        "trainer.torch_compile": trainer.get("torch_compile", False),
-        "peft.modules_to_save": train.peft.get("modules_to_save"),
-        "peft.target_parameters": train.peft.get("target_parameters"),
-    }
-    found = []
-    for key, value in asked.items():
-        for option in dict.fromkeys(map(_hashable, searched.get(key, [value]))):
-            if reason := _obstacle(key, option):
-                message = f"{reason} Or leave {KEY}=ddp: each device then holds the whole model."
-                found.append(Problem(key=key, value=option, message=message))
+    sections = {"model": vars(train.model), "trainer": train.trainer, "peft": train.peft}
+    found: list[Problem] = []
+    for key, (is_refused, reason) in _REFUSED.items():
+        section, _, name = key.partition(".")
+        for value in searched.get(key, [sections[section].get(name)]):
+            message = f"{reason} Or leave {KEY}=ddp: each device then holds the whole model."
+            problem = Problem(key=key, value=value, message=message)
+            if is_refused(value) and problem not in found:
+                found.append(problem)
     return found
-
-
-def _obstacle(key: str, value: Any) -> str:
-    """Why a trial with this setting cannot be sharded; empty if it can."""
-    if key == "model.quantization" and value != "none":
-        return "quantized weights cannot be shared out by trainer.strategy=fsdp: set it to none."
-    if key == "model.dtype" and value == "float16":
-        return "trainer.strategy=fsdp trains in bfloat16 or float32."
-    if key == "trainer.optim" and value in optimizers.names() and value not in optimizers.SHARDED:
-        works = ", ".join(optimizers.SHARDED)
-        return (
-            f"does not work on weights that trainer.strategy=fsdp shares out: take one of {works}."
-        )
-    if key == "trainer.torch_compile" and value:
-        return "is not tried with trainer.strategy=fsdp: set it to false."
-    if key.startswith("peft.") and value:
-        return "does not go with trainer.strategy=fsdp: leave it out."
-    return ""
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def building() -> AbstractContextManager[None]:

@@ -275,8 +275,7 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         fault_injection.passing("batch")
 
-    def on_substep_end(self, *_: Any, **__: Any) -> None:
-        fault_injection.passing("batch")
+    on_substep_end = on_step_begin
 
     def on_step_end(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
