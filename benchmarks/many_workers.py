@@ -104,12 +104,9 @@ def sweep(
     root: Path, trials: int, words: tuple[str, ...], workers: int
 ) -> tuple[tuple[str, ...], dict[str, list[float]]]:
     """A driver's part, without a terminal: Coordinator, workers, until the last has left."""
-    import orchestrator.worker
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+    import orchestrator.workers.worker
     from orchestrator.cluster.placement import live_slots, place
-    from orchestrator.coordinator.actor import CoordinatorActor
+    from orchestrator.coordinator.handle import start_coordinator
     from orchestrator.workers.pool import Workers
 
     orchestrator.workers.worker.Worker = stand_in(root / "times")  # type: ignore[misc]
@@ -118,10 +115,8 @@ def sweep(
     run_dir.mkdir()
     (root / "times").mkdir()
     placement = place(spec.engine, spec.cluster, workers)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-    coordinator = actor.remote(spec, space, run_dir)
-    ray.get(coordinator.begin.remote({"host": "box", "pid": 1}))
+    coordinator = start_coordinator(spec, space, run_dir)
+    coordinator.begin({"host": "box", "pid": 1})
     slots = live_slots(spec.engine, placement.gpus, workers)
     assert slots() == workers, f"the nodes hold {slots()} workers"
     tune = Workers(coordinator, None, placement, slots, root / "tune")
@@ -191,10 +186,8 @@ def stand_in(folder: Path) -> type:
             self.times: dict[str, list[float]] = {}
 
         def call(self, name: str, *arguments: Any) -> Any:
-            import ray
-
             began = time.perf_counter()
-            answer = ray.get(getattr(self.coordinator, name).remote(*arguments))
+            answer = getattr(self.coordinator, name)(*arguments)
             self.times.setdefault(name, []).append(time.perf_counter() - began)
             return answer
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
 from orchestrator.cluster.background import Background
@@ -35,7 +35,8 @@ from orchestrator.config.imports import unneeded
 from orchestrator.config.preflight import Findings, check_place, step_line
 from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
-from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
+from orchestrator.coordinator.assignment import assignment_rules
+from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, places_of, unanswered
 from orchestrator.storage.sync import Copies, bring_back
@@ -61,6 +62,9 @@ from sweeps.storage.durable_writes import remove_tree, write_text
 from sweeps.storage.lock import Lock
 from sweeps.storage.object_store import Store
 from sweeps.storage.run_folder import RunFolder, is_prepared
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
 
 _TICK_S = 0.2
 _TRACKING_END_S = 15.0
@@ -241,7 +245,7 @@ class Driver:
         self._display = Display(folder, spec.public)
         self._attempts = 0  # before this one
         self._is_broken = False
-        self._coordinator: Any = None
+        self._coordinator: CoordinatorActor  # from `_get_ready` on
         self._tracker: TrackerProcess  # from the first worker on
 
     def run(self) -> int:
@@ -277,7 +281,9 @@ class Driver:
                 lanes=engine.lanes,
                 memory_mb=math.inf if placement.gpus else placement.memory_mb,
             )
-            self._coordinator = self._open_coordinator(spread)
+            self._coordinator = start_coordinator(
+                self._spec, self._space, self._folder.root, spread
+            )
         with findings.part():
             ready: Ready = preparing.result()
         findings.refuse()
@@ -324,7 +330,6 @@ class Driver:
     def _watch(
         self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
     ) -> int:
-        import ray
 
         from orchestrator.workers.worker_config import WorkerConfig
 
@@ -363,19 +368,22 @@ class Driver:
         began = time.monotonic()
         tune.start()
         try:
-            with Heartbeat(self._coordinator) as heartbeat, CapacityWatch(slots) as capacity:
+            with (
+                Heartbeat(lambda: send(self._coordinator.ping)) as heartbeat,
+                CapacityWatch(slots) as capacity,
+            ):
                 self._loop(tune, heartbeat, began, capacity)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if tune.error is not None:
             if self._signals.seen:  # Tune's processes took the signal, too
                 self._leave_now()
-            with suppress(ray.exceptions.GetTimeoutError):
+            with suppress(TimeoutError):
                 # Tune stops where the Coordinator is dead, and says so in a long traceback.
-                ray.get(self._coordinator.ping.remote(), timeout=_SILENCE_S)
+                send(self._coordinator.ping).result(timeout=_SILENCE_S)
             words = str(tune.error).strip().splitlines() or [type(tune.error).__name__]
             raise self._broken(f"Ray Tune stopped: {words[-1]}")
-        return self._finish(ray.get(self._coordinator.finish.remote()))
+        return self._finish(self._coordinator.finish())
 
     def _folder_token(self, *, on_gpus: bool) -> str:
         """On a cluster: see that its nodes can take part, and say which cannot."""
@@ -394,30 +402,13 @@ class Driver:
             raise unanswered(copies.store, error) from None
         self._display.say(f"copies: {copies.store}")
 
-    def _open_coordinator(self, spread: AssignmentRules) -> Any:
-        """The Coordinator's process, on this node."""
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        from orchestrator.coordinator.actor import CoordinatorActor
-
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        remote = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-        coordinator = remote.remote(self._spec, self._space, self._folder.root, spread)
-        coordinator.outlive_signals.remote()
-        coordinator.warm_up.remote()
-        return coordinator
-
     def _begin(self, ready: Ready, step: Mapping[str, Any]) -> None:
         """Have the Coordinator hand out trials to those who ask."""
-        import ray
-
         facts = {**ready.facts, "rehearsal": step}
-        ray.get(self._coordinator.begin.remote(facts, None if "rows" in step else ready.largest))
+        self._coordinator.begin(facts, None if "rows" in step else ready.largest)
         found = proof_of(self._folder)
         if found:
-            call = self._coordinator.already_proven
-            ray.get(call.remote(found["trial"], found["step"], found["proof"]))
+            self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
 
     def _most_workers(self) -> int:
         """No more workers than trials, or than the user allows."""
@@ -445,14 +436,14 @@ class Driver:
             if line := capacity.news() or (not capacity.seconds and workers.news()):
                 self._display.say(line)
             if capacity.is_over:
-                self._coordinator.interrupt.remote(capacity.STOP, False)
+                send(self._coordinator.interrupt, capacity.STOP, False)
                 break  # a worker that waits for its place would keep Tune for ever
             if interrupted and capacity.seconds > _SILENCE_S:
                 break
             if budget is not None and time.monotonic() - began > budget:
                 budget = None
                 self._display.say("The time budget is spent: trials commit and wait.")
-                self._coordinator.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
+                send(self._coordinator.interrupt, Stop(cause=Cause.TIME_BUDGET), True)
         self._follow()
 
     def _follow(self) -> None:
@@ -474,8 +465,10 @@ class Driver:
             self._display.say(step_line(found))
 
     def _interrupt(self, name: str) -> None:
-        self._display.say(f"{name}: trials commit a checkpoint and stop; once more leaves at once.")
-        self._coordinator.interrupt.remote(Stop(cause=Cause.SIGNAL, details=(name,)), False)
+        self._display.say(
+            f"{name}: trials commit a checkpoint and stop; once more leaves at once."
+        )
+        send(self._coordinator.interrupt, Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
 

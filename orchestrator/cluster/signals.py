@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
 from typing import Any
 
@@ -67,11 +68,14 @@ class Heartbeat(threading.Thread):
 
     A signal to the whole process group (`timeout`, a batch system) ends some of Ray's processes
     too: then nobody is left to commit, or to say so, and waiting would be for ever.
+
+    Args:
+        ping: calls a method of the Coordinator that does nothing, without waiting for it.
     """
 
-    def __init__(self, coordinator: Any) -> None:
+    def __init__(self, ping: Callable[[], Future[None]]) -> None:
         super().__init__(name="heartbeat", daemon=True)
-        self._coordinator = coordinator
+        self._ping = ping
         self._ray_heard = self._coordinator_heard = time.monotonic()
         self._error: Exception | None = None
         self._over = threading.Event()
@@ -86,16 +90,15 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         import ray
 
-        call = self._coordinator.ping.remote()
+        call = self._ping()
         while not self._over.wait(_BEAT_S):
             try:
                 ray.nodes()  # blocks where Ray's head is gone, and in the end aborts the process
                 self._ray_heard = time.monotonic()
-                ready, _ = ray.wait([call], timeout=0)
-                if ready:
-                    ray.get(call)
+                if call.done():
+                    call.result()
                     self._coordinator_heard = time.monotonic()
-                    call = self._coordinator.ping.remote()
+                    call = self._ping()
             except Exception as error:
                 self._error = error
                 return

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -25,6 +25,9 @@ from orchestrator.config.imports import importing
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker import missing_here, settle_in, sit_out
 from orchestrator.workers.worker_config import WorkerConfig
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
 
 _HANG_S = "SWEEPS_HANG_S"  # how long a rank may be silent while the others wait for it
 _HANG_DEFAULT_S = 600.0
@@ -38,9 +41,9 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
     """
 
     def setup(
-        self, config: Mapping[str, Any], coordinator: Any, worker_config: WorkerConfig
+        self, config: Mapping[str, Any], coordinator: CoordinatorActor, worker_config: WorkerConfig
     ) -> None:
-        self._loop = {
+        self._loop: dict[str, Any] = {
             "coordinator": coordinator,
             "worker_config": worker_config,
             "worker": f"worker {config['worker']}",
@@ -82,7 +85,7 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
             ).fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        ray.get(self._loop["coordinator"].worker_left.remote(self._loop["worker"]))
+        self._loop["coordinator"].worker_left(self._loop["worker"])
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING
 
 from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.coordinator.job import Job
@@ -21,6 +19,9 @@ from trainers.sft import trainer as sft_trainer
 from trainers.trial.failures import DivergedError
 from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import Outcome
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ class _Member(TrialLoop):
 
     def __init__(
         self,
-        coordinator: Any,
+        coordinator: CoordinatorActor,
         worker_config: WorkerConfig,
         worker: str,
         where: str,
@@ -71,7 +72,7 @@ class Leader(_Member):
             found = self._step(job.spec)
         except Exception as error:
             raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
-        ray.get(self._coordinator.rehearsed.remote(self._worker, asdict(found)))
+        self._coordinator.rehearsed(self._worker, asdict(found))
 
     def _train_alone(self, waiting: Waiting) -> None:
         self._between.together(lambda: waiting)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
-
-import ray
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.preemption import DrainWatch
+from orchestrator.coordinator.handle import send
 from orchestrator.storage.worker_files import WorkerFiles
 from sweeps.core.trial import Decision, Report, State
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
 
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
 
@@ -23,7 +26,7 @@ class WorkerObserver:
     Rows of training go out without waiting; reports wait for their decision.
     """
 
-    coordinator: Any
+    coordinator: CoordinatorActor
     worker: str
     where: str
     key: str
@@ -33,20 +36,18 @@ class WorkerObserver:
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)
     _sent: float = 0.0
-    _answer: Any = None
+    _answer: Future[Decision] | None = None
     _stop: bool = False
 
     def begin(self, step: int, reports: list[Report]) -> bool:
-        attempt = ray.get(
-            self.coordinator.start.remote(
-                self.worker, self.key, self.where, self.device, step, reports
-            )
+        attempt = self.coordinator.start(
+            self.worker, self.key, self.where, self.device, step, reports
         )
         self.attempt = attempt or 0
         return attempt is not None
 
     def wants_base(self) -> bool:
-        return bool(ray.get(self.coordinator.claim_base.remote(self.key, self.attempt)))
+        return self.coordinator.claim_base(self.key, self.attempt)
 
     def log(self, row: Mapping[str, float]) -> Decision:
         self._rows.append(row)
@@ -56,7 +57,7 @@ class WorkerObserver:
 
     def report(self, report: Report) -> Decision:
         self._send()
-        decision: Decision = ray.get(self.coordinator.report.remote(self.key, self.attempt, report))
+        decision = self.coordinator.report(self.key, self.attempt, report)
         if decision is Decision.CONTINUE and self._has_to_leave:
             return Decision.STOP
         return decision
@@ -67,32 +68,31 @@ class WorkerObserver:
         return self.watch is not None and self.watch.is_preempted
 
     def may_commit(self) -> None:
-        ray.get(self.coordinator.may_commit.remote(self.key, self.attempt))
+        self.coordinator.may_commit(self.key, self.attempt)
 
     def committed(self, step: int, size_bytes: int) -> None:
         if self.files is not None:
             self.files.committed(self.key, step, self.attempt)
-        ray.get(self.coordinator.committed.remote(self.key, self.attempt, step, size_bytes))
+        self.coordinator.committed(self.key, self.attempt, step, size_bytes)
 
     def end(self, state: State, **more: Any) -> None:
         if self.attempt == 0:
             return
         self._send()
         ending = {"state": state, **more}
-        ray.get(self.coordinator.end.remote(self.worker, self.key, self.attempt, ending))
+        self.coordinator.end(self.worker, self.key, self.attempt, ending)
 
     def out_of_memory(self, reason: str, error: str) -> None:
         """To be tried again with a smaller micro-batch, or ended, as the Coordinator says."""
         self._send()
-        call = self.coordinator.out_of_memory
-        ray.get(call.remote(self.worker, self.key, self.attempt, reason, error))
+        self.coordinator.out_of_memory(self.worker, self.key, self.attempt, reason, error)
 
     def _send(self) -> None:
         """Hand the rows over; the answer is read the next time, so that nobody waits for it."""
         if self._answer is not None:
-            self._stop = ray.get(self._answer) is Decision.STOP
+            self._stop = self._answer.result() is Decision.STOP
             self._answer = None
         if self._rows:
-            self._answer = self.coordinator.log.remote(self.key, self.attempt, self._rows)
+            self._answer = send(self.coordinator.log, self.key, self.attempt, self._rows)
             self._rows = []
             self._sent = time.monotonic()

@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.cluster.placement import Placement
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
 
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
 _NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
@@ -19,7 +22,7 @@ class Workers(threading.Thread):
     """Runs Tune until no worker is wanted any more; Tune's loop has a thread of its own.
 
     Args:
-        coordinator: the CoordinatorActor's handle.
+        coordinator: remote; see `orchestrator.coordinator.handle`.
         worker_config: what every worker needs to know.
         slots: how many workers to keep, asked again as nodes come and go.
         scratch: where Tune keeps its own files; removed by the caller.
@@ -27,7 +30,7 @@ class Workers(threading.Thread):
 
     def __init__(
         self,
-        coordinator: Any,
+        coordinator: CoordinatorActor,
         worker_config: Any,
         placement: Placement,
         slots: Callable[[], int],

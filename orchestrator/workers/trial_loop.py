@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -34,6 +34,7 @@ from trainers.trial.ranks import Ranks
 from trainers.trial.task import Outcome, Task
 
 if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
     from orchestrator.workers.packed import Pack
     from trainers.dry_run import Rehearsal, Train
     from trainers.packed.compatibility import Shared
@@ -59,7 +60,7 @@ class TrialLoop:
 
     def __init__(
         self,
-        coordinator: Any,
+        coordinator: CoordinatorActor,
         worker_config: WorkerConfig,
         worker: str,
         where: str,
@@ -116,7 +117,7 @@ class TrialLoop:
     def _fill(self) -> bool:
         """Ask for trials while there is room; True where told to leave."""
         while self._has_room():
-            job: Job = ray.get(self._coordinator.next_job.remote(self._worker, self._room()))
+            job = self._coordinator.next_job(self._worker, self._room())
             if job.kind == "rehearse":
                 self._rehearse(job)
                 continue
@@ -182,7 +183,7 @@ class TrialLoop:
         except Exception as error:
             why, text = failed_step(error, job.spec)
         told = asdict(found) if found is not None else None
-        ray.get(self._coordinator.rehearsed.remote(self._worker, told, why, text))
+        self._coordinator.rehearsed(self._worker, told, why, text)
 
     def _get_ready(self, train: TrainSpec) -> None:
         """While another worker rehearses: the imports, the data and the base that trials need.
@@ -339,7 +340,7 @@ class TrialLoop:
             log.warning("trial %s is in other hands now", observer.key)
         elif isinstance(error, LedgerWriteError):
             # The Coordinator has stopped the sweep, and says why.
-            ray.get(self._coordinator.release.remote(self._worker, observer.key, str(error)))
+            self._coordinator.release(self._worker, observer.key, str(error))
         elif isinstance(error, ray.exceptions.RayActorError):
             raise error  # the driver is gone: so are we
         elif isinstance(error, DivergedError):
@@ -352,14 +353,12 @@ class TrialLoop:
         reason = f"{type(error).__name__}: {words[0][:200]}"
         if isinstance(error, OSError):
             full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            ray.get(self._coordinator.release.remote(self._worker, observer.key, reason, full_disk))
+            self._coordinator.release(self._worker, observer.key, reason, full_disk)
             return
         text = "".join(traceback.format_exception(error))
         if is_device_lost(error, self._device):
             self._lost = error
-            ray.get(
-                self._coordinator.release.remote(self._worker, observer.key, reason, False, text)
-            )
+            self._coordinator.release(self._worker, observer.key, reason, False, text)
             return
         if not observer.attempt and not observer.begin(
             0, []
@@ -389,9 +388,7 @@ class TrialLoop:
             if is_device_lost(failure, self._device):
                 raise  # this process dies of it, and another one proves
             error = f"{type(failure).__name__}: {failure}"
-        ray.get(
-            self._coordinator.proven.remote(self._worker, job.trial.key, job.step, result, error)
-        )
+        self._coordinator.proven(self._worker, job.trial.key, job.step, result, error)
         self._give_back()
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:

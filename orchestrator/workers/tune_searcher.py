@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import ray
 from ray import tune
 from ray.tune.search import Searcher
+
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
 
 
 class WorkerSearcher(Searcher):  # type: ignore[misc]
     """Suggests workers while there is work; what they train is between them and the Coordinator."""
 
-    def __init__(self, coordinator: Any, slots: Callable[[], int]) -> None:
+    def __init__(self, coordinator: CoordinatorActor, slots: Callable[[], int]) -> None:
         super().__init__()
         self._coordinator = coordinator
         self._slots = slots
@@ -24,9 +26,9 @@ class WorkerSearcher(Searcher):  # type: ignore[misc]
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self._alive) >= self._slots():
             return None
-        if ray.get(self._coordinator.is_done.remote()):
+        if self._coordinator.is_done():
             return str(Searcher.FINISHED)
-        if not ray.get(self._coordinator.wants_worker.remote()):
+        if not self._coordinator.wants_worker():
             return None
         self._alive.add(trial_id)
         self._count += 1
@@ -51,7 +53,7 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         placed: workers that were given their devices and a process so far.
     """
 
-    def __init__(self, coordinator: Any) -> None:
+    def __init__(self, coordinator: CoordinatorActor) -> None:
         self._coordinator = coordinator
         self.placed = 0
 
@@ -63,8 +65,4 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         path = Path(trial.error_file or "")
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         words = text.strip().splitlines() or ["unknown"]
-        ray.get(
-            self._coordinator.worker_died.remote(
-                f"worker {trial.config['worker']}", words[-1][:300]
-            )
-        )
+        self._coordinator.worker_died(f"worker {trial.config['worker']}", words[-1][:300])

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
@@ -20,6 +20,9 @@ from orchestrator.config.imports import importing, leave_out
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker_config import WorkerConfig
 
+if TYPE_CHECKING:
+    from orchestrator.coordinator.actor import CoordinatorActor
+
 _SIT_S = 2.0
 
 
@@ -27,7 +30,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
     """One Tune trial: asks for jobs until there are none, then is done."""
 
     def setup(
-        self, config: Mapping[str, Any], coordinator: Any, worker_config: WorkerConfig
+        self, config: Mapping[str, Any], coordinator: CoordinatorActor, worker_config: WorkerConfig
     ) -> None:
         self._coordinator = coordinator
         self._config = worker_config
@@ -48,7 +51,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         TrialLoop(
             self._coordinator, self._config, self._name, self._where, self._watch, files
         ).work()
-        ray.get(self._coordinator.worker_left.remote(self._name))
+        self._coordinator.worker_left(self._name)
         return {"done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -71,10 +74,10 @@ def missing_here(worker_config: WorkerConfig, files: WorkerFiles) -> str:
     return ""
 
 
-def sit_out(coordinator: Any, worker: str, why: str, watch: DrainWatch) -> None:
+def sit_out(coordinator: CoordinatorActor, worker: str, why: str, watch: DrainWatch) -> None:
     """Keep the place of a worker of a node on which none can train, and do nothing."""
-    ray.get(coordinator.report_unusable.remote(worker, why))
-    while not (watch.is_preempted or ray.get(coordinator.is_done.remote())):
+    coordinator.report_unusable(worker, why)
+    while not (watch.is_preempted or coordinator.is_done()):
         time.sleep(_SIT_S)
 
 

@@ -11,7 +11,6 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from support import two_ranks
@@ -56,7 +55,6 @@ def run(folder: Path) -> list[Seen]:
 
 
 def _rank(folder: Path) -> None:
-    import ray
     import torch.distributed as dist
 
     from orchestrator.storage.worker_files import WorkerFiles
@@ -64,10 +62,9 @@ def _rank(folder: Path) -> None:
     from trainers.trial.ranks import Ranks
 
     two_ranks.meet(folder)
-    ray.get = lambda value: value
     observer._LOG_EVERY_S = 0.0
     between = Ranks.here(dist.new_group(backend="gloo"))
-    coordinator = _LocalCoordinator(folder) if between.is_first else None
+    coordinator = _coordinator(folder) if between.is_first else None
     resumed, left = [""] * len(DISKS), []
     for number, disks in enumerate(DISKS):
         disk = folder / str(disks[between.rank])
@@ -79,12 +76,12 @@ def _rank(folder: Path) -> None:
         resumed[number] = next(iter(found), "")
         left.append(sorted(path.name for path in files.folder.trials.glob("*")))
         if coordinator is not None:
-            coordinator.actor.worker_left(f"worker {number}")
+            coordinator.worker_left(f"worker {number}")
     (folder / f"seen-{between.rank}.json").write_text(
         json.dumps(asdict(Seen(resumed=resumed, left=left)))
     )
     if coordinator is not None:
-        (folder / "finish.json").write_text(json.dumps(coordinator.actor.finish()["proof"]))
+        (folder / "finish.json").write_text(json.dumps(coordinator.finish()["proof"]))
     dist.destroy_process_group()
 
 
@@ -104,41 +101,32 @@ def _loop(folder: Path, between: Any, coordinator: Any, files: Any, number: int)
     name, where = f"worker {number}", f"node{number}:1"
     if coordinator is None:
         return Follower(None, worker_config, name, where, between, None, files)
-    watch = _ScriptedWatch(coordinator, goes=number == 0)
+    watch = _ScriptedWatch(folder / "run", goes=number == 0)
     return Leader(coordinator, worker_config, name, where, between, watch, files)  # type: ignore[arg-type]
 
 
-class _LocalCoordinator:
-    """The Coordinator, called as an actor is, but in this process."""
+def _coordinator(folder: Path) -> Any:
+    from orchestrator.config.command import read_command
+    from orchestrator.coordinator.actor import CoordinatorActor
 
-    def __init__(self, folder: Path) -> None:
-        from orchestrator.config.command import read_command
-        from orchestrator.coordinator.actor import CoordinatorActor
-
-        spec, space = read_command(WORDS)
-        self.actor = CoordinatorActor(spec, space, folder / "run")
-        self.actor.begin({"host": "box", "pid": 1})
-        self.step = 0
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*args: Any) -> Any:
-            if name == "log":
-                self.step = int(args[2][-1]["step"])
-            return getattr(self.actor, name)(*args)
-
-        return SimpleNamespace(remote=call)
+    spec, space = read_command(WORDS)
+    made = CoordinatorActor(spec, space, folder / "run")
+    made.begin({"host": "box", "pid": 1})
+    return made
 
 
 class _ScriptedWatch:
-    """Of the first group's nodes."""
+    """Of the first group's nodes: one is about to go once the trial has done so many steps."""
 
-    def __init__(self, coordinator: _LocalCoordinator, *, goes: bool) -> None:
-        self._coordinator = coordinator
+    def __init__(self, run_dir: Path, *, goes: bool) -> None:
+        self._run_dir = run_dir
         self._goes = goes
 
     @property
     def is_preempted(self) -> bool:
-        return self._goes and self._coordinator.step >= LEAVES_AT
+        files = self._run_dir.glob("trials/*/metrics.jsonl")
+        rows = [json.loads(line) for path in files for line in path.read_text().splitlines()]
+        return self._goes and any(row["step"] >= LEAVES_AT for row in rows)
 
 
 class _Looking:

@@ -19,6 +19,7 @@ from support.real_sweeps import GRID, SMALL, Command, of
 
 from orchestrator.cluster.placement import live_slots, place, slots_of
 from orchestrator.cluster.ray_cluster import _QUIET
+from orchestrator.coordinator.handle import start_coordinator
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import ClusterSpec, EngineSpec
 from sweeps.core.ending import Cause, Stop
@@ -165,14 +166,12 @@ def stand_in() -> type:
             self.name = f"worker {config['worker']}"
 
         def step(self) -> dict[str, Any]:
-            import ray
-
-            while (job := ray.get(self.coordinator.next_job.remote(self.name))).kind != "leave":
+            while (job := self.coordinator.next_job(self.name)).kind != "leave":
                 if job.kind == "train":
                     self.pretend(job.trial.key, job.trial.values)
                 elif job.kind == "prove":
                     proof = (self.name, job.trial.key, job.step, {"eval_loss": job.expected}, "")
-                    ray.get(self.coordinator.proven.remote(*proof))
+                    self.coordinator.proven(*proof)
                 else:
                     time.sleep(0.1)
             return {"done": True}
@@ -184,14 +183,12 @@ def stand_in() -> type:
 
             (gpu,) = ray.get_gpu_ids()
             device = f"{ray.get_runtime_context().get_node_id()} {gpu}"
-            start = self.coordinator.start.remote(self.name, key, self.name, device, 0, [])
-            attempt = ray.get(start)
+            attempt = self.coordinator.start(self.name, key, self.name, device, 0, [])
             time.sleep(JOB_S)
             losses = {"eval_loss": values["trainer.learning_rate"]}
             last = Report(index=1, step=8, examples=64, tokens=300, metrics=losses)
-            ray.get(self.coordinator.report.remote(key, attempt, last))
-            end = self.coordinator.end.remote(self.name, key, attempt, {"state": State.COMPLETED})
-            ray.get(end)
+            self.coordinator.report(key, attempt, last)
+            self.coordinator.end(self.name, key, attempt, {"state": State.COMPLETED})
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
@@ -204,20 +201,13 @@ class Room:
     """A Coordinator and its workers as the driver runs them, told by the ledger."""
 
     def __init__(self, root: Path, engine: EngineSpec | None = None, most: int = 100) -> None:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        from orchestrator.coordinator.actor import CoordinatorActor
-
         self.folder = RunFolder(root / "run")
         self.folder.root.mkdir()
         spec, space = make({LR: "tag(log, interval(1e-5, 1e-2))"}, trials=TRIALS)
         engine = engine or EngineSpec()
         self.placement = place(engine, JOINED, most)
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        actor = ray.remote(CoordinatorActor).options(num_cpus=0, scheduling_strategy=here)
-        self.coordinator: Any = actor.remote(spec, space, self.folder.root)
-        ray.get(self.coordinator.begin.remote({"host": "box", "pid": 1}))
+        self.coordinator = start_coordinator(spec, space, self.folder.root)
+        self.coordinator.begin({"host": "box", "pid": 1})
         slots = live_slots(engine, self.placement.gpus, most)
         self.workers = Workers(self.coordinator, None, self.placement, slots, root / "tune")
         self.workers.start()
@@ -238,7 +228,7 @@ class Room:
 
     def finish(self) -> History:
         """Hand out nothing more; what the ledger says when the workers have left."""
-        self.coordinator.interrupt.remote(Stop(cause=Cause.TIME_BUDGET), True)
+        self.coordinator.interrupt(Stop(cause=Cause.TIME_BUDGET), True)
         self.workers.join(PATIENCE_S)
         assert not self.workers.is_alive()
         assert self.workers.error is None
@@ -358,8 +348,6 @@ def test_a_cluster_that_others_hold_is_waited_for_and_that_is_said(
 def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
     def setup(self: Any, config: dict[str, Any], coordinator: Any, worker_config: Any) -> None:
         raise ImportError("libcudart.so.99: cannot open shared object file")
 
@@ -369,7 +357,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     room = Room(tmp_path)
     room.workers.join(PATIENCE_S)
     assert not room.history().trials
-    stop = ray.get(room.coordinator.finish.remote())["stop"]
+    stop = room.coordinator.finish()["stop"]
     assert stop.cause is Cause.WORKERS_DIE
     assert "libcudart.so.99" in str(stop)
 

@@ -11,7 +11,7 @@ import torch
 from support.driving import LR, make
 
 from orchestrator.coordinator.actor import CoordinatorActor
-from orchestrator.workers import packed, trial_loop
+from orchestrator.workers import packed
 from orchestrator.workers.packed import Pack
 from orchestrator.workers.trial_loop import TrialLoop
 from orchestrator.workers.worker_config import WorkerConfig
@@ -76,7 +76,7 @@ class Lanes:
 
     def end(self, count: int) -> None:
         for _ in range(count):
-            self.pack._lines.pop(self._card.lanes.pop())
+            self.pack._observers.pop(self._card.lanes.pop())
 
 
 def test_without_a_rehearsal_lanes_double_once_they_have_shown_what_they_take(
@@ -145,12 +145,10 @@ def test_a_worker_asks_for_as_many_trials_as_its_share_has_room_for(
     spec, space = make({LR: "interval(1e-4, 1e-3)"}, trials=50)
     coordinator = CoordinatorActor(spec, space, tmp_path)
     coordinator.begin({"host": "box", "pid": 1, "rehearsal": {"rows": 4, "step_mb": 4096.0}})
-    asked = SimpleNamespace(next_job=SimpleNamespace(remote=coordinator.next_job))
-    monkeypatch.setattr(trial_loop.ray, "get", lambda answer: answer)
     worker_config = WorkerConfig(
         root=tmp_path, examples=8, cpus=1, gpus=0.5, lanes=MOST, fits_unknown=True
     )
-    worker = TrialLoop(asked, worker_config, "worker 0", "box:1")
+    worker = TrialLoop(coordinator, worker_config, "worker 0", "box:1")
     worker._fill()
     assert len(worker._queue) == 1  # what kind of pack it wants is not known before
     waiting = worker._queue.popleft()

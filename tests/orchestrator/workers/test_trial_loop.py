@@ -1,9 +1,8 @@
-"""A worker's bench at its real Coordinator, both in this process: what becomes of trials for which
+"""A worker's loop at its real Coordinator, both in this process: what becomes of trials for which
 there is no memory, and of those whose device is lost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,13 +31,6 @@ EXAMPLES = 32  # 4 windows of 8 rows
 ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
-class Call:
-    """A method of the Coordinator, called as Ray calls it."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self.remote = method
-
-
 class Sweep:
     """A grid over learning rates, on the small base; workers are started one after another."""
 
@@ -57,13 +49,10 @@ class Sweep:
         self._root = root
         self.workers = 0
 
-    def __getattr__(self, name: str) -> Call:
-        return Call(getattr(self.actor, name))
-
     def worker(self) -> TrialLoop:
         """One that has not begun yet."""
         self.workers += 1
-        made = TrialLoop(self, self._config, f"worker {self.workers}", f"box:{self.workers}")
+        made = TrialLoop(self.actor, self._config, f"worker {self.workers}", f"box:{self.workers}")
         made._data = short_rows()
         return made
 
@@ -91,9 +80,8 @@ class Sweep:
 
 
 @pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr("ray.get", lambda value: value)
     monkeypatch.setattr(trial_loop, "_IDLE_S", 0.0)
 
 
