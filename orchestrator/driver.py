@@ -37,6 +37,7 @@ from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
 from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
+from orchestrator.coordinator.job import SweepResult
 from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, places_of, unanswered
 from orchestrator.storage.sync import Copies, bring_back
@@ -479,26 +480,26 @@ class Driver:
 
     # ------------------------------------------------------------------ the end
 
-    def _finish(self, books: Mapping[str, Any]) -> int:
+    def _finish(self, result: SweepResult) -> int:
         self._display.close()
-        if "refusal" in books:
-            self._refuse(books["refusal"], books["traceback"])
+        if result.refusal:
+            self._refuse(result.refusal, result.traceback)
         found = best(self._history)
         if self._copies is not None:
             self._copies.take_draft()
-        if found is not None and books["proof"] is not None:
-            write_best(self._folder, self._spec, self._history, found, books["proof"])
-        proof_error = books["proof_error"]
-        if books["proof"] is not None and not is_ready(self._folder, found):
+        if found is not None and result.proof is not None:
+            write_best(self._folder, self._spec, self._history, found, result.proof)
+        proof_error = result.proof_error
+        if result.proof is not None and not is_ready(self._folder, found):
             proof_error = "its files did not arrive from the worker that put them together"
-        notes = list(books["notes"])
-        stop: Stop | None = books["stop"]
+        notes = list(result.notes)
+        stop = result.stop
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
         lines = self._tracker.finish(_TRACKING_END_S)
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
-        self._show(books["importance"] or {}, [*notes, *lines], proof_error)
+        self._show(result.importance or {}, [*notes, *lines], proof_error)
         self._tell_failure(stop)
         can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
         if self._signals.seen or can_go_on or proof_error:

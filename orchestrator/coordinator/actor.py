@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.coordinator.assignment import Assigner, AssignmentRules
 from orchestrator.coordinator.dry_run_gate import DryRunGate
-from orchestrator.coordinator.job import Job
+from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.ending import Cause, Stop
@@ -134,10 +134,10 @@ class CoordinatorActor:
         """Whether a new worker would find something to do as things are: while one proves, no."""
         return not self._coordinator.is_finished or not self._proof.holder
 
-    def finish(self) -> dict[str, Any]:
-        """Close the books: trials.csv and study.db; what Optuna thinks of the knobs."""
+    def finish(self) -> SweepResult:
+        """Write trials.csv and study.db, and tell how the sweep ended."""
         if self._gate.refusal:
-            return {"refusal": self._gate.refusal, "traceback": self._gate.traceback}
+            return SweepResult(refusal=self._gate.refusal, traceback=self._gate.traceback)
         unwritten = []
         try:
             self._table.write(self._coordinator.history)
@@ -146,13 +146,13 @@ class CoordinatorActor:
             unwritten.append(f"The tables could not be written: {error}")
         proven = best(self._coordinator.history)
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
-        return {
-            "importance": importance(study_of(self._coordinator.history)),
-            "stop": self._coordinator.stop,
-            "notes": unwritten,
-            "proof": self._proof.results.get(key),
-            "proof_error": self._proof.error,
-        }
+        return SweepResult(
+            importance=importance(study_of(self._coordinator.history)),
+            stop=self._coordinator.stop,
+            notes=unwritten,
+            proof=self._proof.results.get(key),
+            proof_error=self._proof.error,
+        )
 
     # -- for workers
 

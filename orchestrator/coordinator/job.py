@@ -1,11 +1,13 @@
-"""What the Coordinator gives a worker to do, apart from what the Coordinator itself imports."""
+"""What the Coordinator gives workers and the driver; imports less than the Coordinator does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sweeps.config.spec import TrainSpec
+from sweeps.core.ending import Stop
 from sweeps.core.trial import Trial
 
 
@@ -30,3 +32,26 @@ class Job:
     lane_mb: float = 0.0
     step: int = 0
     expected: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """How this start of a sweep ended, for the driver.
+
+    Attributes:
+        refusal: why no step could be trained, and so no trial was started; else empty.
+        traceback: of the refusal, if its reason was not foreseen.
+        importance: of each searched key, by Optuna; None if it cannot tell.
+        stop: why the sweep stopped before its end; None if it did not.
+        notes: files that could not be written.
+        proof: what the best checkpoint measured when it was loaded again; None if it was not.
+        proof_error: why the best checkpoint could not be proven; else empty.
+    """
+
+    refusal: str = ""
+    traceback: str = ""
+    importance: Mapping[str, float] | None = None
+    stop: Stop | None = None
+    notes: Sequence[str] = ()
+    proof: Mapping[str, float] | None = None
+    proof_error: str = ""

@@ -81,7 +81,7 @@ def _rank(folder: Path) -> None:
         json.dumps(asdict(Seen(resumed=resumed, left=left)))
     )
     if coordinator is not None:
-        (folder / "finish.json").write_text(json.dumps(coordinator.finish()["proof"]))
+        (folder / "finish.json").write_text(json.dumps(coordinator.finish().proof))
     dist.destroy_process_group()
 
 

@@ -211,7 +211,7 @@ def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
     monkeypatch.setattr(actor, "_IDLE_S", 0.0)
     time.sleep(0.01)
     assert coordinator.is_done()
-    stop = coordinator.finish()["stop"]
+    stop = coordinator.finish().stop
     assert stop.cause is Cause.UNFIT_NODES
     assert str(stop) == "run_dir cannot be seen from node far"
 
@@ -220,9 +220,9 @@ def test_workers_that_die_before_they_ask_for_anything_stop_the_sweep(
     coordinator: CoordinatorActor,
 ) -> None:
     for number in range(5):
-        assert coordinator.finish()["stop"] is None
+        assert coordinator.finish().stop is None
         coordinator.worker_died(f"worker {number}", "ImportError: libcudart.so.99")
-    stop = coordinator.finish()["stop"]
+    stop = coordinator.finish().stop
     assert stop.cause is Cause.WORKERS_DIE
     assert str(stop).endswith("before they can train anything: ImportError: libcudart.so.99")
 

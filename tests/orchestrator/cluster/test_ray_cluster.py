@@ -357,7 +357,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     room = Room(tmp_path)
     room.workers.join(PATIENCE_S)
     assert not room.history().trials
-    stop = room.coordinator.finish()["stop"]
+    stop = room.coordinator.finish().stop
     assert stop.cause is Cause.WORKERS_DIE
     assert "libcudart.so.99" in str(stop)
 

@@ -13,6 +13,7 @@ from support.training import train_spec
 from orchestrator.config.preflight import step_line
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.coordinator.assignment import AssignmentRules
+from orchestrator.coordinator.job import SweepResult
 from sweeps.config.spec import TrainSpec
 from sweeps.core.ending import Cause, Stop
 from sweeps.ledger.ledger import Ledger
@@ -98,7 +99,7 @@ def test_a_step_that_fails_ends_the_sweep_before_it_has_begun(
     assert coordinator.is_done()
     assert {coordinator.next_job(worker, 8).kind for worker in "ab"} == {"leave"}
     coordinator.interrupt(SIGINT, False)  # too late: there is nothing to interrupt
-    assert coordinator.finish() == {"refusal": "one step fails", "traceback": "Traceback ..."}
+    assert coordinator.finish() == SweepResult(refusal="one step fails", traceback="Traceback ...")
     assert told(tmp_path) == []
 
 
@@ -112,7 +113,7 @@ def test_a_worker_that_dies_of_it_is_followed_by_one_more(
     assert coordinator.next_job("b", 8).kind == "rehearse"
     coordinator.worker_died("b", "killed by signal 9")
     assert coordinator.is_done()
-    refusal = coordinator.finish()["refusal"]
+    refusal = coordinator.finish().refusal
     assert "2 workers died while they trained one step" in refusal
     assert "killed by signal 9" in refusal
     assert "trainer.per_device_train_batch_size" in refusal

@@ -313,4 +313,4 @@ def test_a_device_that_is_lost_while_the_best_is_proven_is_no_proof(
     sweep.actor.worker_died("worker 1", "AcceleratorError")
     sweep.run()
     assert sweep.workers == 2
-    assert sweep.actor.finish()["proof"]["eval_tokens"] > 0
+    assert sweep.actor.finish().proof["eval_tokens"] > 0
