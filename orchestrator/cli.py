@@ -32,7 +32,7 @@ _HELP = ("-h", "--help", "help")
 
 
 def main(argv: Sequence[str], *, lean: bool = False) -> int:
-    """Run a command line; returns the exit code (see README).
+    """Run a command line; returns the exit code (see docs/run-folder.md).
 
     Args:
         lean: this process is the command's alone, and may do without libraries.

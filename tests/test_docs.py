@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import VERBS, help_text
+from orchestrator.cli import help_text, main
 from orchestrator.config.command import read_command
 from sweeps.config.spec import DataSpec
 from sweeps.results.ranking import columns
@@ -18,10 +18,13 @@ from trainers.data.rows import read as rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("sweeps", "trainers", "orchestrator")
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
-FOLDERS = "conf|docs|sweeps|trainers|orchestrator|tests|benchmarks"
-COMMAND = "python -m orchestrator"
-NOT_COMMANDS = {"", "--help"}
+PAGES = tuple(sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+DOCUMENTS = (
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md"),
+    *PAGES,
+)
+FOLDERS = ("sweeps", "trainers", "orchestrator", "tests", "tools", "benchmarks", "conf", "launch")
+COMMAND = re.compile(r"(?:python -m orchestrator|sft-sweeps(?= \w+[ =])|make sweep ARGS=)(.*)")
 
 
 def read(name: str) -> str:
@@ -45,11 +48,13 @@ def sweep_commands() -> Iterator[tuple[str, str]]:
         heads = [line for line in path.read_text().splitlines() if line.startswith("#")]
         places[str(path.relative_to(ROOT))] = heads
     for where, lines in places.items():
-        for line in lines:
-            _, found, rest = line.partition(COMMAND)
-            words = re.split(r"\s{2,}|\s#", rest, maxsplit=1)[0].strip()  # then comes a remark
-            if found and words not in NOT_COMMANDS:
-                yield where, words
+        for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+            found = COMMAND.search(line)
+            words = re.split(r"\s{2,}|\s#", found[1], maxsplit=1)[0].strip() if found else ""
+            if found and found[0].startswith("make"):  # make sweep's own words come first
+                words = f"sweep=lr_grid {shlex.split(words)[0]}"
+            if words:
+                yield where, words.rstrip("'")  # launch/README.md hands one to bash -c
 
 
 @pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
@@ -57,10 +62,40 @@ def test_every_command_that_is_shown_is_accepted(
     where: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator.cluster.gpus.usable", lambda: 8)  # some commands ask for GPUs
-    first, *rest = shlex.split(words)
-    if first in VERBS and first != "plan":
-        return
-    read_command(rest if first == "plan" else [first, *rest])
+    # What a verb would do is left out; its words are read by the command line itself.
+    monkeypatch.setattr("orchestrator.storage.run_dir.fetched", Path)
+    monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
+    monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
+    for verb in ("plan", "run"):
+        monkeypatch.setattr(f"orchestrator.driver.{verb}", only_read)
+    assert main(shlex.split(words)) == 0
+
+
+def only_read(argv: list[str], *, lean: bool = False) -> int:
+    """Read and check a command line; raises ConfigError."""
+    read_command(argv)
+    return 0
+
+
+@pytest.mark.parametrize("words", ["status", "status a b", "export", "export a --too b"])
+def test_a_verb_with_the_wrong_words_would_be_found(words: str) -> None:
+    with pytest.raises(SystemExit):
+        main(words.split())
+
+
+def test_each_kind_of_command_is_shown() -> None:
+    """None of them was passed over by the way in which they are looked for."""
+    shown = sorted(set(sweep_commands()))
+    assert {"plan", "status", "export"} <= {words.split()[0] for _, words in shown}
+    assert {"README.md", "launch/README.md", "--help"} <= {where for where, _ in shown}
+    without = {"docs/benchmarks.md", "docs/gpu.md"}
+    assert set(PAGES) - {where for where, _ in shown} <= without
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = read("README.md")
+    assert len(text.splitlines()) <= 170
+    assert set(re.findall(r"\]\((docs/[\w-]+\.md)\)", text)) == set(PAGES)
 
 
 def test_every_group_folder_has_a_command_in_its_files_heads() -> None:
@@ -75,15 +110,43 @@ def test_make_targets_exist(name: str) -> None:
     assert shown <= targets
 
 
+def anchors(text: str) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_and_files_exist(name: str) -> None:
-    text = read(name)
-    links = [link for link in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in link]
-    named = re.findall(rf"(?<![\w/-])(?:{FOLDERS})/[\w./-]*\w", "\n".join(code(text)))
-    modules = re.findall(r"python -m (benchmarks\.\w+)", text)
-    paths = [*links, *named, *(module.replace(".", "/") + ".py" for module in modules)]
-    missing = [path for path in paths if "NAME" not in path and not (ROOT / path).exists()]
-    assert missing == []
+def test_links_lead_somewhere(name: str) -> None:
+    text, folder = read(name), (ROOT / name).parent
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else ROOT / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_and_modules_that_are_named_exist(name: str) -> None:
+    """Paths (`conf/sweep`, `launch/sweep.sbatch`) and modules (`tools.size`) in code."""
+    start = rf"(?<![\w./-])(?:docs|{'|'.join(FOLDERS)})"
+    lines = code(read(name))
+    named = {path for line in lines for path in re.findall(rf"{start}/[\w./-]*\w", line)}
+    dotted = re.compile(rf"(?:^|python -m )((?:{'|'.join(FOLDERS)})(?:\.\w+)+)$")
+    for line in lines:
+        for found in dotted.finditer(re.split(r"\s{2,}|\s(?:-|#)", line, maxsplit=1)[0]):
+            path = found[1].replace(".", "/")
+            named.add(path if (ROOT / path).is_dir() else f"{path}.py")
+    assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_a_name_that_is_said_to_be_in_a_file_is_there(name: str) -> None:
+    names = r"`(\w+)`(?:(?:,| or| and) `(\w+)`)? (?:in|of) `([\w/]+\.py)`"
+    for *words, path in re.findall(names, read(name).replace("\n", " ")):
+        text = read(path)
+        assert [word for word in words if word not in text] == [], path
 
 
 def test_table_of_sweeps_lists_every_file_with_its_trials_and_search() -> None:
@@ -97,14 +160,14 @@ def test_table_of_sweeps_lists_every_file_with_its_trials_and_search() -> None:
 
 
 def test_table_of_columns_is_that_of_trials_csv() -> None:
-    section = read("README.md").partition("Columns of `trials.csv`")[2].partition("\n## ")[0]
+    section = read("docs/run-folder.md").partition("Columns of `trials.csv`")[2].partition("\n## ")[0]
     cells = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, re.MULTILINE)
     named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert named == list(columns("eval_loss"))
 
 
 def test_example_rows_are_read_as_the_shape_that_the_table_says(tmp_path: Path) -> None:
-    rows = re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", read("README.md"), re.MULTILINE)
+    rows = re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", read("docs/data.md"), re.MULTILINE)
     for number, (shape, row) in enumerate(rows):
         path = tmp_path / f"{number}.jsonl"
         path.write_text(f"{row}\n")

@@ -46,7 +46,7 @@ def exit_code(
     signal_code: int = 0,
     is_proven: bool = True,
 ) -> int:
-    """The exit code of a start that has come to its end; README has the table.
+    """The exit code of a start that has come to its end; docs/run-folder.md has the table.
 
     Args:
         completed, failed: trials in these states, of all starts.

@@ -1,4 +1,4 @@
-"""Why a sweep stops, and its exit code: README's table, row by row."""
+"""Why a sweep stops, and its exit code: the table of docs/run-folder.md, row by row."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sweeps.storage.lock import Lock
 from sweeps.storage.run_folder import RunFolder
 
 PROOF = {"eval_loss": 1.0, "eval_tokens": 9.0}
-README = Path(__file__).resolve().parents[3] / "README.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "run-folder.md"
 FAILURES = [cause for cause in Cause if cause not in (Cause.SIGNAL, Cause.TIME_BUDGET)]
 
 
@@ -48,7 +48,7 @@ def interrupted(number: signal.Signals) -> int:
     return exit_code(completed=1, failed=1, stop=stopped(Cause.SIGNAL), signal_code=code)
 
 
-# What README says of a code -> what shows that it is so; a table's row may say several.
+# What the page says of a code -> what shows that it is so; a table's row may say several.
 SHOWN: dict[str, Callable[[Path], list[int]]] = {
     "every trial ended (pruned and diverged ones too) and there is a best": lambda _: [
         exit_code(completed=1, failed=0)
@@ -78,8 +78,8 @@ SHOWN: dict[str, Callable[[Path], list[int]]] = {
 
 
 def rows() -> list[tuple[list[int], str]]:
-    """The codes of each row of README's table, and each thing that it says of them."""
-    table = README.read_text(encoding="utf-8").partition("| exit code | meaning |")[2]
+    """The codes of each row of the page's table, and each thing that it says of them."""
+    table = PAGE.read_text(encoding="utf-8").partition("| exit code | meaning |")[2]
     cells = re.findall(r"^\| ([\d, ]+) \| (.+) \|$", table.partition("\n\n")[0], re.MULTILINE)
     return [
         ([int(code) for code in codes.split(", ")], part)
@@ -88,12 +88,12 @@ def rows() -> list[tuple[list[int], str]]:
     ]
 
 
-def test_the_readme_has_every_code() -> None:
+def test_the_page_has_every_code() -> None:
     assert {code for codes, _ in rows() for code in codes} == {0, 1, 3, 4, 130, 143}
 
 
 @pytest.mark.parametrize(("codes", "part"), rows(), ids=lambda value: str(value))
-def test_exit_codes_are_those_of_the_readme(codes: list[int], part: str, tmp_path: Path) -> None:
+def test_exit_codes_are_those_of_the_page(codes: list[int], part: str, tmp_path: Path) -> None:
     found = SHOWN[part](tmp_path)
     assert set(found) == set(codes)
 
