@@ -466,9 +466,7 @@ class Driver:
             self._display.say(step_line(found))
 
     def _interrupt(self, name: str) -> None:
-        self._display.say(
-            f"{name}: trials commit a checkpoint and stop; once more leaves at once."
-        )
+        self._display.say(f"{name}: trials commit a checkpoint and stop; once more leaves at once.")
         send(self._coordinator.interrupt, Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
