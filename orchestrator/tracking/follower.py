@@ -86,18 +86,24 @@ class Follower(logging.Handler):
     def _read(self) -> None:
         """Pass on what was written since the last call."""
         for event in self._ledger.read():
+            self._read_rows(
+                event.get("trial") or ""
+            )  # they were written before, and following an event may take long
             self._try(partial(self._tracker.on_event, event))
             if event["event"] == "start":
                 self._open_rows(event["trial"])
             elif event["event"] == "end":
                 self._ended[event["trial"]] = time.monotonic()
-        for key, tail in self._rows.items():
-            for row in tail.read():
-                self._try(partial(self._tracker.on_row, key, row))
+        for key in self._rows:
+            self._read_rows(key)
         latest = time.monotonic() - self._job.patience.linger_s
         for key in [key for key, ended in self._ended.items() if ended <= latest]:
             del self._ended[key]
             self._rows.pop(key, None)
+
+    def _read_rows(self, key: str) -> None:
+        for row in self._rows[key].read() if key in self._rows else ():
+            self._try(partial(self._tracker.on_row, key, row))
 
     def _open_rows(self, key: str) -> None:
         self._ended.pop(key, None)

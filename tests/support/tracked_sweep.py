@@ -42,7 +42,7 @@ PUBLIC: dict[str, Any] = {
 
 
 class Driver:
-    """Starts the tracker as the driver does; writes the files that the Coordinator writes."""
+    """Starts the tracker like the driver, and writes the files of a sweep like the Coordinator."""
 
     living: ClassVar[list[Driver]] = []
     patience: ClassVar[Patience] = Patience()
