@@ -28,10 +28,10 @@ from sweeps.config.setting import (
 Direction = Literal["minimize", "maximize"]
 Metric = Literal["eval_loss", "train_loss"]
 # What trials can be ranked by, and which way it is better; each is in every report of a trial.
-METRICS: Mapping[str, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
+METRICS: Mapping[Metric, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Sampler = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"]
-Pruner = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
+SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"]
+PrunerName = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
 _WHERE = "it says where trials run"
@@ -112,9 +112,9 @@ class SearchSpec:
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
-    search: Sampler = setting("grid", tracked=True)
+    search: SearchName = setting("grid", tracked=True)
     search_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
-    pruner: Pruner = setting("none", tracked=True)
+    pruner: PrunerName = setting("none", tracked=True)
     pruner_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
     trials: Count | None = setting(None, may_change=True, tracked=True)  # None: the whole grid
     repeats: Count = setting(1, tracked=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from sweeps.config.spec import SearchSpec
+from sweeps.config.spec import SearchName, SearchSpec
 from sweeps.core.errors import Problem
 from sweeps.search.pruners import Brackets, Halving, Percentile
 from sweeps.space.space import Choice, Space
@@ -37,7 +37,7 @@ class Sampler:
     takes_conditions: bool = True
 
 
-SAMPLERS: Mapping[str, Sampler] = {
+SAMPLERS: Mapping[SearchName, Sampler] = {
     "grid": Sampler(takes_intervals=False),  # which `study` walks itself
     "random": Sampler(),
     "tpe": Sampler(kind=optuna.samplers.TPESampler, learns=True),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 
 from sweeps.config.keys import FACTS, may_change, search_refusal, tracked_keys
 from sweeps.config.setting import Facts, setting
-from sweeps.config.spec import Config
+from sweeps.config.spec import METRICS, Config, Metric
 
 # The README names those of the first two lines; the others say where a sweep lies.
 MAY_CHANGE = {
@@ -68,3 +69,7 @@ def test_a_fact_that_there_is_not_is_refused() -> None:
 
 def test_every_section_says_whose_its_keys_are() -> None:
     assert not [each.name for each in dataclasses.fields(Config) if FACTS[each.name] == Facts()]
+
+
+def test_every_metric_has_its_direction() -> None:
+    assert set(METRICS) == set(get_args(Metric))
