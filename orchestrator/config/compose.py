@@ -38,6 +38,7 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     config, choice = _compose(overrides)
     _drop_options(config, overrides)
     try:
+        _refuse_missing(config)
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
         config["sweep"]["when"] = {}
@@ -45,7 +46,6 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     except OmegaConfBaseException as error:
         raise ConfigError([_problem(error)]) from None
     base = _container(config, resolve=False)
-    _refuse_missing(resolved)
     resolved["sweep"]["space"] = space
     resolved["sweep"]["when"] = when
     name = str(resolved.get("name") or choice)
@@ -104,14 +104,10 @@ def _container(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _refuse_missing(config: Mapping[str, Any]) -> None:
-    missing = [
-        Problem(key=key, message="is left open by its file; set it on the command line.")
-        for key, value in flatten(config)
-        if value == "???"
-    ]
-    if missing:
-        raise ConfigError(missing)
+def _refuse_missing(config: DictConfig) -> None:
+    message = "is left open by its file; set it on the command line."
+    if keys := OmegaConf.missing_keys(config):
+        raise ConfigError([Problem(key=key, message=message) for key in sorted(keys)])
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
