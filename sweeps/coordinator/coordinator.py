@@ -344,13 +344,14 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
-        decision = Decision.PRUNE if self._asking.tell_report(record, report) else Decision.CONTINUE
+        verdict = self._asking.tell_report(record, report)
         self._write(
             "report",
             trial=record.key,
             attempt=record.attempt,
             **report.to_json(),
-            decision=decision,
+            decision=Decision.PRUNE if verdict.prune else Decision.CONTINUE,
+            **({} if verdict.noted is None else {"noted": dict(verdict.noted)}),
         )
 
     def _retry(self, record: Record, reason: str) -> bool:

@@ -76,7 +76,7 @@ class Books:
                 self._check_sweep(event)
             if kind == "report" and event["index"] > 0:
                 record = self.history.trials[event["trial"]]
-                self.asking.replay_report(record, Report.from_json(event))
+                self.asking.replay_report(record, Report.from_json(event), event.get("noted"))
             self.history.apply(event)
             if kind == "ask":
                 self.asking.replay_ask(event)

@@ -7,7 +7,8 @@ replaying asks, reports and ends in their order gives it back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import optuna
 
@@ -16,7 +17,7 @@ from sweeps.config.trial_config import config_of, trial_key
 from sweeps.core.trial import Report, State
 from sweeps.ledger.history import History, Record
 from sweeps.ledger.ledger import Event
-from sweeps.search.study import Search, Suggestion, first_untried, picked_id
+from sweeps.search.study import Search, Suggestion, Verdict, first_untried, picked_id
 from sweeps.space.space import Space
 
 log = logging.getLogger(__name__)
@@ -108,19 +109,21 @@ class Asking:
 
     # ------------------------------------------------------------------ what Optuna is told
 
-    def tell_report(self, record: Record, report: Report) -> bool:
-        """Tell an intermediate value; True where the trial should be pruned."""
+    def tell_report(self, record: Record, report: Report) -> Verdict:
+        """Tell an intermediate value, and ask whether the trial should be pruned."""
         # The first repeat stands for its config: the others only confirm what it found.
         if record.repeat or record.config in self._told:
-            return False
+            return Verdict(prune=False)
         value = report.metrics[self._spec.sweep.metric]
         return self._search.report(record.config, report.index, value)
 
-    def replay_report(self, record: Record, report: Report) -> None:
+    def replay_report(
+        self, record: Record, report: Report, noted: Mapping[str, Any] | None
+    ) -> None:
         """Do again what a report in the ledger did."""
         if not (record.repeat or record.config in self._told):
             value = report.metrics[self._spec.sweep.metric]
-            self._search.replay_report(record.config, report.index, value)
+            self._search.replay_report(record.config, report.index, value, noted)
 
     def tell_result(self, config: int) -> None:
         """Tell how a config ended, once nothing more will come of it."""

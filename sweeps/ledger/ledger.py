@@ -52,6 +52,7 @@ _OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
     },
     **{"choices": dict, "by_hand": bool, "totals": dict, "metrics": dict, "spec": dict},
     **{"duplicate": str, "trial": (str, NoneType), "versions": dict, "rehearsal": dict},
+    "noted": dict,  # what the pruner noted in the Optuna trial
 }
 
 
@@ -84,7 +85,7 @@ def check(event: Event) -> None:
         key = event.get(field)
         if key is not None and not _KEY.fullmatch(key):
             raise ValueError(f"{field} is no key: {key!r:.40}")
-    for field in ("metrics", "totals"):
+    for field in ("metrics", "totals", "noted"):
         if field in event and not _are_numbers(event[field].values()):
             raise ValueError(f"{field} holds what is no number: {event[field]!r:.80}")
 

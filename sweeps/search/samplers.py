@@ -13,7 +13,6 @@ import optuna
 
 from sweeps.config.spec import SearchName, SearchSpec
 from sweeps.core.errors import Problem
-from sweeps.search.pruners import Brackets, Halving, Percentile
 from sweeps.space.space import Choice, Space
 
 log = logging.getLogger(__name__)
@@ -76,19 +75,23 @@ def _own_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
 
 
+NOTING_PRUNERS = frozenset(("asha", "hyperband"))  # keep their rungs in the trials they judge
+
+
 def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
     """The pruner of `sweep.pruner`; its resource is the report's index, 1 to `evaluations`."""
-    options = dict(spec.pruner_options)
-    if spec.pruner in ("median", "percentile"):
-        return Percentile(**options)
-    if spec.pruner == "asha":
-        return Halving(**{"min_resource": 1, "reduction_factor": 2, **options})
-    if spec.pruner == "hyperband":
-        ladder = {"min_resource": 1, "max_resource": spec.evaluations, "reduction_factor": 2}
-        return Brackets(**{**ladder, **options})
-    if spec.pruner == "patient":
-        return optuna.pruners.PatientPruner(None, **{"patience": 1, **options})
-    return optuna.pruners.NopPruner()
+    halving: dict[str, Any] = {"min_resource": 1, "reduction_factor": 2}
+    hyperband = {**halving, "max_resource": spec.evaluations}
+    pruners: dict[str, tuple[Callable[..., optuna.pruners.BasePruner], dict[str, Any]]] = {
+        "none": (optuna.pruners.NopPruner, {}),
+        "median": (optuna.pruners.MedianPruner, {}),
+        "percentile": (optuna.pruners.PercentilePruner, {"percentile": 50.0}),
+        "asha": (optuna.pruners.SuccessiveHalvingPruner, halving),
+        "hyperband": (optuna.pruners.HyperbandPruner, hyperband),
+        "patient": (optuna.pruners.PatientPruner, {"wrapped_pruner": None, "patience": 1}),
+    }
+    kind, defaults = pruners[spec.pruner]
+    return kind(**{**defaults, **spec.pruner_options})
 
 
 def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from sweeps.config.spec import SearchSpec
 from sweeps.search import study_replay
-from sweeps.search.samplers import SAMPLERS, _own_seed, make_pruner, make_sampler
+from sweeps.search.samplers import NOTING_PRUNERS, SAMPLERS, _own_seed, make_pruner, make_sampler
 from sweeps.space.space import Choice, Dimension, Label, Space
 
 log = logging.getLogger(__name__)
@@ -55,6 +55,19 @@ class Suggestion:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the pruner says to a report.
+
+    Attributes:
+        noted: Optuna's attributes that it added to the trial, which a replay gives back; None if
+            this pruner notes nothing, or was not asked.
+    """
+
+    prune: bool
+    noted: Mapping[str, Any] | None = None
+
+
 class Search:
     """One Optuna study over a space.
 
@@ -74,11 +87,12 @@ class Search:
             pruner=make_pruner(spec),
         )
         self._trials: dict[int, optuna.Trial] = {}
-        # Filled while the ledger is replayed, then made into the study's trials; None: the sampler
-        # or the pruner has a state of its own, so everything is done again, step by step.
-        self._past: dict[int, study_replay.Past] | None = None
-        if not SAMPLERS[spec.search].keeps_state and study_replay.can_rebuild(self.study.pruner):
-            self._past = {}
+        self._notes = spec.pruner in NOTING_PRUNERS
+        # Filled while the ledger is replayed, then made into the study's trials. None: every step
+        # is done again, since the sampler keeps a state, or the pruner finds its resource itself.
+        self._past: list[study_replay.Past] | None = None
+        if not (SAMPLERS[spec.search].keeps_state or "auto" in spec.pruner_options.values()):
+            self._past = []
         self._grid: Iterator[dict[str, Label]] | None = (
             space.grid() if spec.search == "grid" else None
         )
@@ -108,8 +122,7 @@ class Search:
         if self._past is not None:
             if self._grid is not None and not by_hand:
                 next(self._grid, None)
-            number = len(self._past)
-            self._past[number] = study_replay.Past(number=number, picked=dict(picked))
+            self._past.append(study_replay.Past(picked=dict(picked)))
             return
         if by_hand:
             self._impose(picked)
@@ -128,38 +141,54 @@ class Search:
                 again.number,
             )
 
-    def replay_report(self, number: int, index: int, value: float) -> None:
-        """Do again what a report did; what was decided on it is in the ledger."""
+    def replay_report(
+        self, number: int, index: int, value: float, noted: Mapping[str, Any] | None
+    ) -> None:
+        """Do again what a report did; what was decided on it is in the ledger.
+
+        Args:
+            noted: as `report` returned it; None also in ledgers that have no such field. Then
+                the pruner judges again, from here on step by step.
+        """
+        is_judged = index < self._spec.evaluations
+        if noted is None and self._notes and is_judged:
+            self.settle()
         if self._past is not None:
             self._past[number].values[index] = value
-        else:
-            trial = self._trials[number]
-            trial.report(value, index)
-            if index < self._spec.evaluations:
-                trial.should_prune()  # for what the pruner notes
+            self._past[number].noted.update(noted or {})
+            return
+        self._trials[number].report(value, index)
+        if is_judged:
+            self._trials[number].should_prune()  # for what the pruner notes
 
     def settle(self) -> None:
-        """The replay is over, if there was one: make the study what it adds up to."""
+        """End the replay, if there was one: add the trials that it told of to the study."""
         past, self._past = self._past, None
-        if not past:
-            return
-        kinds = {d.name: study_replay.distribution(d) for d in self._space.dimensions}
-        for one in past.values():
-            study_replay.add(self.study, one, kinds, self._spec.evaluations)
-            if one.state is TrialState.RUNNING:
-                self.study.sampler = optuna.samplers.RandomSampler(seed=0)
-                added = self.study.get_trials(deepcopy=False)[one.number]
-                self._trials[one.number] = optuna.Trial(self.study, added._trial_id)
+        if past:
+            kinds = {d.name: study_replay.distribution(d) for d in self._space.dimensions}
+            self._trials = study_replay.rebuild(self.study, past, kinds, self._pick)
 
-    def report(self, number: int, index: int, value: float) -> bool:
-        """Tell an intermediate value; True where the trial should be pruned.
+    def report(self, number: int, index: int, value: float) -> Verdict:
+        """Tell an intermediate value, and ask the pruner.
 
         The last report is never a reason to prune: all of the budget has been spent by then.
         """
         self.settle()
         trial = self._trials[number]
         trial.report(value, index)
-        return index < self._spec.evaluations and trial.should_prune()
+        if index >= self._spec.evaluations:
+            return Verdict(prune=False)
+        before = self._noted(number)
+        prune = trial.should_prune()
+        if not self._notes:
+            return Verdict(prune=prune)
+        after = self._noted(number)
+        return Verdict(
+            prune=prune, noted={name: after[name] for name in after if name not in before}
+        )
+
+    def _noted(self, number: int) -> Mapping[str, Any]:
+        return self.study.get_trials(deepcopy=False)[number].system_attrs
 
     def complete(self, number: int, value: float) -> None:
         self._tell(number, TrialState.COMPLETE, value)
@@ -186,9 +215,12 @@ class Search:
     def _ask(self, *, sampler: optuna.samplers.BaseSampler) -> Suggestion:
         self.study.sampler = sampler
         trial = self.study.ask()
-        picked = self._space.walk(lambda dimension: _suggest(trial, dimension))
+        picked = self._pick(trial)
         self._trials[trial.number] = trial
         return Suggestion(trial.number, picked, self._space.values(picked))
+
+    def _pick(self, trial: optuna.Trial) -> dict[str, Label]:
+        return self._space.walk(lambda dimension: _suggest(trial, dimension))
 
     def _sampler(self) -> optuna.samplers.BaseSampler:
         return make_sampler(self._spec, self._space, self._seed, self._next_number)

@@ -1,16 +1,14 @@
-"""An Optuna study as the ledger tells it, made trial by trial and not step by step.
+"""Rebuilds an Optuna study from the ledger by adding whole trials instead of redoing each step.
 
-Doing every ask, report and tell again costs what it cost then, and more: each looks at all trials
-before it. A finished study is only its trials, so here each is put together whole and added once.
-Two things are more than what the ledger says: the rungs that successive halving notes in a trial
-(`rungs`), and the state of the samplers that keep one (`sweeps.search.study` replays those).
+Redoing every ask, report and tell costs what it cost then, and each looks at all trials before it.
+A finished study is only its trials, so each is made once, with what the pruner noted in it.
+Samplers that keep a state beside the trials are not rebuilt like this: `study` asks them again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -20,19 +18,23 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.pruners import BasePruner, HyperbandPruner, SuccessiveHalvingPruner
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState, create_trial
 
 from sweeps.space.space import Choice, Dimension
 
 
 @dataclass(kw_only=True)
 class Past:
-    """An Optuna trial as far as the ledger tells it."""
+    """An Optuna trial as the ledger tells it.
 
-    number: int
+    Attributes:
+        values: by report index.
+        noted: system attributes that the pruner set when it judged the reports.
+    """
+
     picked: Mapping[str, Any]
-    values: dict[int, float] = field(default_factory=dict)  # by report index
+    values: dict[int, float] = field(default_factory=dict)
+    noted: dict[str, Any] = field(default_factory=dict)
     state: TrialState = TrialState.RUNNING
     value: float | None = None
 
@@ -46,73 +48,57 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     return FloatDistribution(dimension.low, dimension.high, log=dimension.log)
 
 
-def can_rebuild(pruner: BasePruner) -> bool:
-    """Whether `rungs` knows what this pruner notes in the trials.
-
-    Not where it finds its own resource from the first trials: that depends on when it was asked.
-    """
-    if isinstance(pruner, HyperbandPruner):
-        return isinstance(pruner._max_resource, int)
-    return not isinstance(pruner, SuccessiveHalvingPruner) or pruner._min_resource is not None
-
-
-def add(
+def rebuild(
     study: optuna.Study,
-    past: Past,
+    past: Iterable[Past],
     kinds: Mapping[str, BaseDistribution],
-    evaluations: int,
-) -> None:
-    """Add a trial to the study, as it would have become there.
+    suggest: Callable[[optuna.Trial], object],
+) -> dict[int, optuna.Trial]:
+    """Add trials to an empty study; returns handles of those that still run, by number.
 
     Args:
+        past: in the order in which the trials were asked for.
         kinds: the distribution of each dimension.
-        evaluations: reports of a trial; the last one is never judged.
+        suggest: asks a trial for the value of each of its dimensions.
     """
-    now = datetime.now()
-    frozen = FrozenTrial(
-        number=past.number,
-        trial_id=past.number,
-        state=past.state,
-        value=past.value,
-        values=None,
-        datetime_start=now,
-        datetime_complete=None if past.state is TrialState.RUNNING else now,
-        params={name: _own_type(kinds[name], label) for name, label in past.picked.items()},
-        distributions={name: kinds[name] for name in past.picked},
-        user_attrs={},
-        system_attrs={},
-        intermediate_values=past.values,
+    running, reported = [], False
+    for one in past:
+        reported = reported or bool(one.values)
+        if one.state is TrialState.RUNNING:
+            # `ask` hands a waiting trial out as a running one, with a handle to report to.
+            running.append(one)
+            study.add_trial(create_trial(state=TrialState.WAITING, system_attrs=one.noted))
+        else:
+            study.add_trial(_finished(one, kinds))
+    if reported:
+        # Hyperband makes its brackets at the first report, and the samplers then look at one
+        # bracket. A trial without a report makes it do so, and changes nothing else.
+        study.pruner.prune(study, create_trial(state=TrialState.RUNNING))
+    return dict(_resume(study, one, suggest) for one in running)
+
+
+def _finished(one: Past, kinds: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
+    return create_trial(
+        state=one.state,
+        value=one.value,
+        params={name: _own_type(kinds[name], label) for name, label in one.picked.items()},
+        distributions={name: kinds[name] for name in one.picked},
+        system_attrs=one.noted,
+        intermediate_values=one.values,
     )
-    frozen.system_attrs = dict(rungs(study, frozen, evaluations))
-    study.add_trial(frozen)
 
 
-def rungs(study: optuna.Study, trial: FrozenTrial, evaluations: int) -> Iterator[tuple[str, float]]:
-    """What successive halving has noted in a trial: its value at each rung that it came to.
-
-    A trial comes to rung r with its report number min_resource * reduction_factor ** (rate + r);
-    one that is not promoted there is stopped, and so has no later report.
-    """
-    pruner = _halving(study, trial)
-    if pruner is None or pruner._min_resource is None:
-        return
-    rung = 0
-    while True:
-        exponent = pruner._min_early_stopping_rate + rung
-        step = pruner._min_resource * pruner._reduction_factor**exponent
-        if step >= evaluations or step not in trial.intermediate_values:
-            return
-        yield f"completed_rung_{rung}", trial.intermediate_values[step]
-        rung += 1
-
-
-def _halving(study: optuna.Study, trial: FrozenTrial) -> SuccessiveHalvingPruner | None:
-    pruner = study.pruner
-    if isinstance(pruner, HyperbandPruner):
-        if not pruner._pruners:
-            pruner._try_initialization(study)
-        return pruner._pruners[pruner._get_bracket_id(study, trial)]
-    return pruner if isinstance(pruner, SuccessiveHalvingPruner) else None
+def _resume(
+    study: optuna.Study, one: Past, suggest: Callable[[optuna.Trial], object]
+) -> tuple[int, optuna.Trial]:
+    """Take the next waiting trial, with the values that were picked, and report again."""
+    random = optuna.samplers.RandomSampler(seed=0)
+    study.sampler = optuna.samplers.PartialFixedSampler(dict(one.picked), random)
+    trial = study.ask()
+    suggest(trial)
+    for index, value in one.values.items():
+        trial.report(value, index)
+    return trial.number, trial
 
 
 def _own_type(kind: BaseDistribution, label: Any) -> Any:

@@ -8,9 +8,8 @@ import optuna
 import pytest
 from support.driving import LR, MIXED, OPTIM, SMALL, make
 
-from sweeps.search.pruners import Brackets, Halving, Percentile
 from sweeps.search.samplers import make_pruner, search_problems
-from sweeps.search.study import Search, first_untried, picked_id
+from sweeps.search.study import Search, Verdict, first_untried, picked_id
 
 DECAY = "trainer.weight_decay"
 CONDITIONAL = {OPTIM: "choice(sgd, adamw_torch)", DECAY: "interval(0.0, 0.1)"}
@@ -76,23 +75,38 @@ def test_conditional_spaces_suit_samplers_that_know_them(search: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pruner", "kind", "field", "value"),
+    ("pruner", "kind"),
     [
-        ("none", optuna.pruners.NopPruner, "", None),
-        ("median", Percentile, "_percentile", 50.0),
-        ("percentile", Percentile, "_percentile", 50.0),
-        ("asha", Halving, "_reduction_factor", 2),
-        ("hyperband", Brackets, "_max_resource", 4),
-        ("patient", optuna.pruners.PatientPruner, "_patience", 1),
+        ("none", optuna.pruners.NopPruner),
+        ("median", optuna.pruners.MedianPruner),
+        ("percentile", optuna.pruners.PercentilePruner),
+        ("asha", optuna.pruners.SuccessiveHalvingPruner),
+        ("hyperband", optuna.pruners.HyperbandPruner),
+        ("patient", optuna.pruners.PatientPruner),
     ],
 )
-def test_a_pruners_resource_is_the_reports_index(
-    pruner: str, kind: type, field: str, value: Any
-) -> None:
+def test_each_pruner_is_optunas_own(pruner: str, kind: type) -> None:
     spec, _ = make(pruner=pruner)
-    made = make_pruner(spec.sweep)
-    assert type(made) is kind
-    assert not field or getattr(made, field) == value
+    assert type(make_pruner(spec.sweep)) is kind
+
+
+@pytest.mark.parametrize("pruner", ["none", "median", "patient"])
+def test_a_pruner_without_a_memory_adds_nothing_to_the_report(pruner: str) -> None:
+    spec, space = make(pruner=pruner)
+    asked = Search(spec.sweep, space, seed=0)
+    suggestion = asked.ask()
+    assert suggestion is not None
+    assert asked.report(suggestion.number, 1, 1.0) == Verdict(prune=False)
+
+
+def test_asha_halves_at_the_first_second_and_fourth_report_and_notes_it() -> None:
+    spec, space = make(pruner="asha")
+    asked = Search(spec.sweep, space, seed=0)
+    suggestion = asked.ask()
+    assert suggestion is not None
+    noted = [asked.report(suggestion.number, index, 1.0).noted for index in (1, 2, 3, 4)]
+    assert [list((one or {}).values()) for one in noted] == [[1.0], [1.0], [], []]
+    assert noted[-1] is None  # the last report is never judged
 
 
 @pytest.mark.parametrize("search", ["random", "tpe"])
