@@ -1,4 +1,4 @@
-"""python -m orchestrator"""
+"""The program: `python -m orchestrator`, and `sft-sweeps` of an installed wheel."""
 
 import atexit
 import gc
@@ -7,7 +7,9 @@ import sys
 
 from orchestrator.cli import main
 
-if __name__ == "__main__":
+
+def run() -> None:
+    """Run this process's command line, and end the process with its exit code."""
     # Imports alone make a million objects that stay: looking through them again and again for
     # garbage takes a quarter of the start.
     gc.set_threshold(100_000, 50, 50)
@@ -21,3 +23,7 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    run()

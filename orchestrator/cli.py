@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator import __version__
 from sweeps.core.errors import SweepError, nearest
 from sweeps.core.secrets import scrub
 
@@ -59,6 +60,9 @@ def _dispatch(argv: list[str], lean: bool) -> int:
     first = argv[0] if argv else ""
     if first in _HELP or any(word in _HELP for word in argv):
         print(help_text())
+        return 0
+    if first == "--version":
+        print(f"sft-sweeps {__version__}")
         return 0
     if first == "status":
         from orchestrator.terminal.status import status

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,7 +21,9 @@ from sweeps.core.commands import masked_word
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+_PACKAGE = Path(str(files("orchestrator"))).resolve()
+_INSTALLED = _PACKAGE / "conf"  # where a wheel has it; in the repository it is beside the package
+CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
 
 SPACE = "sweep.space"
 WHEN = "sweep.when"
