@@ -7,13 +7,15 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from orchestrator.cli import help_text, main
 from orchestrator.config.command import read_command
-from sweeps.config.spec import DataSpec
+from sweeps.config.spec import DataSpec, SearchSpec
 from sweeps.results.ranking import columns
+from sweeps.search.samplers import SAMPLERS
 from trainers.data.rows import read as rows_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,8 +55,10 @@ def sweep_commands() -> Iterator[tuple[str, str]]:
             words = re.split(r"\s{2,}|\s#", found[1], maxsplit=1)[0].strip() if found else ""
             if found and found[0].startswith("make"):  # make sweep's own words come first
                 words = f"sweep=lr_grid {shlex.split(words)[0]}"
+            if words.count("'") % 2:  # the end of what is handed to bash -c
+                words = words.removesuffix("'")
             if words:
-                yield where, words.rstrip("'")  # launch/README.md hands one to bash -c
+                yield where, words
 
 
 @pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
@@ -159,8 +163,34 @@ def test_table_of_sweeps_lists_every_file_with_its_trials_and_search() -> None:
     assert sorted(rows) == sorted(actual)
 
 
+def test_table_of_searches_is_that_of_the_samplers() -> None:
+    text = read("docs/search.md")
+    rows = re.findall(r"^\| `(\w+)` \|((?: (?:yes|no) \|){4})$", text, re.MULTILINE)
+    said = {name: tuple(re.findall("yes|no", cells)) for name, cells in rows}
+    assert said == {
+        name: tuple(
+            "yes" if can else "no"
+            for can in (
+                sampler.takes_intervals,
+                sampler.takes_categories,
+                sampler.takes_conditions,
+                sampler.learns,
+            )
+        )
+        for name, sampler in SAMPLERS.items()
+    }
+
+
+def test_every_pruner_is_named() -> None:
+    line = read("docs/search.md").partition("`sweep.pruner` is")[2].partition(".")[0]
+    pruners = get_args(get_type_hints(SearchSpec)["pruner"])
+    assert tuple(re.findall(r"`(\w+)`", line)) == pruners
+
+
 def test_table_of_columns_is_that_of_trials_csv() -> None:
-    section = read("docs/run-folder.md").partition("Columns of `trials.csv`")[2].partition("\n## ")[0]
+    section = (
+        read("docs/run-folder.md").partition("Columns of `trials.csv`")[2].partition("\n## ")[0]
+    )
     cells = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", section, re.MULTILINE)
     named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
     assert named == list(columns("eval_loss"))
