@@ -16,6 +16,7 @@ from support.sweep_events import Sweep
 from orchestrator.cli import main
 from orchestrator.cluster.signals import SIGNAL_EXIT, Signals
 from orchestrator.config.command import Command
+from orchestrator.coordinator.job import SweepResult
 from orchestrator.driver import Driver
 from sweeps.core.ending import Cause, Stop, exit_code
 from sweeps.storage.lock import Lock
@@ -118,7 +119,7 @@ def test_a_stop_says_its_cause_in_words_with_its_details() -> None:
 class NoTracker:
     """What the driver asks of tracking at its end."""
 
-    def finish(self, summary: object, timeout_s: float) -> list[str]:
+    def finish(self, timeout_s: float) -> list[str]:
         return []
 
 
@@ -146,8 +147,7 @@ def test_what_the_coordinator_tells_at_the_end_decides(
     driver = Driver(command.spec, command.space, RunFolder(tmp_path), ["sweep=base"], Signals())
     driver._history = sweep.history()
     driver._tracker = NoTracker()
-    nothing = {"importance": None, "stop": None, "notes": [], "proof": None, "proof_error": ""}
-    assert driver._finish({**nothing, **told}) == code
+    assert driver._finish(SweepResult(**told)) == code
     said = " ".join(capsys.readouterr().out.split())
     assert says in said
     assert "orchestrator export" not in said
