@@ -9,7 +9,6 @@ import platform
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from sweeps.core.commands import command_line
 from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import fingerprint
+from sweeps.core.versions import installed
 from sweeps.ledger.history import History
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
@@ -171,13 +171,7 @@ def rehearsal_line(
 
 def versions() -> dict[str, str]:
     """The version of Python and of each library that is installed."""
-    found = {"python": platform.python_version()}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed(_LIBRARIES)}
 
 
 def _schedule_problems(

@@ -6,7 +6,6 @@ import functools
 import math
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from sweeps.core import fault_injection
 from sweeps.core.trial import Decision, Report
+from sweeps.core.versions import installed
 from trainers.trial import checkpoint
 from trainers.trial.evaluation import Measured
 from trainers.trial.failures import require_finite
@@ -163,10 +163,4 @@ class TrialReporter:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        try:
-            found[name] = version(name)
-        except ImportError:
-            continue  # not installed: nothing that it could have changed
-    return found
+    return installed(_LIBRARIES)
