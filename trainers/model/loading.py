@@ -107,6 +107,7 @@ def fingerprint_base(spec: ModelSpec) -> str:
     path = resolve_path(spec.path)
     if hub.is_local(path):
         return folder_hash(Path(path))
+    # transformers has no public name for the commit that a config was read from.
     commit = getattr(load_config(spec), "_commit_hash", None) or spec.revision or "main"
     return f"{path}@{commit}"
 

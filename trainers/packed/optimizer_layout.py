@@ -91,7 +91,10 @@ Piece = Flat | Stack
 
 
 class StackedAdafactor(Adafactor):  # type: ignore[misc]
-    """transformers' Adafactor on stacks of matrices, each scaled by its own root mean square."""
+    """transformers' Adafactor on stacks of matrices, each scaled by its own root mean square.
+
+    The step calls `_rms`, and has no public hook for it.
+    """
 
     @staticmethod
     def _rms(tensor: torch.Tensor) -> torch.Tensor:

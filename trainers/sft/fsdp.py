@@ -119,6 +119,7 @@ def shard(model: Any, device: str) -> Any:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.partition(":")[0], (dist.get_world_size(),))
+    # transformers has no public name for the classes of a model's layers.
     layers = set(getattr(model, "_no_split_modules", None) or ())
     for module in list(model.modules()):
         if type(module).__name__ in layers:

@@ -173,7 +173,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
 
     def loss_so_far(self) -> float:
         """The sum of all ranks' step losses since the last log; not finite if one is not."""
-        return self.ranks.sum(float(self._tr_loss))
+        return self.ranks.sum(float(self._tr_loss))  # no public name for it before a log
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:
