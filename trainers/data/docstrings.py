@@ -1,4 +1,4 @@
-"""The embedded data set: from a function's signature, write the first sentence of its docstring.
+"""Makes the embedded data set: from a function's signature, write its docstring's first sentence.
 
 The rows come from the standard library of the Python that runs, so nothing is downloaded, and the
 task is real: some 4,700 short pairs of code and English. `library_text` is the other half of the
@@ -21,7 +21,7 @@ Documented = Function | ast.ClassDef | ast.Module
 # Test suites and demos, code tables, and generated manuals: not code with docstrings of its own.
 _SKIPPED = frozenset({"test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"})
 _SKIPPED |= {"site-packages", "__pycache__", "encodings", "pydoc_data"}
-_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # where a statement keeps statements
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")  # a statement's fields of statements
 _MAX_PROMPT_CHARS = 120
 _MAX_SENTENCE_CHARS = 96
 _MIN_SENTENCE_WORDS = 3
@@ -29,7 +29,7 @@ _SENTENCE = re.compile(r"(.+?[.!?])(?=\s+[A-Z`'\"]|$)")
 
 
 def rows() -> list[dict[str, str]]:
-    """Every row of the data set, as new dicts of `prompt` and `completion`, in a fixed order.
+    """Make every row of the data set, as new dicts of `prompt` and `completion`, in a fixed order.
 
     A prompt is the function's home as a comment and its signature, and ends with a newline; the
     completion is the first sentence of its docstring, indented and quoted, so that prompt +
@@ -48,7 +48,7 @@ def rows() -> list[dict[str, str]]:
 
 @functools.cache
 def pairs() -> tuple[tuple[str, str], ...]:
-    """(prompt, completion) of every row, sorted; of rows that repeat, the first is kept."""
+    """Make (prompt, completion) of every row, sorted; of rows that repeat, keep the first."""
     found: dict[str, str] = {}
     sentences: set[str] = set()
     for module, path in modules():
@@ -74,7 +74,7 @@ def _library() -> Path:
 
 
 def modules() -> list[tuple[str, Path]]:
-    """(dotted name, file) of each module, sorted; nothing that was installed beside them."""
+    """Find (dotted name, file) of each module, sorted; no packages that were installed."""
     library = _library()
     modules = []
     for path in library.rglob("*.py"):
@@ -91,7 +91,7 @@ def _statements(parent: ast.AST) -> Iterator[ast.AST]:
 
 
 def definitions(parent: ast.AST, scope: str) -> Iterator[tuple[str, Function | ast.ClassDef]]:
-    """(dotted name of what it is defined in, function or class), in the order of the source."""
+    """Find (dotted name of the scope, function or class) inside `parent`, in the source's order."""
     for node in _statements(parent):
         if isinstance(node, Function | ast.ClassDef):
             yield scope, node
@@ -107,7 +107,7 @@ def _prompt(scope: str, function: Function) -> str:
 
 
 def _first_sentence(function: Function) -> str:
-    """The docstring's first sentence on one line; empty where it is not plain and short."""
+    """The docstring's first sentence on one line; empty if it is not plain and short."""
     paragraph = (ast.get_docstring(function) or "").split("\n\n")[0]
     line = " ".join(paragraph.split())
     match = _SENTENCE.match(line)
@@ -116,7 +116,7 @@ def _first_sentence(function: Function) -> str:
 
 
 def _is_plain(sentence: str) -> bool:
-    """Whether it is of a fair length, starts as prose does, and survives being quoted."""
+    """Whether a sentence has a fair length, begins as prose does, and can be quoted."""
     return (
         len(sentence) <= _MAX_SENTENCE_CHARS
         and len(normalised(sentence).split()) >= _MIN_SENTENCE_WORDS

@@ -71,6 +71,59 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     return Layout(shape=shape, columns=used, is_chat=_is_chat(shape, used, rows), unused=unused)
 
 
+def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
+    """Reduce a row to our columns, or say what is wrong with it."""
+    values: dict[str, Any] = {}
+    try:
+        for ours in SHAPES[form.shape]:
+            theirs = form.columns[ours]
+            if row.values.get(theirs) is None:
+                raise SweepError(f"{theirs} is missing")
+            value = row.values[theirs]
+            values[ours] = (
+                _messages(theirs, value)
+                if form.is_chat
+                else _text(theirs, value, may_be_empty=ours == "prompt")
+            )
+        if "tools" in form.columns:
+            values["tools"] = _tools(row.values.get(form.columns["tools"]))
+    except SweepError as error:
+        return BadRow(row.where, str(error))
+    return FileRow(row.where, values)
+
+
+def spec_problems(spec: DataSpec) -> list[Problem]:
+    """Everything wrong with `spec` that shows without reading data."""
+    problems = []
+    if spec.source != "docstrings" and not spec.path:
+        example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
+        problems.append(Problem(key="data.path", message=f"data={spec.source} needs it: {example}"))
+    if spec.eval_split and spec.source != "hub":
+        message = "only data sets of the Hub have splits; name a file with data.eval_path"
+        problems.append(Problem(key="data.eval_split", value=spec.eval_split, message=message))
+    if spec.eval_split and spec.eval_path:
+        message = "data.eval_split is set too; one of the two gives the evaluation rows"
+        problems.append(Problem(key="data.eval_path", value=spec.eval_path, message=message))
+    if spec.limit is not None and spec.limit < 1:
+        message = "is a number of rows, 1 or more; leave it out to read all"
+        problems.append(Problem(key="data.limit", value=spec.limit, message=message))
+    if spec.max_length < 2:
+        message = "is a number of tokens, 2 or more: each token is predicted from those before it"
+        problems.append(Problem(key="data.max_length", value=spec.max_length, message=message))
+    return problems + _share_problems(spec)
+
+
+def describe(spec: DataSpec) -> str:
+    """Name the source in words, for reports and messages."""
+    if spec.source == "docstrings":
+        return f"docstrings of the standard library of Python {platform.python_version()}"
+    if spec.source == "file":
+        return str(spec.path)
+    name = f"/{spec.name}" if spec.name else ""
+    revision = f"@{spec.revision}" if spec.revision else ""
+    return f"{spec.path}{name}{revision}, split {spec.split}"
+
+
 def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
     """Choose a shape whose columns are there, first one that `data.columns` asks for."""
     present = [shape for shape, fields in SHAPES.items() if all(ours in columns for ours in fields)]
@@ -131,27 +184,6 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
     return known[0] if known else nearest(ours, theirs)
 
 
-def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
-    """Reduce a row to our columns, or say what is wrong with it."""
-    values: dict[str, Any] = {}
-    try:
-        for ours in SHAPES[form.shape]:
-            theirs = form.columns[ours]
-            if row.values.get(theirs) is None:
-                raise SweepError(f"{theirs} is missing")
-            value = row.values[theirs]
-            values[ours] = (
-                _messages(theirs, value)
-                if form.is_chat
-                else _text(theirs, value, may_be_empty=ours == "prompt")
-            )
-        if "tools" in form.columns:
-            values["tools"] = _tools(row.values.get(form.columns["tools"]))
-    except SweepError as error:
-        return BadRow(row.where, str(error))
-    return FileRow(row.where, values)
-
-
 def _text(name: str, value: object, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise SweepError(f"{name} is {_kind(value)}, not text")
@@ -206,27 +238,6 @@ def _kind(value: object) -> str:
     )
 
 
-def spec_problems(spec: DataSpec) -> list[Problem]:
-    """Everything wrong with `spec` that shows without reading data."""
-    problems = []
-    if spec.source != "docstrings" and not spec.path:
-        example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
-        problems.append(Problem(key="data.path", message=f"data={spec.source} needs it: {example}"))
-    if spec.eval_split and spec.source != "hub":
-        message = "only data sets of the Hub have splits; name a file with data.eval_path"
-        problems.append(Problem(key="data.eval_split", value=spec.eval_split, message=message))
-    if spec.eval_split and spec.eval_path:
-        message = "data.eval_split is set too; one of the two gives the evaluation rows"
-        problems.append(Problem(key="data.eval_path", value=spec.eval_path, message=message))
-    if spec.limit is not None and spec.limit < 1:
-        message = "is a number of rows, 1 or more; leave it out to read all"
-        problems.append(Problem(key="data.limit", value=spec.limit, message=message))
-    if spec.max_length < 2:
-        message = "is a number of tokens, 2 or more: each token is predicted from those before it"
-        problems.append(Problem(key="data.max_length", value=spec.max_length, message=message))
-    return problems + _share_problems(spec)
-
-
 def _share_problems(spec: DataSpec) -> list[Problem]:
     problems = []
     for name in ("eval_fraction", "test_fraction", "max_truncated"):
@@ -244,14 +255,3 @@ def _share_problems(spec: DataSpec) -> list[Problem]:
         message = "is a number of rows, 1 or more; leave it out to measure on all"
         problems.append(Problem(key="data.eval_limit", value=spec.eval_limit, message=message))
     return problems
-
-
-def describe(spec: DataSpec) -> str:
-    """Name the source in words, for reports and messages."""
-    if spec.source == "docstrings":
-        return f"docstrings of the standard library of Python {platform.python_version()}"
-    if spec.source == "file":
-        return str(spec.path)
-    name = f"/{spec.name}" if spec.name else ""
-    revision = f"@{spec.revision}" if spec.revision else ""
-    return f"{spec.path}{name}{revision}, split {spec.split}"

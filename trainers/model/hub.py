@@ -68,7 +68,7 @@ def reading(kind: Kind, path: str, *, local: bool = False) -> Iterator[None]:
     except Exception as error:
         if kind == "model" and isinstance(error, RuntimeError):
             raise  # torch's own, such as a full GPU: the path is not to blame
-        raise SweepError(_story(kind, path, error, local=local, reachable=reachable)) from None
+        raise SweepError(_message(kind, path, error, local=local, reachable=reachable)) from None
 
 
 def _is_folder_like(path: str) -> bool:
@@ -95,7 +95,7 @@ def _offline() -> Iterator[None]:
             holder.HF_HUB_OFFLINE = value
 
 
-def _story(kind: Kind, path: str, error: Exception, *, local: bool, reachable: bool) -> str:
+def _message(kind: Kind, path: str, error: Exception, *, local: bool, reachable: bool) -> str:
     from huggingface_hub import constants, errors
 
     head = f"{_KEYS[kind]} = {scrub(path)}:"

@@ -307,12 +307,12 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        told = self.record.report(metrics["eval_loss"])
-        if told is Decision.PRUNE:
+        decision = self.record.report(metrics["eval_loss"])
+        if decision is Decision.PRUNE:
             self.state = State.PRUNED
             control.should_save = False  # nothing of a pruned trial is kept
             control.should_training_stop = True
-        elif told is Decision.STOP:
+        elif decision is Decision.STOP:
             self._leave(control)
 
     def _leave(self, control: TrainerControl) -> None:
