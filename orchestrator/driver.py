@@ -63,6 +63,7 @@ from sweeps.storage.durable_writes import remove_tree, write_text
 from sweeps.storage.lock import Lock
 from sweeps.storage.object_store import Store
 from sweeps.storage.run_folder import RunFolder, is_prepared
+from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
@@ -336,8 +337,8 @@ class Driver:
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        step = ready.rehearsed(past, device, packed=engine.lanes > 1, strategy=strategy)
-        self._begin(ready, step)
+        packed = engine.lanes > 1
+        self._begin(ready, *ready.known_dry_run(past, device, packed=packed, strategy=strategy))
         self._tracker = TrackerProcess(
             self._spec.tracking,
             self._folder,
@@ -403,10 +404,10 @@ class Driver:
             raise unanswered(copies.store, error) from None
         self._display.say(f"copies: {copies.store}")
 
-    def _begin(self, ready: Ready, step: Mapping[str, Any]) -> None:
+    def _begin(self, ready: Ready, identity: str, known: DryRun | None) -> None:
         """Have the Coordinator hand out trials to those who ask."""
-        facts = {**ready.facts, "rehearsal": step}
-        self._coordinator.begin(facts, None if "rows" in step else ready.largest)
+        facts = {**ready.facts, "rehearsal": {"identity": identity}}
+        self._coordinator.begin(facts, known, None if known else ready.largest)
         found = proof_of(self._folder)
         if found:
             self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
@@ -460,10 +461,10 @@ class Driver:
                 self._tell_step(event.get("rehearsal") or {})
         self._display.update(self._history, read_progress(self._folder, self._history))
 
-    def _tell_step(self, found: Mapping[str, Any]) -> None:
-        """What one step came to, now or at a start before; nothing where none was done."""
-        if "rows" in found:
-            self._display.say(step_line(found))
+    def _tell_step(self, told: Mapping[str, Any]) -> None:
+        """Say what the dry run measured, now or at an earlier start; nothing if none was done."""
+        if found := DryRun.recorded(told):
+            self._display.say(step_line(found, told.get("lanes")))
 
     def _interrupt(self, name: str) -> None:
         self._display.say(f"{name}: trials commit a checkpoint and stop; once more leaves at once.")

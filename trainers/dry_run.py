@@ -6,7 +6,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from trainers.data.preparation import lengths
 from trainers.trial.failures import DivergedError, is_out_of_memory
 from trainers.trial.meters import PeakMemory, free_memory, held_mb
 from trainers.trial.ranks import FirstSpeaks, Ranks
-from trainers.trial.task import Observer, Outcome, Task
+from trainers.trial.task import DryRun, Observer, Outcome, Task
 
 _KEY = "rehearsal"
 _EVALUATED = 8  # rows
@@ -40,28 +40,6 @@ _HARMLESS = {
 Train = Callable[[Task, PreparedData, Observer], Outcome]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """Memory, disk and time that one step of the largest micro-batch took, of the longest rows.
-
-    Attributes:
-        rows: of the micro-batch.
-        too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
-        peak_mb: peak memory of the device; on a CPU of the whole process.
-        step_mb: the part of it that the step added; a lane's share, if the base was loaded before.
-        checkpoint_mb: size of the checkpoint on disk.
-        seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
-    """
-
-    rows: int
-    tokens: int
-    peak_mb: float
-    checkpoint_mb: float
-    seconds: float
-    step_mb: float = 0.0
-    too_many: int = 0
-
-
 def rehearse(
     spec: TrainSpec,
     data: PreparedData,
@@ -71,7 +49,7 @@ def rehearse(
     *,
     ranks: Ranks | None = None,
     strategy: Strategy = "ddp",
-) -> Rehearsal:
+) -> DryRun:
     """Train one step in `folder`, which is made for it and removed.
 
     A micro-batch that does not fit is halved once, as a trial's would be.
@@ -105,7 +83,7 @@ def _one_step(
     ranks: Ranks,
     strategy: Strategy,
     spec: TrainSpec,
-) -> Rehearsal:
+) -> DryRun:
     # One micro-batch on each rank: `per_rank` divides the accumulation, else the micro-batch.
     accumulation = ranks.world if spec.accumulation_steps % ranks.world == 0 else 1
     count = spec.batch_size * accumulation
@@ -136,7 +114,7 @@ def _one_step(
     finally:
         if ranks.is_first:
             remove_tree(folder)
-    return Rehearsal(
+    return DryRun(
         rows=min(len(longest), spec.batch_size),
         tokens=int(lengths(rows).sum()),
         peak_mb=memory.mb,

@@ -16,6 +16,7 @@ from sweeps.core.errors import ConfigError, Problem, SweepError
 
 if TYPE_CHECKING:
     from trainers.memory_estimate import Needs
+    from trainers.trial.task import DryRun
 
 _CHECKPOINTS_OF_A_RUNNING_TRIAL = 4  # the last two, the best, and one that is being written
 _AT_ONCE = 8  # trials that run at the same time, if sweep.max_concurrent does not say
@@ -116,21 +117,25 @@ def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpe
     return replace(train, trainer=trainer, peft=peft)
 
 
-def step_line(found: Mapping[str, Any]) -> str:
-    """Describe the result of a dry run, a `trainers.dry_run.Rehearsal` as a mapping."""
+def step_line(found: DryRun, lanes: int | None = None) -> str:
+    """Describe the result of a dry run.
+
+    Args:
+        lanes: trials that each device has memory for, if they are fewer than the engine's.
+    """
     halved = ""
-    if found["too_many"]:
+    if found.too_many:
         halved = (
-            f"; {found['too_many']} rows run out of memory: trials with so many go on with half, "
+            f"; {found.too_many} rows run out of memory: trials with so many go on with half, "
             "and twice the accumulation"
         )
     fitting = ""
-    if "lanes" in found:
-        fitting = f"; each device has memory for {found['lanes']} trials at once"
+    if lanes is not None:
+        fitting = f"; each device has memory for {lanes} trials at once"
     return (
-        f"one real step of {found['rows']} of the longest rows ({found['tokens']:,} tokens), "
-        f"evaluation and checkpoint: {found['seconds']:.1f} s, at most {size(found['peak_mb'])} "
-        f"of memory, {size(found['checkpoint_mb'])} a checkpoint{halved}{fitting}"
+        f"one real step of {found.rows} of the longest rows ({found.tokens:,} tokens), "
+        f"evaluation and checkpoint: {found.seconds:.1f} s, at most {size(found.peak_mb)} "
+        f"of memory, {size(found.checkpoint_mb)} a checkpoint{halved}{fitting}"
     )
 
 

@@ -31,6 +31,7 @@ from sweeps.ledger.history import History
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 from trainers.dry_run import failed_step
+from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
     from trainers.data.dataset import PreparedData
@@ -62,10 +63,10 @@ class Ready:
     largest: TrainSpec
     data: PreparedData
 
-    def rehearsed(
+    def known_dry_run(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
-    ) -> Facts:
-        """The dry run's result if it is known, else its identity alone; for the ledger.
+    ) -> tuple[str, DryRun | None]:
+        """The identity of the dry run, and its result if it is known.
 
         It is known if the last start did the same step: same training and data, device, engine,
         libraries and code.
@@ -74,7 +75,8 @@ class Ready:
         decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
         identity = fingerprint(decisive, 16)
         before = past.driver.get("rehearsal") or {}
-        return dict(before) if before.get("identity") == identity else {"identity": identity}
+        is_known = before.get("identity") == identity
+        return identity, DryRun.recorded(before) if is_known else None
 
 
 def prepare_training(
@@ -151,8 +153,8 @@ def rehearsal_line(
     Raises:
         SweepError: the step fails; in the library's words.
     """
-    known = ready.rehearsed(past, device, packed=False, strategy=strategy)
-    if "rows" not in known:
+    _, found = ready.known_dry_run(past, device, packed=False, strategy=strategy)
+    if found is None:
         if strategy == "fsdp":
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
@@ -165,8 +167,7 @@ def rehearsal_line(
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
-        known = asdict(found)
-    return step_line(known)
+    return step_line(found)
 
 
 def versions() -> dict[str, str]:

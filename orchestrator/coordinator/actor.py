@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,6 +31,7 @@ from sweeps.results.trials_csv import Table
 from sweeps.search.optuna_export import export_study, study_of
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
+from trainers.trial.task import DryRun
 
 _BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
 _IDLE_S = 60.0  # nobody but workers that take no trials: then the sweep stops
@@ -80,24 +81,31 @@ class CoordinatorActor:
         with suppress(Exception), TemporaryDirectory() as scratch:
             export_study(History(), Path(scratch, "study.db"))
 
-    def begin(self, facts: Mapping[str, Any], rehearsal: TrainSpec | None = None) -> None:
-        """Hand out trials; with `rehearsal`, after one step of it has been trained."""
-        nothing_to_train = self._coordinator.is_finished
-        self._gate = DryRunGate(facts=facts, train=None if nothing_to_train else rehearsal)
-        if self._gate.is_open:
-            self._open()
+    def begin(
+        self,
+        facts: Mapping[str, Any],
+        known: DryRun | None = None,
+        to_try: TrainSpec | None = None,
+    ) -> None:
+        """Hand out trials; with `to_try`, after a worker has trained one step of it.
 
-    def _open(self, found: Mapping[str, Any] | None = None) -> None:
+        Args:
+            facts: what the ledger should know of this start.
+            known: the result of the dry run, if it was done at an earlier start.
+        """
+        nothing_to_train = self._coordinator.is_finished
+        self._gate = DryRunGate(facts=facts, train=None if nothing_to_train else to_try)
+        if self._gate.is_open:
+            self._open(known)
+
+    def _open(self, found: DryRun | None = None) -> None:
         self._gate.train = None
-        facts = dict(self._gate.facts)
-        step = {**facts.get("rehearsal", {}), **(found or {})}
-        step.pop("lanes", None)  # of an earlier start, which may have had other memory
-        self._lanes = self._rules.fitting(step)
-        self._lane_mb = float(step.get("step_mb") or 0.0)
+        self._lanes = self._rules.fitting(found)
+        self._lane_mb = found.step_mb if found else 0.0
+        told = {**self._gate.facts.get("rehearsal", {}), **(asdict(found) if found else {})}
         if self._lanes < self._rules.lanes:
-            step["lanes"] = self._lanes
-        facts["rehearsal"] = step
-        self._coordinator.begin(**facts)
+            told["lanes"] = self._lanes
+        self._coordinator.begin(**{**self._gate.facts, "rehearsal": told})
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
@@ -213,7 +221,7 @@ class CoordinatorActor:
             return Job(kind="leave")
         if not self._gate.is_open:
             is_first = self._gate.take(worker)
-            return Job(kind="rehearse" if is_first else "wait", spec=self._gate.train)
+            return Job(kind="dry_run" if is_first else "wait", spec=self._gate.train)
         room = min(room, self._lanes)
         trial = self._assigner.deal(worker, room=room, finished=self._finished())
         if trial is not None:
@@ -227,10 +235,10 @@ class CoordinatorActor:
         self._assigner.worker_left(worker)
         return Job(kind="leave")
 
-    def rehearsed(
-        self, worker: str, found: Mapping[str, Any] | None, refusal: str = "", traceback: str = ""
+    def dry_run_done(
+        self, worker: str, found: DryRun | None, refusal: str = "", traceback: str = ""
     ) -> None:
-        """What a step of the largest micro-batch came to; or why there can be no sweep."""
+        """Take what a step of the largest micro-batch measured; or why there can be no sweep."""
         self._gate.worker_left(worker)
         if self._gate.is_open:
             return  # the sweep was interrupted in the meantime

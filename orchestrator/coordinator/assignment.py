@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.config.engine_choice import planned_trials
 from sweeps.config.spec import Spec
 from sweeps.core.trial import Trial
 from sweeps.search.samplers import SAMPLERS
 from sweeps.space.space import Space
+from trainers.trial.task import DryRun
 
 _ROUNDS = 4  # in so many rounds, at least, a search that learns gets its results
 
@@ -68,15 +68,15 @@ class AssignmentRules:
     lanes: int = 10**6
     memory_mb: float = math.inf
 
-    def fitting(self, step: Mapping[str, Any]) -> int:
-        """Lanes for which a worker's memory suffices, by what one step of one of them came to.
+    def fitting(self, found: DryRun | None) -> int:
+        """How many lanes fit in a worker's memory, from the memory that the dry run measured.
 
         Args:
-            step: a `trainers.dry_run.Rehearsal`; nothing where none was done.
+            found: None if no dry run was done.
         """
-        if math.isinf(self.memory_mb) or not step.get("step_mb"):
+        if math.isinf(self.memory_mb) or found is None or not found.step_mb:
             return self.lanes
-        more = (_SHARE * self.memory_mb - step["peak_mb"]) // step["step_mb"]
+        more = (_SHARE * self.memory_mb - found.peak_mb) // found.step_mb
         return max(1, min(self.lanes, 1 + int(more)))
 
 

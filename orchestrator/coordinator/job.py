@@ -25,7 +25,7 @@ class Job:
         expected: for prove, the loss that was reported at `step`.
     """
 
-    kind: Literal["train", "rehearse", "prove", "wait", "leave"]
+    kind: Literal["train", "dry_run", "prove", "wait", "leave"]
     trial: Trial | None = None
     spec: TrainSpec | None = None
     alone: bool = False

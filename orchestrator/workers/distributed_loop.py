@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,14 +65,14 @@ class Leader(_Member):
         super().work()
         self._between.together(lambda: None)  # nothing more to train
 
-    def _rehearse(self, job: Job) -> None:
+    def _dry_run(self, job: Job) -> None:
         assert job.spec is not None
         self._between.together(lambda: job.spec)
         try:
             found = self._step(job.spec)
         except Exception as error:
             raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
-        self._coordinator.rehearsed(self._worker, asdict(found))
+        self._coordinator.dry_run_done(self._worker, found)
 
     def _train_alone(self, waiting: Waiting) -> None:
         self._between.together(lambda: waiting)

@@ -8,7 +8,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,12 +31,12 @@ from trainers.model import cache
 from trainers.trial.failures import DivergedError, is_device_lost, is_out_of_memory
 from trainers.trial.meters import free_memory, held_mb, paged_mb
 from trainers.trial.ranks import Ranks
-from trainers.trial.task import Outcome, Task
+from trainers.trial.task import DryRun, Outcome, Task
 
 if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
     from orchestrator.workers.packed import Pack
-    from trainers.dry_run import Rehearsal, Train
+    from trainers.dry_run import Train
     from trainers.packed.compatibility import Shared
     from trainers.packed.frozen_base import Base
 
@@ -118,8 +118,8 @@ class TrialLoop:
         """Ask for trials while there is room; True where told to leave."""
         while self._has_room():
             job = self._coordinator.next_job(self._worker, self._room())
-            if job.kind == "rehearse":
-                self._rehearse(job)
+            if job.kind == "dry_run":
+                self._dry_run(job)
                 continue
             if job.kind == "prove":
                 self._prove(job)
@@ -171,19 +171,18 @@ class TrialLoop:
 
     # ------------------------------------------------------------------ before the first trial
 
-    def _rehearse(self, job: Job) -> None:
+    def _dry_run(self, job: Job) -> None:
         """One step of the largest micro-batch, by the engine that will train the trials."""
         from trainers.dry_run import failed_step
 
         assert job.spec is not None
-        found: Rehearsal | None = None
+        found: DryRun | None = None
         why = text = ""
         try:
             found = self._step(job.spec)
         except Exception as error:
             why, text = failed_step(error, job.spec)
-        told = asdict(found) if found is not None else None
-        self._coordinator.rehearsed(self._worker, told, why, text)
+        self._coordinator.dry_run_done(self._worker, found, why, text)
 
     def _get_ready(self, train: TrainSpec) -> None:
         """While another worker rehearses: the imports, the data and the base that trials need.
@@ -200,7 +199,7 @@ class TrialLoop:
         except Exception as error:  # the first trial, or the rehearsal, will tell
             log.debug("getting ready", exc_info=error)
 
-    def _step(self, train: TrainSpec) -> Rehearsal:
+    def _step(self, train: TrainSpec) -> DryRun:
         from trainers.dry_run import rehearse
         from trainers.sft.optimizers import step_each, trained_type
 

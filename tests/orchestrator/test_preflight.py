@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from trainers.packed.engine import train_alone
 from trainers.packed.frozen_base import Base
 from trainers.sft import trainer as sft_trainer
 from trainers.trial.failures import DivergedError
-from trainers.trial.task import Observer, Outcome, Task
+from trainers.trial.task import DryRun, Observer, Outcome, Task
 
 PLENTY = Needs(trained=1000, memory_mb=10.0, checkpoint_mb=1.0)
 
@@ -98,9 +98,7 @@ def test_one_real_step_is_trained_by_either_engine_and_leaves_nothing(
     assert found.checkpoint_mb > 0
     assert 0 <= found.step_mb < found.peak_mb  # of a process that may have held more before
     assert list(tmp_path.iterdir()) == []
-    assert f"one real step of 4 of the longest rows ({sum(longest)} tokens)" in step_line(
-        asdict(found)
-    )
+    assert f"one real step of 4 of the longest rows ({sum(longest)} tokens)" in step_line(found)
 
 
 def lane(spec: TrainSpec) -> Train:
@@ -129,9 +127,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_once_as_a_trials_would_be(
     folder = tmp_path / "rehearsal"
     found = rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
     assert (found.rows, found.too_many) == (2, 4)
-    assert "4 rows run out of memory: trials with so many go on with half" in step_line(
-        asdict(found)
-    )
+    assert "4 rows run out of memory: trials with so many go on with half" in step_line(found)
     with pytest.raises(MemoryError) as caught:
         rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
     why, text = failed_step(caught.value, train_spec())
@@ -155,22 +151,25 @@ def test_the_traceback_is_kept_apart_from_the_words() -> None:
     assert failed_step(DivergedError("the training loss is nan"), train_spec())[1] == ""
 
 
-def test_what_was_rehearsed_is_known_until_something_that_matters_changes() -> None:
+def test_a_dry_run_is_known_until_something_that_matters_changes() -> None:
     facts = {"data": "d", "base": "b", "versions": {"torch": "1"}, "code": "c"}
     ready = Ready(examples=1, facts=facts, lines=[], largest=train_spec(), data=prepared())
-    first = ready.rehearsed(History(), "cpu", packed=True)
-    assert "rows" not in first
-    past = History(driver={"rehearsal": {**first, "rows": 4}})
-    assert ready.rehearsed(past, "cpu", packed=True) == {**first, "rows": 4}
+    identity, found = ready.known_dry_run(History(), "cpu", packed=True)
+    assert found is None
+    # Of an older version: without the memory that the step added.
+    old = {"rows": 4, "tokens": 100, "peak_mb": 9.0, "checkpoint_mb": 1.0, "seconds": 0.1}
+    past = History(driver={"rehearsal": {"identity": identity, "lanes": 3, **old}})
+    known = (identity, DryRun(**old))
+    assert ready.known_dry_run(past, "cpu", packed=True) == known
     changed = (
-        ready.rehearsed(past, "cuda", packed=True),
-        ready.rehearsed(past, "cpu", packed=False),
-        ready.rehearsed(past, "cpu", packed=True, strategy="fsdp"),
-        replace(ready, largest=train_spec(optim="sgd")).rehearsed(past, "cpu", packed=True),
-        replace(ready, facts={**facts, "data": "e"}).rehearsed(past, "cpu", packed=True),
-        replace(ready, facts={**facts, "versions": {}}).rehearsed(past, "cpu", packed=True),
+        ready.known_dry_run(past, "cuda", packed=True),
+        ready.known_dry_run(past, "cpu", packed=False),
+        ready.known_dry_run(past, "cpu", packed=True, strategy="fsdp"),
+        replace(ready, largest=train_spec(optim="sgd")).known_dry_run(past, "cpu", packed=True),
+        replace(ready, facts={**facts, "data": "e"}).known_dry_run(past, "cpu", packed=True),
+        replace(ready, facts={**facts, "versions": {}}).known_dry_run(past, "cpu", packed=True),
     )
-    assert all("rows" not in found and found != first for found in changed)
+    assert all(found is None and other != identity for other, found in changed)
 
 
 def test_changed_libraries_and_code_are_said_and_go_on() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol
 
 from sweeps.config.spec import Strategy, TrainSpec
 from sweeps.core.trial import Decision, Report, State
@@ -55,3 +55,32 @@ class Task:
     folder: RunFolder
     device: str
     strategy: Strategy = "ddp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """Memory, disk and time that one step of the largest micro-batch took, of the longest rows.
+
+    Attributes:
+        rows: of the micro-batch.
+        too_many: rows of the micro-batch that did not fit; then `rows` are half as many. 0: none.
+        peak_mb: peak memory of the device; on a CPU of the whole process.
+        step_mb: the part of it that the step added; a lane's share, if the base was loaded before.
+        checkpoint_mb: size of the checkpoint on disk.
+        seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
+    """
+
+    rows: int
+    tokens: int
+    peak_mb: float
+    checkpoint_mb: float
+    seconds: float
+    step_mb: float = 0.0
+    too_many: int = 0
+
+    @classmethod
+    def recorded(cls, told: Mapping[str, Any]) -> DryRun | None:
+        """Read a dry run from the ledger's `rehearsal`; None if no step was done."""
+        if "rows" not in told:
+            return None
+        return cls(**{each.name: told[each.name] for each in fields(cls) if each.name in told})

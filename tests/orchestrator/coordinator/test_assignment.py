@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from orchestrator.coordinator.assignment import Assigner, AssignmentRules
 from sweeps.core.trial import Trial
+from trainers.trial.task import DryRun
 
 
 def source(count: int) -> Callable[[], Trial | None]:
@@ -38,7 +39,7 @@ def fill(assigner: Assigner, worker: str, *, room: int = 8, finished: int = 0) -
 @pytest.mark.parametrize(
     ("memory_mb", "step", "lanes"),
     [
-        (10_000, {}, 16),  # nobody measured
+        (10_000, None, 16),  # nobody measured
         (math.inf, {"peak_mb": 3000, "step_mb": 2000}, 16),
         (100_000, {"peak_mb": 3000, "step_mb": 2000}, 16),
         (10_000, {"peak_mb": 3000, "step_mb": 2000}, 3),  # 8,000 MB may be used
@@ -46,9 +47,10 @@ def fill(assigner: Assigner, worker: str, *, room: int = 8, finished: int = 0) -
     ],
 )
 def test_on_a_cpu_memory_bounds_the_lanes(
-    memory_mb: float, step: dict[str, float], lanes: int
+    memory_mb: float, step: dict[str, float] | None, lanes: int
 ) -> None:
-    assert AssignmentRules(lanes=16, memory_mb=memory_mb).fitting(step) == lanes
+    found = DryRun(rows=4, tokens=100, checkpoint_mb=1.0, seconds=0.1, **step) if step else None
+    assert AssignmentRules(lanes=16, memory_mb=memory_mb).fitting(found) == lanes
 
 
 def test_the_first_worker_to_come_leaves_half_for_the_second() -> None:

@@ -15,6 +15,7 @@ from orchestrator.workers import packed
 from orchestrator.workers.packed import Pack
 from orchestrator.workers.trial_loop import TrialLoop
 from orchestrator.workers.worker_config import WorkerConfig
+from trainers.trial.task import DryRun
 
 GB = 2**30
 MOST = 64
@@ -144,7 +145,10 @@ def test_a_worker_asks_for_as_many_trials_as_its_share_has_room_for(
 ) -> None:
     spec, space = make({LR: "interval(1e-4, 1e-3)"}, trials=50)
     coordinator = CoordinatorActor(spec, space, tmp_path)
-    coordinator.begin({"host": "box", "pid": 1, "rehearsal": {"rows": 4, "step_mb": 4096.0}})
+    found = DryRun(
+        rows=4, tokens=100, peak_mb=6144.0, checkpoint_mb=1.0, seconds=0.1, step_mb=4096.0
+    )
+    coordinator.begin({"host": "box", "pid": 1}, found)
     worker_config = WorkerConfig(
         root=tmp_path, examples=8, cpus=1, gpus=0.5, lanes=MOST, fits_unknown=True
     )
