@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.ranking import Row, dimension_keys, ranked
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     import optuna
 
 _Groups = list[tuple[tuple[Any, ...], list[Row]]]  # a level's values and its rows
+Levels = Sequence[Sequence[int]]  # of one key: the trials that had each of its values
 
 MAX_BINS = 4  # of a continuous key
 MAX_LEVELS = 8  # more different numbers than this are binned too
@@ -221,52 +224,48 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-MAX_ROUNDS = 100
-
-Levels = Sequence[Sequence[int]]  # of one knob: the trials that had each of its values
-
-
 def adjusted_means(
     members: Mapping[str, Levels], losses: Mapping[int, float]
 ) -> dict[str, list[float | None]]:
-    """Per knob and level, the mean loss had the other knobs been tried alike with every level.
+    """Per key and level, the mean loss had the other keys been tried alike with every level.
 
-    Equal to the plain means on a full grid. A knob takes no part in a trial where it was not
-    active; a level without trials has no mean. Fitted by backfitting (Buja, Hastie, Tibshirani
-    1989): round by round, each level takes the mean of what the other knobs leave over.
+    Fits a main-effects model by least squares: each loss is a common mean and a part of each key.
+    The parts of a key average zero over its trials; a key has none in a trial in which it was not
+    active. Equal to the plain means on a full grid; None for a level without trials.
+
+    Args:
+        members: per key and level, the numbers of its trials.
+        losses: by the number of the trial.
     """
-    left = dict(losses)
-    parts = {name: [0.0] * len(levels) for name, levels in members.items()}
-    tolerance = 1e-9 * (1 + max((abs(loss) for loss in losses.values()), default=0.0))
-    for _ in range(MAX_ROUNDS):
-        moves = [_take(left, parts[name], levels) for name, levels in members.items()]
-        if max(moves, default=0.0) < tolerance:
-            break
-    return {name: _centred(parts[name], levels, losses) for name, levels in members.items()}
+    rows = {number: row for row, number in enumerate(losses)}
+    values = np.array([*losses.values()])
+    coded = {
+        name: _coded([[rows[number] for number in level] for level in levels], len(rows))
+        for name, levels in members.items()
+    }
+    design = np.hstack([np.ones((len(rows), 1)), *coded.values()])
+    parts = np.linalg.lstsq(design, values, rcond=None)[0][1:]
+    found = {}
+    for name, levels in members.items():
+        own, parts = parts[: len(levels)], parts[len(levels) :]
+        counts = np.array([len(level) for level in levels])
+        active = [rows[number] for level in levels for number in level]
+        mean = values[active].mean() - own @ counts / counts.sum() if active else 0.0
+        found[name] = [
+            float(mean + part) if count else None for part, count in zip(own, counts, strict=True)
+        ]
+    return found
 
 
-def _take(left: dict[int, float], parts: list[float], levels: Levels) -> float:
-    """Move each level's mean of `left` into its part; the largest move."""
-    largest = 0.0
-    for index, numbers in enumerate(levels):
-        if not numbers:
-            continue
-        move = statistics.fmean(left[number] for number in numbers)
-        parts[index] += move
-        largest = max(largest, abs(move))
-        for number in numbers:
-            left[number] -= move
-    return largest
+def _coded(levels: Levels, trials: int) -> np.ndarray:
+    """A key's columns of the design, shape (trials, levels): each level against the key's mean.
 
-
-def _centred(
-    parts: Sequence[float], levels: Levels, losses: Mapping[int, float]
-) -> list[float | None]:
-    """A knob's parts as losses: moved so that they average what its own trials averaged."""
-    count = sum(len(numbers) for numbers in levels)
-    if not count:
-        return [None] * len(levels)
-    total = sum(losses[number] for numbers in levels for number in numbers)
-    explained = sum(part * len(numbers) for part, numbers in zip(parts, levels, strict=True))
-    offset = (total - explained) / count
-    return [offset + part if numbers else None for part, numbers in zip(parts, levels, strict=True)]
+    Else what a conditional key and the value that it depends on have in common would be shared
+    between the two.
+    """
+    columns = np.zeros((trials, len(levels)))
+    for level, rows in enumerate(levels):
+        columns[rows, level] = 1.0
+    active = columns.any(axis=1)
+    columns[active] -= columns[active].mean(axis=0)
+    return columns

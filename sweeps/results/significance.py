@@ -1,4 +1,4 @@
-"""Is the winner better than its neighbour, or only luckier? What the repeats say about it."""
+"""Tests whether the best config is better than the second, or only luckier, by their repeats."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from sweeps.ledger.history import History
 from sweeps.results.ranking import completed_values, config_ranks
 
-# Two-sided 95% points of Student's t for 1, 2, ... degrees of freedom; further on it falls to 1.96
-# and the last one here is kept, which errs on the side of calling a gap noise.
-_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Margin:
@@ -21,18 +17,14 @@ class Margin:
 
     Attributes:
         runner_up: number of the second config's first trial.
-        gap: difference of their mean values; positive where the first is better.
-        noise: the gap that two equal configs would stay below 95 times in 100, from the spread of
-            all repeats; None where no config has two completed repeats.
+        gap: difference of their mean values; positive if the first is better.
+        noise: the gap that two equal configs stay below 95 times in 100, from the spread of all
+            repeats; None if no config has two completed repeats.
     """
 
     runner_up: int
     gap: float
     noise: float | None
-
-    @property
-    def is_clear(self) -> bool:
-        return self.noise is not None and self.gap > self.noise
 
 
 def margin(history: History) -> Margin | None:
@@ -61,6 +53,8 @@ def _least_significant_gap(
     freedom = sum(len(group) - 1 for group in repeated)
     if not freedom:
         return None
+    from scipy import stats  # takes a tenth of a second, which only repeats are worth
+
     variance = sum(statistics.variance(group) * (len(group) - 1) for group in repeated) / freedom
-    critical = _T95[min(freedom, len(_T95)) - 1]
-    return critical * math.sqrt(variance * (1 / len(first) + 1 / len(second)))
+    critical = stats.t.ppf(0.975, freedom)  # two-sided 95%
+    return float(critical) * math.sqrt(variance * (1 / len(first) + 1 / len(second)))

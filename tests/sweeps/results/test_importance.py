@@ -113,6 +113,15 @@ def test_a_conditional_key_counts_only_where_it_was_active() -> None:
     assert [level.adjusted for level in decay_effect.levels] == pytest.approx([2.0, 2.1])
 
 
+def test_a_conditional_key_takes_nothing_from_the_value_that_it_depends_on() -> None:
+    sweep = Sweep()
+    for optim, decay, loss in (("sgd", None, 5.0), ("adamw_torch", 0.0, 2.0)) * 3:
+        sweep.trial({"trainer.optim": optim} | ({} if decay is None else {DECAY: decay}), [loss])
+    sweep.trial({"trainer.optim": "adamw_torch", DECAY: 0.1}, [2.4])
+    adamw, sgd = by_name(effects(sweep.history()))["trainer.optim"].levels
+    assert (adamw.adjusted, sgd.adjusted) == (pytest.approx(2.1), pytest.approx(5.0))
+
+
 def test_a_key_that_never_changed_says_nothing() -> None:
     sweep = Sweep()
     sweep.trial({LR: 1e-3}, [1.0] * 4)
