@@ -15,6 +15,8 @@ from trainers.model import hub
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+# How configs name the number of experts.
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EMBEDDED = "tiny"  # model.path of the model that ships with this package; ./tiny is a folder
 
 
@@ -93,6 +95,12 @@ def context_tokens(config: PretrainedConfig) -> int | None:
     """The longest sequence that the model was made for; None if its config does not say."""
     tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
     return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
+def has_experts(config: PretrainedConfig) -> bool:
+    """Whether a model routes each token to some of several experts."""
+    found = config.get_text_config()
+    return any((getattr(found, name, None) or 0) > 1 for name in _EXPERTS)
 
 
 def source(spec: ModelSpec) -> dict[str, Any]:

@@ -65,18 +65,23 @@ class Adapter:
         return torch.cat([saved[name].flatten().to(self.values) for name in wanted])
 
 
+class NoLaneError(SweepError):
+    """PEFT trains something that lanes cannot: what it is."""
+
+
 def fresh(base: Any, peft: Mapping[str, Any], seed: int) -> Adapter:
     """Make the adapter that SFTTrainer begins with under `seed`; `base` is left as it was.
 
     Raises:
-        ConfigError, SweepError: see `trainers.model.lora.adapt`; or the adapter is more than plain
-            LoRA on linear layers.
+        ConfigError, SweepError: see `trainers.model.lora.adapt`.
+        NoLaneError: the adapter is more than plain LoRA on linear layers.
     """
+    modules = {name for name, _ in base.named_modules()}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapted = adapt(base, peft)
     try:
-        return _read(adapted)
+        return _read(adapted, modules)
     finally:
         adapted.unload()
         base.requires_grad_(False)
@@ -229,7 +234,7 @@ class Bank:
         return found
 
 
-def _read(adapted: Any) -> Adapter:
+def _read(adapted: Any, base_modules: set[str]) -> Adapter:
     from torch import nn
     from transformers import Trainer
 
@@ -240,12 +245,14 @@ def _read(adapted: Any) -> Adapter:
         if not parameter.requires_grad:
             continue
         path, _, rest = name.partition(".lora_")
-        layer = modules[path]
-        if rest not in (f"A.{_NAME}.weight", f"B.{_NAME}.weight") or layer.lora_variant:
-            raise SweepError(f"{name} is trained beside plain LoRA; engine=solo trains it")
+        layer, is_lora = modules.get(path), rest in (f"A.{_NAME}.weight", f"B.{_NAME}.weight")
+        if layer is None or not is_lora or layer.lora_variant:
+            raise NoLaneError(f"{name} is trained beside plain LoRA")
         if not isinstance(layer.lora_A[_NAME], nn.Linear):
-            raise SweepError(f"{path} is no linear layer; engine=solo trains it")
+            raise NoLaneError(f"{path} is no linear layer")
         module = path.removeprefix(_PREFIX)
+        if module not in base_modules:  # PEFT wraps a parameter, such as the weights of all experts
+            raise NoLaneError(f"{module.removesuffix('.base_layer')} is no linear layer")
         rows, columns = parameter.shape
         weights.append(Weight(module, rest[0], (rows, columns)))
         values.append(parameter.detach().flatten().clone())

@@ -7,6 +7,7 @@ The other functions give what a lane takes from the trainer section, by SFTConfi
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from typing import Any
 
 from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.core.errors import ConfigError, SweepError
-from trainers.model.loading import choose_for
+from trainers.model.loading import choose_for, skeleton
 from trainers.model.lora import INITS_BESIDE_BASE
-from trainers.model.source import load_config
+from trainers.model.source import has_experts, load_config
+from trainers.packed.adapter_bank import NoLaneError, fresh
 from trainers.sft import lr_schedule, optimizers
 from trainers.sft.config import CHECKPOINTING, given_fields, setting
 
@@ -46,6 +48,9 @@ _REASONS = {
     "tf32": "it binds the whole process",
     "router_aux_loss_coef": "the routers' loss is taken over a whole batch",
 }
+# How configs name the dropouts of a model, and those that no causal language model uses.
+_RATES = ("dropout", "pdrop", "dropout_prob", "dropout_rate", "layerdrop")
+_UNUSED_RATES = ("classifier_dropout", "summary_first_dropout")
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def obstacle(train: TrainSpec, device: str = "cpu") -> str:
         *_trainer_obstacles(given_fields(train.trainer)),
         *_precision_obstacles(train, device),
     ]
-    return reasons[0] if reasons else _model_obstacle(train.model)
+    return reasons[0] if reasons else _model_obstacle(train)
 
 
 def settings(train: TrainSpec) -> SimpleNamespace:
@@ -163,16 +168,39 @@ def _computes_in_float16(train: TrainSpec, device: str) -> bool:
         return False  # reported by the check of the model
 
 
-@functools.cache
-def _model_obstacle(spec: ModelSpec) -> str:
+def _model_obstacle(train: TrainSpec) -> str:
     try:
-        config = load_config(spec).get_text_config().to_dict()
+        config = load_config(train.model).get_text_config()
     except (SweepError, ConfigError):
         return ""  # reported by the check of the model
-    for name, value in config.items():
-        is_rate = name.endswith(("dropout", "pdrop", "dropout_prob", "dropout_rate"))
+    path = f"model.path={train.model.path}"
+    for name, value in config.to_dict().items():
+        is_rate = name.endswith(_RATES) and name not in _UNUSED_RATES
         if is_rate and isinstance(value, int | float) and 0 < value < 1:
-            return f"model.path={spec.path}: the base has dropout itself ({name}={value})"
-        if name in ("num_experts", "num_local_experts", "n_routed_experts") and (value or 0) > 1:
-            return f"model.path={spec.path}: experts see the rows of all trials mixed"
+            return f"{path}: the base has dropout itself ({name}={value})"
+    coefficient = train.trainer.get("router_aux_loss_coef")
+    if coefficient is None:
+        coefficient = getattr(config, "router_aux_loss_coef", 0)
+    if coefficient and has_experts(
+        config
+    ):  # each token has experts of its own: lanes can share them
+        return (
+            f"{path}: the loss of its routers is taken over a whole batch; "
+            "trainer.router_aux_loss_coef=0 leaves it out"
+        )
+    return _structure_obstacle(train.model, json.dumps(train.peft, default=list, sort_keys=True))
+
+
+_skeleton = functools.cache(skeleton)
+
+
+@functools.cache
+def _structure_obstacle(spec: ModelSpec, peft: str) -> str:
+    """What PEFT would train beside LoRA on linear layers, seen on the model without its weights."""
+    try:
+        fresh(_skeleton(spec), json.loads(peft), seed=0)
+    except NoLaneError as error:
+        return f"model.path={spec.path}: {error}"
+    except Exception:
+        return ""  # PEFT refuses it: reported by the check of peft, or by the dry run
     return ""

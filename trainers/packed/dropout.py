@@ -18,7 +18,7 @@ class Stream:
         self._generator = torch.Generator(device=device)
         self._generator.set_state(state)
         self._before = state
-        self._drawn: dict[str, torch.Tensor] = {}  # module -> the state before its draw
+        self._drawn: dict[str, list[torch.Tensor]] = {}  # module -> the states before its draws
 
     @property
     def device_type(self) -> str:
@@ -41,26 +41,35 @@ class Stream:
             self._drawn.clear()
 
     def mask(
-        self, module: str, shape: tuple[int, int, int], dtype: torch.dtype, *, again: bool
+        self,
+        module: str,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        *,
+        again: bool = False,
+        goes_back: bool = False,
+        order: tuple[int, ...] = (0, 1, 2),
     ) -> torch.Tensor:
         """Draw 1 for each activation that is kept, else 0, [rows, tokens, features], uint8.
 
         Args:
-            dtype: the adapter's type, in which PEFT drops: a GPU's draws may depend on it.
-            again: passes are computed twice (activation checkpointing): the second time, a module
-                gets the mask that it got first.
+            dtype: of what PEFT drops, which is the adapter's: a GPU's draws may depend on it.
+            again: activations are computed anew in the backward pass (activation checkpointing).
+            goes_back: this is that second time. A module that was asked for several masks in the
+                forward pass gets them again, in their order.
+            order: dimensions of `shape`, the slowest in memory first: draws follow memory.
         """
-        now: torch.Tensor | None = None
-        if again:
-            now = self.state
-            if module in self._drawn:
-                self._generator.set_state(self._drawn[module])
-            else:
-                self._drawn[module], now = now, None
-        mask = self._draw(shape, dtype)
-        if now is not None:
+        if goes_back:
+            now, states = self.state, self._drawn[module]
+            self._generator.set_state(states[0])
+            states.append(states.pop(0))
+        elif again:
+            self._drawn.setdefault(module, []).append(self.state)
+        rows, tokens, features = (shape[dimension] for dimension in order)
+        mask = self._draw((rows, tokens, features), dtype)
+        if goes_back:
             self._generator.set_state(now)
-        return mask
+        return mask.permute([order.index(dimension) for dimension in range(3)])
 
     def _draw(self, shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
         keep = 1 - self.probability

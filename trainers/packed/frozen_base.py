@@ -20,7 +20,13 @@ from trainers.packed.layer import Part, Pass, Switch
 from trainers.packed.lm_head import Head
 from trainers.packed.micro_batches import MicroBatch
 from trainers.sft.config import CHECKPOINTING
-from trainers.trial.evaluation import computing_in, sent
+from trainers.trial.evaluation import (
+    Batch,
+    computing_in,
+    labelled_logits,
+    minus_log_p,
+    sent,
+)
 from trainers.trial.failures import is_device_lost, is_out_of_memory
 from trainers.trial.meters import free_memory
 
@@ -39,6 +45,7 @@ class Base:
         self.switch = Switch()
         self._modules = dict(self.model.named_modules())
         self._head = Head(self.model)
+        self._measures_by_head = self._head.is_whole(self.model.eval())
         self.computes = choose_for(train, device).autocast
         assert self.computes != torch.float16, (
             "trainers.packed.compatibility.obstacle lets none come"
@@ -70,8 +77,8 @@ class Base:
             self.switch.hook(name, self._modules[name])
 
     @contextmanager
-    def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[None]:
-        """Give the rows of the model's batch within to lanes, as `parts` says."""
+    def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[Pass]:
+        """Within, the rows of the model's batch belong to lanes as `parts` say."""
         self.switch.now = Pass(
             parts=parts,
             tokens=tokens,
@@ -80,7 +87,7 @@ class Base:
             again=trains and self._again,
         )
         try:
-            yield
+            yield self.switch.now
         finally:
             self.switch.now = None
 
@@ -94,8 +101,9 @@ class Base:
         """
         parts = parts_of(lanes, batches=batches)
         plan = _Plan(lanes, batches, self._pad)
-        with self.passing(parts, plan.tokens, trains=True):
+        with self.passing(parts, plan.tokens, trains=True) as now:
             losses, hits = self._forward(plan)
+            now.goes_back = True
             losses.sum().backward()
         return losses.detach(), hits
 
@@ -110,8 +118,11 @@ class Base:
         )
 
     def losses(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Compute -log p of each target, [targets]; `index` is the position that predicts it."""
-        return self._head.losses(self._hidden(ids, index), targets)
+        """-log p of each target, [targets]; `index` says which of all positions predicts it."""
+        if self._measures_by_head:
+            return self._head.losses(self._hidden(ids, index), targets)
+        logits = labelled_logits(self.model, Batch(ids=ids, index=index, targets=targets))
+        return minus_log_p(logits, targets)
 
     def _hidden(self, ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """Compute the last hidden states of some positions of all rows, [positions, features].

@@ -64,7 +64,8 @@ class Pass:
     Attributes:
         computes: the number type of autocast; None without it.
         trains: gradients are wanted.
-        again: activations are computed again in the backward pass.
+        again: activations are computed anew in the backward pass.
+        goes_back: the backward pass has begun, and what is computed now is computed anew.
     """
 
     parts: list[Part]
@@ -72,6 +73,7 @@ class Pass:
     computes: torch.dtype | None = None
     trains: bool = False
     again: bool = False
+    goes_back: bool = False
 
 
 @dataclass
@@ -138,7 +140,7 @@ class _LanesSum(torch.autograd.Function):
                 kept += [None, None]
                 continue
             ours = _own(part, now, flat_x, name)
-            mask = _mask(part, now, name, ours)
+            mask = _mask(part, now, name, ours, _memory_order(x))
             dropped = ours if mask is None else ours * mask
             a = part.bank.view(name, "A", part.first, part.last, ours.dtype)  # [lanes, r, in]
             b = part.bank.view(name, "B", part.first, part.last, ours.dtype)  # [lanes, out, r]
@@ -244,8 +246,22 @@ def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
     return _rows(part, now, flat).to(now.computes or part.bank.weights.dtype)
 
 
-def _mask(part: Part, now: Pass, name: str, ours: torch.Tensor) -> torch.Tensor | None:
-    """Draw dropout of the part's lanes, 1 for inputs that are kept: [lanes, rows x tokens, in].
+def _memory_order(x: torch.Tensor) -> tuple[int, ...]:
+    """The dimensions of `x` [rows, tokens, in], the slowest in memory first.
+
+    Some models hand a layer a transposed view (the out_proj of Mamba), and dropout draws in the
+    order of memory.
+    """
+    if x.dim() != 3:
+        return (0, 1, 2)
+    strides = x.stride()
+    return tuple(sorted(range(3), key=strides.__getitem__, reverse=True))
+
+
+def _mask(
+    part: Part, now: Pass, name: str, ours: torch.Tensor, order: tuple[int, ...]
+) -> torch.Tensor | None:
+    """Dropout of the part's lanes: 1 where an input is kept, else 0, [lanes, rows x tokens, in].
 
     Kept inputs grow by 1 / (1 - p), which is part of the lanes' scale. None without any dropout.
     """
@@ -256,6 +272,11 @@ def _mask(part: Part, now: Pass, name: str, ours: torch.Tensor) -> torch.Tensor 
     for place, (stream, (rows, tokens)) in enumerate(zip(part.streams, part.shapes, strict=True)):
         if stream.probability:
             by_row[place, :rows, :tokens] = stream.mask(
-                name, (rows, tokens, ours.shape[-1]), part.bank.shape.dtype, again=now.again
+                name,
+                (rows, tokens, ours.shape[-1]),
+                part.bank.shape.dtype,
+                again=now.again,
+                goes_back=now.goes_back,
+                order=order,
             )
     return mask

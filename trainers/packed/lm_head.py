@@ -6,7 +6,10 @@ from typing import Any
 
 import torch
 
-from trainers.trial.evaluation import minus_log_p, positions_at_once
+from trainers.trial.evaluation import Batch, labelled_logits, minus_log_p, positions_at_once
+
+_ASKED_TOKENS = 8
+_ALIKE = 0.02  # half precision may differ by less, another formula differs by more
 
 
 class Head:
@@ -22,6 +25,23 @@ class Head:
         self._scale = _scale(config)
         weight = self._layer.weight
         self._chunk = positions_at_once(weight.shape[0], weight.device)
+
+    @torch.no_grad()
+    def is_whole(self, model: Any) -> bool:
+        """Whether these logits are the model's own; some models do more to them than is read here.
+
+        RecurrentGemma and xLSTM cap theirs under other names, ModernBERT's decoder has a layer
+        before its head. `model` evaluates (`eval()`); it is asked for one row of a few tokens.
+        """
+        weight = self._layer.weight
+        if weight.device.type == "meta":
+            return True
+        ids = torch.arange(3, 3 + _ASKED_TOKENS, device=weight.device) % weight.shape[0]
+        index = torch.arange(_ASKED_TOKENS, device=weight.device)
+        batch = Batch(ids=ids[None], index=index, targets=ids)
+        hidden = model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state[0]
+        own = minus_log_p(labelled_logits(model, batch), ids)
+        return bool(torch.allclose(self.losses(hidden, ids), own, rtol=_ALIKE, atol=_ALIKE))
 
     def score(
         self, hidden: torch.Tensor, targets: torch.Tensor

@@ -26,6 +26,7 @@ from trainers.model import cache
 from trainers.model.loading import choose_for, fingerprint_base, load_base, no_bars
 from trainers.model.lora import in_training_type, lora_config
 from trainers.model.precision import Runtime
+from trainers.model.source import has_experts
 from trainers.model.tokenizer import load_tokenizer
 from trainers.sft import fsdp
 from trainers.sft.config import sft_config
@@ -107,6 +108,8 @@ def _build(
         world=ranks.world,
         shards=shards,
     )
+    if not has_experts(model.config):  # TRL asks some models for routers that they lack
+        arguments.router_aux_loss_coef = 0.0
     rows = stream(data.train, task.examples, spec.seed)
     together = arguments.per_device_train_batch_size * ranks.world
     trainer = SweepSFTTrainer(
