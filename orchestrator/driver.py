@@ -45,7 +45,7 @@ from orchestrator.terminal.format import show
 from orchestrator.terminal.live_table import Display
 from orchestrator.terminal.progress import read_progress
 from orchestrator.terminal.summary import summary
-from orchestrator.tracking.tracker import TrackerProcess, look_for_server
+from orchestrator.tracking.tracker import Job, TrackerProcess, look_for_server
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
@@ -339,12 +339,13 @@ class Driver:
         strategy = self._spec.strategy
         packed = engine.lanes > 1
         self._begin(ready, *ready.known_dry_run(past, device, packed=packed, strategy=strategy))
-        self._tracker = TrackerProcess(
-            self._spec.tracking,
-            self._folder,
+        job = Job(
+            tracking=self._spec.tracking,
+            root=self._folder.root,
             sweep_name=self._folder.root.name,
             public=self._spec.public,
         )
+        self._tracker = TrackerProcess(job)
         self._display.say(f"{engine.why}; {placement.where}")
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -104,7 +104,8 @@ class Job:
         root: the run folder. The tracker's files go to its `wandb` folder.
         sweep_name: the group of the trials' runs.
         public: the whole resolved config without secrets; `allow_list` says which part is sent.
-        tracked: file -> bytes that were there before, and were tracked by an earlier driver.
+        tracked: file -> bytes that were there before, and were tracked by an earlier driver;
+            TrackerProcess looks.
         only_look: connect, say what came of it, and end.
     """
 
@@ -138,29 +139,13 @@ class Message:
 class TrackerProcess:
     """Tracks one sweep in a process of its own. No method waits but `finish`, and none raises."""
 
-    def __init__(
-        self,
-        tracking: TrackingSpec,
-        folder: RunFolder,
-        *,
-        sweep_name: str,
-        public: Mapping[str, Any],
-        patience: Patience = Patience(),
-    ) -> None:
+    def __init__(self, job: Job) -> None:
         self._messages: deque[Message] = deque()
         self._last_lines: Sequence[str] = ()
         self._process: subprocess.Popen[bytes] | None = None
-        if is_off(tracking):
+        if is_off(job.tracking):
             self._messages.append(Message(text="W&B: off"))
             return
-        job = Job(
-            tracking=tracking,
-            root=folder.root,
-            sweep_name=sweep_name,
-            public=public,
-            tracked=_sizes(folder),
-            patience=patience,
-        )
         # A session of its own: Ctrl-C is for the driver. It ends when its stdin does.
         self._process = subprocess.Popen(
             _COMMAND,
@@ -171,7 +156,7 @@ class TrackerProcess:
         )
         self._reader = threading.Thread(target=self._read, args=(self._process,), daemon=True)
         self._reader.start()
-        _send(self._process, job)
+        _send(self._process, replace(job, tracked=_sizes(job.folder)))
 
     def news(self) -> str | None:
         """The next line for the user, if there is one; warnings are logged."""

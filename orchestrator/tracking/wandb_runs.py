@@ -14,7 +14,7 @@ from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
 from orchestrator.tracking.tracker import Job
 from orchestrator.tracking.wandb_login import Link, UnusableError, find_link
 from orchestrator.tracking.wandb_metrics import chart_values
-from orchestrator.tracking.wandb_process import WandbProcess, tear_down
+from orchestrator.tracking.wandb_process import finish_runs, restart, run_settings, tear_down
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import Report, State, fingerprint
@@ -45,7 +45,8 @@ class WandbRuns:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._link = Link(why="not asked yet")
-        self._wandb = WandbProcess(job)
+        self._is_online = False
+        self._all_sent = True
         self._looked = -_LOOK_EVERY_S
         self._history = History()
         self._identity = ""
@@ -62,7 +63,7 @@ class WandbRuns:
         self._link = find_link(self._job.tracking, self._job.patience.probe_s)
         if self._job.only_look:
             return self._link.line
-        self._wandb.online = self._link.online
+        self._is_online = self._link.online
         for event in past:
             self._fold(event)
         if self._link.online:
@@ -112,7 +113,7 @@ class WandbRuns:
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are, and how to upload what was not."""
-        if self._wandb.unsent or (cut_short and self._link.online):
+        if self._link.online and (cut_short or not self._all_sent):
             return [
                 "W&B: not everything was uploaded, but all of it is on disk; to upload it: "
                 f"wandb sync --include-online {self._quoted_folder()}/*run-*"
@@ -165,7 +166,7 @@ class WandbRuns:
 
     def _look(self) -> None:
         """Check that the server is there before runs are closed: closing waits for it long."""
-        if not self._wandb.online or time.monotonic() - self._looked < _LOOK_EVERY_S:
+        if not self._is_online or time.monotonic() - self._looked < _LOOK_EVERY_S:
             return
         self._looked = time.monotonic()
         try:
@@ -190,7 +191,7 @@ class WandbRuns:
         try:
             act(self._run(key))
         except Exception as error:
-            if not self._wandb.online:
+            if not self._is_online:
                 raise
             self._go_offline(str(error).strip() or type(error).__name__)
             act(self._run(key))
@@ -201,6 +202,9 @@ class WandbRuns:
         return self._open[key]
 
     def _begin(self, key: str) -> Run:
+        """Begin the run of a trial or of the sweep, or go on with it; raises what wandb raises."""
+        import wandb
+
         if key == _SWEEP:
             name, axis = self._job.sweep_name, "trials_ended"
             config = sweep_config(self._job.public)
@@ -209,11 +213,21 @@ class WandbRuns:
             name, axis = self._name(record), STEP
             config = trial_config(self._job.public, record.values)
             config |= {"seed": record.seed, "trial": {"number": record.number, "key": key}}
-        run = self._wandb.open(
-            f"{self._sweep_identity()}-{key}",
+        self._job.folder.tracking.mkdir(parents=True, exist_ok=True)
+        run = wandb.init(
+            project=self._job.tracking.project,
+            entity=self._job.tracking.entity,
+            dir=str(self._job.root.absolute()),
+            id=f"{self._sweep_identity()}-{key}",
             name=name[:_MOST_LETTERS],
+            group=self._job.sweep_name,
             job_type="sweep" if key == _SWEEP else "trial",
+            tags=self._job.tracking.tags,
             config=config,
+            mode="online" if self._is_online else "offline",
+            resume="allow",
+            reinit="create_new",
+            settings=run_settings(self._job.patience),
         )
         run.define_metric("*", step_metric=axis)
         return run
@@ -236,15 +250,17 @@ class WandbRuns:
 
     def _close(self, codes: Mapping[str, int], timeout_s: float) -> None:
         """Close runs with these exit codes. If the server does not keep up, leave it alone."""
-        runs = [(self._open.pop(key), code) for key, code in codes.items() if key in self._open]
-        if not runs or self._wandb.close(runs, timeout_s):
+        runs = {self._open.pop(key): code for key, code in codes.items() if key in self._open}
+        if not runs or not finish_runs(runs, timeout_s):
             return
-        if not self._wandb.online:
+        if not self._is_online:
             raise RuntimeError("wandb-core ended before the runs were closed")
         self._go_offline("the server does not take the runs in time")
 
     def _go_offline(self, reason: str) -> None:
+        """Leave the server alone from now on; what runs wrote so far stays on disk."""
         first_line = scrub(reason).splitlines()[0]
         log.warning("W&B: %s. Going on offline, in %s", first_line, self._job.folder.tracking)
-        self._wandb.go_offline()
+        self._is_online = self._all_sent = False
         self._open.clear()
+        restart()

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from support.wandb_stub import Manner, StubRun, WandbStub
 
-from orchestrator.tracking.tracker import Patience, TrackerProcess
+from orchestrator.tracking.tracker import Job, Patience, TrackerProcess
 from sweeps.config.spec import TrackingSpec
 from sweeps.ledger.ledger import Ledger
 from sweeps.storage.run_folder import RunFolder
@@ -56,10 +56,11 @@ class Driver:
             self.ledger.append("sweep", name="lr_grid", spec=dict(public))
         self._took_s: list[float] = []
         spec = TrackingSpec(mode=mode, project="demo", tags=("nightly",))  # type: ignore[arg-type]
-        began = time.monotonic()
-        self.tracker = TrackerProcess(
-            spec, self.folder, sweep_name="lr_grid", public=public, patience=self.patience
+        job = Job(
+            tracking=spec, root=root, sweep_name="lr_grid", public=public, patience=self.patience
         )
+        began = time.monotonic()
+        self.tracker = TrackerProcess(job)
         self._started_s = time.monotonic() - began
         self.living.append(self)
         lines: list[str] = []
