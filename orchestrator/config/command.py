@@ -71,8 +71,7 @@ class Command:
         """
         spec, space, problems = self.spec, self.space, list(self.problems)
         if lean and spec is not None:
-            tracks = spec.tracking.mode != "off"
-            leave_out([name for name in unneeded(spec, space) if name != "wandb" or not tracks])
+            leave_out(unneeded(spec, space))
         device = guess_device(spec) if spec is not None else "cpu"
         problems += training_problems(self.config, space, device)
         if spec is not None:

@@ -19,7 +19,8 @@ _PLAIN_OPTIMIZERS = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "ad
 def unneeded(spec: Spec, space: Space) -> tuple[str, ...]:
     """Libraries that no trial has a use for, and that others import wherever they find them.
 
-    TRL imports wandb, which is the driver's, and PEFT bitsandbytes: a sixth of a worker's start.
+    TRL imports wandb, which only the tracking process uses, and PEFT bitsandbytes: a sixth of a
+    worker's start.
     """
     return ("wandb",) if _may_use_bitsandbytes(spec, space) else ("wandb", "bitsandbytes")
 

@@ -5,6 +5,7 @@ What is not named here stays. A new config key is private until someone adds it.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +24,14 @@ def trial_config(public: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
         public: the sweep's whole resolved config.
         values: searched config keys, and what this trial sets them to.
     """
-    config = _as_dict(public)
+    config = copy.deepcopy(dict(public))
     for key, value in values.items():
-        _set(config, key.split("."), value)
+        *path, last = key.split(".")
+        part = config
+        for name in path:
+            part[name] = part[name] if isinstance(part.get(name), dict) else {}
+            part = part[name]
+        part[last] = value
     sweep = config.get("sweep")
     shown = {
         "model": _only(config.get("model"), _MODEL),
@@ -74,16 +80,3 @@ def _only(section: object, names: frozenset[str]) -> dict[str, Any]:
     if not isinstance(section, Mapping):
         return {}
     return {name: value for name, value in section.items() if name in names}
-
-
-def _as_dict(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that may be written to, mappings at every depth as dicts."""
-    return {k: _as_dict(v) if isinstance(v, Mapping) else v for k, v in value.items()}
-
-
-def _set(config: dict[str, Any], parts: list[str], value: object) -> None:
-    for part in parts[:-1]:
-        if not isinstance(config.get(part), dict):
-            config[part] = {}
-        config = config[part]
-    config[parts[-1]] = value

@@ -126,25 +126,19 @@ def _ask(base_url: str, key: str | None, timeout_s: float) -> str:
     try:
         opener = urllib.request.build_opener(_NoRedirect)
         with opener.open(request, timeout=timeout_s) as response:
-            return _entity(json.loads(response.read(_MOST_BYTES)), key)
+            viewer = json.loads(response.read(_MOST_BYTES))["data"]["viewer"] or {}
+            entity = str(viewer.get("entity") or "")
     except urllib.error.HTTPError as error:
         return _refused(error.code)
     except TimeoutError:
         raise
     except (OSError, http.client.HTTPException) as error:
         return _unreachable(getattr(error, "reason", error))
-    except ValueError:
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UnusableError("does not answer like a W&B server") from None
-
-
-def _entity(body: Any, key: str | None) -> str:
-    data = body.get("data") if isinstance(body, dict) else None
-    if not isinstance(data, dict):
-        raise ValueError(body)
-    viewer = data.get("viewer")
     if key is not None and not viewer:
         raise UnusableError("does not know the API key")
-    return str((viewer or {}).get("entity") or "")
+    return entity
 
 
 def _refused(status: int) -> str:
