@@ -86,9 +86,8 @@ class Follower(logging.Handler):
     def _read(self) -> None:
         """Pass on what was written since the last call."""
         for event in self._ledger.read():
-            self._read_rows(
-                event.get("trial") or ""
-            )  # they were written before, and following an event may take long
+            # They were written before the event, and following that may take long.
+            self._read_rows(event.get("trial") or "")
             self._try(partial(self._tracker.on_event, event))
             if event["event"] == "start":
                 self._open_rows(event["trial"])
