@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -11,23 +13,29 @@ from sweeps.config.keys import FACTS, may_change, search_refusal, tracked_keys
 from sweeps.config.setting import Facts, setting
 from sweeps.config.spec import METRICS, Config, Metric
 
-# The README names those of the first two lines; the others say where a sweep lies.
 MAY_CHANGE = {
     *("sweep.trials", "sweep.keep", "sweep.time_budget_s", "sweep.max_concurrent"),
     *("sweep.max_retries", "tracking", "cluster", "engine", "storage"),
-    *("trainer.strategy", "run_dir", "name", "accept_changes"),
 }
+# Those that say where a folder lies, and how the devices of a trial share its weights.
+UNSAID = {"name", "run_dir", "accept_changes", "trainer.strategy"}
 SEARCHED = {"peft", "trainer", "model.dtype", "model.quantization", "model.attn_implementation"}
 
 
 def test_these_keys_may_change_on_a_begun_folder_and_no_others() -> None:
-    assert {key for key, facts in FACTS.items() if facts.may_change} == MAY_CHANGE
+    assert {key for key, facts in FACTS.items() if facts.may_change} == MAY_CHANGE | UNSAID
     assert may_change("tracking.project")
     assert may_change("engine.something_new")
     assert not may_change("sweep.budget.examples")
     assert not may_change("trainer.optim")
     assert not may_change("sweep")
     assert not may_change("unheard.of")
+
+
+def test_the_documentation_names_the_keys_that_may_change() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "run-folder.md").read_text()
+    paragraph = text.partition("These keys may change on the same folder: ")[2].partition(". ")[0]
+    assert set(re.findall(r"`([\w.]+)`", paragraph)) == MAY_CHANGE
 
 
 def test_these_keys_stay_on_the_machine() -> None:
