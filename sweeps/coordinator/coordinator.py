@@ -1,4 +1,4 @@
-"""The heart of a sweep: hands out trials, takes their reports, decides, and writes it all down.
+"""Hands out trials, takes their reports, decides on them, and writes all of it to the ledger.
 
 A plain class over the ledger and Optuna. One Ray actor holds it while a sweep runs; workers of
 every engine call it. Its memory is what a replay of the ledger gives, so its death loses nothing.
@@ -19,13 +19,14 @@ from omegaconf import OmegaConf
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of, trial_key
 from sweeps.config.validation import read_train
-from sweeps.coordinator.ledger_replay import Books
+from sweeps.coordinator.ledger_replay import replay_ledger
 from sweeps.coordinator.retention import Retention
+from sweeps.coordinator.suggestions import Suggestions
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import Decision, Report, State, Trial
-from sweeps.ledger.history import Record
+from sweeps.ledger.history import History, Record
 from sweeps.search.study import Suggestion
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
@@ -46,16 +47,19 @@ class Coordinator:
         self._space = space
         self._folder = folder
         self._guard = threading.RLock()
-        self._books = Books(spec, space, folder)
-        self.history = self._books.history
-        self._asking = self._books.asking
-        self._write = self._books.write
+        self.history = History()
+        self._suggestions = Suggestions(spec, space, self.history, self._write)
+        # Configs of the trials that have not ended.
+        self._ledger, self._configs = replay_ledger(
+            folder.ledger, spec, self.history, self._suggestions
+        )
         self._retention = Retention(folder, self.history, spec.sweep.keep)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
         ended = self.history.trials.values()
         self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
         self._base_holder: str | None = None
-        self._stop: Stop | None = None
+        self._stop: Stop | None = None  # why no more trials are handed out
+        self._broken: Stop | None = None  # why nothing can be written any more
 
     # ------------------------------------------------------------------ a driver's life
 
@@ -81,16 +85,16 @@ class Coordinator:
                     self._write("interrupt", reason=str(stop))
 
     def close(self) -> None:
-        self._books.close()
+        self._ledger.close()
 
     @property
     def study(self) -> optuna.Study:
         """Optuna's view of the sweep, in memory."""
-        return self._asking.study
+        return self._suggestions.study
 
     def trial(self, key: str) -> Trial:
         record = self.history.trials[key]
-        config = self._books.configs.get(key)
+        config = self._configs.get(key)
         return Trial(
             key=key,
             number=record.number,
@@ -103,7 +107,7 @@ class Coordinator:
     @property
     def stop(self) -> Stop | None:
         """Why no more trials are handed out; None while they are."""
-        return self._books.broken or self._stop
+        return self._broken or self._stop
 
     @property
     def is_finished(self) -> bool:
@@ -111,7 +115,7 @@ class Coordinator:
         with self._guard:
             if self.stop is not None:
                 return True
-            more = self._asking.repeat() or self._asking.wants_config()
+            more = self._suggestions.repeat() or self._suggestions.wants_config()
             return not (self.history.unfinished() or more)
 
     # ------------------------------------------------------------------ handing out
@@ -128,14 +132,14 @@ class Coordinator:
                 if record.state is State.WAITING and record.key not in self._handed:
                     return self._hand_out(record.key)
             try:
-                suggestion = self._asking.repeat() or self._asking.suggest()
+                suggestion = self._suggestions.repeat() or self._suggestions.suggest()
                 return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
             except LedgerWriteError:
                 return None
             except Exception as error:  # else every worker that asks would die of it, for ever
                 log.debug("asking", exc_info=error)
                 said = f"{type(error).__name__}: {error}"
-                self._books.broken = Stop(cause=Cause.NO_SUGGESTION, details=(said,))
+                self._broken = Stop(cause=Cause.NO_SUGGESTION, details=(said,))
                 return None
 
     def requeue(self, key: str) -> None:
@@ -161,7 +165,7 @@ class Coordinator:
             seed=config["seed"],
             **suggestion.to_json(),
         )
-        self._books.configs[key] = config
+        self._configs[key] = config
         return key
 
     # ------------------------------------------------------------------ while a trial trains
@@ -304,7 +308,7 @@ class Coordinator:
             if record.state.is_finished():
                 return False
             if full_disk and record.retries >= self._spec.sweep.max_retries:
-                self._books.broken = Stop(cause=Cause.DISK_FULL, details=(reason,))
+                self._broken = Stop(cause=Cause.DISK_FULL, details=(reason,))
                 return False
             try:
                 self._keep_error(key, error)
@@ -335,6 +339,22 @@ class Coordinator:
             self._write("retry", trial=key, attempt=attempt, kind="oom", reason=note)
             return True
 
+    def _write(self, event: str, **fields: Any) -> None:
+        """Append an event to the ledger, then fold it into the history.
+
+        Raises:
+            LedgerWriteError: it cannot be written; from then on nothing is.
+        """
+        if self._broken is not None:
+            raise LedgerWriteError(str(self._broken))
+        try:
+            line = self._ledger.append(event, **fields)
+        except OSError as error:
+            details = str(self._folder.ledger), str(error.strerror)
+            self._broken = Stop(cause=Cause.LEDGER_UNWRITABLE, details=details)
+            raise LedgerWriteError(str(self._broken)) from error
+        self.history.apply(line)
+
     def _check(self, key: str, attempt: int) -> Record:
         record = self.history.trials[key]
         if attempt != record.attempt or record.state is not State.RUNNING:
@@ -344,7 +364,7 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
-        verdict = self._asking.tell_report(record, report)
+        verdict = self._suggestions.tell_report(record, report)
         self._write(
             "report",
             trial=record.key,
@@ -385,10 +405,10 @@ class Coordinator:
         event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
         self._write("end", trial=record.key, attempt=record.attempt, **event)
         self._handed.discard(record.key)
-        self._books.configs.pop(record.key, None)
+        self._configs.pop(record.key, None)
         if kind == "bug":
             self._same_errors[reason] += 1
-        self._asking.tell_result(record.config)
+        self._suggestions.tell_result(record.config)
         self._retention.ended(record)
 
     def _stop_if_all_fail_alike(self, reason: str) -> None:

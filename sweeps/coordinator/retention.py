@@ -45,7 +45,7 @@ class Retention:
         if mean is None:
             return
         self._known.add(config)
-        place = (_sign(self._history) * mean, config)
+        place = (self._history.sign * mean, config)
         bisect.insort(self._judged, place)
         if len(self._judged) > self._keep:
             _, displaced = max(place, self._judged[self._keep])
@@ -79,15 +79,11 @@ def clean(folder: RunFolder, history: History, keep: int) -> None:
 
 def _judged(history: History) -> list[tuple[float, int]]:
     found = [
-        (_sign(history) * mean, config)
+        (history.sign * mean, config)
         for config in history.by_config()
         if history.is_settled(config) and (mean := history.config_mean(config)) is not None
     ]
     return sorted(found)
-
-
-def _sign(history: History) -> int:
-    return 1 if history.direction == "minimize" else -1
 
 
 def _own_steps(history: History, record: Record) -> set[int]:

@@ -1,7 +1,7 @@
-"""What to try next, and what Optuna is told of how it went.
+"""Decides which config to try next, and tells Optuna the reports and results.
 
-The half of the Coordinator that knows Optuna. Like the study itself it is a function of the ledger:
-replaying asks, reports and ends in their order gives it back.
+A function of the ledger, like the study itself: replaying asks, reports and ends in their order
+gives the same state again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _DOUBLES_BEFORE_LOOKING = 20  # repeated suggestions before untried configs are 
 _DOUBLES_BEFORE_GIVING_UP = 100  # then there is nothing new to find
 
 
-class Asking:
+class Suggestions:
     """Suggests configs and their repeats, each once; tells reports and results.
 
     Args:
@@ -52,7 +52,7 @@ class Asking:
         return self._search.study
 
     def settle(self) -> None:
-        """The replay is over: a sweep that has tried everything need not be asked to know it."""
+        """End the replay, and find out whether everything has been tried."""
         self._search.settle()
         finite = not self._space.is_continuous
         self._exhausted = finite and first_untried(self._space, self._tried) is None
@@ -60,7 +60,7 @@ class Asking:
     # ------------------------------------------------------------------ what to try
 
     def wants_config(self) -> bool:
-        """Whether there may be another config to try."""
+        """Whether another config may be tried."""
         if self._exhausted:
             return False
         limit = self._spec.sweep.trials

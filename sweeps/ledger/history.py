@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from sweeps.config.spec import Direction
 from sweeps.core.errors import LedgerDamagedError
 from sweeps.core.trial import Report, State
 from sweeps.ledger.ledger import Event, check, parse
+
+
+def sign_of(direction: Direction) -> int:
+    """What a value is multiplied by so that lower is better."""
+    return 1 if direction == "minimize" else -1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,10 +57,9 @@ class Record:
 
     def best(self, metric: str, direction: Direction) -> Report | None:
         """The report with the best `metric`; the earlier one where two are equal."""
-        sign = 1 if direction == "minimize" else -1
         return min(
             (self.reports[index] for index in sorted(self.reports)),
-            key=lambda report: sign * report.metrics[metric],
+            key=lambda report: sign_of(direction) * report.metrics[metric],
             default=None,
         )
 
@@ -80,12 +84,10 @@ class History:
     _unfinished: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
     _counts: Counter[State] = field(default_factory=Counter, repr=False, compare=False)
 
-    @classmethod
-    def replay(cls, events: Iterable[Event]) -> History:
-        history = cls()
-        for event in events:
-            history.apply(event)
-        return history
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by so that lower is better."""
+        return sign_of(self.direction)
 
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""

@@ -93,7 +93,7 @@ def ranked(history: History) -> list[Row]:
     """
     ranks = config_ranks(history)
     values = {key: history.value(record) for key, record in history.trials.items()}
-    sign = _sign(history)
+    sign = history.sign
 
     def place(record: Record) -> tuple[float, ...]:
         section = _SECTIONS.index(record.state)
@@ -119,7 +119,7 @@ def completed_values(history: History) -> dict[int, list[float]]:
 def config_ranks(history: History) -> dict[int, int]:
     """The rank of each config that has a completed repeat: 1, 2, 3, ... without gaps."""
     values = completed_values(history)
-    sign = _sign(history)
+    sign = history.sign
 
     def place(config: int) -> tuple[float, ...]:
         first = min(record.number for record in history.repeats(config))
@@ -140,7 +140,7 @@ def best(history: History) -> Best | None:
     if not ranks:
         return None
     config = min(ranks, key=ranks.__getitem__)
-    sign = _sign(history)
+    sign = history.sign
     candidates = [
         (sign * report.metrics[history.metric], record.number, record, report)
         for record in history.repeats(config)
@@ -151,10 +151,6 @@ def best(history: History) -> Best | None:
     mean = history.config_mean(config)
     assert mean is not None
     return Best(record=record, report=report, mean=mean, spread=spread(history, config))
-
-
-def _sign(history: History) -> int:
-    return 1 if history.direction == "minimize" else -1
 
 
 def _row(history: History, record: Record, ranks: Mapping[int, int]) -> Row:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,13 @@ from sweeps.storage.durable_writes import write_text
 from sweeps.storage.run_folder import RunFolder
 
 EXAMPLES = 64  # a trial's budget
+
+
+def history_of(events: Iterable[dict[str, Any]]) -> History:
+    history = History()
+    for event in events:
+        history.apply(event)
+    return history
 
 
 class Sweep:
@@ -83,7 +90,7 @@ class Sweep:
         return key
 
     def history(self) -> History:
-        return History.replay(self.events)
+        return history_of(self.events)
 
     def write(self, folder: Path) -> Path:
         """The ledger in a run folder."""

@@ -122,7 +122,7 @@ def test_a_rebuilt_study_equals_the_one_that_three_workers_made(
         assert (one.number, one.params, one.state) == (other.number, other.params, other.state)
         assert one.intermediate_values == other.intermediate_values
         assert rungs(one) == rungs(other)
-    suggested = [coordinator._asking.suggest() for coordinator in (live, rebuilt)]
+    suggested = [coordinator._suggestions.suggest() for coordinator in (live, rebuilt)]
     assert suggested[0] == suggested[1]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.sweep_events import Sweep
+from support.sweep_events import Sweep, history_of
 
 from sweeps.ledger.history import History
 from sweeps.results.ranking import best, columns, ranked, spread
@@ -257,4 +257,4 @@ def test_the_ranking_does_not_depend_on_which_trial_spoke_first(
         mixed.append(stories[key].pop(0))
         if not stories[key]:
             del stories[key]
-    assert ranked(History.replay(mixed)) == ranked(sweep.history())
+    assert ranked(history_of(mixed)) == ranked(sweep.history())
