@@ -74,6 +74,7 @@ def read_sweep(words: tuple[str, ...], reports: int, trials: int = 20_000) -> tu
 def write_ledger(root: Path, words: tuple[str, ...], trials: int, reports: int) -> None:
     """Trials as a driver would have written them, one after another, a checkpoint at the end."""
     from sweeps.core.trial import fingerprint
+    from sweeps.search.samplers import NOTING_PRUNERS
 
     spec, space = read_sweep(words, reports)
     root.mkdir(parents=True)
@@ -95,7 +96,10 @@ def write_ledger(root: Path, words: tuple[str, ...], trials: int, reports: int) 
             add("start", trial=key, attempt=1, worker="box:2", device="cpu", step=0)
             floor = 1.0 + draw.random()
             for index in range(1, reports + 1):
-                add("report", trial=key, attempt=1, **a_report(index, floor), decision="continue")
+                report = {**a_report(index, floor), "decision": "continue"}
+                if spec.sweep.pruner in NOTING_PRUNERS:
+                    report["noted"] = noted(index, report["metrics"]["eval_loss"])
+                add("report", trial=key, attempt=1, **report)
             add("checkpoint", trial=key, attempt=1, step=10 * index, path="x", bytes=1000)
             totals = {"steps": 200, "seconds": 9.0, "tokens": 32000, "examples": 1600}
             add("end", trial=key, attempt=1, state="completed", kind="", reason="", totals=totals)
@@ -120,6 +124,12 @@ def a_report(index: int, floor: float) -> dict[str, Any]:
     }
     counts = {"step": 10 * index, "examples": 80 * index, "tokens": 1600 * index}
     return {"index": index, **counts, "metrics": metrics}
+
+
+def noted(index: int, loss: float) -> dict[str, float]:
+    """What halving by 2 notes in a trial at its report 1, 2, 4, 8, ..."""
+    is_rung = index & (index - 1) == 0
+    return {f"completed_rung_{index.bit_length() - 1}": loss} if is_rung else {}
 
 
 def replay(root: Path, words: tuple[str, ...], reports: int) -> tuple[float, float, float]:
