@@ -1,8 +1,8 @@
 """The Coordinator as one Ray actor on the driver's node: what workers and driver call.
 
 It adds to `sweeps.coordinator` what only matters between processes: which worker holds which
-trial, and the last job of a sweep, proving the best checkpoint, given to a worker that has it all
-loaded.
+trial, the dry run before the first trial, and the last job of a sweep, proving the best checkpoint,
+which goes to a worker that has the data and the libraries loaded.
 """
 
 from __future__ import annotations
@@ -33,14 +33,20 @@ from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 from trainers.trial.task import DryRun
 
-_BARREN_STARTS = 4  # workers that may die, one after another, before they ask for anything
-_IDLE_S = 60.0  # nobody but workers that take no trials: then the sweep stops
-_PROOF_TRIES = 3  # workers that may die while they prove the best
+_BARREN_STARTS = 4  # workers that may die in a row before they ask for a job
+_IDLE_S = 60.0  # with no workers but unusable ones; then the sweep stops
+_PROOF_TRIES = 3  # workers that may die while they prove the best checkpoint
 
 
 @dataclass(kw_only=True)
 class Proof:
-    """How far the best checkpoint is: proven results by (key, step), or why it failed."""
+    """How far the proof of the best checkpoint is.
+
+    Attributes:
+        holder: the worker that proves it; empty if none does.
+        results: what was measured, by (trial key, step).
+        error: why it could not be proven; else empty.
+    """
 
     holder: str = ""
     deaths: int = 0
@@ -49,7 +55,10 @@ class Proof:
 
 
 class CoordinatorActor:
-    """A `sweeps.coordinator` Coordinator, each method a remote call, one handled at a time."""
+    """Wraps a `sweeps.coordinator` Coordinator; Ray handles one call at a time.
+
+    Callers use `orchestrator.coordinator.handle`.
+    """
 
     def __init__(
         self, spec: Spec, space: Space, root: Path, rules: AssignmentRules | None = None
@@ -64,7 +73,7 @@ class CoordinatorActor:
         self._gate = DryRunGate(facts={}, train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
-        self._asked: set[str] = set()  # workers that came so far as to ask for a job
+        self._asked: set[str] = set()  # workers that have asked for a job and not left
         self._barren = 0
         self._wants_proof = True
         self._idle: dict[str, str] = {}  # worker that takes no trials -> why
@@ -73,11 +82,11 @@ class CoordinatorActor:
     # -- for the driver
 
     def outlive_signals(self) -> None:
-        """A batch system sends SIGTERM to every process of a job: trials still have to commit."""
+        """Ignore SIGTERM: a batch system sends it to all processes, and trials have to commit."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def warm_up(self) -> None:
-        """Load what the end of the sweep needs, while nobody waits for an answer."""
+        """Import what the end of the sweep needs, while no caller waits."""
         with suppress(Exception), TemporaryDirectory() as scratch:
             export_study(History(), Path(scratch, "study.db"))
 
@@ -109,10 +118,10 @@ class CoordinatorActor:
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
-        """Answers: see `orchestrator.cluster.signals.Heartbeat`."""
+        """Do nothing but answer: see `orchestrator.cluster.signals.Heartbeat`."""
 
     def interrupt(self, stop: Stop, prove: bool) -> None:
-        """Stop handing out trials; with `prove`, the best so far is still made ready."""
+        """Stop handing out trials; with `prove`, the best checkpoint so far is still proven."""
         if self._gate.refusal:
             return
         if not self._gate.is_open:
@@ -129,7 +138,7 @@ class CoordinatorActor:
         return self._coordinator.is_finished and not self._has_to_prove()
 
     def _look_at_idle(self) -> None:
-        """Stop where, for a while, nobody has been there but workers that take no trials."""
+        """Stop the sweep if for `_IDLE_S` there have been only unusable workers."""
         if not self._idle or self._asked:
             self._idle_since = None
         elif self._idle_since is None:
@@ -139,7 +148,7 @@ class CoordinatorActor:
             self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
 
     def wants_worker(self) -> bool:
-        """Whether a new worker would find something to do as things are: while one proves, no."""
+        """Whether Tune should start another worker. No while one proves the best checkpoint."""
         return not self._coordinator.is_finished or not self._proof.holder
 
     def finish(self) -> SweepResult:
@@ -165,9 +174,9 @@ class CoordinatorActor:
     # -- for workers
 
     def worker_died(self, worker: str, reason: str) -> None:
-        """A worker's process is gone, and with it what it held.
+        """Hand out again what a worker held whose process died.
 
-        Where none comes so far as to ask for a job, the sweep stops: nor would the next.
+        If several die in a row before they ask for a job, the sweep stops: so would the next.
         """
         self._gate.worker_died(worker, reason)
         held = self._assigner.worker_left(worker)
@@ -187,25 +196,25 @@ class CoordinatorActor:
             self.interrupt(Stop(cause=Cause.WORKERS_DIE, details=(reason,)), False)
 
     def worker_left(self, worker: str) -> None:
-        """A worker leaves of its own accord; trials that it has not begun are handed out again."""
+        """Hand out again what a worker has not begun that leaves of its own accord."""
         self._asked.discard(worker)
         self._gate.worker_left(worker)
         for key in self._assigner.worker_left(worker):
             self._coordinator.requeue(key)
 
     def report_unusable(self, worker: str, why: str) -> None:
-        """A worker takes no trials, since none can be trained on its node."""
+        """Note that no trial can be trained on a worker's node, and `why`."""
         self._idle[worker] = why
 
     def release(
         self, worker: str, key: str, reason: str, full_disk: bool = False, error: str = ""
     ) -> None:
-        """A worker cannot go on with a trial, through no fault of the trial's.
+        """Take a trial from a worker that cannot go on with it, through no fault of the trial's.
 
-        One that was thought dead and lives may say so of a trial that is in other hands by now.
+        Does nothing if the worker was thought dead and another one has the trial by now.
 
         Args:
-            error: the traceback, if a trial's own doing may be behind it after all.
+            error: the traceback, if the trial may have caused it after all.
         """
         if not self._assigner.has(worker, key):
             return
@@ -214,7 +223,7 @@ class CoordinatorActor:
         self._table.refresh(self._coordinator.history)
 
     def next_job(self, worker: str, room: int = 1) -> Job:
-        """What a worker is to do that can train `room` trials at once."""
+        """The next job of a worker that can train `room` trials at once."""
         self._asked.add(worker)
         self._barren = 0
         if self._gate.refusal:
@@ -229,7 +238,7 @@ class CoordinatorActor:
             return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
         if self._assigner.holds(worker) or not self._coordinator.is_finished:
             return Job(kind="wait")
-        # The last worker out proves the best: no trial that still runs can change it then.
+        # Proven when no trial runs any more: none can change which checkpoint is the best.
         if not self._assigner.count and self._has_to_prove() and not self._proof.holder:
             return self._prove_job(worker)
         self._assigner.worker_left(worker)
@@ -254,7 +263,7 @@ class CoordinatorActor:
         return self._coordinator.history.count(*(state for state in State if state.is_finished()))
 
     def _is_last_try(self, key: str) -> bool:
-        """Whether a trial's retries are spent: others should not share its process then."""
+        """Whether a trial has no retry left; then no other trial should share its process."""
         retries = self._coordinator.history.trials[key].retries
         return retries > 0 and retries >= self._spec.max_retries
 
@@ -262,7 +271,7 @@ class CoordinatorActor:
         self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
     ) -> int | None:
         if not self._assigner.has(worker, key):
-            return None  # it was thought dead, and its trials were handed out again
+            return None  # the worker was thought dead, and its trials were handed out again
         attempt = self._coordinator.start(
             key, worker=where, device=device, step=step, reports=reports
         )
@@ -293,7 +302,7 @@ class CoordinatorActor:
         self._coordinator.committed(key, attempt, step, size)
 
     def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
-        """A trial ended, or was left for later where the state is WAITING."""
+        """End a trial, or pause it if the state is WAITING."""
         self._assigner.release(worker, key)
         if ending["state"] is State.WAITING:
             self._coordinator.pause(key, attempt, ending.get("reason", ""))
@@ -330,5 +339,5 @@ class CoordinatorActor:
         )
 
     def already_proven(self, key: str, step: int, result: dict[str, float]) -> None:
-        """best/ holds this already, from an earlier start."""
+        """Note that best/ holds this checkpoint already, from an earlier start."""
         self._proof.results[key, step] = result

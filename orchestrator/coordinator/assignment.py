@@ -1,4 +1,4 @@
-"""Which worker gets which trial, where several share a device."""
+"""Assigns trials to workers, several of which may share a device."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _ROUNDS = 4  # in so many rounds, at least, a search that learns gets its result
 def assignment_rules(
     spec: Spec, space: Space, *, workers: int, lanes: int, memory_mb: float = math.inf
 ) -> AssignmentRules:
-    """How trials are spread over the workers.
+    """The rules by which a sweep's trials are spread over its workers.
 
     Args:
-        memory_mb: that each worker has, where it trains on a CPU.
+        memory_mb: main memory of each worker, if it trains on a CPU.
     """
     sweep = spec.sweep
     learns = SAMPLERS[sweep.search].learns
@@ -53,12 +53,12 @@ class AssignmentRules:
     Attributes:
         workers: how many are expected; trials are shared out evenly between them.
         at_once: trials that may train at once, over all workers.
-        planned: trials of the whole sweep; None where nobody knows.
-        in_turn: deal by number, trial n to seat n modulo workers. Which trials share a device, and
-            with it the last bits of their losses, is then the same in every run. Only for searches
-            that do not learn from results, since it asks ahead.
+        planned: trials of the whole sweep; None if that is not known.
+        in_turn: assign by number, trial n to the worker in place n modulo workers. Which trials
+            share a device, and with it the last bits of their losses, is then the same in every
+            run. Only for searches that do not learn from results, since it asks ahead.
         lanes: trials that may share a worker's device.
-        memory_mb: of main memory for each worker, where its lanes have to fit into it.
+        memory_mb: main memory of each worker, if its lanes have to fit into it.
     """
 
     workers: int = 1
@@ -81,13 +81,13 @@ class AssignmentRules:
 
 
 class Assigner:
-    """Hands out what `ask` gives, and keeps who holds what."""
+    """Hands out the trials that `ask` returns, and notes which worker holds which."""
 
     def __init__(self, rules: AssignmentRules, ask: Callable[[], Trial | None]) -> None:
         self._rules = rules
         self._ask = ask
         self._holds: dict[str, set[str]] = {}
-        self._seats: dict[str, int] = {}
+        self._places: dict[str, int] = {}
         self._reserve: list[Trial] = []
 
     def deal(self, worker: str, *, room: int, finished: int) -> Trial | None:
@@ -99,57 +99,57 @@ class Assigner:
         held = self._holds.setdefault(worker, set())
         if len(held) >= min(room, self._share(finished)) or self.count >= self._rules.at_once:
             return None
-        trial = self._next(self._seat(worker))
+        trial = self._next(self._place(worker))
         if trial is not None:
             held.add(trial.key)
         return trial
 
     @property
     def count(self) -> int:
-        """Trials that are in some worker's hands."""
+        """Trials that some worker holds."""
         return sum(len(held) for held in self._holds.values())
 
     def holds(self, worker: str) -> bool:
         return bool(self._holds.get(worker))
 
     def has(self, worker: str, key: str) -> bool:
-        """Whether this trial is in this worker's hands."""
+        """Whether this worker holds this trial."""
         return key in self._holds.get(worker, set())
 
     def release(self, worker: str, key: str) -> None:
-        """A worker is done with a trial."""
+        """A worker does not hold this trial any more."""
         self._holds.get(worker, set()).discard(key)
 
     def worker_left(self, worker: str) -> list[str]:
-        """A worker is gone; the keys of what it held."""
-        self._seats.pop(worker, None)
+        """Forget a worker; returns the keys of the trials that it held."""
+        self._places.pop(worker, None)
         return sorted(self._holds.pop(worker, set()))
 
     def _share(self, finished: int) -> int:
-        """What falls to each worker of what is left."""
+        """Each worker's share of the trials that have not ended."""
         if self._rules.planned is None:
             return 10**6
         left = max(1, self._rules.planned - finished)
-        return math.ceil(left / max(self._rules.workers, len(self._seats)))
+        return math.ceil(left / max(self._rules.workers, len(self._places)))
 
-    def _seat(self, worker: str) -> int:
-        if worker not in self._seats:
-            taken = set(self._seats.values())
-            self._seats[worker] = next(n for n in range(len(taken) + 1) if n not in taken)
-        return self._seats[worker]
+    def _place(self, worker: str) -> int:
+        if worker not in self._places:
+            taken = set(self._places.values())
+            self._places[worker] = next(n for n in range(len(taken) + 1) if n not in taken)
+        return self._places[worker]
 
-    def _next(self, seat: int) -> Trial | None:
+    def _next(self, place: int) -> Trial | None:
         if not self._rules.in_turn:
             return self._ask()
-        mine = next((t for t in self._reserve if self._seat_of(t) == seat), None)
+        mine = next((t for t in self._reserve if self._place_of(t) == place), None)
         if mine is not None:
             self._reserve.remove(mine)
             return mine
         while (trial := self._ask()) is not None:
-            if self._seat_of(trial) == seat:
+            if self._place_of(trial) == place:
                 return trial
             self._reserve.append(trial)
         return self._reserve.pop(0) if self._reserve else None  # rather out of turn than idle
 
-    def _seat_of(self, trial: Trial) -> int:
+    def _place_of(self, trial: Trial) -> int:
         return trial.number % self._rules.workers

@@ -1,8 +1,8 @@
-"""Nothing is handed out until one worker has trained one step of the largest micro-batch.
+"""Holds all trials back until one worker has trained one step of the largest micro-batch.
 
-A worker has the device that matters, and has imported by then what takes long; the driver may have
-neither. So a sweep that cannot run is refused before its first trial, and one that can begins half
-a second later. What a step came to is kept in the ledger: going on does not do it again.
+A worker has the device that trials train on, and has imported the libraries by then; the driver may
+have neither. So a sweep that cannot run is refused before its first trial, and one that can begins
+half a second later. The ledger keeps the result: a later start does not repeat the dry run.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 from sweeps.config.spec import TrainSpec
 
-_TRIES = 2  # workers that may die of it
+_TRIES = 2  # workers that may die of the dry run
 
 
 @dataclass(kw_only=True)
 class DryRunGate:
-    """Shut, or open; or never to be opened, where `refusal` says why.
+    """Closed until the dry run has succeeded; if it fails, `refusal` says why no trial starts.
 
     Attributes:
-        facts: of this start of the sweep, told to the ledger when the gate opens.
-        train: what is to be rehearsed; None where the gate is open.
-        traceback: of what went wrong, where it was not foreseen.
+        facts: of this start of the sweep, for the ledger when the gate opens.
+        train: what the dry run trains; None if the gate is open.
+        traceback: of the failure, if it was not foreseen.
     """
 
     facts: Mapping[str, Any]
@@ -38,19 +38,19 @@ class DryRunGate:
         return self.train is None and not self.refusal
 
     def take(self, worker: str) -> bool:
-        """Whether this worker is to rehearse; another one may do so already."""
+        """Give the dry run to this worker; False if another worker has it."""
         if self._holder or self.refusal:
             return False
         self._holder = worker
         return True
 
     def worker_left(self, worker: str) -> None:
-        """A worker that is gone does not rehearse any more."""
+        """Give the dry run to the next worker that asks, if this one had it."""
         if self._holder == worker:
             self._holder = ""
 
     def worker_died(self, worker: str, reason: str) -> None:
-        """The same, and it may be the rehearsal's doing."""
+        """Like `worker_left`; refuse the sweep if the dry run has ended `_TRIES` workers."""
         if self._holder != worker:
             return
         self._holder = ""

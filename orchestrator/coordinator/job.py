@@ -16,13 +16,13 @@ class Job:
     """What a worker is to do next.
 
     Attributes:
-        kind: train a trial; rehearse a step; prove the best checkpoint; wait, nothing to do now;
-            leave for good.
-        spec: what to rehearse; where another worker does that, what to get ready for.
-        alone: the trial is to share its device with no other.
-        lane_mb: memory that a trial takes at the most as a lane, beside the base model, by the
-            rehearsal; 0 where none was done.
-        expected: for prove, the loss that was reported at `step`.
+        kind: train a trial; do the dry run; prove the best checkpoint; wait, as there is nothing to
+            do now; leave for good.
+        spec: what the dry run trains; with `wait`, another worker does it.
+        alone: the trial shares its device with no other.
+        lane_mb: the most memory that a lane takes beside the base model, measured by the dry run;
+            0 if none was done.
+        expected: for prove, the eval_loss that was reported at `step`.
     """
 
     kind: Literal["train", "dry_run", "prove", "wait", "leave"]
