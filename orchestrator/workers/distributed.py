@@ -97,14 +97,14 @@ class GroupWorker(tune.Trainable):  # type: ignore[misc]
 
 @dataclass(frozen=True, kw_only=True)
 class Seat:
-    """Where a rank is, and why it cannot train there; empty if it can."""
+    """The node of a rank, and why it cannot train there; empty if it can."""
 
     node: str
     missing: str
 
 
 def train_rank(config: Mapping[str, Any]) -> None:
-    """What each process of a group does, from its start to its end."""
+    """Run one process of a group from its start to its end."""
     coordinator, worker_config, worker = (
         config["coordinator"],
         config["worker_config"],

@@ -1,4 +1,4 @@
-"""The benches of a group's ranks: the first leads, the others follow it from trial to trial."""
+"""The loops of a group's ranks: the first gets the jobs, the others follow from trial to trial."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ProofTask:
-    """The best, to be measured by all ranks: it may not fit on the device of one."""
+    """The best checkpoint, measured by all ranks: it may not fit on the device of one."""
 
     key: str
     step: int
@@ -39,7 +39,7 @@ class RankFailed(Exception):
 
 
 class _Member(TrialLoop):
-    """Any rank; `between` is for what is said between trials."""
+    """Any rank; `between` carries what rank 0 tells the others between trials."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class _Member(TrialLoop):
 
 
 class Leader(_Member):
-    """Rank 0: gets the jobs, has the others join in, and tells how trials end.
+    """Rank 0: gets the jobs, has the others join in, and reports how trials end.
 
-    Its watch is of the nodes of all: where it hears of one, all are told to stop.
+    Its watch covers the nodes of all ranks: if one drains, all ranks stop.
     """
 
     def work(self) -> None:
@@ -110,7 +110,7 @@ class Follower(_Member):
             try:
                 self._join(waiting)
             except SweepError:
-                continue  # rank 0 has seen it, too, and tells
+                continue  # rank 0 has seen it, too, and reports it
             self._give_back()
 
     def _join(self, waiting: Waiting | TrainSpec | ProofTask) -> None:
@@ -124,7 +124,7 @@ class Follower(_Member):
             self._train_with_all(waiting)
 
     def _train_with_all(self, waiting: Waiting) -> None:
-        """Rank 0 sees how it ends, too, and tells."""
+        """Train one trial; rank 0 sees how it ends, too, and reports it."""
         has_left = True
         try:
             _train(self, waiting, None)

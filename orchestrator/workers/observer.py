@@ -1,4 +1,4 @@
-"""What a worker tells the Coordinator of its trials, and what it is answered."""
+"""Carries a trial's metrics, reports and checkpoints from its engine to the Coordinator."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
 
 @dataclass
 class WorkerObserver:
-    """A trial's observer: carries its words to the Coordinator.
+    """Passes on what a trial's engine tells, for one trial; see `trainers.trial.task.Observer`.
 
-    Rows of training go out without waiting; reports wait for their decision.
+    Training metrics are sent without waiting; reports wait for their decision.
     """
 
     coordinator: CoordinatorActor
@@ -83,12 +83,12 @@ class WorkerObserver:
         self.coordinator.end(self.worker, self.key, self.attempt, ending)
 
     def out_of_memory(self, reason: str, error: str) -> None:
-        """To be tried again with a smaller micro-batch, or ended, as the Coordinator says."""
+        """End the trial, or have it retried with half the micro-batch: the Coordinator decides."""
         self._send()
         self.coordinator.out_of_memory(self.worker, self.key, self.attempt, reason, error)
 
     def _send(self) -> None:
-        """Hand the rows over; the answer is read the next time, so that nobody waits for it."""
+        """Send the rows; the answer is read at the next call, so that training does not wait."""
         if self._answer is not None:
             self._stop = self._answer.result() is Decision.STOP
             self._answer = None

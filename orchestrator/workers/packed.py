@@ -47,9 +47,9 @@ class Pack:
         return not self._observers
 
     def is_full(self) -> None:
-        """Memory was too small for one lane more than are left now.
+        """Note that memory was too small for one lane more than are left now.
 
-        With each of them that ends one more may be tried; with the last one this is forgotten.
+        With each lane that ends one more may be tried; after the last one the bound is gone.
         """
         self._most = max(1, self.count)
 
@@ -60,14 +60,14 @@ class Pack:
     def room(self, most: int, *, gpus: float, lane_mb: float) -> int:
         """How many lanes fit on this GPU, at most `most`.
 
-        There is room at once for as many as fit if each takes what the rehearsal's did, since its
-        rows were the longest, and for as many as were there before. For more, once those that came
-        last have shown what they take: then twice as many at most. If a lane turns out larger after
-        all, the engine splits its passes.
+        At once there is room for as many as fit if each takes what the dry run's lane took, whose
+        rows were the longest, and for as many as trained together before. For more, only once the
+        newest lanes' memory has been measured, and then for twice as many at most. If a lane turns
+        out larger after all, the engine splits its passes.
 
         Args:
             gpus: the share of the GPU that is this worker's.
-            lane_mb: what a lane took in the rehearsal; 0: nobody knows.
+            lane_mb: what a lane took in the dry run; 0 if that is not known.
         """
         usable_mb = _SHARE * self._within_reach_mb(gpus)
         if self.count and self._since_attach >= _SETTLED:
@@ -102,7 +102,7 @@ class Pack:
         return over
 
     def give_up(self) -> list[WorkerObserver]:
-        """Let go of all lanes as they are: their device is lost."""
+        """Drop all lanes as they are, since their device is lost; returns their observers."""
         observers, self._observers = list(self._observers.values()), {}
         return observers
 

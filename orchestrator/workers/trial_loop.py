@@ -1,4 +1,4 @@
-"""What a worker does with its jobs: train trials, alone or packed; prove the best; tell endings."""
+"""Runs a worker's jobs: the dry run, trials alone or as lanes, the proof of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_LEAK_MB = 1024.0  # held after a trial beyond what was held after the first one
-_IDLE_S = 0.3  # between two asks where there is nothing to do now
+_LEAK_MB = 1024.0  # of memory held after a trial beyond what was held after the first one
+_IDLE_S = 0.3  # between two requests for a job, if there was none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A trial that was handed out and does not train yet; `group` is None where it trains alone."""
+    """A trial that was handed out and does not train yet; `group` is None if it trains alone."""
 
     trial: Trial
     train: TrainSpec
@@ -56,7 +56,7 @@ class Waiting:
 
 
 class TrialLoop:
-    """One device's work place. Lanes train while there are any; other work waits for their end."""
+    """Runs the jobs of one device. While packed trials train, other jobs wait."""
 
     def __init__(
         self,
@@ -79,21 +79,23 @@ class TrialLoop:
         self._device = "cuda" if worker_config.gpus else "cpu"
         self._data: PreparedData | None = None
         self._pack: Pack | None = None
-        self._spare: tuple[Shared, Base] | None = None  # of the rehearsal, for the first pack
+        self._spare: tuple[Shared, Base] | None = None  # from the dry run, for the first pack
         self._queue: deque[Waiting] = deque()
         self._lane_mb = 0.0
-        self._large: set[str] = set()  # trials for which there was no room beside even one other
+        self._large: set[str] = set()  # keys of trials that did not fit beside even one other
         self._ask_again = 0.0
         self._held_first: float | None = None
         self._is_worn = False
-        self._lost: Exception | None = None  # what took the device away from this process
+        self._lost: Exception | None = None  # after it the device is of no use here
         self._is_ready = False
         for name in ("transformers", "bitsandbytes.autograd._functions"):
             logging.getLogger(name).setLevel(logging.ERROR)  # the latter: one warning per product
 
     def work(self) -> None:
-        """Until told to leave, or the node has to go, or the device is lost, or memory is not given
-        back: then a fresh process is better."""
+        """Run jobs until told to leave, or until a fresh process is better.
+
+        It is if the node is about to go, the device is lost, or memory leaks.
+        """
         while True:
             leave = self._fill()
             if self._pack is not None and not self._pack.is_empty:
@@ -115,7 +117,7 @@ class TrialLoop:
     # ------------------------------------------------------------------ asking
 
     def _fill(self) -> bool:
-        """Ask for trials while there is room; True where told to leave."""
+        """Ask for jobs while there is room; True if told to leave."""
         while self._has_room():
             job = self._coordinator.next_job(self._worker, self._room())
             if job.kind == "dry_run":
@@ -172,7 +174,7 @@ class TrialLoop:
     # ------------------------------------------------------------------ before the first trial
 
     def _dry_run(self, job: Job) -> None:
-        """One step of the largest micro-batch, by the engine that will train the trials."""
+        """Train one step of the largest micro-batch with the trials' engine, and report it."""
         from trainers.dry_run import failed_step
 
         assert job.spec is not None
@@ -185,9 +187,9 @@ class TrialLoop:
         self._coordinator.dry_run_done(self._worker, found, why, text)
 
     def _get_ready(self, train: TrainSpec) -> None:
-        """While another worker rehearses: the imports, the data and the base that trials need.
+        """Load libraries, data and base model while another worker does the dry run.
 
-        Else this one would begin with them seconds later than the other.
+        Else this one would begin its trials seconds later than the other.
         """
         if self._is_ready:
             return
@@ -196,7 +198,7 @@ class TrialLoop:
             self._rows()
             if self._in_a_lane(train) is None:
                 solo_train()
-        except Exception as error:  # the first trial, or the rehearsal, will tell
+        except Exception as error:  # the dry run or the first trial reports it
             log.debug("getting ready", exc_info=error)
 
     def _step(self, train: TrainSpec) -> DryRun:
@@ -222,7 +224,7 @@ class TrialLoop:
         )
 
     def _in_a_lane(self, train: TrainSpec) -> Train | None:
-        """Train as a lane; None where it trains alone. The base stays for the first pack."""
+        """How to train as a lane; None if it trains alone. The base stays for the first pack."""
         group = self._group(train)
         if group is None:
             return None
@@ -237,7 +239,7 @@ class TrialLoop:
     # ------------------------------------------------------------------ training
 
     def _begin(self, first: Waiting) -> None:
-        """The device is free: train what has waited longest, and what can train with it."""
+        """Train the trial that has waited longest, and those that can train with it."""
         self._pack = None
         spare, self._spare = self._spare, None
         base = spare[1] if spare is not None and spare[0] == first.group else None
@@ -312,8 +314,10 @@ class TrialLoop:
         *,
         others: int,
     ) -> None:
-        """Tell how a lane ended. One for which there was no room beside `others` is as it was
-        asked for, and waits: by itself it may well fit."""
+        """Report how a lane ended.
+
+        One that did not fit beside `others` waits, unchanged: alone it may fit.
+        """
         if error is None or not others or not is_out_of_memory(error):
             self._settle(observer, outcome, error)
             return
@@ -329,14 +333,14 @@ class TrialLoop:
     def _settle(
         self, observer: WorkerObserver, outcome: Outcome | None, error: Exception | None
     ) -> None:
-        """Tell how a trial ended."""
+        """Report how a trial ended."""
         self._ask_again = 0.0
         if not isinstance(error, StaleAttemptError):
             self._files.forget(observer.key)
         if outcome is not None:
             observer.end(outcome.state, totals=dict(outcome.totals))
         elif isinstance(error, StaleAttemptError):
-            log.warning("trial %s is in other hands now", observer.key)
+            log.warning("another worker has trial %s now", observer.key)
         elif isinstance(error, LedgerWriteError):
             # The Coordinator has stopped the sweep, and says why.
             self._coordinator.release(self._worker, observer.key, str(error))
@@ -391,10 +395,10 @@ class TrialLoop:
         self._give_back()
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
-        """What the best comes to, loaded from `draft`."""
+        """Measure the best checkpoint, loaded from `draft`."""
         return prove(draft, train, self._rows(), expected=job.expected, device=self._device)
 
-    # ------------------------------------------------------------------ what it works with
+    # ------------------------------------------------------------------ helpers
 
     def _observer(self, trial: Trial) -> WorkerObserver:
         return WorkerObserver(
@@ -424,6 +428,7 @@ class TrialLoop:
         return self._data
 
     def _give_back(self) -> None:
+        """Free memory after a trial; `_is_worn` if more stays held than after the first one."""
         free_memory()
         held = held_mb(self._device) + paged_mb() - cache.held_mb()
         if self._held_first is None:

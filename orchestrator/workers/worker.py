@@ -62,7 +62,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
 
 def missing_here(worker_config: WorkerConfig, files: WorkerFiles) -> str:
-    """Why no worker of this node can train; empty if one can. What it needs is made ready."""
+    """Why no worker of this node can train; empty if one can. Also keeps kernels in the folder."""
     host = socket.gethostname()
     if not files.is_usable:
         return f"run_dir cannot be seen from node {host}"
@@ -75,7 +75,7 @@ def missing_here(worker_config: WorkerConfig, files: WorkerFiles) -> str:
 
 
 def sit_out(coordinator: CoordinatorActor, worker: str, why: str, watch: DrainWatch) -> None:
-    """Keep the place of a worker of a node on which none can train, and do nothing."""
+    """Idle on this node, so that Tune does not start another worker here that could not train."""
     coordinator.report_unusable(worker, why)
     while not (watch.is_preempted or coordinator.is_done()):
         time.sleep(_SIT_S)

@@ -10,7 +10,7 @@ from sweeps.config.spec import Strategy
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """What a worker needs to know beside its trials.
+    """The settings of a worker, the same for all workers of a sweep.
 
     Attributes:
         cpus, gpus: of each of its devices.
