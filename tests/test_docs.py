@@ -143,6 +143,8 @@ def test_files_and_modules_that_are_named_exist(name: str) -> None:
             path = found[1].replace(".", "/")
             named.add(path if (ROOT / path).is_dir() else f"{path}.py")
     assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+    there = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert set(re.findall(r"(?<![\w./-])\w+\.py\b", read(name))) <= there
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)
