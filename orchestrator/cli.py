@@ -42,7 +42,7 @@ def main(argv: Sequence[str], *, lean: bool = False) -> int:
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
-        return _dispatch(list(argv), lean)
+        return _dispatch(list(argv))
     except SweepError as error:
         print(scrub(str(error)), file=sys.stderr)
         return error.exit_code
@@ -56,7 +56,7 @@ def main(argv: Sequence[str], *, lean: bool = False) -> int:
         return 130
 
 
-def _dispatch(argv: list[str], lean: bool) -> int:
+def _dispatch(argv: list[str]) -> int:
     first = argv[0] if argv else ""
     if first in _HELP or any(word in _HELP for word in argv):
         print(help_text())
@@ -75,7 +75,7 @@ def _dispatch(argv: list[str], lean: bool) -> int:
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
     if first == "plan":
-        from orchestrator.driver import plan
+        from orchestrator.plan import plan
 
         return plan(argv[1:])
     if first and "=" not in first and not first.startswith(("-", "~", "+")):
@@ -91,7 +91,7 @@ def _dispatch(argv: list[str], lean: bool) -> int:
         )
     from orchestrator.driver import run
 
-    return run(argv, lean=lean)
+    return run(argv)
 
 
 def _status_arguments(argv: Sequence[str]) -> Path:

@@ -6,46 +6,38 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
-from orchestrator.cluster.background import Background
-from orchestrator.cluster.gpus import idle_cards
 from orchestrator.cluster.nodes import CapacityWatch, require_nodes
 from orchestrator.cluster.placement import Placement, live_slots, place
 from orchestrator.cluster.ray_cluster import (
-    ask_cluster,
-    begin_ray,
-    gpus_of_cluster,
-    knock,
     own_ray_is_gone,
     own_session,
     start_ray,
     stop_ray,
 )
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
-from orchestrator.config.command import Command, asks_cluster, guess_device
+from orchestrator.config.command import Command, checked
 from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
-from orchestrator.config.imports import unneeded
-from orchestrator.config.preflight import Findings, check_place, step_line
-from orchestrator.config.prepare import Ready, prepare_training, rehearsal_line
-from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers
+from orchestrator.config.preflight import step_line
+from orchestrator.config.prepare import Ready, prepare_training
+from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
 from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
+from orchestrator.plan import plan_lines
 from orchestrator.storage.folder_token import write_token
-from orchestrator.storage.run_dir import folder_of, places_of, unanswered
-from orchestrator.storage.sync import Copies, bring_back
+from orchestrator.storage.run_dir import held, places_of, unanswered
+from orchestrator.storage.sync import Copies
 from orchestrator.terminal.format import show
 from orchestrator.terminal.live_table import Display
 from orchestrator.terminal.progress import read_progress
 from orchestrator.terminal.summary import summary
-from orchestrator.tracking.tracker import Job, TrackerProcess, look_for_server
+from orchestrator.tracking.tracker import Job, TrackerProcess
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
@@ -58,11 +50,9 @@ from sweeps.ledger.ledger import Tail
 from sweeps.results.importance import effects
 from sweeps.results.ranking import best
 from sweeps.space.space import Space
-from sweeps.storage.driver_lease import Lease
-from sweeps.storage.durable_writes import remove_tree, write_text
+from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
-from sweeps.storage.object_store import Store
-from sweeps.storage.run_folder import RunFolder, is_prepared
+from sweeps.storage.run_folder import RunFolder
 from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
@@ -75,11 +65,8 @@ _SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended b
 _RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
 
-def run(argv: Sequence[str], *, lean: bool = False) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run or go on with a sweep; returns the exit code.
-
-    Args:
-        lean: this process does nothing else, and may do without libraries.
 
     Raises:
         SweepError: refused before anything was trained.
@@ -87,135 +74,21 @@ def run(argv: Sequence[str], *, lean: bool = False) -> int:
     command = Command.read(argv)
     with Signals() as signals, ExitStack() as refused:
         refused.callback(stop_ray)
-        spec, space = _checked(command, signals, lean=lean)
+        spec, space = checked(command)
         folder, store = places_of(spec)
         refuse_strangers(folder)
         lock = Lock(folder.lock)
         try:
             with ExitStack() as stack:
-                lease = stack.enter_context(_taken(store, folder, spec)) if store else None
+                lease = stack.enter_context(held(store, folder, spec)) if store else None
                 claim_folder(folder, spec)
                 copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
                 driver = Driver(spec, space, folder, argv, signals, copies)
                 refused.pop_all()  # from here on Ray ends with the driver
                 return driver.run()
         finally:
-            _leave_no_trace(folder)
+            remove_claim(folder)
             lock.release()
-
-
-def _checked(command: Command, signals: Signals, *, lean: bool) -> tuple[Spec, Space]:
-    """The spec and the space, asked of the libraries; a Ray of our own starts meanwhile, or a
-    cluster is joined that has to be asked for its GPUs.
-
-    Each takes seconds: the one imports, the other mostly waits. Where there is something to refuse
-    already, or the sweep has ended, no Ray is started.
-    """
-    spec = command.spec
-    if spec is None or command.problems:
-        return command.check(lean=lean)
-    is_checked_soon = "transformers" in sys.modules
-    if not asks_cluster(spec) and (spec.cluster.kind != "local" or is_checked_soon):
-        return command.check(lean=lean)
-    if proof_of(folder_of(spec)):
-        if asks_cluster(spec):
-            ask_cluster(spec.cluster)
-        return command.check(lean=lean)
-    begin_ray(spec.cluster)
-    checking = Background(lambda: command.check(lean=lean))
-    findings = Findings()
-    with findings.part():
-        start_ray(spec.cluster)
-        signals.take_over()
-    with findings.part():
-        checked: tuple[Spec, Space] = checking.result()
-    findings.refuse()
-    return checked
-
-
-@contextmanager
-def _taken(store: Store, folder: RunFolder, spec: Spec) -> Iterator[Lease]:
-    """Hold the sweep in a store, and fetch what is there; raises SweepError where it is no use."""
-    lease = Lease(store)
-    try:
-        lease.take(say=print)
-        bring_back(store, folder, checkpoints=spec.cluster.kind == "local")
-    except OSError as error:
-        raise unanswered(store, error) from None
-    try:
-        yield lease
-    finally:
-        with suppress(OSError):
-            lease.release()
-
-
-def _leave_no_trace(folder: RunFolder) -> None:
-    """Take back what was written for a sweep that was refused before it began."""
-    if folder.has_begun:
-        return
-    for path in (folder.spec, folder.lock, folder.ledger, folder.token):
-        path.unlink(missing_ok=True)
-    if is_prepared(folder.data):
-        remove_tree(folder.data)
-    with suppress(OSError):  # other things of the user's lie in it
-        folder.root.rmdir()
-        if folder.root.parent.name == "outputs":
-            folder.root.parent.rmdir()
-
-
-def plan(argv: Sequence[str]) -> int:
-    """Check everything that `run` would and say what it would do; trains nothing."""
-    command = Command.read(argv)
-    try:
-        if command.spec is not None and not command.problems and asks_cluster(command.spec):
-            ask_cluster(command.spec.cluster)
-        return _plan(*command.check(), argv)
-    finally:
-        stop_ray()
-
-
-def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
-    folder, _ = places_of(spec)
-    refuse_strangers(folder)
-    display = Display(folder, spec.public)
-    with tempfile.TemporaryDirectory() as scratch:
-        # Where the sweep has begun its data is there, and what has changed since can be told.
-        begun = folder.ledger.exists() and not spec.accept_changes
-        past = read_history(folder.ledger) if begun else History()
-        place = folder if begun else RunFolder(Path(scratch))
-        tracking = Background(lambda: look_for_server(spec.tracking))
-        findings = Findings()
-        with findings.part():
-            check_place(folder.root)
-            knock(spec.cluster)
-        with findings.part():
-            ready = prepare_training(spec, space, place, past, argv)
-        findings.refuse()
-        rehearsal = Path(scratch, "rehearsal")
-        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
-        lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
-    display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
-    return 0
-
-
-def _about_devices(spec: Spec) -> list[str]:
-    """What `plan` has to say of the devices, before a Ray of our own could count them."""
-    if asks_cluster(spec) and gpus_of_cluster() is None:
-        return ["no Ray cluster answers: this machine stood for its nodes"]
-    line = idle_cards(spec.engine, spec.cluster)
-    return [line] if line else []
-
-
-def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
-    """What will run, before it does."""
-    configs = space.planned(spec.sweep.trials) or math.inf
-    repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
-    pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
-    return [
-        f"sweep {spec.name}: {configs:g} trials{repeats} by {spec.sweep.search}{pruner}",
-        "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
-        f"folder: {folder.root}",
-    ]
 
 
 class Driver:
@@ -266,36 +139,24 @@ class Driver:
             stop_ray(keep_logs=self._is_broken)
 
     def _get_ready(self, past: History) -> tuple[Ready, Placement, EngineChoice]:
-        """The data is prepared while Ray and the Coordinator start."""
-        preparing = Background(lambda: self._prepare(past))
-        findings = Findings()
-        with findings.part():
-            start_ray(self._spec.cluster)
-            self._signals.take_over()
-            most = self._most_workers()
-            placement = place(self._spec.engine, self._spec.cluster, most)
-            engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
-            workers = min(placement.slots, most)
-            spread = assignment_rules(
-                self._spec,
-                self._space,
-                workers=workers,
-                lanes=engine.lanes,
-                memory_mb=math.inf if placement.gpus else placement.memory_mb,
-            )
-            self._coordinator = start_coordinator(
-                self._spec, self._space, self._folder.root, spread
-            )
-        with findings.part():
-            ready: Ready = preparing.result()
-        findings.refuse()
+        """Prepare the data, start Ray and the Coordinator."""
+        ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
+        start_ray(self._spec.cluster)
+        self._signals.take_over()
+        most = self._most_workers()
+        placement = place(self._spec.engine, self._spec.cluster, most)
+        engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
+        rules = assignment_rules(
+            self._spec,
+            self._space,
+            workers=min(placement.slots, most),
+            lanes=engine.lanes,
+            memory_mb=math.inf if placement.gpus else placement.memory_mb,
+        )
+        self._coordinator = start_coordinator(self._spec, self._space, self._folder.root, rules)
         self._display.say(*ready.lines)
         self._signals.collect(self._leave_now)
         return ready, placement, engine
-
-    def _prepare(self, past: History) -> Ready:
-        ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        return ready
 
     def _is_over(self) -> bool:
         """Whether a start would find nothing to do: all trials ended and best/ is made."""
@@ -362,7 +223,6 @@ class Driver:
             strategy=strategy,
             folder_token=folder_token,
             storage=self._copies.store.place if self._copies is not None else "",
-            unneeded=unneeded(self._spec, self._space),
             optimizers=tuple(self._space.values_by_key().get("trainer.optim", ())),
         )
         scratch = self._folder.scratch

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster.gpus import usable
-from orchestrator.cluster.ray_cluster import gpus_of_cluster
+from orchestrator.cluster.ray_cluster import ask_cluster, gpus_of_cluster
 from orchestrator.config import compose
 from orchestrator.config.checks import read_space, spec_problems, training_problems
 from orchestrator.config.engine_choice import engine_problems
-from orchestrator.config.imports import leave_out, unneeded
 from sweeps.config.spec import Spec
 from sweeps.config.validation import read_spec, section_problems
 from sweeps.core.errors import ConfigError, Problem
@@ -60,18 +59,13 @@ class Command:
         )
         return cls(config=config, spec=spec, space=read_space(config, problems), problems=problems)
 
-    def check(self, *, lean: bool = False) -> tuple[Spec, Space]:
+    def check(self) -> tuple[Spec, Space]:
         """Check the config with the libraries, whose imports take seconds; the spec and the space.
-
-        Args:
-            lean: do not import libraries that the sweep has no use for.
 
         Raises:
             ConfigError: something is wrong; it names everything.
         """
         spec, space, problems = self.spec, self.space, list(self.problems)
-        if lean and spec is not None:
-            leave_out(unneeded(spec, space))
         device = guess_device(spec) if spec is not None else "cpu"
         problems += training_problems(self.config, space, device)
         if spec is not None:
@@ -81,6 +75,17 @@ class Command:
         if problems or spec is None:
             raise ConfigError(problems)
         return spec, space
+
+
+def checked(command: Command) -> tuple[Spec, Space]:
+    """Check a command line, having joined its cluster if nothing else knows the devices.
+
+    Raises:
+        ConfigError: something is wrong; it names everything.
+    """
+    if command.spec is not None and not command.problems and asks_cluster(command.spec):
+        ask_cluster(command.spec.cluster)
+    return command.check()
 
 
 def read_command(argv: Sequence[str]) -> tuple[Spec, Space]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 from orchestrator.config import compose
 from sweeps.config.spec import Spec
 from sweeps.core.errors import SweepError
-from sweeps.storage.durable_writes import write_text
+from sweeps.storage.durable_writes import remove_tree, write_text
 from sweeps.storage.run_folder import RunFolder, is_prepared
 
 SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
@@ -36,6 +37,20 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
             )
     text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
     write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
+
+
+def remove_claim(folder: RunFolder) -> None:
+    """Remove what was written for a sweep that was refused before it began."""
+    if folder.has_begun:
+        return
+    for path in (folder.spec, folder.lock, folder.ledger, folder.token):
+        path.unlink(missing_ok=True)
+    if is_prepared(folder.data):
+        remove_tree(folder.data)
+    with suppress(OSError):  # the folder holds other files of the user's
+        folder.root.rmdir()
+        if folder.root.parent.name == "outputs":
+            folder.root.parent.rmdir()
 
 
 def _written(folder: RunFolder) -> dict[str, Any]:

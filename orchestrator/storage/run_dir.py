@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sweeps.config.spec import Spec
 from sweeps.core.errors import Problem, SweepError, first_line, nearest
 from sweeps.core.secrets import scrub
+from sweeps.storage.driver_lease import Lease
 from sweeps.storage.object_store import Store, is_uri, place_problem
 from sweeps.storage.run_folder import RunFolder, folder_text
 
@@ -67,6 +70,29 @@ def fetched(run_dir: str) -> Path:
     except OSError as error:
         raise unanswered(Store(run_dir), error) from None
     return folder.root
+
+
+@contextmanager
+def held(store: Store, folder: RunFolder, spec: Spec) -> Iterator[Lease]:
+    """Hold a sweep in its store for this driver, and fetch what is there.
+
+    Raises:
+        FolderHeldError: another driver holds it.
+        SweepError: the store does not answer.
+    """
+    from orchestrator.storage.sync import bring_back
+
+    lease = Lease(store)
+    try:
+        lease.take(say=print)
+        bring_back(store, folder, checkpoints=spec.cluster.kind == "local")
+    except OSError as error:
+        raise unanswered(store, error) from None
+    try:
+        yield lease
+    finally:
+        with suppress(OSError):
+            lease.release()
 
 
 def unanswered(store: Store, error: OSError) -> SweepError:

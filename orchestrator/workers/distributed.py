@@ -21,7 +21,6 @@ import ray
 from ray import tune
 
 from orchestrator.cluster.preemption import DrainWatch
-from orchestrator.config.imports import importing
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker import missing_here, settle_in, sit_out
 from orchestrator.workers.worker_config import WorkerConfig
@@ -111,11 +110,11 @@ def train_rank(config: Mapping[str, Any]) -> None:
         config["worker"],
     )
     settle_in(worker_config)
-    with importing():
-        import torch.distributed as dist
+    import torch.distributed as dist
 
-        from orchestrator.workers.distributed_loop import Follower, Leader
-        from trainers.trial.ranks import Ranks
+    from orchestrator.workers.distributed_loop import Follower, Leader
+    from trainers.trial.ranks import Ranks
+
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
     files = WorkerFiles(worker_config.root, worker_config.folder_token, worker_config.storage)
     node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()

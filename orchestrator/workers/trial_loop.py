@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import logging
 import time
 import traceback
@@ -433,7 +432,6 @@ class TrialLoop:
         held = held_mb(self._device) + paged_mb() - cache.held_mb()
         if self._held_first is None:
             self._held_first = held
-            gc.freeze()  # what is left are modules and caches: not to be looked through each time
         self._is_worn = held > self._held_first + _LEAK_MB
 
 

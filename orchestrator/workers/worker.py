@@ -16,7 +16,6 @@ from ray import tune
 
 from orchestrator.cluster.gpus import cannot_use, keep_kernels, let_segments_grow
 from orchestrator.cluster.preemption import DrainWatch, PreemptionWatch
-from orchestrator.config.imports import importing, leave_out
 from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker_config import WorkerConfig
 
@@ -45,8 +44,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         if missing:
             sit_out(self._coordinator, self._name, missing, self._watch)
             return {"done": True}
-        with importing():
-            from orchestrator.workers.trial_loop import TrialLoop
+        from orchestrator.workers.trial_loop import TrialLoop
 
         TrialLoop(
             self._coordinator, self._config, self._name, self._where, self._watch, files
@@ -85,7 +83,6 @@ def settle_in(worker_config: WorkerConfig) -> None:
     """Set what must be set before torch is imported."""
     os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    leave_out(worker_config.unneeded)
     if not worker_config.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else torch would see every GPU of the node
     let_segments_grow()

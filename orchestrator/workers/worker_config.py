@@ -21,7 +21,6 @@ class WorkerConfig:
         folder_token: by which a node knows that it sees the same run folder; empty if there is but
             one node.
         storage: where copies of the run folder lie; empty for none.
-        unneeded: libraries that workers do without.
         optimizers: that are searched: one worker steps each before the first trial.
     """
 
@@ -35,5 +34,4 @@ class WorkerConfig:
     strategy: Strategy = "ddp"
     folder_token: str = ""
     storage: str = ""
-    unneeded: tuple[str, ...] = ("wandb",)
     optimizers: tuple[str, ...] = ()

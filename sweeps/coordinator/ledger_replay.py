@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,12 +40,7 @@ def replay_ledger(
                 f"it ({error!r}). Restore the file from a copy, or choose another run_dir=..."
             ) from error
 
-    # Nothing here is garbage, and looking for some would take a third of the time.
-    gc.disable()
-    try:
-        ledger = Ledger(path, fold)
-    finally:
-        gc.enable()
+    ledger = Ledger(path, fold)
     try:
         suggestions.settle()
         return ledger, {

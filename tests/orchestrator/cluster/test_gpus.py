@@ -9,13 +9,12 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from support.config_reading import read
 
-from orchestrator import driver as orchestrator_driver
+from orchestrator import plan
 from orchestrator.cli import main
 from orchestrator.cluster import gpus, nodes, ray_cluster
 from orchestrator.cluster.ray_cluster import ask_cluster, stop_ray
@@ -141,7 +140,6 @@ def test_a_worker_may_allocate_its_share(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", given.append)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
-    monkeypatch.setattr("orchestrator.workers.worker.leave_out", lambda names: None)
     settle_in(WorkerConfig(root=tmp_path, examples=8, cpus=1, gpus=share))
     assert given == limit
     assert os.environ["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
@@ -207,7 +205,7 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         assert guess_device(spec) == "cuda", "this machine stands for it"
-        assert orchestrator_driver._about_devices(spec) == [
+        assert plan._about_devices(spec) == [
             "no Ray cluster answers: this machine stood for its nodes"
         ]
     finally:
@@ -227,13 +225,11 @@ def test_a_start_asks_its_cluster_before_it_judges(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(ray_cluster, "_ray", None)
     monkeypatch.setattr(ray_cluster, "alive_nodes", lambda: [{"Resources": {"CPU": 8, "GPU": 4}}])
-    for where in (orchestrator_driver, ray_cluster):
-        monkeypatch.setattr(where, "begin_ray", begin)
+    monkeypatch.setattr(ray_cluster, "begin_ray", begin)
     words = ["sweep=lr_grid", "trainer.tf32=true", "cluster=ray", "cluster.address=auto"]
-    signals: Any = SimpleNamespace(take_over=lambda: None)
-    spec, _ = orchestrator_driver._checked(command.Command.read(words), signals, lean=False)
+    spec, _ = command.checked(command.Command.read(words))
     assert spec.train.trainer["tf32"] is True
-    assert [cluster.kind for cluster in began] == ["ray"] * 2  # `start_ray` begins what is begun
+    assert [cluster.kind for cluster in began] == ["ray"]
 
 
 SLICES = """

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from support.config_reading import read
 
-import trainers
 from orchestrator.config.engine_choice import choose, engine_problems
-from orchestrator.config.imports import unneeded
 from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
 from orchestrator.workers.packed import lanes_that_fit
 
@@ -38,31 +34,6 @@ def test_auto_packs_what_can_share_and_says_why_not(words: list[str], lanes: int
     choice = choose(*read(*words), on_gpu=False)
     assert choice.lanes == lanes
     assert why in choice.why
-
-
-@pytest.mark.parametrize(
-    ("words", "is_needed"),
-    [
-        ([], False),
-        (["trainer.optim=adamw_torch,adafactor,sgd"], False),
-        (["trainer.optim=adamw_torch,adamw_8bit"], True),
-        (["trainer.optim=lion_32bit"], True),
-        (["peft=qlora"], True),
-        (["model.quantization=none,int8"], True),
-        (["model.trust_remote_code=true"], True),
-    ],
-)
-def test_workers_import_bitsandbytes_where_a_trial_may_use_it(
-    words: list[str], is_needed: bool
-) -> None:
-    assert ("bitsandbytes" not in unneeded(*read(*words))) is is_needed
-
-
-def test_a_base_that_comes_quantized_needs_bitsandbytes(tmp_path: Path) -> None:
-    config = json.loads((Path(trainers.__file__).parent / "tiny_llama/config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "bitsandbytes" not in unneeded(*read(f"model.path={tmp_path}"))
 
 
 def test_packed_is_refused_where_trials_cannot_share() -> None:

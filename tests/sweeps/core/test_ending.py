@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import re
 import signal
@@ -32,7 +31,6 @@ def refused(tmp_path: Path) -> int:
 
 
 def held(tmp_path: Path) -> int:
-    importlib.import_module("transformers")  # else a Ray would start while it is imported
     lock = Lock(RunFolder(tmp_path).lock)
     try:
         return main(["tracking=off", f"run_dir={tmp_path}"])

@@ -1,0 +1,75 @@
+"""Runs the verb `plan`: checks everything that a sweep would, and says what it would do."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from orchestrator.cluster.gpus import idle_cards
+from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, stop_ray
+from orchestrator.config.command import Command, asks_cluster, checked, guess_device
+from orchestrator.config.preflight import Findings, check_place
+from orchestrator.config.prepare import prepare_training, rehearsal_line
+from orchestrator.config.run_folder_claim import refuse_strangers
+from orchestrator.storage.run_dir import places_of
+from orchestrator.terminal.live_table import Display
+from orchestrator.tracking.tracker import look_for_server
+from sweeps.config.spec import Spec
+from sweeps.ledger.history import History, read_history
+from sweeps.space.space import Space
+from sweeps.storage.run_folder import RunFolder
+
+
+def plan(argv: Sequence[str]) -> int:
+    """Check everything that `run` would and say what it would do; trains nothing."""
+    try:
+        return _plan(*checked(Command.read(argv)), argv)
+    finally:
+        stop_ray()
+
+
+def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
+    folder, _ = places_of(spec)
+    refuse_strangers(folder)
+    display = Display(folder, spec.public)
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
+        # If the sweep has begun, its data is there, and what has changed since can be told.
+        begun = folder.ledger.exists() and not spec.accept_changes
+        past = read_history(folder.ledger) if begun else History()
+        place = folder if begun else RunFolder(Path(scratch))
+        tracking = pool.submit(look_for_server, spec.tracking)
+        findings = Findings()
+        with findings.part():
+            check_place(folder.root)
+            knock(spec.cluster)
+        with findings.part():
+            ready = prepare_training(spec, space, place, past, argv)
+        findings.refuse()
+        rehearsal = Path(scratch, "rehearsal")
+        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
+        lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
+    display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
+    return 0
+
+
+def _about_devices(spec: Spec) -> list[str]:
+    """Lines on the devices, before a Ray of our own could count them."""
+    if asks_cluster(spec) and gpus_of_cluster() is None:
+        return ["no Ray cluster answers: this machine stood for its nodes"]
+    line = idle_cards(spec.engine, spec.cluster)
+    return [line] if line else []
+
+
+def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
+    """Lines on what will run."""
+    configs = space.planned(spec.sweep.trials) or math.inf
+    repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
+    return [
+        f"sweep {spec.name}: {configs:g} trials{repeats} by {spec.sweep.search}{pruner}",
+        "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
+        f"folder: {folder.root}",
+    ]
