@@ -32,12 +32,8 @@ _USERS_DISK = {
 _HELP = ("-h", "--help", "help")
 
 
-def main(argv: Sequence[str], *, lean: bool = False) -> int:
-    """Run a command line; returns the exit code (see docs/run-folder.md).
-
-    Args:
-        lean: this process is the command's alone, and may do without libraries.
-    """
+def main(argv: Sequence[str]) -> int:
+    """Run a command line; returns the exit code (see docs/run-folder.md)."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
