@@ -10,7 +10,7 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 HANGS := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-fast test-gpu test-models faults test-cluster check lint types layers size tiny-model bench clean
+.PHONY: help setup sweep test test-fast test-gpu test-models faults test-cluster test-bounds wheel check lint types layers size tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -47,6 +47,12 @@ test-models: setup  ## lanes against solo runs on 90 architectures (10 minutes)
 test-cluster: setup  ## what CI runs then: several devices and machines, Slurm, object storage (SYSTEM=1: with apt)
 	SYSTEM=$(SYSTEM) tests/cluster/install.sh
 	$(BIN)/python -m pytest tests -rfEs -m cluster $(HANGS) $(ARGS)
+
+test-bounds: setup  ## the quick tests and a sweep of each engine on the lowest versions allowed (20 minutes)
+	tools/test_bounds.sh $(ARGS)
+
+wheel: setup  ## build dist/sft_sweeps-*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 
 lint: setup  ## ruff
 	$(BIN)/ruff check .
