@@ -1,10 +1,11 @@
-"""A worker's loop at its real Coordinator, both in this process: what becomes of trials for which
-there is no memory, and of those whose device is lost."""
+"""A worker's loop and its real Coordinator, both in this process: the order of jobs, and what
+becomes of trials for which there is no memory, and of those whose device is lost."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from trainers.packed.frozen_base import Base
 from trainers.packed.lane import Lane
 from trainers.sft import trainer as sft_trainer
 
+SMOOTHING = "trainer.label_smoothing_factor"  # a trial that has it is no lane
 EXAMPLES = 32  # 4 windows of 8 rows
 ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
@@ -34,8 +36,11 @@ ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encou
 class Sweep:
     """A grid over learning rates, on the small base; workers are started one after another."""
 
-    def __init__(self, root: Path, rates: str, lanes: int, **sweep: Any) -> None:
-        spec, space = make({LR: f"choice({rates})"}, search="grid", trials=None, **sweep)
+    def __init__(
+        self, root: Path, rates: str, lanes: int, smoothing: str = "0.0", **sweep: Any
+    ) -> None:
+        searched = {SMOOTHING: f"choice({smoothing})", LR: f"choice({rates})"}
+        spec, space = make(searched, search="grid", trials=None, **sweep)
         base = {
             "model": {"path": small_base().path},
             "data": {"source": "docstrings", "max_length": 16},
@@ -49,10 +54,11 @@ class Sweep:
         self._root = root
         self.workers = 0
 
-    def worker(self) -> TrialLoop:
+    def worker(self, watch: Any = None) -> TrialLoop:
         """One that has not begun yet."""
         self.workers += 1
-        made = TrialLoop(self.actor, self._config, f"worker {self.workers}", f"box:{self.workers}")
+        name, where = f"worker {self.workers}", f"box:{self.workers}"
+        made = TrialLoop(self.actor, self._config, name, where, watch)
         made._data = short_rows()
         return made
 
@@ -63,6 +69,9 @@ class Sweep:
             made = self.worker()
             made.work()
             self.actor.worker_left(f"worker {self.workers}")
+
+    def all_events(self) -> list[dict[str, Any]]:
+        return list(Ledger(self._ledger).events)
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         return of(Ledger(self._ledger).events, kind)
@@ -83,6 +92,67 @@ class Sweep:
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(trial_loop, "_IDLE_S", 0.0)
+
+
+# -- the order of jobs
+
+
+class Preempted:
+    """A node that is about to go as soon as a trial of the sweep has reported."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    @property
+    def is_preempted(self) -> bool:
+        return bool(self._sweep.events("report"))
+
+
+def test_lanes_train_together_and_what_cannot_be_a_lane_has_the_device_to_itself(
+    tmp_path: Path,
+) -> None:
+    sweep = Sweep(tmp_path, "1e-4,2e-4", lanes=4, smoothing="0.0,0.1")
+    sweep.run()
+    assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
+    alone = {record.key for record in sweep.records if record.values[SMOOTHING]}
+    running: set[str] = set()
+    together = []
+    for event in sweep.all_events():
+        if event["event"] == "start":
+            running.add(event["trial"])
+            together.append(len(running))
+            assert len(running) == 1 or not running & alone
+        if event["event"] == "end":
+            running.remove(event["trial"])
+    assert len(alone) == 2
+    assert max(together) == 2
+    assert sweep.workers == 1
+
+
+def test_a_worker_whose_node_goes_commits_what_trains_and_begins_nothing_more(
+    tmp_path: Path,
+) -> None:
+    sweep = Sweep(tmp_path, "1e-4,2e-4", lanes=4, smoothing="0.0,0.1")
+    first = sweep.worker(Preempted(sweep))
+    first.work()
+    sweep.actor.worker_left("worker 1")
+    begun = {event["trial"] for event in sweep.events("start")}
+    moved = sweep.events("retry")
+    assert {event["trial"] for event in moved} == begun
+    assert {event["kind"] for event in moved} == {"moved"}
+    assert not sweep.events("end")
+    steps = {event["trial"]: event["step"] for event in sweep.events("checkpoint")}
+    sweep.run()
+    assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
+    assert {record.retries for record in sweep.records} == {0}
+    again = [event for event in sweep.events("start") if event["attempt"] == 2]
+    assert {event["trial"]: event["step"] for event in again} == steps
+
+
+def test_a_node_that_goes_before_anything_began_is_given_nothing(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "1e-4", lanes=1)
+    sweep.worker(SimpleNamespace(is_preempted=True)).work()
+    assert not sweep.events("ask")
 
 
 # -- no memory
