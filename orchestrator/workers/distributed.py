@@ -21,7 +21,6 @@ import ray
 from ray import tune
 
 from orchestrator.cluster.preemption import DrainWatch
-from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.worker import missing_here, settle_in, sit_out
 from orchestrator.workers.worker_config import WorkerConfig
 
@@ -116,7 +115,7 @@ def train_rank(config: Mapping[str, Any]) -> None:
     from trainers.trial.ranks import Ranks
 
     between = Ranks.here(dist.new_group(backend="gloo", timeout=_IDLE))
-    files = WorkerFiles(worker_config.root, worker_config.folder_token, worker_config.storage)
+    files = worker_config.files()
     node, host = ray.get_runtime_context().get_node_id(), socket.gethostname()
     seats = between.each(lambda: Seat(node=node, missing=missing_here(worker_config, files)))
     # Ray Train runs this in a thread, where no signal can be taken: a draining node is all there is
@@ -130,4 +129,4 @@ def train_rank(config: Mapping[str, Any]) -> None:
         return
     where = f"{host}:{os.getpid()}"
     role = Leader if between.is_first else Follower
-    role(coordinator, worker_config, worker, where, between, watch, files).work()
+    role(coordinator, worker_config, worker, where, files, watch, between=between).work()

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.coordinator.job import Job
-from orchestrator.storage.worker_files import WorkerFiles
 from orchestrator.workers.observer import WorkerObserver
 from orchestrator.workers.trial_loop import TrialLoop, Waiting
-from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import StaleAttemptError, SweepError
 from trainers.best_checkpoint import prove
@@ -21,7 +18,7 @@ from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import Outcome
 
 if TYPE_CHECKING:
-    from orchestrator.coordinator.actor import CoordinatorActor
+    pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,21 +35,11 @@ class RankFailed(Exception):
     """A rank could not go on; the others cannot either."""
 
 
+@dataclass(eq=False)
 class _Member(TrialLoop):
     """Any rank; `between` carries what rank 0 tells the others between trials."""
 
-    def __init__(
-        self,
-        coordinator: CoordinatorActor,
-        worker_config: WorkerConfig,
-        worker: str,
-        where: str,
-        between: Ranks,
-        watch: DrainWatch | None,
-        files: WorkerFiles,
-    ) -> None:
-        super().__init__(coordinator, worker_config, worker, where, watch, files)
-        self._between = between
+    between: Ranks = field(kw_only=True)
 
 
 class Leader(_Member):
@@ -63,19 +50,19 @@ class Leader(_Member):
 
     def work(self) -> None:
         super().work()
-        self._between.together(lambda: None)  # nothing more to train
+        self.between.together(lambda: None)  # nothing more to train
 
     def _dry_run(self, job: Job) -> None:
         assert job.spec is not None
-        self._between.together(lambda: job.spec)
+        self.between.together(lambda: job.spec)
         try:
             found = self._step(job.spec)
         except Exception as error:
             raise RankFailed(f"rank 0: {type(error).__name__}: {error}") from error
-        self._coordinator.dry_run_done(self._worker, found)
+        self.coordinator.dry_run_done(self.worker, found)
 
     def _train_alone(self, waiting: Waiting) -> None:
-        self._between.together(lambda: waiting)
+        self.between.together(lambda: waiting)
         observer = self._observer(waiting.trial)
         try:
             outcome = _train(self, waiting, observer)
@@ -94,11 +81,11 @@ class Leader(_Member):
         super()._settle(observer, outcome, error)
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
-        if self._config.strategy != "fsdp":
+        if self.config.strategy != "fsdp":
             return super()._measured(job, train, draft)
         assert job.trial is not None
         proof = ProofTask(key=job.trial.key, step=job.step, train=train, expected=job.expected)
-        self._between.together(lambda: proof)
+        self.between.together(lambda: proof)
         return _measure(self, proof, draft)
 
 
@@ -106,7 +93,7 @@ class Follower(_Member):
     """Any other rank."""
 
     def work(self) -> None:
-        while (waiting := self._between.together(_nothing)) is not None:
+        while (waiting := self.between.together(_nothing)) is not None:
             try:
                 self._join(waiting)
             except SweepError:
@@ -117,9 +104,9 @@ class Follower(_Member):
         if isinstance(waiting, TrainSpec):
             self._step(waiting)
         elif isinstance(waiting, ProofTask):
-            self._files.fetch(waiting.key)
+            self.files.fetch(waiting.key)
             _measure(self, waiting, self._folder.checkpoint(waiting.key, waiting.step))
-            self._files.forget(waiting.key)
+            self.files.forget(waiting.key)
         else:
             self._train_with_all(waiting)
 
@@ -133,7 +120,7 @@ class Follower(_Member):
         except StaleAttemptError:
             has_left = False  # others of this node may have it in hand
         if has_left:
-            self._files.forget(waiting.trial.key)
+            self.files.forget(waiting.trial.key)
         Ranks.here().wait()
 
 

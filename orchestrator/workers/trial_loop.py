@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,39 +54,31 @@ class Waiting:
     group: Shared | None
 
 
+@dataclass(eq=False)
 class TrialLoop:
     """Runs the jobs of one device. While packed trials train, other jobs wait."""
 
-    def __init__(
-        self,
-        coordinator: CoordinatorActor,
-        worker_config: WorkerConfig,
-        worker: str,
-        where: str,
-        watch: DrainWatch | None = None,
-        files: WorkerFiles | None = None,
-    ) -> None:
-        self._coordinator = coordinator
-        self._config = worker_config
-        self._worker = worker
-        self._where = where
-        self._watch = watch
-        self._files = files or WorkerFiles(
-            worker_config.root, worker_config.folder_token, worker_config.storage
-        )
-        self._folder = self._files.folder
-        self._device = "cuda" if worker_config.gpus else "cpu"
-        self._data: PreparedData | None = None
-        self._pack: Pack | None = None
-        self._spare: tuple[Shared, Base] | None = None  # from the dry run, for the first pack
-        self._queue: deque[Waiting] = deque()
-        self._lane_mb = 0.0
-        self._large: set[str] = set()  # keys of trials that did not fit beside even one other
-        self._ask_again = 0.0
-        self._held_first: float | None = None
-        self._is_worn = False
-        self._lost: Exception | None = None  # after it the device is of no use here
-        self._is_ready = False
+    coordinator: CoordinatorActor
+    config: WorkerConfig
+    worker: str
+    where: str  # host and pid
+    files: WorkerFiles
+    watch: DrainWatch | None = None
+    _data: PreparedData | None = None
+    _pack: Pack | None = None
+    _spare: tuple[Shared, Base] | None = None  # from the dry run, for the first pack
+    _queue: deque[Waiting] = field(default_factory=deque)
+    _lane_mb: float = 0.0
+    _large: set[str] = field(default_factory=set)  # keys that did not fit beside even one other
+    _ask_again: float = 0.0
+    _held_first: float | None = None
+    _is_worn: bool = False
+    _lost: Exception | None = None  # after it the device is of no use here
+    _is_ready: bool = False
+
+    def __post_init__(self) -> None:
+        self._folder = self.files.folder
+        self._device = "cuda" if self.config.gpus else "cpu"
         for name in ("transformers", "bitsandbytes.autograd._functions"):
             logging.getLogger(name).setLevel(logging.ERROR)  # the latter: one warning per product
 
@@ -110,7 +102,7 @@ class TrialLoop:
 
     @property
     def _has_to_leave(self) -> bool:
-        is_told = self._watch is not None and self._watch.is_preempted
+        is_told = self.watch is not None and self.watch.is_preempted
         return is_told or self._lost is not None
 
     # ------------------------------------------------------------------ asking
@@ -118,7 +110,7 @@ class TrialLoop:
     def _fill(self) -> bool:
         """Ask for jobs while there is room; True if told to leave."""
         while self._has_room():
-            job = self._coordinator.next_job(self._worker, self._room())
+            job = self.coordinator.next_job(self.worker, self._room())
             if job.kind == "dry_run":
                 self._dry_run(job)
                 continue
@@ -144,14 +136,14 @@ class TrialLoop:
 
     def _room(self) -> int:
         """Trials that this device can train at once."""
-        most = self._config.lanes
+        most = self.config.lanes
         if self._pack is not None:
             most = self._pack.bound(most)
-        if not self._config.fits_unknown:
+        if not self.config.fits_unknown:
             return most
         if self._pack is None:
             return 1
-        return self._pack.room(most, gpus=self._config.gpus, lane_mb=self._lane_mb)
+        return self._pack.room(most, gpus=self.config.gpus, lane_mb=self._lane_mb)
 
     def _take(self, trial: Trial, *, alone: bool) -> None:
         train = read_train(trial.config).halved(trial.halvings)
@@ -164,7 +156,7 @@ class TrialLoop:
             self._queue.append(waiting)
 
     def _group(self, train: TrainSpec) -> Shared | None:
-        if self._config.lanes == 1:
+        if self.config.lanes == 1:
             return None
         from trainers.packed.compatibility import obstacle, shared
 
@@ -183,7 +175,7 @@ class TrialLoop:
             found = self._step(job.spec)
         except Exception as error:
             why, text = failed_step(error, job.spec)
-        self._coordinator.dry_run_done(self._worker, found, why, text)
+        self.coordinator.dry_run_done(self.worker, found, why, text)
 
     def _get_ready(self, train: TrainSpec) -> None:
         """Load libraries, data and base model while another worker does the dry run.
@@ -209,7 +201,7 @@ class TrialLoop:
         trained = trained_type(
             train.peft.get("method"), model.quantization, model.dtype, self._device
         )
-        step_each(self._config.optimizers, self._device, trained)  # a driver only builds a GPU's
+        step_each(self.config.optimizers, self._device, trained)  # a driver only builds a GPU's
         place = self._folder.scratch / "rehearsal"
         engine = self._in_a_lane(train) or solo_train()
         return rehearse(
@@ -219,7 +211,7 @@ class TrialLoop:
             self._device,
             engine,
             ranks=Ranks.here(),
-            strategy=self._config.strategy,
+            strategy=self.config.strategy,
         )
 
     def _in_a_lane(self, train: TrainSpec) -> Train | None:
@@ -324,7 +316,7 @@ class TrialLoop:
         pack.is_full()
         if others == 1:
             self._large.add(observer.key)
-        self._files.forget(observer.key)
+        self.files.forget(observer.key)
         if observer.attempt or observer.begin(0, []):
             reason = f"no memory for it beside {others} others on its device; it waits for room"
             observer.end(State.WAITING, reason=reason)
@@ -335,14 +327,14 @@ class TrialLoop:
         """Report how a trial ended."""
         self._ask_again = 0.0
         if not isinstance(error, StaleAttemptError):
-            self._files.forget(observer.key)
+            self.files.forget(observer.key)
         if outcome is not None:
             observer.end(outcome.state, totals=dict(outcome.totals))
         elif isinstance(error, StaleAttemptError):
             log.warning("another worker has trial %s now", observer.key)
         elif isinstance(error, LedgerWriteError):
             # The Coordinator has stopped the sweep, and says why.
-            self._coordinator.release(self._worker, observer.key, str(error))
+            self.coordinator.release(self.worker, observer.key, str(error))
         elif isinstance(error, ray.exceptions.RayActorError):
             raise error  # the driver is gone: so are we
         elif isinstance(error, DivergedError):
@@ -355,12 +347,12 @@ class TrialLoop:
         reason = f"{type(error).__name__}: {words[0][:200]}"
         if isinstance(error, OSError):
             full_disk = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._coordinator.release(self._worker, observer.key, reason, full_disk)
+            self.coordinator.release(self.worker, observer.key, reason, full_disk)
             return
         text = "".join(traceback.format_exception(error))
         if is_device_lost(error, self._device):
             self._lost = error
-            self._coordinator.release(self._worker, observer.key, reason, False, text)
+            self.coordinator.release(self.worker, observer.key, reason, False, text)
             return
         if not observer.attempt and not observer.begin(
             0, []
@@ -382,15 +374,15 @@ class TrialLoop:
         try:
             train = read_train(job.trial.config)
             draft = self._folder.best_draft
-            self._files.fetch(job.trial.key)
+            self.files.fetch(job.trial.key)
             assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
             result = self._measured(job, train, draft)
-            self._files.hand_in_draft()
+            self.files.hand_in_draft()
         except Exception as failure:
             if is_device_lost(failure, self._device):
                 raise  # this process dies of it, and another one proves
             error = f"{type(failure).__name__}: {failure}"
-        self._coordinator.proven(self._worker, job.trial.key, job.step, result, error)
+        self.coordinator.proven(self.worker, job.trial.key, job.step, result, error)
         self._give_back()
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
@@ -401,29 +393,29 @@ class TrialLoop:
 
     def _observer(self, trial: Trial) -> WorkerObserver:
         return WorkerObserver(
-            coordinator=self._coordinator,
-            worker=self._worker,
-            where=self._where,
+            coordinator=self.coordinator,
+            worker=self.worker,
+            where=self.where,
             key=trial.key,
             device=self._device,
-            watch=self._watch,
-            files=self._files,
+            watch=self.watch,
+            files=self.files,
         )
 
     def _task(self, waiting: Waiting) -> Task:
-        self._files.fetch(waiting.trial.key)
+        self.files.fetch(waiting.trial.key)
         return Task(
             key=waiting.trial.key,
             train=waiting.train,
-            examples=self._config.examples,
+            examples=self.config.examples,
             folder=self._folder,
             device=self._device,
-            strategy=self._config.strategy,
+            strategy=self.config.strategy,
         )
 
     def _rows(self) -> PreparedData:
         if self._data is None:
-            self._data = load(self._files.data())
+            self._data = load(self.files.data())
         return self._data
 
     def _give_back(self) -> None:

@@ -39,7 +39,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._where = f"{socket.gethostname()}:{os.getpid()}"
 
     def step(self) -> dict[str, Any]:
-        files = WorkerFiles(self._config.root, self._config.folder_token, self._config.storage)
+        files = self._config.files()
         missing = missing_here(self._config, files)
         if missing:
             sit_out(self._coordinator, self._name, missing, self._watch)
@@ -47,7 +47,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         from orchestrator.workers.trial_loop import TrialLoop
 
         TrialLoop(
-            self._coordinator, self._config, self._name, self._where, self._watch, files
+            self._coordinator, self._config, self._name, self._where, files, self._watch
         ).work()
         self._coordinator.worker_left(self._name)
         return {"done": True}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.storage.worker_files import WorkerFiles
 from sweeps.config.spec import Strategy
 
 
@@ -35,3 +36,7 @@ class WorkerConfig:
     folder_token: str = ""
     storage: str = ""
     optimizers: tuple[str, ...] = ()
+
+    def files(self) -> WorkerFiles:
+        """Where a worker of this node finds data and checkpoints."""
+        return WorkerFiles(self.root, self.folder_token, self.storage)

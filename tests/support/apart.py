@@ -100,9 +100,9 @@ def _loop(folder: Path, between: Any, coordinator: Any, files: Any, number: int)
     )
     name, where = f"worker {number}", f"node{number}:1"
     if coordinator is None:
-        return Follower(None, worker_config, name, where, between, None, files)
+        return Follower(None, worker_config, name, where, files, between=between)  # type: ignore[arg-type]
     watch = _ScriptedWatch(folder / "run", goes=number == 0)
-    return Leader(coordinator, worker_config, name, where, between, watch, files)  # type: ignore[arg-type]
+    return Leader(coordinator, worker_config, name, where, files, watch, between=between)  # type: ignore[arg-type]
 
 
 def _coordinator(folder: Path) -> Any:

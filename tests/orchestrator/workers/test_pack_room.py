@@ -152,7 +152,7 @@ def test_a_worker_asks_for_as_many_trials_as_its_share_has_room_for(
     worker_config = WorkerConfig(
         root=tmp_path, examples=8, cpus=1, gpus=0.5, lanes=MOST, fits_unknown=True
     )
-    worker = TrialLoop(coordinator, worker_config, "worker 0", "box:1")
+    worker = TrialLoop(coordinator, worker_config, "worker 0", "box:1", worker_config.files())
     worker._fill()
     assert len(worker._queue) == 1  # what kind of pack it wants is not known before
     waiting = worker._queue.popleft()

@@ -58,7 +58,7 @@ class Sweep:
         """One that has not begun yet."""
         self.workers += 1
         name, where = f"worker {self.workers}", f"box:{self.workers}"
-        made = TrialLoop(self.actor, self._config, name, where, watch)
+        made = TrialLoop(self.actor, self._config, name, where, self._config.files(), watch)
         made._data = short_rows()
         return made
 

@@ -169,7 +169,9 @@ def test_before_a_worker_rehearses_it_steps_what_is_searched(tmp_path: Path) -> 
         root=tmp_path, examples=1, cpus=1, gpus=0, optimizers=("sgd", "lomo")
     )
     with pytest.raises(SweepError, match=r"trainer\.optim = lomo: cannot run here"):
-        TrialLoop(None, worker_config, "worker 0", "here")._step(train_spec())
+        TrialLoop(None, worker_config, "worker 0", "here", worker_config.files())._step(
+            train_spec()
+        )
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
