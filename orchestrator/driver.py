@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -120,6 +121,7 @@ class Driver:
         self._display = Display(folder, spec.public)
         self._attempts = 0  # before this one
         self._is_broken = False
+        self._leaving = threading.RLock()
         self._coordinator: CoordinatorActor  # from `_get_ready` on
         self._tracker: TrackerProcess  # from the first worker on
 
@@ -136,6 +138,7 @@ class Driver:
             return self._sweep(past, *self._get_ready(past))
         finally:
             self._display.close()
+            self._signals.stop_watching()
             stop_ray(keep_logs=self._is_broken)
 
     def _get_ready(self, past: History) -> tuple[Ready, Placement, EngineChoice]:
@@ -155,7 +158,7 @@ class Driver:
         )
         self._coordinator = start_coordinator(self._spec, self._space, self._folder.root, rules)
         self._display.say(*ready.lines)
-        self._signals.collect(self._leave_now)
+        self._signals.collect(self._leave_now, own_ray_is_gone)
         return ready, placement, engine
 
     def _is_over(self) -> bool:
@@ -292,7 +295,7 @@ class Driver:
             if self._signals.seen and not interrupted:
                 interrupted = True
                 self._interrupt(self._signals.seen[0].name)
-            if interrupted and (silent_s > _SILENCE_S or own_ray_is_gone()):
+            if interrupted and silent_s > _SILENCE_S:
                 self._leave_now()
             if heartbeat.ray_silent_s() > _RAY_SILENCE_S:
                 raise self._broken("Ray does not answer any more")
@@ -332,7 +335,8 @@ class Driver:
         send(self._coordinator.interrupt, Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
-
+        """End the process at once; a second thread that comes waits for the first to do it."""
+        self._leaving.acquire()
         self._display.close()
         print(self._go_on(), flush=True)
         stop_ray()

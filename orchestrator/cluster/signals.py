@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+_LOOK_S = 0.2
 _ECHO_S = 1.0  # a batch system signals every process, and its script passes the signal on
 _BEAT_S = 0.5
 
@@ -26,6 +27,7 @@ class Signals:
         self.seen: list[signal.Signals] = []
         self._taken = 0.0
         self._leave: Callable[[], object] | None = None
+        self._is_lost: Callable[[], bool] = bool
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -43,9 +45,18 @@ class Signals:
         for number in SIGNAL_EXIT:
             signal.signal(number, self._take)
 
-    def collect(self, leave: Callable[[], object]) -> None:
-        """From now on the first one is kept, and the second calls `leave`, whatever goes on."""
-        self._leave = leave
+    def collect(self, leave: Callable[[], object], is_lost: Callable[[], bool]) -> None:
+        """From now on the first one is kept, and the second calls `leave`, whatever goes on.
+
+        After the first one a thread calls `leave` as soon as `is_lost()`: a signal to the whole
+        process group ends Ray's head too, a call of Ray's may then block the main thread, and Ray
+        ends this process some seconds later with an exit code of its own.
+        """
+        self._leave, self._is_lost = leave, is_lost
+
+    def stop_watching(self) -> None:
+        """Ray is about to be stopped: that its head is gone says nothing from now on."""
+        self._is_lost = bool
 
     @property
     def exit_code(self) -> int:
@@ -61,6 +72,14 @@ class Signals:
             raise SystemExit(self.exit_code)
         if len(self.seen) > 1:
             self._leave()
+        else:
+            threading.Thread(target=self._watch, name="signals", daemon=True).start()
+
+    def _watch(self) -> None:
+        assert self._leave is not None
+        while not self._is_lost():
+            time.sleep(_LOOK_S)
+        self._leave()
 
 
 class Heartbeat(threading.Thread):

@@ -108,7 +108,7 @@ def test_a_sigterm_that_comes_by_two_ways_counts_once(monkeypatch: pytest.Monkey
     """A batch system signals every process of a job, and the job's script passes it on."""
     left: list[bool] = []
     with Signals() as signals:
-        signals.collect(lambda: left.append(True))
+        signals.collect(lambda: left.append(True), bool)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         wait_for(lambda: signals.seen)
@@ -118,10 +118,30 @@ def test_a_sigterm_that_comes_by_two_ways_counts_once(monkeypatch: pytest.Monkey
         wait_for(lambda: left)
 
 
+def test_a_signal_that_ends_rays_head_too_leaves_whatever_the_main_thread_does() -> None:
+    left: list[bool] = []
+    with Signals() as signals:
+        signals.collect(lambda: left.append(True), lambda: True)
+        assert not left
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: left)
+
+
+def test_once_ray_is_stopped_that_its_head_is_gone_says_nothing() -> None:
+    left: list[bool] = []
+    with Signals() as signals:
+        signals.collect(lambda: left.append(True), lambda: True)
+        signals.stop_watching()
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: signals.seen)
+        time.sleep(0.5)
+        assert not left
+
+
 def test_ctrl_c_twice_leaves_however_fast() -> None:
     left: list[bool] = []
     with Signals() as signals:
-        signals.collect(lambda: left.append(True))
+        signals.collect(lambda: left.append(True), bool)
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(lambda: left)
