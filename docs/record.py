@@ -29,7 +29,8 @@ from orchestrator.terminal.progress import (
 from orchestrator.terminal.status import lock_holder
 from orchestrator.terminal.summary import closing, ranking, title
 from sweeps.ledger.history import History, read_history
-from sweeps.results.ranking import best, ranked
+from sweeps.results.ranking import best
+from sweeps.results.trials_csv import ranked
 from sweeps.storage.run_folder import RunFolder
 
 WIDTH, LINES = 110, 20  # characters

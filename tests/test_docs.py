@@ -14,7 +14,7 @@ import pytest
 from orchestrator.cli import help_text, main
 from orchestrator.config.command import read_command
 from sweeps.config.spec import DataSpec, SearchSpec
-from sweeps.results.ranking import columns
+from sweeps.results.trials_csv import columns
 from sweeps.search.samplers import SAMPLERS
 from trainers.data.rows import read as rows_of
 

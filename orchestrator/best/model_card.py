@@ -15,7 +15,8 @@ from sweeps.core.commands import UnwritableError, command_line, override
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import masked
 from sweeps.ledger.history import History
-from sweeps.results.ranking import Best, ranked
+from sweeps.results.ranking import Best
+from sweeps.results.trials_csv import ranked
 from sweeps.storage.durable_writes import publish, write_text
 from sweeps.storage.run_folder import RunFolder
 

@@ -19,7 +19,7 @@ from orchestrator.terminal.progress import Progress, planned_configs, planned_tr
 from orchestrator.terminal.tables import base_value, counts_text, leaders_grid, running_grid
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
-from sweeps.results.ranking import Row, ranked
+from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text
 
 REFRESH_S = 0.2  # the live table is drawn no more often

@@ -24,7 +24,8 @@ from sweeps.core.errors import SweepError
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, read_history
 from sweeps.results.importance import effects, importance
-from sweeps.results.ranking import best, ranked
+from sweeps.results.ranking import best
+from sweeps.results.trials_csv import ranked
 from sweeps.search.optuna_export import export_study, study_of
 from sweeps.storage.run_folder import RunFolder
 

@@ -19,8 +19,9 @@ from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.importance import Effect
-from sweeps.results.ranking import Best, Row, completed_values, config_ranks, ranked
+from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import margin
+from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text
 
 MOST_ROWS = 30  # of the ranking; trials.csv has them all

@@ -23,7 +23,8 @@ from sweeps.core.naming import short_value, trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.importance import Level
-from sweeps.results.ranking import Row, searched_keys
+from sweeps.results.ranking import searched_keys
+from sweeps.results.trials_csv import Row
 
 BASE = "base model, no tuning"
 BAR_CELLS = 10

@@ -10,7 +10,8 @@ from typing import Any
 from orchestrator.tracking.allow_list import clean
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
-from sweeps.results.ranking import best, columns, ranked, searched_keys
+from sweeps.results.ranking import best, searched_keys
+from sweeps.results.trials_csv import columns, ranked
 
 _PLAIN = frozenset(
     "examples tokens tokens_per_second peak_memory_mb optimizer_state_mb".split(),

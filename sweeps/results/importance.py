@@ -19,7 +19,8 @@ import numpy as np
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
-from sweeps.results.ranking import Row, dimension_keys, ranked
+from sweeps.results.ranking import dimension_keys
+from sweeps.results.trials_csv import Row, ranked
 
 if TYPE_CHECKING:
     import optuna

@@ -29,7 +29,7 @@ from support.real_sweeps import (
 
 from orchestrator.cli import main
 from sweeps.config.validation import read_train
-from sweeps.results.ranking import columns
+from sweeps.results.trials_csv import columns
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import load
 from trainers.trial.checkpoint import verify

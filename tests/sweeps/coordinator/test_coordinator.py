@@ -37,7 +37,7 @@ from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerDamagedError, StaleAttemptError
 from sweeps.core.trial import Decision, State, Trial
-from sweeps.results.ranking import ranked
+from sweeps.results.trials_csv import ranked
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support.sweep_events import Sweep, history_of
 
 from sweeps.ledger.history import History
-from sweeps.results.ranking import best, columns, ranked, spread
+from sweeps.results.ranking import best, spread
 from sweeps.results.significance import margin
-from sweeps.results.trials_csv import write_table
+from sweeps.results.trials_csv import columns, ranked, write_table
 from sweeps.storage.run_folder import RunFolder
 
 LR = "trainer.learning_rate"
