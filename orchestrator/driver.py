@@ -24,7 +24,7 @@ from orchestrator.cluster.ray_cluster import (
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, checked
 from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
-from orchestrator.config.preflight import step_line
+from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
 from orchestrator.coordinator.assignment import assignment_rules
@@ -143,11 +143,15 @@ class Driver:
 
     def _get_ready(self, past: History) -> tuple[Ready, Placement, EngineChoice]:
         """Prepare the data, start Ray and the Coordinator."""
-        ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        start_ray(self._spec.cluster)
-        self._signals.take_over()
+        findings = Findings()
+        with findings.part():
+            ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
         most = self._most_workers()
-        placement = place(self._spec.engine, self._spec.cluster, most)
+        with findings.part():
+            start_ray(self._spec.cluster)
+            self._signals.take_over()
+            placement = place(self._spec.engine, self._spec.cluster, most)
+        findings.refuse()  # what the data and what the machine lacks, together
         engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
         rules = assignment_rules(
             self._spec,
