@@ -10,7 +10,7 @@ GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 HANGS := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-fast test-gpu test-models faults test-cluster test-bounds wheel check lint types layers size tiny-model bench clean
+.PHONY: help setup sweep test test-fast test-gpu test-long faults test-cluster test-bounds wheel check lint types layers size tiny-model bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,12 +28,12 @@ sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
 check: lint types layers  ## what CI runs first: lint, types, layers, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster and not gpu and not models" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster and not gpu and not long" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
 
 test-fast: setup  ## the quick tests only
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster and not gpu and not models" $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster and not gpu and not long" $(ARGS)
 
 test-gpu:  ## what needs a GPU; without .venv in the environment of PYTHON=python3 (8 minutes)
 	$(GPU_PYTHON) -m pytest tests/gpu -rfEs -m gpu --durations=20 -o faulthandler_timeout=300 $(ARGS)
@@ -41,8 +41,8 @@ test-gpu:  ## what needs a GPU; without .venv in the environment of PYTHON=pytho
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
-test-models: setup  ## lanes against solo runs on 90 architectures (10 minutes)
-	$(BIN)/python -m pytest tests/trainers/packed/test_architectures.py -n 2 -m models $(ARGS)
+test-long: setup  ## what CI runs beside: 90 architectures, older run folders, every optimizer (10 minutes)
+	$(BIN)/python -m pytest tests -n 2 --dist loadscope -m long $(ARGS)
 
 test-cluster: setup  ## what CI runs then: several devices and machines, Slurm, object storage (SYSTEM=1: with apt)
 	SYSTEM=$(SYSTEM) tests/cluster/install.sh

@@ -73,7 +73,7 @@ def test_every_report_of_an_older_ledger_is_decided_as_it_was(
     assert set(told) == {Decision.CONTINUE, Decision.PRUNE}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", FOLDERS)
 def test_an_older_folder_goes_on_and_trains_no_finished_trial_again(
     name: str, tmp_path: Path

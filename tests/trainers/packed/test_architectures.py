@@ -42,7 +42,7 @@ _QUICK = (
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in _QUICK else pytest.mark.models)
+        pytest.param(name, marks=pytest.mark.slow if name in _QUICK else pytest.mark.long)
         for name in ARCHITECTURES
         if name not in (*_ALONE, *_UNTRAINABLE)
     ],

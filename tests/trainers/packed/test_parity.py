@@ -77,8 +77,14 @@ def assert_parity(ours: Recorder, theirs: Recorder) -> None:
         assert mine == pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2, 4])
+@pytest.mark.parametrize(
+    "accumulation",
+    [
+        pytest.param(1, marks=pytest.mark.long),
+        pytest.param(2, marks=pytest.mark.slow),
+        pytest.param(4, marks=pytest.mark.long),
+    ],
+)
 def test_every_optimizer_and_schedule(tmp_path: Path, accumulation: int) -> None:
     specs = [spec for spec in matrix() if spec.accumulation_steps == accumulation]
     examples = STEPS * 2 * accumulation
@@ -133,7 +139,7 @@ def test_lane_to_solo_to_lane(tmp_path: Path, optimizer: str, quantization: Any)
     assert losses == pytest.approx(whole.losses, rel=1e-4 if method == "lora" else 1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unlike_lanes_for_long(tmp_path: Path) -> None:
     specs = [
         small(
