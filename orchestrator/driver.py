@@ -1,4 +1,4 @@
-"""`python -m orchestrator`: a sweep from the first line to the last."""
+"""Runs a sweep from start to end: `python -m orchestrator`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 _TICK_S = 0.2
 _TRACKING_END_S = 15.0
 _COPIES_END_S = 100.0  # under the two minutes that a spot instance or a batch system leaves
-_SILENCE_S = 20.0  # after a signal; who does not answer for so long was ended by it, too
+_SILENCE_S = 20.0  # after a signal: a process that is silent for so long was ended by it, too
 _RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
 
@@ -166,7 +166,7 @@ class Driver:
         return ready, placement, engine
 
     def _is_over(self) -> bool:
-        """Whether a start would find nothing to do: all trials ended and best/ is made."""
+        """Whether nothing is left to do: all trials have ended and best/ is made."""
         coordinator = Coordinator(self._spec, self._space, self._folder)
         try:
             return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
@@ -181,17 +181,17 @@ class Driver:
         try:
             return self._watch(past, ready, placement, engine)
         except ray.exceptions.RayActorError as error:
-            if self._signals.seen:  # it was meant for Ray's processes, too
+            if self._signals.seen:  # the signal went to Ray's processes, too
                 self._leave_now()
             reason = first_line(error).rstrip(".")
             raise self._broken(f"The Coordinator's process died: {reason}") from None
-        except ray.exceptions.RayTaskError as error:  # its words, without the traceback around them
+        except ray.exceptions.RayTaskError as error:  # its message, without Ray's traceback
             if isinstance(error.cause, SweepError):
                 raise error.cause from None
             raise
 
     def _broken(self, why: str) -> SweepError:
-        """Ray failed us: its logs stay, and are named."""
+        """The error for a Ray that failed: keeps Ray's logs and names them."""
         self._is_broken = True
         logs = own_session()
         where = f" Ray's own logs are in {logs}." if logs is not None else ""
@@ -249,14 +249,14 @@ class Driver:
             if self._signals.seen:  # Tune's processes took the signal, too
                 self._leave_now()
             with suppress(TimeoutError):
-                # Tune stops where the Coordinator is dead, and says so in a long traceback.
+                # Tune stops if the Coordinator is dead, and says so in a long traceback.
                 send(self._coordinator.ping).result(timeout=_SILENCE_S)
             words = str(tune.error).strip().splitlines() or [type(tune.error).__name__]
             raise self._broken(f"Ray Tune stopped: {words[-1]}")
         return self._finish(self._coordinator.finish())
 
     def _folder_token(self, *, on_gpus: bool) -> str:
-        """On a cluster: see that its nodes can take part, and say which cannot."""
+        """Check which nodes of a cluster can take part; the token of the run folder for them."""
         if self._spec.cluster.kind == "local":
             return ""
         folder_token = write_token(self._folder.root)
@@ -273,7 +273,7 @@ class Driver:
         self._display.say(f"copies: {copies.store}")
 
     def _begin(self, ready: Ready, identity: str, known: DryRun | None) -> None:
-        """Have the Coordinator hand out trials to those who ask."""
+        """Let the Coordinator hand out trials."""
         facts = {**ready.facts, "rehearsal": {"identity": identity}}
         self._coordinator.begin(facts, known, None if known else ready.largest)
         found = proof_of(self._folder)
@@ -281,7 +281,7 @@ class Driver:
             self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
 
     def _most_workers(self) -> int:
-        """No more workers than trials, or than the user allows."""
+        """At most as many workers as there are trials, or as the user allows."""
         limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
         return min([n for n in limits if n is not None], default=10**6)
 
@@ -307,7 +307,7 @@ class Driver:
                 self._display.say(line)
             if capacity.is_over:
                 send(self._coordinator.interrupt, capacity.STOP, False)
-                break  # a worker that waits for its place would keep Tune for ever
+                break  # a worker that waits for resources would keep Tune alive for ever
             if interrupted and capacity.seconds > _SILENCE_S:
                 break
             if budget is not None and time.monotonic() - began > budget:
@@ -317,7 +317,7 @@ class Driver:
         self._follow()
 
     def _follow(self) -> None:
-        """Pass on what the ledger says since the last look."""
+        """Show the news of tracker and copies and the new events of the ledger."""
         for news in (self._tracker.news, self._copies.news if self._copies else str):
             if line := news():
                 self._display.say(line)
@@ -375,7 +375,7 @@ class Driver:
         return self._exit_code(stop, is_proven=not proof_error)
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
-        """No step could be trained, so there is no sweep."""
+        """End the sweep, since no step could be trained."""
         self._tracker.finish(_TRACKING_END_S)
         where = ""
         if traceback:

@@ -1,4 +1,4 @@
-"""GPUs of this machine: how many Ray may give out, how many torch can use, and why it cannot."""
+"""Counts this machine's GPUs: those that Ray may give out, and those that torch can use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: which can take part, how many trials each holds, how GPUs are shared."""
+"""Finds the nodes of a cluster that can take part, and notices when none has room."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sweeps.core.errors import SweepError
 _SLOTS_EVERY_S = 1.0
 _NOTE_S = 10.0
 _PATIENCE_S = 600.0
-_LOOK_S = 60.0  # a node starts a process for it
+_LOOK_S = 60.0  # a node starts a process to answer
 
 
 def alive_nodes() -> list[Mapping[str, Any]]:
@@ -33,8 +33,8 @@ def alive_nodes() -> list[Mapping[str, Any]]:
 class CapacityWatch(threading.Thread):
     """Watches for a cluster that has lost every node with room for a trial.
 
-    Nodes come back, on spot instances; but no sweep waits for them for ever. It looks from a thread
-    of its own, since Ray does not answer where its head is gone.
+    Nodes come back, on spot instances; but no sweep waits for them for ever. The watch has its own
+    thread, since calls of Ray block if its head is gone.
     """
 
     STOP = Stop(cause=Cause.NO_ROOM)
@@ -65,7 +65,7 @@ class CapacityWatch(threading.Thread):
 
     @property
     def seconds(self) -> float:
-        """For how long there has been no room."""
+        """Seconds since there was room."""
         since = self._since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -74,7 +74,7 @@ class CapacityWatch(threading.Thread):
         return self.seconds > _PATIENCE_S
 
     def news(self) -> str:
-        """Something to say, once."""
+        """What to tell the user now; each line is given once."""
         is_short = self.seconds > _NOTE_S
         if is_short == self._told:
             return ""
@@ -86,7 +86,7 @@ class CapacityWatch(threading.Thread):
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one node said; `missing` is empty where it can take part."""
+    """One node's answer; `missing` is empty if the node can take part."""
 
     node: str
     host: str
@@ -94,14 +94,14 @@ class Look:
 
 
 def require_nodes(root: Path, word: str, *, has_store: bool, on_gpus: bool) -> list[str]:
-    """Ask each node whether it can take part; what the user should know of those that cannot.
+    """Ask each node whether it can take part; returns a line for each that cannot.
 
     Args:
         has_store: there are copies of the run folder, for nodes that do not see it.
         on_gpus: trials train on GPUs; nodes without one are not asked.
 
     Raises:
-        SweepError: none of those that could hold a trial can.
+        SweepError: no node can take part.
     """
     looks = _look_everywhere("" if has_store else str(root), word, on_gpus)
     unfit = [look for look in looks if look.missing]
@@ -141,7 +141,7 @@ def _answer(call: Any, node: Mapping[str, Any]) -> Look:
 
 
 def _look(root: str, word: str, on_gpus: bool) -> str:
-    """Runs on the node; by its import it also shows that the packages are there."""
+    """What this node lacks. Runs on the node: importing it shows that the packages are there."""
     build = version("torch") if on_gpus else ""  # from a disk that is slow, torch takes a minute
     if build.endswith("+cpu"):
         return f"its torch {build} was built without CUDA"

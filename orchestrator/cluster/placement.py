@@ -1,4 +1,4 @@
-"""How many workers run at once, on which devices, with how many CPUs."""
+"""Places workers: how many run at once, on which devices, with how many CPUs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from sweeps.core.errors import ConfigError, Problem
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """What a worker takes of each of its devices, and how many workers fit.
+    """The resources of a worker, and how many workers fit.
 
     Attributes:
-        memory_mb: of main memory for each, where a node is full of them.
+        memory_mb: main memory of each if its node is full.
     """
 
     cpus: float
@@ -37,7 +37,7 @@ def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placem
         most: workers that there is work for.
 
     Raises:
-        ConfigError: not even one does; says what there is.
+        ConfigError: not even one fits; the message says what there is.
     """
     nodes = [node["Resources"] for node in alive_nodes()]
     seen = int(sum(node.get("GPU", 0) for node in nodes))
@@ -110,7 +110,7 @@ def slots_of(node: Mapping[str, float], cpus: float, gpus: float) -> int:
 
 
 def live_slots(engine: EngineSpec, gpus: float, most: int) -> Callable[[], int]:
-    """How many workers fit now; the cluster is looked at once a second at most."""
+    """A function that counts the workers that fit now; it asks Ray once a second at most."""
     seen: tuple[float, int] = (-1.0, 0)
 
     def count() -> int:
@@ -125,7 +125,7 @@ def live_slots(engine: EngineSpec, gpus: float, most: int) -> Callable[[], int]:
 
 
 def share_of_gpu(asked: float, gpus: int, most: int) -> float:
-    """The fraction that each of `most` trials at once is given: never less than was asked for.
+    """The fraction of a GPU that each of `most` trials gets: never less than was asked for.
 
     Ray fills one GPU before it takes the next. With room to spare, larger shares spread the trials.
     """

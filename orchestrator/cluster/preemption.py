@@ -1,4 +1,4 @@
-"""Whether a worker's node is about to go: then its trials commit and leave while they can.
+"""Notices that a worker's node is about to be lost, so that its trials commit in time.
 
 Ray drains a node that is preempted, scaled down, or whose `ray start --block` was sent SIGTERM; a
 batch system may send SIGTERM to the worker itself.
@@ -14,19 +14,19 @@ _LOOK_S = 1.0
 
 
 def draining_nodes() -> set[str]:
-    """Ids of the nodes that Ray is about to lose; empty where it cannot say."""
+    """Ids of the nodes that Ray is about to lose; empty if Ray cannot say."""
     import ray
 
     try:
         return set(ray._private.state.state.get_draining_nodes())
     except (AttributeError, RuntimeError, OSError, ray.exceptions.RayError):
-        return set()  # it is no part of Ray's public interface
+        return set()  # the call is no part of Ray's public interface
 
 
 class DrainWatch(threading.Thread):
-    """Looks out for the nodes of one worker, from a thread of its own: whether any of them drains.
+    """Watches in a thread whether any node of one worker drains.
 
-    Ray tells it on each node of all others, so that one process can look out for several.
+    Ray tells every node of all others, so one process can watch several.
     """
 
     def __init__(self, *nodes: str) -> None:
@@ -46,9 +46,9 @@ class DrainWatch(threading.Thread):
 
 
 class PreemptionWatch(DrainWatch):
-    """Of a worker with a process of its own, which may be signalled. Made in its main thread.
+    """Watches for SIGTERM too, in a worker's own process. Made in its main thread.
 
-    The first SIGTERM only gives notice; the next one does what it did before.
+    The first SIGTERM only sets `is_preempted`; the next one goes to the handler before ours.
     """
 
     def __init__(self, node: str) -> None:

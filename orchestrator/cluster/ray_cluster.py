@@ -1,4 +1,4 @@
-"""Ray and Tune: start or join a cluster, place workers on its devices, replace those that die."""
+"""Starts Ray on this machine or joins a cluster, and stops it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _QUIET = {
 }
 _STOP_S = 10.0
 _HEAD = ("gcs_server", "raylet")  # Ray's processes without which nothing goes on
-_ANSWER_S = 10.0  # of a cluster that is only asked what it has
+_ANSWER_S = 10.0  # for a cluster that is only asked for its resources
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
 
 
@@ -45,18 +45,18 @@ def import_ray(cluster: ClusterSpec) -> None:
 
 
 def begin_ray(cluster: ClusterSpec) -> None:
-    """Start Ray on this machine, on loopback, or join a running cluster; once, and wait not."""
+    """Start Ray or join a cluster in the background; does nothing if that was begun."""
     global _ray
     if _ray is None:
-        import_ray(cluster)  # not where another thread imports, too
+        import_ray(cluster)  # in this thread: another one might import at the same time
         _ray = _Ray(cluster)
 
 
 def start_ray(cluster: ClusterSpec) -> None:
-    """The same, and wait until it runs.
+    """Start Ray on this machine, on loopback, or join a cluster, and wait until it runs.
 
     Raises:
-        SweepError: it does not start, or the cluster cannot be reached.
+        SweepError: Ray does not start, or the cluster cannot be reached.
     """
     begin_ray(cluster)
     assert _ray is not None
@@ -66,7 +66,7 @@ def start_ray(cluster: ClusterSpec) -> None:
 
 
 def ask_cluster(cluster: ClusterSpec) -> None:
-    """Join a cluster to see what it has; one that does not answer soon is let go of again."""
+    """Join a cluster to see what it has; leave it again if it does not answer soon."""
     begin_ray(cluster)
     assert _ray is not None
     _ray.wait(_ANSWER_S)
@@ -110,7 +110,7 @@ class _Ray(threading.Thread):
         return self._is_started.is_set() and self.error is None
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until it runs, or has failed to."""
+        """Wait until Ray runs or has failed to start."""
         self._is_started.wait(seconds)
 
     def end(self) -> None:
@@ -165,7 +165,7 @@ def knock(cluster: ClusterSpec) -> None:
     """See whether anything listens at a cluster's host:port; Ray itself would try for minutes.
 
     Raises:
-        SweepError: nothing does.
+        SweepError: nothing listens.
     """
     if cluster.kind == "local":
         return
@@ -195,7 +195,7 @@ def _no_start(error: Exception) -> SweepError:
 
 
 def stop_ray(*, keep_logs: bool = False) -> None:
-    """Let go of Ray, but do not wait long for a Ray that is gone.
+    """Stop Ray or leave the cluster, without waiting long for a Ray that is gone.
 
     Args:
         keep_logs: of the Ray that was started here; else its folder is removed.
@@ -214,7 +214,7 @@ def stop_ray(*, keep_logs: bool = False) -> None:
 
 
 def own_session() -> Path | None:
-    """The folder of the Ray that this process has started; None where it has joined one."""
+    """The folder of the Ray that this process has started; None if it has joined a cluster."""
     node = _own_node()
     return Path(node.get_session_dir_path()) if node else None
 

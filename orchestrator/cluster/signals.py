@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, as a sweep takes them, and whether anybody is left who could commit."""
+"""Handles Ctrl-C and SIGTERM, and checks whether Ray and the Coordinator still answer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BEAT_S = 0.5
 class Signals:
     """Takes SIGINT and SIGTERM while it is entered.
 
-    At first there is nothing to commit, and the first one leaves. After `collect` they are kept in
-    `seen`, for the driver's loop.
+    Before `collect` there is nothing to commit, and the first signal ends the process. After it,
+    signals are kept in `seen`, for the driver's loop.
     """
 
     def __init__(self) -> None:
@@ -41,21 +41,21 @@ class Signals:
             signal.signal(number, handler)
 
     def take_over(self) -> None:
-        """Set our handlers; again when Ray runs, which prints a stack where SIGTERM comes."""
+        """Set our handlers; again once Ray runs, whose handler of SIGTERM prints a stack."""
         for number in SIGNAL_EXIT:
             signal.signal(number, self._take)
 
     def collect(self, leave: Callable[[], object], is_lost: Callable[[], bool]) -> None:
-        """From now on the first one is kept, and the second calls `leave`, whatever goes on.
+        """From now on keep the first signal; the second calls `leave` at once.
 
-        After the first one a thread calls `leave` as soon as `is_lost()`: a signal to the whole
+        After the first a thread calls `leave` as soon as `is_lost()`: a signal to the whole
         process group ends Ray's head too, a call of Ray's may then block the main thread, and Ray
         ends this process some seconds later with an exit code of its own.
         """
         self._leave, self._is_lost = leave, is_lost
 
     def stop_watching(self) -> None:
-        """Ray is about to be stopped: that its head is gone says nothing from now on."""
+        """Ignore from now on that Ray's head is gone, since Ray is about to be stopped."""
         self._is_lost = bool
 
     @property
@@ -83,10 +83,10 @@ class Signals:
 
 
 class Heartbeat(threading.Thread):
-    """Whether Ray and the Coordinator's process still answer; asks from a thread of its own.
+    """Asks in a thread whether Ray and the Coordinator's process still answer.
 
     A signal to the whole process group (`timeout`, a batch system) ends some of Ray's processes
-    too: then nobody is left to commit, or to say so, and waiting would be for ever.
+    too: then no process is left that could commit, and waiting would never end.
 
     Args:
         ping: calls a method of the Coordinator that does nothing, without waiting for it.
@@ -112,7 +112,7 @@ class Heartbeat(threading.Thread):
         call = self._ping()
         while not self._over.wait(_BEAT_S):
             try:
-                ray.nodes()  # blocks where Ray's head is gone, and in the end aborts the process
+                ray.nodes()  # blocks if Ray's head is gone, and in the end aborts the process
                 self._ray_heard = time.monotonic()
                 if call.done():
                     call.result()

@@ -1,1 +1,1 @@
-"""A run folder between machines: bucket or folder, copies, what a worker keeps."""
+"""Run folders and their copies in a store, on the driver and on workers."""

@@ -1,4 +1,4 @@
-"""Where a sweep's files lie: a run folder on this machine, and its copy elsewhere if asked for."""
+"""Finds a sweep's run folder on this machine, and the store of its copy, if there is one."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def places_of(spec: Spec) -> tuple[RunFolder, Store | None]:
 
 
 def folder_of(spec: Spec) -> RunFolder:
-    """Where the sweep's files lie on this machine."""
+    """The run folder on this machine."""
     if is_uri(spec.run_dir):
         return local_folder(spec.run_dir)
     return RunFolder(Path(spec.run_dir).absolute())
 
 
 def local_folder(place: str) -> RunFolder:
-    """Where the files of run_dir=s3://... lie on this machine while it drives."""
+    """The run folder on this machine for a run_dir=s3://..."""
     name = place.rstrip("/").rpartition("/")[2] or "run"
     digest = hashlib.sha256(place.rstrip("/").encode()).hexdigest()[:8]
     return RunFolder(Path("outputs", f"{name}-{digest}").absolute())
 
 
 def place_problems(spec: Spec) -> list[Problem]:
-    """What can be said against run_dir and storage before either is asked."""
+    """What is wrong with run_dir and storage as written."""
     found = []
     if is_uri(spec.run_dir) and (why := place_problem(spec.run_dir)):
         found.append(Problem(key="run_dir", value=scrub(spec.run_dir), message=why))
@@ -54,10 +54,10 @@ def place_problems(spec: Spec) -> list[Problem]:
 
 
 def fetched(run_dir: str) -> Path:
-    """The local folder of a run_dir that `status` or `export` is given, fetched where it is none.
+    """The local folder of the run_dir that `status` or `export` is given; fetched from a store.
 
     Raises:
-        SweepError: there is no sweep, or the place does not answer.
+        SweepError: the store has no sweep, or does not answer.
     """
     run_dir = run_dir.removeprefix("run_dir=")  # as it is written for the other verbs
     if not is_uri(run_dir):

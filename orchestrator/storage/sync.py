@@ -1,8 +1,8 @@
-"""Keeps a run folder's copy in a store up to date while a sweep runs, and brings it back.
+"""Keeps a run folder's copy in a store up to date while a sweep runs, and fetches it.
 
-It follows the ledger as the terminal does, from a thread of its own: a store that is slow or gone
-delays the copies, never a trial. The checkpoints of nodes that see the run folder are copied here;
-other nodes copy theirs themselves, before they tell (`orchestrator.storage.worker_files`).
+A thread follows the ledger: a store that is slow or unreachable delays the copies, never a trial.
+The checkpoints of nodes that see the run folder are copied here; other nodes copy theirs before
+they report them (`orchestrator.storage.worker_files`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TRIAL_FILES = ("config.yaml", "metrics.jsonl", "error.txt")
 
 
 def bring_back(store: Store, folder: RunFolder, *, checkpoints: bool) -> None:
-    """Fetch what a driver needs to go on, where it is not here or is behind.
+    """Fetch what a driver needs to go on, if it is missing here or older.
 
     Args:
         checkpoints: too, for workers that look for them in the folder.
@@ -75,10 +75,10 @@ def _fetch(store: Store, name: str, path: Path) -> None:
 
 
 class Copies(threading.Thread):
-    """From `begin` to `finish`; `news` says once what the user should know.
+    """Copies from `begin` to `finish`; `news` says once what the user should know.
 
     Args:
-        keep: sweep.keep; of other trials, the checkpoints there are removed as those here are.
+        keep: sweep.keep; the checkpoints of other trials are removed from the store too.
     """
 
     def __init__(self, store: Store, folder: RunFolder, keep: int, lease: Lease) -> None:
@@ -106,7 +106,7 @@ class Copies(threading.Thread):
         return self._store
 
     def take_draft(self) -> None:
-        """Fetch the proven best that a worker elsewhere has put together, where one did."""
+        """Fetch the verified best checkpoint, if a worker of another node made it."""
         try:
             take_draft(self._store, self._folder)
         except OSError as error:
@@ -149,7 +149,7 @@ class Copies(threading.Thread):
                 self._complain(error)
 
     def _beat(self) -> None:
-        """Apart from the copies: a large one may take longer than the lease lasts."""
+        """Renew the lease. In its own thread: a large copy may take longer than the lease lasts."""
         while not self._over.wait(_TICK_S):
             try:
                 self._lease.beat()
@@ -182,7 +182,7 @@ class Copies(threading.Thread):
     def _round(self) -> None:
         self._follow()
         while self._todo:
-            self._todo[0]()  # stays in the list where it fails
+            self._todo[0]()  # stays in the list if it fails
             del self._todo[0]
         self._ledger.push()
         if time.monotonic() - self._metrics_at > _METRICS_EVERY_S:
@@ -195,7 +195,7 @@ class Copies(threading.Thread):
             self._news.append(f"{self._store} takes copies again")
 
     def _follow(self) -> None:
-        """What the events since the last look ask for."""
+        """Read the new events, and queue the copies that they ask for."""
         tidy = False
         for event in self._tail.read():
             self._history.apply(event)
@@ -215,7 +215,7 @@ class Copies(threading.Thread):
     # ------------------------------------------------------------------ what it copies
 
     def _copy_data(self) -> None:
-        """The tokenized data: other nodes read it, and a driver that has no source to read."""
+        """Copy the tokenized data, for other nodes and for a driver that lacks the source."""
         files = self._store.files_of("data")
         here = {
             str(path.relative_to(self._folder.data)): path.stat().st_size

@@ -1,4 +1,4 @@
-"""Where a worker finds data and checkpoints: the run folder, or a store and its own disk."""
+"""Gives a worker its data and checkpoints: from the run folder, or by a store and its disk."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _DRAFT = "draft"
 
 
 def checkpoint_name(step: int, attempt: int) -> str:
-    """In a store every attempt writes under a name of its own: nobody can spoil another's."""
+    """A checkpoint's name in a store; each attempt has its own, and cannot spoil another's."""
     return f"{STEP_PREFIX}{step:06d}@{attempt}"
 
 
 def split_name(name: str) -> tuple[int, int]:
-    """Step and attempt of a checkpoint's name in a store; (-1, 0) where it is none."""
+    """Step and attempt of a checkpoint's name in a store; (-1, 0) for any other name."""
     head, _, attempt = name.partition("@")
     step = checkpoint_step(Path(head))
     return (step, int(attempt)) if step is not None and attempt.isdecimal() else (-1, 0)
 
 
 class WorkerFiles:
-    """Of one worker.
+    """The data and the checkpoints of one worker.
 
     Args:
         root: the run folder, as the driver names it.
         folder_token: the token in it; empty if there is no other node.
-        place: of the store; empty where there is none.
+        place: of the store; empty if there is none.
     """
 
     def __init__(self, root: Path, folder_token: str, place: str) -> None:
@@ -48,7 +48,7 @@ class WorkerFiles:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the run folder's contents can be had here."""
+        """Whether this worker can read the run folder or a store."""
         return self._shares or self._store is not None
 
     def data(self) -> Path:
@@ -63,10 +63,10 @@ class WorkerFiles:
         return folder
 
     def fetch(self, key: str) -> None:
-        """Bring the trial's checkpoints here that are not.
+        """Fetch the trial's checkpoints that are missing here.
 
-        On one machine the driver has done so, and no trial waits for a store. Ranks of one node
-        call this together: the first fetches, the others wait.
+        On one machine the driver has fetched them, and no trial waits for a store. Ranks of one
+        node call this together: the first fetches, the others wait.
         """
         if self._store is None or self._is_alone:
             return
@@ -79,7 +79,7 @@ class WorkerFiles:
             log.warning("checkpoints of trial %s are looked for here only: %s", key, error)
 
     def committed(self, key: str, step: int, attempt: int) -> None:
-        """Copy a new checkpoint to the store, where the driver cannot; keep only the newest here.
+        """Copy a new checkpoint to the store, if the driver cannot; keep only the newest here.
 
         Raises:
             OSError: the store does not take it.
@@ -94,12 +94,12 @@ class WorkerFiles:
                 remove_tree(path)
 
     def forget(self, key: str) -> None:
-        """A trial has left this worker: where its files are but copies, they go."""
+        """Remove the files of a trial that has left this worker, if they are copies."""
         if not self._shares:
             shutil.rmtree(self.folder.trial(key), ignore_errors=True)
 
     def hand_in_draft(self) -> None:
-        """The best checkpoint is put together and proven: the driver takes it from here."""
+        """Send the verified best checkpoint to the driver, by the store."""
         if not self._shares:
             assert self._store is not None
             self._store.put_folder(self.folder.best_draft, _DRAFT)
@@ -107,7 +107,7 @@ class WorkerFiles:
 
 
 def fetch_checkpoints(store: Store, folder: RunFolder, key: str) -> None:
-    """Those that the store has and the folder has not: the newest attempt's of each step."""
+    """Fetch the checkpoints that the folder lacks: of each step, the newest attempt's."""
     newest: dict[int, int] = {}
     there = f"trials/{key}/checkpoints"
     for name in store.names(there):
@@ -127,12 +127,12 @@ def fetch_checkpoints(store: Store, folder: RunFolder, key: str) -> None:
 
 
 def take_draft(store: Store, folder: RunFolder) -> None:
-    """For the driver: fetch what a worker elsewhere has put together, where it did."""
+    """Fetch the best checkpoint that a worker of another node has sent, if any."""
     if store.files_of(_DRAFT) is not None and not folder.best_draft.is_dir():
         store.get_folder(_DRAFT, folder.best_draft)
     store.remove(_DRAFT)
 
 
 def _own_root(folder_token: str) -> Path:
-    """On this node's own disk; its workers share it."""
+    """The folder on this node's disk that its workers share."""
     return Path(tempfile.gettempdir()) / f"sft-sweeps-{getpass.getuser()}" / folder_token

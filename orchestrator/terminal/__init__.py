@@ -1,1 +1,1 @@
-"""What a user reads: live table, summary, status."""
+"""Output for the user: live table, summary, status."""

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-PLAIN_WIDTH = 120  # columns, where the output is no terminal
+PLAIN_WIDTH = 120  # columns, if the output is no terminal
 NONE = "-"
 _GAP = 2
 _HEAD_CELLS = 13  # a longer head takes several lines
@@ -23,7 +23,7 @@ _HEAD_LINE = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
 
 
 class SweepConsole(Console):
-    """A console that falls silent, rather than end the sweep, when nobody reads it any more."""
+    """A console that stops printing, rather than end the sweep, if its output is closed."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -32,7 +32,7 @@ class SweepConsole(Console):
 
 
 def make_console() -> Console:
-    """The terminal, or `PLAIN_WIDTH` columns of plain text where there is none."""
+    """The terminal, or `PLAIN_WIDTH` columns of plain text if there is none."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it lacks
     console = SweepConsole(highlight=False, markup=False, emoji=False)
@@ -148,7 +148,7 @@ class Grid:
 
 def show(console: Console, parts: Iterable[RenderableType]) -> None:
     """Print each part. Paths and commands (`unbroken`) stay whole lines, to be copied; so does all
-    text where there is no terminal, to be searched."""
+    text if there is no terminal, to be searched."""
     for part in parts:
         whole = isinstance(part, Text) and (bool(part.no_wrap) or not console.is_terminal)
         console.print(part, soft_wrap=whole)
@@ -160,7 +160,7 @@ def unbroken(text: str, style: str = "") -> Text:
 
 
 def loss_text(value: float | None) -> str:
-    """A loss or another metric, to four decimals where that says something."""
+    """A loss or another metric, to four decimals if its size allows."""
     if value is None:
         return NONE
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.4g}"

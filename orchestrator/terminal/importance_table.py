@@ -1,4 +1,4 @@
-"""Tabulates what each searched key did."""
+"""Builds the table of each searched key's effect."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class Display:
             self._plain = PlainLines(self.say, clock)
 
     def update(self, history: History, progress: Mapping[str, Progress]) -> None:
-        """Show where the sweep stands. Cheap, so call it as often as the loop turns."""
+        """Show the state of the sweep. Cheap: call it in every turn of the loop."""
         now = self._clock()
         if self._live is not None and now - self._drawn < REFRESH_S:
             return  # a log misses nothing: its last lines may be the last call
@@ -71,7 +71,7 @@ class Display:
             self._quietly(lambda live: self._draw(live, self.view(history, progress, left)))
 
     def close(self) -> None:
-        """Take the live table away and give the cursor back; the summary comes after this."""
+        """Remove the live table, before the summary is printed."""
         self._quietly(lambda live: live.stop())
         self._live = None
 

@@ -1,4 +1,4 @@
-"""A running sweep as plain lines, for logs: what starts, what ends, and now and then a count."""
+"""Prints a running sweep as plain lines: each start and end of a trial, and counts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import best, config_ranks
 
-EVERY_S = 30.0  # a line on the whole sweep, where nothing else is said
+EVERY_S = 30.0  # between lines on the whole sweep
 
 
 class PlainLines:
-    """Says what changed since the last update.
+    """Prints what changed since the last update.
 
-    What had ended before the first update, in an earlier attempt, is counted and not listed.
+    Trials that ended before the first update, in an earlier attempt, are counted, not listed.
     """
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:

@@ -1,4 +1,4 @@
-"""How far the running trials are, and how long the rest will take."""
+"""Computes how far the running trials are, and how long the sweep will take."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress:
     """The last row of a running trial's metrics.
 
     Attributes:
-        step: optimizer steps done, of `steps`; `steps` is 0 where that is not known yet.
+        step: optimizer steps done, of `steps`; `steps` is 0 if unknown yet.
         loss: training loss at that step, nats per labelled token.
         seconds: of training so far, interruptions left out.
     """
@@ -42,7 +42,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the pace so far; None before the first step."""
+        """Seconds to the end at the speed so far; None before the first step."""
         if not self.seconds or not self.fraction:
             return None
         return self.seconds * (1 / self.fraction - 1)
@@ -59,7 +59,7 @@ def read_progress(folder: RunFolder, history: History) -> dict[str, Progress]:
 
 
 def last_row(path: Path) -> dict[str, Any]:
-    """The last complete row of a JSON-lines file; empty where there is none."""
+    """The last complete row of a JSON-lines file; empty if there is none."""
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - _LAST_BYTES))
@@ -116,7 +116,7 @@ def time_left_s(
     """Seconds until the sweep ends: the trials' mean time, shared by as many as run at once.
 
     Pruned and diverged trials count in the mean, since what is still to come will hold some too.
-    None until there is something to go by.
+    None until a trial has made a step.
     """
     if total is None:
         return None
@@ -135,7 +135,7 @@ def time_left_s(
 
 
 def _own_left(progress: Progress | None) -> tuple[float, float] | None:
-    """(seconds left, seconds in all) of a running trial, at its own pace."""
+    """(seconds left, seconds in all) of a running trial, at its own speed."""
     if progress is None or progress.seconds_left is None or progress.seconds is None:
         return None
     return progress.seconds_left, progress.seconds_left + progress.seconds

@@ -1,4 +1,4 @@
-"""The verb `status`: any run folder's table, running or not; writes nothing but study.db."""
+"""The verb `status`: prints a sweep from its run folder; writes nothing but study.db."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ MOST_EXPORTED = (
 
 
 def status(run_dir: Path, console: Console | None = None) -> int:
-    """Print where a sweep stands, and write study.db for optuna-dashboard; 0.
+    """Print the state of a sweep, and write study.db for optuna-dashboard; returns 0.
 
     Raises:
-        SweepError: where `run_dir` holds no sweep; names what lies nearby.
-        LedgerDamagedError: where the ledger cannot be read.
+        SweepError: `run_dir` holds no sweep; the message names run folders nearby.
+        LedgerDamagedError: the ledger cannot be read.
     """
     folder = RunFolder(run_dir)
     if not folder.ledger.is_file():
@@ -67,10 +67,10 @@ def _show(folder: RunFolder, console: Console) -> None:
 
 
 def lock_holder(lock: Path) -> str | None:
-    """`host, pid` of the living driver that holds the lock; None where there is none.
+    """`host, pid` of the living driver that holds the lock; None if there is none.
 
-    A shared lock is tried and let go at once. A driver that starts in that very moment would be
-    refused; it says so, and the next try succeeds.
+    A shared lock is tried and released at once. A driver that starts at that moment is refused
+    with a message, and the next try succeeds.
     """
     try:
         with open(lock, encoding="utf-8") as file:

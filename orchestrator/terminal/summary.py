@@ -1,4 +1,4 @@
-"""What a user reads when a sweep has ended."""
+"""Builds the summary that is printed at the end of a sweep."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def summary(
     again: str | None = None,
     proof_error: str = "",
 ) -> list[RenderableType]:
-    """The sweep's result in parts to print with `layout.show`; the last lines name the best trial.
+    """The sweep's result in parts to print with `format.show`; the last lines name the best trial.
 
     Args:
         importance: of `sweeps.results.importance.importance`; None leaves the column out.
-        test_loss: of the best checkpoint on the test split, where there is one.
+        test_loss: of the best checkpoint on the test split, if there is one.
         notes: what else the user should know, a line each.
         again: command that trains the winner again.
         proof_error: why the best checkpoint could not be made ready.
@@ -109,7 +109,7 @@ def verdicts(history: History) -> list[str]:
 def knob_part(
     history: History, knobs: Sequence[Effect], importance: Mapping[str, float] | None
 ) -> list[RenderableType]:
-    """What each knob did, under its heading; nothing where no knob varied."""
+    """What each knob did, under its heading; nothing if no knob varied."""
     if not knobs:
         return []
     return [
@@ -156,11 +156,11 @@ def failures(rows: Sequence[Row], folder: RunFolder) -> list[RenderableType]:
 def closing(
     history: History, folder: RunFolder, best: Best | None, proof_error: str = ""
 ) -> list[RenderableType]:
-    """The last lines: the best trial and where it lies; or why best/ was not made, and what to do.
+    """The last lines: the best trial and its folder; or why best/ was not made, and what to do.
 
     Args:
         proof_error: why the best checkpoint could not be made ready; empty if nothing went wrong,
-            or it is not its time yet.
+            or it was not tried yet.
     """
     if best is None:
         reason = "no trial has completed" if history.trials else "no trial was trained"

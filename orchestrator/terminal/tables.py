@@ -40,7 +40,7 @@ STYLES = {
 
 
 def gain(history: History, value: float | None) -> float | None:
-    """How much better than the base model, in the metric's own unit; negative where worse."""
+    """How much better than the base model, in the metric's own unit; negative if worse."""
     base = base_value(history)
     if base is None or value is None:
         return None
@@ -48,7 +48,7 @@ def gain(history: History, value: float | None) -> float | None:
 
 
 def base_value(history: History) -> float | None:
-    """The metric before any training; None where it was not measured."""
+    """The metric before any training; None if it was not measured."""
     return None if history.base is None else history.base.metrics.get(history.metric)
 
 
@@ -122,7 +122,7 @@ def ranking_grid(history: History, rows: Sequence[Row], elsewhere: str) -> Grid:
 
 
 def heads(keys: Sequence[str]) -> list[str]:
-    """Short names of config keys, as in trials' names; the whole key where two would look alike."""
+    """Short names of config keys, as in trials' names; the whole key if two would look alike."""
     short = [trial_name({key: 0}).partition("=")[0] for key in keys]
     return [key if short.count(head) > 1 else head for key, head in zip(keys, short, strict=True)]
 
@@ -176,7 +176,7 @@ def _knob(key: str, head: str, rows: Sequence[Row | None]) -> Column:
 
 
 def _with_base(history: History, rows: Sequence[Row]) -> list[Row | None]:
-    """`rows` with a None where the base model stands among the ranked ones."""
+    """`rows` with a None at the base model's place among the ranked ones."""
     base = base_value(history)
     if base is None:
         return list(rows)

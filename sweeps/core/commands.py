@@ -1,7 +1,7 @@
-"""Commands to copy: values and overrides in Hydra's grammar, and whole command lines.
+"""Writes commands to copy: values and overrides in Hydra's grammar, and whole command lines.
 
-What the user is told to type is made here, so that pasting it gives back the values that it was
-made of. Standard library only: the hints of `trainers`, which knows no Hydra, come from here too.
+Every command that the user is told to type is written here, and means the same when pasted.
+Standard library only: the hints of `trainers`, which knows no Hydra, come from here too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a sweep stops before its end, in words, and the exit code of a start that has ended."""
+"""Says why a sweep stops before its end, and which exit code a start has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, in words that say what to do."""
+"""Errors for the user; their messages say what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MOST_SHOWN = 200  # letters of a value
 
 
 class SweepError(Exception):
-    """Something the user can mend. The message is the whole story; `exit_code` is the process's."""
+    """An error that the user can mend: shown without a traceback, then the process exits."""
 
     exit_code = 1
 
@@ -32,7 +32,7 @@ class LedgerWriteError(SweepError):
 
 
 class StaleAttemptError(Exception):
-    """A worker of an older attempt spoke: its trial is in other hands now, so it must stop."""
+    """A worker of an older attempt called: another worker has its trial now, so it must stop."""
 
 
 @dataclass(frozen=True, kw_only=True)

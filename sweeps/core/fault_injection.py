@@ -1,4 +1,4 @@
-"""Failures on demand, and a witness of what was trained: for the tests of what must be survived.
+"""Injects faults and records what was trained, for the tests of crashes.
 
 SWEEPS_FAULT=ACTION:POINT:N[+][:FLAG] lets the N-th passing of POINT in a process fail (N+: that one
 and all after it). With FLAG, a path, it fails in one process only: the one that makes that file.
@@ -8,11 +8,11 @@ and all after it). With FLAG, a path, it fails in one process only: the one that
     oom     the memory is full: MemoryError
     lost    the device is lost: RuntimeError, in CUDA's words
 
-Several stand side by side with a semicolon between them.
+Several faults are separated by semicolons.
 
 SWEEPS_WITNESS=PATH lets every optimizer step append a line to PATH.
 
-Where neither is set, a passing costs one look at a cached nothing.
+If neither is set, passing a point costs one call of a cached function.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Fault:
 
 
 def passing(point: str, tear: Callable[[], object] | None = None) -> None:
-    """Fail here if that was asked for; `tear` does the half of the work that is done by then."""
+    """Fail here if a fault is due; `tear` first does half of the work."""
     for fault in () if _suspended else _armed():
         if fault.point == point and fault.is_due():
             if tear is not None:
@@ -92,7 +92,7 @@ def witness(*words: object) -> None:
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Within, no point counts and nothing is witnessed: what is done there is no trial's."""
+    """Turn faults and the witness off, for the dry run, which is no trial."""
     global _suspended
     _suspended = True
     try:
@@ -102,7 +102,7 @@ def suspended() -> Iterator[None]:
 
 
 def parse(text: str) -> Fault:
-    """Raises ValueError where `text` is no fault: a test that arms nothing would show nothing."""
+    """Read one fault; raises ValueError if `text` is none, or a test would pass untested."""
     action, point, number, *flag = text.split(":", 3)
     if action not in ACTIONS or point not in POINTS:
         raise ValueError(f"{FAULT}={text}: {ACTIONS} at one of {sorted(POINTS)}")

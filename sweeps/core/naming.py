@@ -1,4 +1,4 @@
-"""A trial's name for people: what varies, in as few characters as say it.
+"""Names a trial for people: the values that vary, in as few characters as possible.
 
 Pure: the same searched values give the same name in W&B, in the live table and in messages. Names
 are for reading only and may coincide; a trial's identity is its key.
@@ -31,7 +31,7 @@ _SHORT = {
     "neftune_noise_alpha": "neftune",
     "init_lora_weights": "init",
 }
-# What people type, where it is not near enough to the name to be found by its letters.
+# What people type, if it is too unlike the key to be found by similar spelling.
 SPOKEN = {short: name for name, short in reversed(_SHORT.items())} | {
     "batch_size": "per_device_train_batch_size",
     "accumulation": "gradient_accumulation_steps",
@@ -55,7 +55,7 @@ _SPEAK_FOR_THEMSELVES = frozenset(
 
 
 def trial_name(values: Mapping[str, Any]) -> str:
-    """The searched values as words, e.g. `lr=1e-4 cosine accum=4`; `base config` where none vary.
+    """The searched values as words, e.g. `lr=1e-4 cosine accum=4`; `base config` if none vary.
 
     Args:
         values: searched config keys and what they are set to, in the order of the search space;
@@ -106,7 +106,7 @@ def _word(key: str, value: object, labels: Counter[str]) -> str:
 
 
 def _short_float(value: float) -> str:
-    """At most three significant digits, with an exponent only where it is shorter to read."""
+    """At most three significant digits, with an exponent only if that is shorter."""
     if value == 0 or 1e-2 <= abs(value) < 1e5:
         return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     mantissa, exponent, power = f"{value:.2e}".partition("e")

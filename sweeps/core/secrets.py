@@ -1,4 +1,4 @@
-"""Keeping secrets out of files, logs and tracked configs."""
+"""Masks secrets in files, logs and tracked configs."""
 
 from __future__ import annotations
 

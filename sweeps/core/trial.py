@@ -1,4 +1,4 @@
-"""A trial, what it reports, and what it is told: the words that every layer shares."""
+"""Defines trials, their reports, and the Coordinator's decisions, for every layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY_LENGTH = 10  # hex digits: 40 bits, far beyond any sweep's number of trials
 
 
 class State(enum.StrEnum):
-    """Where a trial stands, as in the `status` column of trials.csv."""
+    """The state of a trial, as in the `status` column of trials.csv."""
 
     WAITING = "waiting"
     RUNNING = "running"

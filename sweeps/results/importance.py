@@ -1,7 +1,7 @@
-"""What each searched key did: the loss beside the speed and the memory, value by value.
+"""Measures the effect of each searched key on loss, speed and memory, value by value.
 
-Plain means mislead where the other keys were not tried alike: pruning takes the bad companions of
-one value and leaves those of another, and TPE keeps good values in good company. So each value also
+Plain means mislead if the other keys were not tried alike: pruning removes the bad partners of
+one value and leaves those of another, and TPE tries good values together. So each value also
 has an adjusted mean, from a fit in which every key adds its own part (a main-effects model).
 """
 
@@ -35,11 +35,11 @@ FEWEST_FOR_IMPORTANCE = 8  # completed trials; below, shares move more by chance
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A knob's value (or range of values) and what the trials that had it came to.
+    """A knob's value (or range of values) and the results of the trials that had it.
 
     Attributes:
         values: the value, or the lowest and the highest of a range.
-        trials: completed ones; every mean is over these, and None where there is none.
+        trials: completed ones; every mean is over these, and None if there is none.
         pruned, diverged, failed: trials that stopped early with this value.
         mean: of the value ranked; `best` is the best of them.
         adjusted: the mean if the other knobs had been tried alike with every value of this one.
@@ -63,7 +63,7 @@ class Effect:
     """One knob; `range` is the adjusted mean of its worst level less that of its best."""
 
     name: str
-    keys: tuple[str, ...]  # set together, where there are several
+    keys: tuple[str, ...]  # set together, if there are several
     levels: tuple[Level, ...]
     range: float
 
@@ -72,7 +72,7 @@ def effects(history: History, rows: Sequence[Row] | None = None) -> list[Effect]
     """Every knob that took more than one value in trials that ended; the largest effect first.
 
     A conditional key counts only the trials in which it was active. `rows` are those of
-    `ranked(history)`, where they are at hand.
+    `ranked(history)`, if the caller has them.
     """
     ended = [row for row in (rows or ranked(history)) if row.status.is_finished()]
     dimensions = dimension_keys(history)
@@ -98,7 +98,7 @@ def effects(history: History, rows: Sequence[Row] | None = None) -> list[Effect]
 def importance(study: optuna.Study) -> dict[str, float] | None:
     """Each dimension's share of what sets the best trials apart (PED-ANOVA), the largest first.
 
-    None where `why_no_importance` has a reason.
+    None if `why_no_importance` has a reason.
     """
     if why_no_importance(study) is not None:
         return None
@@ -115,7 +115,7 @@ def importance(study: optuna.Study) -> dict[str, float] | None:
 
 
 def why_no_importance(study: optuna.Study) -> str | None:
-    """Why importance would say nothing here, or None where it can be computed."""
+    """Why importance cannot be computed; None if it can."""
     trials = _completed(study)
     if len(trials) < FEWEST_FOR_IMPORTANCE:
         return (

@@ -62,7 +62,7 @@ def spread(history: History, config: int) -> float | None:
 
 
 def best(history: History) -> Best | None:
-    """The best checkpoint of the config that ranks first; None where no trial has completed."""
+    """The best checkpoint of the config that ranks first; None if no trial has completed."""
     ranks = config_ranks(history)
     if not ranks:
         return None

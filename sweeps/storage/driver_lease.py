@@ -1,4 +1,4 @@
-"""Who drives a sweep, told in its store: the lock of drivers that share no folder."""
+"""Locks a sweep by an object in its store, for drivers that share no folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sweeps.storage.object_store import Store
 
 _NAME = "driver.json"
 BEAT_S = 10.0
-_DEAD_S = 3 * BEAT_S  # one that has not stirred for so long is gone
+_DEAD_S = 3 * BEAT_S  # a holder that has not written for so long is dead
 
 
 class Lease:
-    """Take it before anything is read, `beat` every now and then, give it back in the end.
+    """Holds a sweep: `take` it before anything is read, `beat` often, `release` it in the end.
 
-    No clocks are compared: whether a holder lives is seen by watching for a change.
+    No clocks are compared: a holder lives if its object changes while it is watched.
     """
 
     def __init__(self, store: Store) -> None:
@@ -31,7 +31,11 @@ class Lease:
         self._last = 0.0
 
     def take(self, say: Callable[[str], None] = lambda _: None) -> None:
-        """Raises FolderHeldError where another driver lives; waits half a minute to know."""
+        """Take the lease, after up to half a minute of watching an earlier holder.
+
+        Raises:
+            FolderHeldError: another driver lives.
+        """
         holder = self._read()
         if holder and not _is_dead_here(holder):
             who = f"{holder.get('host')}, pid {holder.get('pid')}"
@@ -50,10 +54,10 @@ class Lease:
         self._write()
 
     def beat(self) -> None:
-        """Show that we live, where it is time to.
+        """Write the lease again if `BEAT_S` have passed since the last time.
 
         Raises:
-            FolderHeldError: another driver has taken over; we were silent for too long.
+            FolderHeldError: another driver has taken over, since this one was silent for too long.
         """
         if time.monotonic() - self._last < BEAT_S:
             return
@@ -84,7 +88,7 @@ class Lease:
 
 
 def _is_dead_here(holder: dict[str, Any]) -> bool:
-    """Whether it was a process of this machine that is no more."""
+    """Whether the holder was a process of this machine that has ended."""
     if holder.get("host") != socket.gethostname():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Every path of a run folder, every durable write into it, and the lock on it."""
+"""Durable writes into a run folder: all of a file or folder is on disk, or nothing of it."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ def _sync(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Bring all that lies in `folder` to the disk before its rename can be.
+    """Sync every file of `folder` to disk before the folder is renamed.
 
-    Together: a disk that is told of ten files at once takes little longer than for one.
+    In parallel: a disk syncs ten files at once in little more time than one.
     """
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
         list(pool.map(_sync, (folder, *folder.rglob("*"))))
 
 
 def write_synced(path: Path, data: bytes, what: str) -> None:
-    """Write a file and bring it to disk; `what` names it among the fault points."""
+    """Write a file and sync it; `what` is the prefix of its fault points."""
     with open(path, "wb") as file:
         fault_injection.passing(
             f"{what}.middle", lambda: os.write(file.fileno(), data[: len(data) // 2])
@@ -71,7 +71,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def publish(draft: Path, final: Path, what: str = "folder") -> None:
-    """Bring a whole folder to disk and give it its name, in place of what has it now."""
+    """Sync a whole folder and rename it to `final`, in place of what is there."""
     _sync_tree(draft)
     fault_injection.passing(f"{what}.rename")
     remove_tree(final)
@@ -80,10 +80,10 @@ def publish(draft: Path, final: Path, what: str = "folder") -> None:
 
 
 def append_synced(file: io.RawIOBase, data: bytes, path: Path) -> None:
-    """Append to a file of the ledger's kind: all of `data` is on disk, or nothing of it.
+    """Append to a ledger file: all of `data` is on disk, or nothing of it.
 
     Raises:
-        OSError: it could not be written, and the file is as it was before.
+        OSError: `data` could not be written, and the file is as it was before.
     """
     size = os.fstat(file.fileno()).st_size
     try:
@@ -128,7 +128,7 @@ def remove_tree(folder: Path) -> None:
 
 @contextmanager
 def in_turn(path: Path) -> Iterator[None]:
-    """One process of this machine at a time; the kernel lets go of `path` where it dies."""
+    """Let one process of this machine in at a time; the kernel frees `path` if it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

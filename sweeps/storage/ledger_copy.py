@@ -1,4 +1,4 @@
-"""The ledger's copy in a store, in parts, since an object cannot be appended to."""
+"""Copies the ledger to a store, in parts, since an object cannot be appended to."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class LedgerCopy:
     def __init__(self, store: Store, path: Path) -> None:
         self._store = store
         self._path = path
-        self._sent = 0  # bytes that are known to lie there
+        self._sent = 0  # bytes that the store is known to have
 
     def settle(self) -> None:
-        """Let the longer of the two be the ledger, where one continues the other.
+        """Take the longer of ledger and copy as the ledger, if one continues the other.
 
         Raises:
-            SweepError: they differ: two drivers have written one sweep.
+            SweepError: their events differ: two drivers have written one sweep.
         """
         there = self._read()
         here = self._path.read_bytes() if self._path.exists() else b""

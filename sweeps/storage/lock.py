@@ -1,4 +1,4 @@
-"""One process at a time holds a run folder."""
+"""Locks a run folder for one process at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Lock:
     """Holds the run folder for the driver's life; the kernel lets go when the process dies.
 
     Raises:
-        FolderHeldError: where another living process holds it; names its host and pid.
+        FolderHeldError: another living process holds it; the message names its host and pid.
     """
 
     def __init__(self, path: Path) -> None:

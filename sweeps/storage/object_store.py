@@ -1,4 +1,4 @@
-"""A place for copies of a run folder: a shared path, S3, Google Cloud Storage (by pyarrow).
+"""Stores copies of a run folder on a shared path, S3 or Google Cloud Storage (by pyarrow).
 
 An object appears whole or not at all, and nothing is renamed. A folder counts only with the list of
 its files, which is written last and removed first.
@@ -28,7 +28,7 @@ def is_uri(place: str) -> bool:
 
 
 def place_problem(place: str) -> str:
-    """What is wrong with a place, without asking it; empty where nothing is."""
+    """What is wrong with a place as written; empty if nothing is."""
     if place.startswith(_KNOWN) and len(place.split("://")[-1].strip("/")) > 0:
         return ""
     return "must be s3://bucket/path, gs://bucket/path, or a path that begins with /."
@@ -37,7 +37,7 @@ def place_problem(place: str) -> str:
 class Store:
     """Files under one place. Names are paths with / between their parts.
 
-    Every method raises OSError where the place does not answer or refuses.
+    Every method raises OSError if the place does not answer, or refuses.
     """
 
     def __init__(self, place: str) -> None:
@@ -51,7 +51,7 @@ class Store:
 
     @property
     def place(self) -> str:
-        """As it was given; it may hold a login."""
+        """The place as it was given; it may hold a login."""
         return self._place
 
     @functools.cached_property
@@ -76,7 +76,7 @@ class Store:
             stream.write(data)
 
     def read(self, name: str) -> bytes | None:
-        """None where there is no such file."""
+        """The file's contents; None if there is no such file."""
         try:
             with self._opened[0].open_input_stream(self._path(name)) as stream:
                 return bytes(stream.read())
@@ -84,13 +84,13 @@ class Store:
             return None
 
     def put(self, path: Path, name: str) -> None:
-        """Copy a file there."""
+        """Copy a local file to the store."""
         with open(path, "rb") as file, self._writing(name) as stream:
             while chunk := file.read(_CHUNK_BYTES):
                 stream.write(chunk)
 
     def get(self, name: str, path: Path) -> None:
-        """Copy a file here; raises FileNotFoundError where there is none."""
+        """Copy a file from the store to `path`; raises FileNotFoundError if there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{os.getpid()}.fetched")
         with (
@@ -109,7 +109,7 @@ class Store:
     # ------------------------------------------------------------------ folders
 
     def put_folder(self, folder: Path, name: str) -> None:
-        """Copy a folder there: its files, then their list. What was there under the name goes."""
+        """Replace a folder of the store: first all files, last their list `FILES`."""
         files = {
             str(PurePosixPath(path.relative_to(folder))): path.stat().st_size
             for path in sorted(folder.rglob("*"))
@@ -125,7 +125,7 @@ class Store:
             self._delete(f"{name}/{file}")
 
     def files_of(self, name: str) -> dict[str, int] | None:
-        """The files of a whole folder and their sizes in bytes; None where none is there."""
+        """The files of a whole folder and their sizes in bytes; None if there is none."""
         data = self.read(f"{name}/{FILES}")
         try:
             return None if data is None else {str(k): int(v) for k, v in json.loads(data).items()}
@@ -133,7 +133,7 @@ class Store:
             return None
 
     def get_folder(self, name: str, folder: Path) -> bool:
-        """Copy a whole folder here, in place of what is there; False where none is whole."""
+        """Replace a local folder by the store's; False if the store has no complete one."""
         files = self.files_of(name)
         if files is None or not all(map(_is_plain, files)):
             return False
@@ -144,7 +144,7 @@ class Store:
             for file, size in files.items():
                 self.get(f"{name}/{file}", draft / file)
                 if (draft / file).stat().st_size != size:
-                    return False  # somebody is writing it anew
+                    return False  # another process is writing the folder anew
             publish(draft, folder)
         except FileNotFoundError:
             return False
@@ -153,11 +153,11 @@ class Store:
         return True
 
     def names(self, name: str) -> list[str]:
-        """What lies right under a folder, sorted; nothing where there is no such folder."""
+        """The names directly under a folder, sorted; empty if there is no such folder."""
         return sorted({path.partition("/")[0] for path in self.tree(name)})
 
     def tree(self, name: str) -> list[str]:
-        """The files under a folder, at any depth, by their names from there.
+        """The files under a folder, at any depth, by their paths from the folder.
 
         An object's name may be anything: one that would lead out of a folder is passed over.
         """
@@ -170,7 +170,7 @@ class Store:
         return sorted(filter(_is_plain, files))
 
     def remove(self, name: str) -> None:
-        """Remove a folder, its list first, so that half of it never counts."""
+        """Remove a folder, its list first, so that a part of the folder never counts."""
         self._delete(f"{name}/{FILES}")
         try:
             self._opened[0].delete_dir(self._path(name))
@@ -185,13 +185,13 @@ class Store:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a file of this name lies in the folder that it is looked for in."""
+    """Whether a relative path stays inside its folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
 
 
 class _Writing:
-    """One object; it takes its name when all is written. On a path, a rename sees to that."""
+    """Writes one object, which appears when all is written; on a local path, by a rename."""
 
     def __init__(self, system: Any, path: str) -> None:
         self._system = system

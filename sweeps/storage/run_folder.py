@@ -12,7 +12,7 @@ REMOVING_PREFIX = ".removing-"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where everything of one sweep lies. Names are fixed; scripts outside may rely on them."""
+    """The paths of one sweep's files. The names are fixed: users' scripts may rely on them."""
 
     root: Path
 
@@ -26,7 +26,7 @@ class RunFolder:
 
     @property
     def has_begun(self) -> bool:
-        """Whether the ledger says anything yet: before that, nothing was trained."""
+        """Whether the ledger has a line: before that, nothing was trained."""
         return self.ledger.exists() and self.ledger.stat().st_size > 0
 
     @property
@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def best_draft(self) -> Path:
-        """Where the best checkpoint is put together before it takes the name best/."""
+        """The best checkpoint while it is put together; it is renamed to best/."""
         return self.root / ".best.draft"
 
     @property
@@ -67,7 +67,7 @@ class RunFolder:
 
     @property
     def token(self) -> Path:
-        """A token by which another node knows that it sees this folder."""
+        """The file by which another node recognizes this folder."""
         return self.root / ".here"
 
     @property
@@ -85,7 +85,7 @@ class RunFolder:
 
     @property
     def refusal(self) -> Path:
-        """Why no trial could be started, where that was not foreseen: a traceback."""
+        """The traceback of an unforeseen error that kept all trials from starting."""
         return self.root / "error.txt"
 
     def error(self, key: str) -> Path:
@@ -99,7 +99,7 @@ class RunFolder:
 
 
 def checkpoint_step(folder: Path) -> int | None:
-    """The step in a checkpoint folder's name, or None where it is no such folder."""
+    """The step in a checkpoint folder's name, or None for any other folder."""
     digits = folder.name.removeprefix(STEP_PREFIX)
     return int(digits) if folder.name != digits and digits.isdecimal() else None
 
@@ -110,7 +110,7 @@ def is_prepared(data: Path) -> bool:
 
 
 def folder_text(path: Path) -> str:
-    """A path as the user would type it: relative where it lies below the working directory."""
+    """A path as the user would type it: relative if it lies below the working directory."""
     try:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
