@@ -27,12 +27,11 @@ from sweeps.ledger.ledger import Tail
 from sweeps.storage.driver_lease import Lease
 from sweeps.storage.ledger_copy import LedgerCopy
 from sweeps.storage.object_store import Store
-from sweeps.storage.run_folder import REPORT, RunFolder
+from sweeps.storage.run_folder import CHECKPOINTS, REPORT, RunFolder
 
 _TICK_S = 0.5
 _METRICS_EVERY_S = 60.0  # of running trials; those of a trial that ended go at once
 _AT_ONCE = 16  # small files that are fetched side by side
-_TRIAL_FILES = ("config.yaml", "metrics.jsonl", "error.txt")
 
 
 def bring_back(store: Store, folder: RunFolder, *, checkpoints: bool) -> None:
@@ -45,26 +44,32 @@ def bring_back(store: Store, folder: RunFolder, *, checkpoints: bool) -> None:
         SweepError: the ledger here and the one there tell of different events.
     """
     LedgerCopy(store, folder.ledger).settle()
-    wanted = [name for name in ("sweep.yaml", "trials.csv", "study.db") if _lacks(folder, name)]
-    there = store.tree("trials")
+    there = store.tree(folder.name(folder.trials))
+    wanted = [folder.spec, folder.table, folder.study]
     wanted += [
-        f"trials/{name}"
+        path
         for name in there
-        if name.endswith(_TRIAL_FILES) and "/checkpoints/" not in name
+        if (path := folder.trials / name) in folder.trial_files(name.partition("/")[0])
     ]
-    wanted = [name for name in wanted if _lacks(folder, name)]
+    missing = [path for path in wanted if not path.exists()]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        list(pool.map(lambda name: _fetch(store, name, folder.root / name), wanted))
-    for name in ("data", "best"):
-        if _lacks(folder, name):
-            store.get_folder(name, folder.root / name)
-    for key in {name.partition("/")[0] for name in there if "/checkpoints/" in name}:
-        if checkpoints:
+        list(pool.map(lambda path: _fetch(store, folder.name(path), path), missing))
+    for whole in (folder.data, folder.best):
+        if not whole.exists():
+            store.get_folder(folder.name(whole), whole)
+    if checkpoints:
+        for key in _checkpoint_names(there):
             fetch_checkpoints(store, folder, key)
 
 
-def _lacks(folder: RunFolder, name: str) -> bool:
-    return not (folder.root / name).exists()
+def _checkpoint_names(files: Iterable[str]) -> dict[str, set[str]]:
+    """By trial key, the names of the checkpoints in a store, from the files under trials/."""
+    found: dict[str, set[str]] = {}
+    for file in files:
+        key, _, rest = file.partition(f"/{CHECKPOINTS}/")
+        if rest:
+            found.setdefault(key, set()).add(rest.partition("/")[0])
+    return found
 
 
 def _fetch(store: Store, name: str, path: Path) -> None:
@@ -119,7 +124,7 @@ class Copies(threading.Thread):
             OSError: the store cannot be written.
         """
         self._ledger.settle()
-        self._list_checkpoints()
+        self._there = _checkpoint_names(self._store.tree(self._folder.name(self._folder.trials)))
         self._copy_data()
         self._round()
         self.start()
@@ -168,7 +173,7 @@ class Copies(threading.Thread):
             self._round()
             self._copy_small(_all_small(self._folder))
             if self._folder.best.is_dir():
-                self._store.put_folder(self._folder.best, "best")
+                self._store.put_folder(self._folder.best, self._folder.name(self._folder.best))
             self._lease.release()
         except OSError as error:
             self._complain(error)
@@ -207,7 +212,7 @@ class Copies(threading.Thread):
                     partial(self._copy_checkpoint, key, event["step"], event["attempt"])
                 )
             if event["event"] == "end":
-                self._todo.append(partial(self._copy_small, _small_of(self._folder, key)))
+                self._todo.append(partial(self._copy_small, self._folder.trial_files(key)))
             tidy = tidy or event["event"] in ("checkpoint", "end")
         if tidy:
             self._todo.append(self._tidy)
@@ -216,16 +221,16 @@ class Copies(threading.Thread):
 
     def _copy_data(self) -> None:
         """Copy the tokenized data, for other nodes and for a driver that lacks the source."""
-        files = self._store.files_of("data")
+        data, name = self._folder.data, self._folder.name(self._folder.data)
         here = {
-            str(path.relative_to(self._folder.data)): path.stat().st_size
-            for path in self._folder.data.rglob("*")
+            str(path.relative_to(data)): path.stat().st_size
+            for path in data.rglob("*")
             if path.is_file()
         }
         # Other data may have files of the same sizes: its report has a fingerprint.
-        report = (self._folder.data / REPORT).read_bytes()
-        if files != here or self._store.read(f"data/{REPORT}") != report:
-            self._store.put_folder(self._folder.data, "data")
+        is_same = self._store.read(f"{name}/{REPORT}") == (data / REPORT).read_bytes()
+        if not is_same or self._store.files_of(name) != here:
+            self._store.put_folder(data, name)
 
     def _copy_small(self, paths: Iterable[Path]) -> None:
         for path in paths:
@@ -233,14 +238,8 @@ class Copies(threading.Thread):
                 continue
             changed = path.stat().st_mtime
             if self._written.get(path) != changed:
-                self._store.put(path, str(path.relative_to(self._folder.root)))
+                self._store.put(path, self._folder.name(path))
                 self._written[path] = changed
-
-    def _list_checkpoints(self) -> None:
-        for name in self._store.tree("trials"):
-            key, _, rest = name.partition("/checkpoints/")
-            if rest:
-                self._there.setdefault(key, set()).add(rest.partition("/")[0])
 
     def _copy_checkpoint(self, key: str, step: int, attempt: int) -> None:
         name = checkpoint_name(step, attempt)
@@ -252,7 +251,7 @@ class Copies(threading.Thread):
         if step not in wanted or not path.is_dir():
             return  # it need not stay, or a node that does not see this folder has copied it
         try:
-            self._store.put_folder(path, f"trials/{key}/checkpoints/{name}")
+            self._store.put_folder(path, self._folder.name(path.with_name(name)))
         except FileNotFoundError:
             return  # it was removed here in the meantime: a newer one is on its way
 
@@ -267,14 +266,10 @@ class Copies(threading.Thread):
                 step, attempt = split_name(name)
                 known = step in record.checkpoints or record.state.is_finished()
                 if step not in kept[key] and known and attempt <= record.attempt:
-                    self._store.remove(f"trials/{key}/checkpoints/{name}")
+                    self._store.remove(self._folder.name(self._folder.checkpoints(key) / name))
                     names.discard(name)
 
 
-def _small_of(folder: RunFolder, key: str) -> list[Path]:
-    return [folder.trial(key) / name for name in _TRIAL_FILES]
-
-
 def _all_small(folder: RunFolder) -> list[Path]:
-    trials = [path for name in _TRIAL_FILES for path in folder.root.glob(f"trials/*/{name}")]
+    trials = [path for trial in folder.trials.glob("*") for path in folder.trial_files(trial.name)]
     return [folder.spec, folder.table, folder.study, *trials]

@@ -58,7 +58,7 @@ class WorkerFiles:
             return folder
         assert self._store is not None
         with in_turn(self.folder.root / ".data.turn"):
-            if not folder.is_dir() and not self._store.get_folder("data", folder):
+            if not folder.is_dir() and not self._store.get_folder(self.folder.name(folder), folder):
                 raise SweepError(f"{self._store} holds no data/: it was removed")
         return folder
 
@@ -87,8 +87,9 @@ class WorkerFiles:
         if self._shares:
             return
         assert self._store is not None
-        name = f"trials/{key}/checkpoints/{checkpoint_name(step, attempt)}"
-        self._store.put_folder(self.folder.checkpoint(key, step), name)
+        path = self.folder.checkpoint(key, step)
+        name = self.folder.name(path.with_name(checkpoint_name(step, attempt)))
+        self._store.put_folder(path, name)
         for path in self.folder.checkpoints(key).glob(f"{STEP_PREFIX}*"):
             if checkpoint_step(path) != step:
                 remove_tree(path)
@@ -109,7 +110,7 @@ class WorkerFiles:
 def fetch_checkpoints(store: Store, folder: RunFolder, key: str) -> None:
     """Fetch the checkpoints that the folder lacks: of each step, the newest attempt's."""
     newest: dict[int, int] = {}
-    there = f"trials/{key}/checkpoints"
+    there = folder.name(folder.checkpoints(key))
     for name in store.names(there):
         step, attempt = split_name(name)
         newest[step] = max(attempt, newest.get(step, 0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPORT = "report.json"  # in the folder of tokenized data
+CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
 
@@ -91,11 +92,19 @@ class RunFolder:
     def error(self, key: str) -> Path:
         return self.trial(key) / "error.txt"
 
+    def trial_files(self, key: str) -> tuple[Path, ...]:
+        """The files of a trial beside its checkpoints, whether they exist or not."""
+        return self.trial_config(key), self.metrics(key), self.error(key)
+
     def checkpoints(self, key: str) -> Path:
-        return self.trial(key) / "checkpoints"
+        return self.trial(key) / CHECKPOINTS
 
     def checkpoint(self, key: str, step: int) -> Path:
         return self.checkpoints(key) / f"{STEP_PREFIX}{step:06d}"
+
+    def name(self, path: Path) -> str:
+        """The name in a store of the copy of `path`, a file or folder in here."""
+        return path.relative_to(self.root).as_posix()
 
 
 def checkpoint_step(folder: Path) -> int | None:
