@@ -15,12 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
 from orchestrator.cluster.nodes import CapacityWatch, require_nodes
 from orchestrator.cluster.placement import Placement, live_slots, place
-from orchestrator.cluster.ray_cluster import (
-    own_ray_is_gone,
-    own_session,
-    start_ray,
-    stop_ray,
-)
+from orchestrator.cluster.ray_cluster import own_ray_is_gone, own_session, start_ray, stop_ray
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, checked
 from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
@@ -200,7 +195,6 @@ class Driver:
     def _watch(
         self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
     ) -> int:
-
         from orchestrator.workers.worker_config import WorkerConfig
 
         device = "cuda" if placement.gpus else "cpu"

@@ -30,9 +30,7 @@ from sweeps.search.optuna_export import export_study, study_of
 from sweeps.storage.run_folder import RunFolder
 
 MOST_RUNNING = 20
-MOST_EXPORTED = (
-    200  # trials; Optuna's SQLite storage takes 30 ms for each, so more wait for the end
-)
+MOST_EXPORTED = 200  # trials: Optuna's SQLite storage takes 30 ms each; more wait for the end
 
 
 def status(run_dir: Path, console: Console | None = None) -> int:

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from statistics import fmean
 
 from rich.console import RenderableType
 from rich.text import Text
@@ -90,14 +91,8 @@ def verdicts(history: History) -> list[str]:
     ahead = margin(history)
     if ahead is not None:
         found.append(_noise_text(ahead.gap, ahead.noise, ahead.runner_up))
-    sign = 1 if history.direction == "minimize" else -1
-    lucky = [
-        config
-        for config in ranks
-        if len(values[config]) < len(values[first])
-        and sign * (sum(values[config]) / len(values[config]))
-        < sign * (sum(values[first]) / len(values[first]))
-    ]
+    means = {config: history.sign * fmean(values[config]) for config in ranks}
+    lucky = [c for c in ranks if len(values[c]) < len(values[first]) and means[c] < means[first]]
     if lucky:
         numbers = ", ".join(str(min(r.number for r in history.repeats(c))) for c in lucky)
         found.append(

@@ -7,7 +7,7 @@ are for reading only and may coincide; a trial's identity is its key.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sweeps.core.secrets import masked
@@ -58,12 +58,10 @@ def trial_name(values: Mapping[str, Any]) -> str:
     """The searched values as words, e.g. `lr=1e-4 cosine accum=4`; `base config` if none vary.
 
     Args:
-        values: searched config keys and what they are set to, in the order of the search space;
-            a mapping as a value stands for the keys that it sets together.
+        values: searched config keys and what they are set to, in the order of the search space.
     """
-    settings = list(_settings(values))
-    labels = Counter(_label(key) for key, _ in settings)
-    words = [_word(key, value, labels) for key, value in settings]
+    labels = Counter(map(_label, values))
+    words = [_word(key, value, labels) for key, value in values.items()]
     name = " ".join(words) or "base config"
     return name if len(name) <= MAX_LENGTH else f"{name[: MAX_LENGTH - 1]}…"
 
@@ -79,15 +77,6 @@ def short_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return "+".join(short_value(item) for item in value)
     return str(value).rstrip("/").rpartition("/")[2] or str(value)
-
-
-def _settings(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys and values, with the mappings that set several config keys taken apart."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value and all("." in str(name) for name in value):
-            yield from _settings(value)
-        else:
-            yield key, value
 
 
 def _label(key: str) -> str:

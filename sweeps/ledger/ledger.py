@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any
 
 from sweeps.core.errors import LedgerDamagedError
-from sweeps.storage.durable_writes import append_synced, sync_folder
+from sweeps.storage.durable_writes import append_synced, sync
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Ledger:
         if path.exists():
             _mend(path, each or (lambda _, event: self.events.append(event)))
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the sweep's life)
-        sync_folder(path.parent)  # the file's name, too, must outlive a crash
+        sync(path.parent)  # the file's name, too, must outlive a crash
 
     def append(self, event: str, **fields: Any) -> Event:
         """Write one event and return it, with its time in seconds since the epoch.

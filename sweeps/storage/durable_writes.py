@@ -21,12 +21,8 @@ from sweeps.storage.run_folder import REMOVING_PREFIX
 _SYNCS_AT_ONCE = 16
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` durable."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Make a file's contents durable, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,7 +36,7 @@ def _sync_tree(folder: Path) -> None:
     In parallel: a disk syncs ten files at once in little more time than one.
     """
     with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
-        list(pool.map(_sync, (folder, *folder.rglob("*"))))
+        list(pool.map(sync, (folder, *folder.rglob("*"))))
 
 
 def write_synced(path: Path, data: bytes, what: str) -> None:
@@ -66,7 +62,7 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync(path.parent)
     fault_injection.passing("text.after")
 
 
@@ -76,7 +72,7 @@ def publish(draft: Path, final: Path, what: str = "folder") -> None:
     fault_injection.passing(f"{what}.rename")
     remove_tree(final)
     os.replace(draft, final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def append_synced(file: io.RawIOBase, data: bytes, path: Path) -> None:

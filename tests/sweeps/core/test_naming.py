@@ -53,11 +53,6 @@ def test_the_usual_keys_are_shortened_and_plain_words_need_no_label() -> None:
     )
 
 
-def test_keys_that_are_set_together_are_named_one_by_one() -> None:
-    together = {"trainer.per_device_train_batch_size": 2, "trainer.gradient_accumulation_steps": 4}
-    assert trial_name({"batching": together}) == "batch=2 accum=4"
-
-
 def test_keys_that_would_look_alike_keep_their_full_names() -> None:
     values = {"trainer.warmup_steps": 10, "trainer.warmup_ratio": 0.1}
     assert trial_name(values) == "trainer.warmup_steps=10 trainer.warmup_ratio=0.1"
