@@ -1,4 +1,4 @@
-"""The rows and columns of trials.csv, and the file, written again as trials end."""
+"""trials.csv: its rows and columns, and writing the file while a sweep runs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Row:
     Attributes:
         rank: of its config, 1 is best; None unless completed.
         value: of the metric ranked by, the best over the trial's reports; of an unfinished or
-            pruned trial the best so far; None where it diverged or failed.
-        best_step: optimizer steps done when that was measured.
-        error: one line; empty where nothing went wrong. A trial that ran out of memory and went on
+            pruned trial the best so far; None if it diverged or failed.
+        best_step: optimizer steps done when `value` was measured.
+        error: one line; empty if nothing went wrong. A trial that ran out of memory and went on
             with half the micro-batch says so here, whatever became of it.
         values: the searched config keys and what they were set to.
     """
@@ -97,7 +97,7 @@ def ranked(history: History) -> list[Row]:
 
 
 def write_table(history: History, folder: RunFolder) -> None:
-    """Replace trials.csv. A conditional key's cell is empty where the key is not active."""
+    """Replace trials.csv. A conditional key's cell is empty if the key is not active."""
     keys = searched_keys(history)
     write_csv(
         folder.table,
@@ -113,7 +113,7 @@ def write_table(history: History, folder: RunFolder) -> None:
 
 
 class Table:
-    """The table of one run folder; `write` it at the end, `refresh` it in between."""
+    """Keeps trials.csv up to date: `refresh` it in between, `write` it at the end."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -121,7 +121,7 @@ class Table:
         self._told = False
 
     def refresh(self, history: History) -> None:
-        """Write it, unless that would take too much of the sweep's time; never raises OSError."""
+        """Write the file, unless that takes too much of the sweep's time; never raises OSError."""
         if time.monotonic() < self._next:
             return
         try:
@@ -174,9 +174,9 @@ def _measure(record: Record, name: str) -> float | None:
 
 
 def _error(record: Record) -> str:
-    """The reason on one line, after the kind of failure where the status does not say it.
+    """Why the trial failed, on one line, with the kind of failure unless the status names it.
 
-    Of a trial that went well too, where it trained with another micro-batch than its config says.
+    For a trial that went well: whether its micro-batch was halved for want of memory.
     """
     if record.state in (State.COMPLETED, State.PRUNED):
         return record.memory_note
