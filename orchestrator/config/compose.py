@@ -16,7 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from orchestrator.config.overrides import CONF, Overrides, sort_overrides
-from sweeps.config.keys import may_change
+from orchestrator.config.paths import make_absolute
+from sweeps.config.keys import may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS
 from sweeps.core.errors import ConfigError, Problem
@@ -38,7 +39,11 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     config, choice = _compose(overrides)
     _drop_options(config, overrides)
     try:
-        _refuse_missing(config)
+        _refuse_missing(config, overrides)
+        name = str(config.get("name") or choice)
+        suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
+        run_dir = f"outputs/{name}{suffix}"
+        make_absolute(config, run_dir)
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
         config["sweep"]["when"] = {}
@@ -48,10 +53,8 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     base = _container(config, resolve=False)
     resolved["sweep"]["space"] = space
     resolved["sweep"]["when"] = when
-    name = str(resolved.get("name") or choice)
-    suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
     sections = {section: base[section] for section in SECTIONS}
-    return resolved, sections, name, f"outputs/{name}{suffix}"
+    return resolved, sections, name, run_dir
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:
@@ -104,10 +107,19 @@ def _container(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _refuse_missing(config: DictConfig) -> None:
+def _refuse_missing(config: DictConfig, overrides: Overrides) -> None:
     message = "is left open by its file; set it on the command line."
     if keys := OmegaConf.missing_keys(config):
-        raise ConfigError([Problem(key=key, message=message) for key in sorted(keys)])
+        raise ConfigError(
+            [
+                Problem(
+                    key=key,
+                    value=overrides.space.get(key),
+                    message=(key in overrides.space and search_refusal(key)) or message,
+                )
+                for key in sorted(keys)
+            ]
+        )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
