@@ -35,13 +35,15 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     own = without_strategy(trainer)
     dtype = _trained_type(config, searched, device)
     found = problems(own, searched=searched, device=device, dtype=dtype) + peft_problems(peft)
+    methods = [method for method in searched.get("peft.method", []) if method != "full"]
+    adapter = {"method": methods[0]} if methods else {}  # else a full one hides the others' faults
     for key, values in searched.items():
         section, _, name = key.partition(".")
         if section == "peft":
             for value in values:
-                said = {(problem.key, problem.message) for problem in found}
-                new = peft_problems({**peft, name: value})
-                found += [p for p in new if (p.key, p.message) not in said]
+                said = {str(problem) for problem in found}
+                new = peft_problems({**peft, **adapter, name: value})
+                found += [problem for problem in new if str(problem) not in said]
     return found
 
 

@@ -107,7 +107,7 @@ def prepare_training(
     with findings.part():
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
-        unknown = target_problems(spec.train.model, spec.train.peft)
+        unknown = target_problems(spec.train.model, spec.train.peft, searched)
         findings.add(unknown)
         _check_unchanged(past, "base", base, accept=spec.accept_changes)
     with findings.part():
