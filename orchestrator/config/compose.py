@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.config.decisions import Decisions
 from orchestrator.config.overrides import CONF, Overrides, sort_overrides
 from orchestrator.config.paths import make_absolute
 from sweeps.config.keys import may_change, search_refusal
@@ -25,12 +27,42 @@ from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import fingerprint
 
 
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """The config of a command line.
+
+    Attributes:
+        config: all of it, resolved.
+        base: its training sections, unresolved.
+        name, run_dir: the sweep's, if the config leaves them open.
+        notes: what was decided where the command line and the sweep's file differ.
+        problems: what was typed and would be read by no trial.
+    """
+
+    config: dict[str, Any]
+    base: dict[str, Any]
+    name: str
+    run_dir: str
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
 def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str, str]:
     """Compose the config of a command line.
 
     Returns:
         the resolved config, its unresolved training sections, the sweep's default name, and its
         default folder.
+
+    Raises:
+        ConfigError: as `composed_of`.
+    """
+    composed = composed_of(argv)
+    return composed.config, composed.base, composed.name, composed.run_dir
+
+
+def composed_of(argv: Sequence[str]) -> Composed:
+    """Compose the config of a command line.
 
     Raises:
         ConfigError: an override cannot be read, or names a group or choice that does not exist.
@@ -51,10 +83,24 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     except OmegaConfBaseException as error:
         raise ConfigError([_problem(error)]) from None
     base = _container(config, resolve=False)
-    resolved["sweep"]["space"] = space
-    resolved["sweep"]["when"] = when
-    sections = {section: base[section] for section in SECTIONS}
-    return resolved, sections, name, run_dir
+    decisions = Decisions(
+        config=resolved,
+        fixed=frozenset(overrides.given),
+        typed=frozenset(overrides.space) | frozenset(overrides.when),
+        space=space,
+        when=when,
+    )
+    decisions.settle()
+    resolved["sweep"]["space"] = decisions.space
+    resolved["sweep"]["when"] = decisions.when
+    return Composed(
+        config=resolved,
+        base={section: base[section] for section in SECTIONS},
+        name=name,
+        run_dir=run_dir,
+        notes=tuple(decisions.notes),
+        problems=tuple(decisions.problems),
+    )
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:

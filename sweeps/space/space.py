@@ -58,11 +58,13 @@ class Space:
     """All dimensions, a condition's key before what depends on it.
 
     `fixed` gives the base config's value of a key that a condition asks for and nothing searches.
+    `notes` say what the command line took out of the space of the sweep's file.
     """
 
     dimensions: tuple[Dimension, ...]
     when: Mapping[str, Condition] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_continuous(self) -> bool:
