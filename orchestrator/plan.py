@@ -71,5 +71,6 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     return [
         f"sweep {spec.name}: {configs:g} trials{repeats} by {spec.sweep.search}{pruner}",
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
+        *space.notes,
         f"folder: {folder.root}",
     ]

@@ -108,7 +108,8 @@ def train_again(spec: Spec, found: Best) -> str | None:
 
 def _differences(default: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
     """Overrides that make the training sections of `config` out of those of `default`."""
-    for section in SECTIONS:
+    trains_base = config["peft"].get("method") == "full"  # then nothing reads LoraConfig's fields
+    for section in [each for each in SECTIONS if each != "peft" or not trains_base]:
         there, now = without_strategy(default[section]), config[section]
         for name, value in now.items():
             if name not in there or repr(there[name]) != repr(value):  # 1 is not 1.0 in a key

@@ -14,7 +14,9 @@ from sweeps.config.validation import without_strategy
 from sweeps.core.errors import Problem, nearest
 from sweeps.search.samplers import search_problems
 from sweeps.space.parser import lookup, space_of
-from sweeps.space.space import Choice, Space, set_by
+from sweeps.space.space import Choice, Interval, Space, set_by
+
+_GOLDEN = 0.6180339887  # as a share of an interval, hardly a whole number
 
 
 def read_space(config: Mapping[str, Any], problems: list[Problem]) -> Space:
@@ -35,13 +37,43 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     own = without_strategy(trainer)
     dtype = _trained_type(config, searched, device)
     found = problems(own, searched=searched, device=device, dtype=dtype) + peft_problems(peft)
+    methods = [method for method in searched.get("peft.method", []) if method != "full"]
+    adapter = {"method": methods[0]} if methods else {}  # else a full one hides the others' faults
     for key, values in searched.items():
         section, _, name = key.partition(".")
         if section == "peft":
             for value in values:
-                said = {(problem.key, problem.message) for problem in found}
-                new = peft_problems({**peft, name: value})
-                found += [p for p in new if (p.key, p.message) not in said]
+                said = {str(problem) for problem in found}
+                new = peft_problems({**peft, **adapter, name: value})
+                found += [problem for problem in new if str(problem) not in said]
+    return found or _fraction_problems(space)
+
+
+def _fraction_problems(space: Space) -> list[Problem]:
+    """Intervals whose ends fit their key and whose fractions do not, such as of warm-up steps."""
+    from trainers.model.lora import peft_problems
+    from trainers.sft.fields import value_problem
+
+    found = []
+    for dimension in space.dimensions:
+        if not isinstance(dimension, Interval) or dimension.integer:
+            continue
+        low, high = dimension.ends
+        inside = low + (high - low) * _GOLDEN
+        section, _, name = dimension.name.partition(".")
+        if name.startswith("lr_scheduler_kwargs."):
+            bad = name.rpartition(".")[2].startswith("num_") and inside > 1
+        elif section == "trainer":
+            bad = value_problem(name, inside) is not None
+        else:
+            bad = section == "peft" and bool(peft_problems({name: inside}))
+        if bad:
+            log = "log, " if dimension.log else ""
+            message = (
+                f"gives fractions such as {inside:.4g}, which do not fit: whole numbers are "
+                f"written tag({log}int, interval({low:g}, {high:g}))."
+            )
+            found.append(Problem(key=f"sweep.space.{dimension.name}", message=message))
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.cluster.gpus import usable
@@ -39,13 +39,19 @@ class Command:
         Raises:
             ConfigError: it cannot be composed, or a section is missing.
         """
-        return cls.of(*compose.compose_config(argv))
+        made = compose.composed_of(argv)
+        try:
+            read = cls.of(made.config, made.base, made.name, made.run_dir)
+        except ConfigError as error:
+            raise ConfigError([*made.problems, *error.problems]) from None
+        space = replace(read.space, notes=made.notes)
+        return replace(read, space=space, problems=[*made.problems, *read.problems])
 
     @classmethod
     def of(
         cls, config: Mapping[str, Any], base: Mapping[str, Any], name: str, run_dir: str
     ) -> Command:
-        """Read what `compose_config` returned; raises as `read` does."""
+        """Read what `compose.compose_config` returned; raises as `read` does."""
         problems = section_problems(config)
         if problems:
             raise ConfigError(problems)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,13 +16,35 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.config.decisions import Decisions
 from orchestrator.config.overrides import CONF, Overrides, sort_overrides
-from sweeps.config.keys import may_change
+from orchestrator.config.paths import make_absolute
+from sweeps.config.keys import may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS
 from sweeps.core.errors import ConfigError, Problem
 from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import fingerprint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """The config of a command line.
+
+    Attributes:
+        config: all of it, resolved.
+        base: its training sections, unresolved.
+        name, run_dir: the sweep's, if the config leaves them open.
+        notes: what was decided where the command line and the sweep's file differ.
+        problems: what was typed and would be read by no trial.
+    """
+
+    config: dict[str, Any]
+    base: dict[str, Any]
+    name: str
+    run_dir: str
+    notes: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str, str]:
@@ -32,13 +55,27 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
         default folder.
 
     Raises:
+        ConfigError: as `composed_of`.
+    """
+    composed = composed_of(argv)
+    return composed.config, composed.base, composed.name, composed.run_dir
+
+
+def composed_of(argv: Sequence[str]) -> Composed:
+    """Compose the config of a command line.
+
+    Raises:
         ConfigError: an override cannot be read, or names a group or choice that does not exist.
     """
     overrides = sort_overrides(argv)
     config, choice = _compose(overrides)
     _drop_options(config, overrides)
     try:
-        _refuse_missing(config)
+        _refuse_missing(config, overrides)
+        name = str(config.get("name") or choice)
+        suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
+        run_dir = f"outputs/{name}{suffix}"
+        make_absolute(config, run_dir)
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
         config["sweep"]["when"] = {}
@@ -46,12 +83,24 @@ def compose_config(argv: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any],
     except OmegaConfBaseException as error:
         raise ConfigError([_problem(error)]) from None
     base = _container(config, resolve=False)
-    resolved["sweep"]["space"] = space
-    resolved["sweep"]["when"] = when
-    name = str(resolved.get("name") or choice)
-    suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
-    sections = {section: base[section] for section in SECTIONS}
-    return resolved, sections, name, f"outputs/{name}{suffix}"
+    decisions = Decisions(
+        config=resolved,
+        fixed=frozenset(overrides.given),
+        typed=frozenset(overrides.space) | frozenset(overrides.when),
+        space=space,
+        when=when,
+    )
+    decisions.settle()
+    resolved["sweep"]["space"] = decisions.space
+    resolved["sweep"]["when"] = decisions.when
+    return Composed(
+        config=resolved,
+        base={section: base[section] for section in SECTIONS},
+        name=name,
+        run_dir=run_dir,
+        notes=tuple(decisions.notes),
+        problems=tuple(decisions.problems),
+    )
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:
@@ -104,10 +153,19 @@ def _container(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _refuse_missing(config: DictConfig) -> None:
+def _refuse_missing(config: DictConfig, overrides: Overrides) -> None:
     message = "is left open by its file; set it on the command line."
     if keys := OmegaConf.missing_keys(config):
-        raise ConfigError([Problem(key=key, message=message) for key in sorted(keys)])
+        raise ConfigError(
+            [
+                Problem(
+                    key=key,
+                    value=overrides.space.get(key),
+                    message=(key in overrides.space and search_refusal(key)) or message,
+                )
+                for key in sorted(keys)
+            ]
+        )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

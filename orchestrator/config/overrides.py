@@ -8,6 +8,7 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -16,8 +17,9 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
-from sweeps.core.commands import masked_word
+from sweeps.core.commands import masked_word, override
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 
@@ -28,6 +30,9 @@ CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
 SPACE = "sweep.space"
 WHEN = "sweep.when"
 _SECRET_REASON = "its value has a character that must be quoted"
+_MOST_QUOTED = 200  # letters of a text that a message repeats
+# What is no plain text: a quote, an interpolation, or one of Hydra's functions.
+_EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
 _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 
@@ -120,15 +125,24 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
             if key.startswith(f"{section}."):
                 taken[key.removeprefix(f"{section}.")] = _unquoted(text)
                 return None
+        text = literal(key, text)
+        word = f"{prefix}{key}={text}" if "=" in word else word
     try:
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
-        return Problem(key=key, message=message)
+        return Problem(key=key, message=message + _as_text(key, text))
     group = key.split("@")[0]
     if group in known:
         return _take_group(word, prefix, group, text, known[group], is_search, into)
+    if is_search and key in DATA_KEYS:
+        message = (
+            "is one file or a glob, as in "
+            f"{shlex.quote(override(key, 'part-*.jsonl'))} ; a name with commas is written "
+            f"{shlex.quote(override(key, text))}"
+        )
+        return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
     elif prefix or key.startswith("hydra."):
@@ -150,6 +164,13 @@ def _in_words(said: str) -> str:
         return "it ends where more should follow"
     found = re.search(r"'(.{1,60})", line)
     return f"it makes no sense from {found[1].rstrip(chr(39))} on" if found else line
+
+
+def _as_text(key: str, text: str) -> str:
+    """How the text is written that Hydra could not read, if it may be meant as text."""
+    if is_secret_key(key) or not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
+        return ""
+    return f" As text it is written {shlex.quote(override(key, text))}"
 
 
 def _cut(word: str) -> tuple[str, str, str]:

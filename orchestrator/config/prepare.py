@@ -8,7 +8,8 @@ import os
 import platform
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ from orchestrator.config.preflight import (
     step_line,
 )
 from sweeps.config.spec import Spec, Strategy, TrainSpec
+from sweeps.config.trial_config import config_of
+from sweeps.config.validation import read_train
 from sweeps.core.commands import command_line
 from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
@@ -42,6 +45,11 @@ _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
     *("optuna", "ray", "wandb"),
 )
+_DECIDES_SCHEDULE = (
+    *("trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps"),
+    *("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"),
+)
+_MOST_SCHEDULES = 1000  # combinations: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
 
@@ -107,7 +115,7 @@ def prepare_training(
     with findings.part():
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
-        unknown = target_problems(spec.train.model, spec.train.peft)
+        unknown = target_problems(spec.train.model, spec.train.peft, searched)
         findings.add(unknown)
         _check_unchanged(past, "base", base, accept=spec.accept_changes)
     with findings.part():
@@ -120,7 +128,7 @@ def prepare_training(
         _check_unchanged(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
-        findings.add(_schedule_problems(spec.train, searched, spec.train.steps(examples)))
+        findings.add(schedule_problems(spec, space, examples))
     findings.refuse()
     facts = {
         "host": socket.gethostname(),
@@ -175,17 +183,22 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed(_LIBRARIES)}
 
 
-def _schedule_problems(
-    train: TrainSpec, searched: Mapping[str, Sequence[Any]], steps: int
-) -> list[Problem]:
-    """Schedules that are impossible for the number of steps that a trial will have."""
-    from trainers.sft.config import schedule_problems
+def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
+    """Schedules that are impossible for the number of steps that a trial will have.
 
-    names = searched.get("trainer.lr_scheduler_type", ())
-    trainers = [{**train.trainer, "lr_scheduler_type": name} for name in names]
-    trainers = trainers or [dict(train.trainer)]
-    each = (schedule_problems(trainer, steps=steps) for trainer in trainers)
-    return [problem for problems in each for problem in problems]
+    Every combination that the space can give of what decides it is tried, up to a number; of an
+    interval, its ends.
+    """
+    from trainers.sft import config
+
+    found: dict[tuple[str, str], Problem] = {}
+    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
+        train = read_train(config_of(spec, values))
+        for problem in config.schedule_problems(train.trainer, steps=train.steps(examples)):
+            words = ", ".join(f"{key}={value}" for key, value in values.items())
+            message = f"{problem.message} (The trial with {words}.)" if words else problem.message
+            found.setdefault((str(problem.value), problem.key), replace(problem, message=message))
+    return list(found.values())
 
 
 def _check_unchanged(past: History, name: str, now: str, *, accept: bool) -> None:

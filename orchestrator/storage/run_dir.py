@@ -61,7 +61,7 @@ def fetched(run_dir: str) -> Path:
     """
     run_dir = run_dir.removeprefix("run_dir=")  # as it is written for the other verbs
     if not is_uri(run_dir):
-        return Path(run_dir)
+        return Path(run_dir).expanduser()
     from orchestrator.storage.sync import bring_back
 
     folder = local_folder(run_dir)

@@ -120,7 +120,12 @@ class SearchSpec:
     repeats: Count = setting(1, tracked=True)
     keep: Count = setting(3, may_change=True)
     evaluations: Count = setting(8, tracked=True)
-    budget: BudgetSpec = setting(factory=BudgetSpec, tracked=True)
+    budget: BudgetSpec = setting(
+        factory=BudgetSpec,
+        tracked=True,
+        owner="all trials see equally much, or they could not be compared; run one sweep for each "
+        "value, or read the losses of one long trial at its sweep.evaluations",
+    )
     time_budget_s: Positive | None = setting(None, may_change=True, tracked=True)
     max_concurrent: Count | None = setting(None, may_change=True)
     max_retries: FromZero = setting(2, may_change=True)

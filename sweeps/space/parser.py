@@ -22,6 +22,23 @@ from sweeps.space.grammar import GRAMMAR, parse, plain
 from sweeps.space.space import Choice, Dimension, Interval, Space, set_by
 
 _MOST_OPTIONS = 10_000
+# Keys that take whole numbers only: an interval of theirs is one of whole numbers, though Hydra
+# reads its ends as floats.
+WHOLE_KEYS = frozenset(
+    (
+        "peft.r",
+        "peft.qalora_group_size",
+        "trainer.per_device_train_batch_size",
+        "trainer.per_device_eval_batch_size",
+        "trainer.gradient_accumulation_steps",
+        "trainer.dataloader_num_workers",
+        "trainer.torch_empty_cache_steps",
+        "trainer.dataloader_prefetch_factor",
+        "trainer.pad_to_multiple_of",
+        "trainer.ddp_bucket_cap_mb",
+        "trainer.ddp_timeout",
+    )
+)
 
 
 def space_of(config: Mapping[str, Any], problems: list[Problem] | None = None) -> Space:
@@ -179,7 +196,8 @@ def _interval(name: str, sweep: IntervalSweep, found: list[str]) -> Interval | N
     assert low is not None
     assert high is not None
     unknown = sorted(set(sweep.tags) - {"log", "int"})
-    integer = "int" in sweep.tags or (isinstance(low, int) and isinstance(high, int))
+    is_cast = isinstance(low, int) and isinstance(high, int)  # int(interval(...))
+    integer = is_cast or "int" in sweep.tags or name in WHOLE_KEYS
     log = "log" in sweep.tags
     if unknown:
         found.append(f"knows the tags log and int, not {', '.join(unknown)}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -37,6 +37,10 @@ class Interval:
     integer: bool = False
 
     @property
+    def ends(self) -> tuple[float, float]:
+        return (self.low, self.high)
+
+    @property
     def labels(self) -> Sequence[Label] | None:
         """Every value, if they can be counted."""
         return range(int(self.low), int(self.high) + 1) if self.integer else None
@@ -58,11 +62,13 @@ class Space:
     """All dimensions, a condition's key before what depends on it.
 
     `fixed` gives the base config's value of a key that a condition asks for and nothing searches.
+    `notes` say what the command line took out of the space of the sweep's file.
     """
 
     dimensions: tuple[Dimension, ...]
     when: Mapping[str, Condition] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def is_continuous(self) -> bool:
@@ -103,6 +109,28 @@ class Space:
                 for key, value in _settings(dimension, option).items():
                     found.setdefault(key, []).append(value)
         return found
+
+    def over(self, keys: Collection[str]) -> Space:
+        """The part of the space that sets these keys, or keys below them, or decides if it does."""
+        kept = {
+            each.name
+            for each in self.dimensions
+            if any(key == k or key.startswith(f"{k}.") for key in set_by(each) for k in keys)
+        }
+        for each in reversed(self.dimensions):  # a condition's key comes before what depends on it
+            asked = {self.when[name].key for name in kept if name in self.when}
+            if asked & set(set_by(each)):
+                kept.add(each.name)
+        return replace(self, dimensions=tuple(d for d in self.dimensions if d.name in kept))
+
+    def ends(self) -> Iterator[dict[str, Any]]:
+        """The values of every combination, of an interval only its two ends."""
+        counted = tuple(
+            each if isinstance(each, Choice) else Choice(name=each.name, options=each.ends)
+            for each in self.dimensions
+        )
+        space = replace(self, dimensions=counted)
+        return (space.values(picked) for picked in space.grid())
 
     def grid(self) -> Iterator[dict[str, Label]]:
         """Every combination in the order in which it is written, the first dimension outermost."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.core.errors import Problem
 from trainers.model import attention, hub
 from trainers.model.fingerprint import folder_hash
-from trainers.model.lora import missing_targets
+from trainers.model.lora_targets import missing_targets
 from trainers.model.precision import Runtime, runtime
 from trainers.model.source import load_config, reading, resolve_path, source
 
@@ -112,9 +112,18 @@ def fingerprint_base(spec: ModelSpec) -> str:
     return f"{path}@{commit}"
 
 
-def target_problems(spec: ModelSpec, peft: Mapping[str, Any]) -> list[Problem]:
-    """Find target modules that the model lacks, from its config alone: no weight is loaded."""
-    return missing_targets(peft, [name for name, _ in skeleton(spec).named_modules() if name])
+def target_problems(
+    spec: ModelSpec,
+    peft: Mapping[str, Any],
+    searched: Mapping[str, Sequence[Any]] | None = None,
+) -> list[Problem]:
+    """Find modules and layers that the model lacks, from its config alone: no weight is loaded.
+
+    Args:
+        searched: config key -> its searched values; those of `peft.*` are checked, too.
+    """
+    names = [name for name, _ in skeleton(spec).named_modules() if name]
+    return missing_targets(peft, names, searched)
 
 
 def skeleton(spec: ModelSpec) -> Any:

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 import re
+import shlex
+import types
+import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from sweeps.config.setting import Kind, Number
 from sweeps.config.spec import ModelSpec
+from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
 
 if TYPE_CHECKING:
@@ -19,6 +26,23 @@ if TYPE_CHECKING:
 METHODS = ("lora", "qlora", "full")
 _DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
 _BIASES = ("none", "all", "lora_only")
+_LIMITS: dict[str, tuple[str, Callable[[Any], bool] | None]] = {
+    "r": ("a whole number, 1 or more", lambda value: value >= 1),
+    "lora_alpha": ("a number above 0", lambda value: value > 0),
+    "lora_dropout": ("a probability, from 0 to below 1", lambda value: 0 <= value < 1),
+    "bias": (f"one of {', '.join(_BIASES)}", None),
+    "qalora_group_size": ("a whole number, 1 or more", lambda value: value >= 1),
+    "rank_pattern": (
+        "a mapping of module names to ranks, whole numbers from 1",
+        lambda value: all(_is_whole(each) and each >= 1 for each in (value or {}).values()),
+    ),
+    "alpha_pattern": (
+        "a mapping of module names to numbers above 0",
+        lambda value: all(_is_number(each) and each > 0 for each in (value or {}).values()),
+    ),
+}
+# Fields that have words of their own in `_variant_problems` and `_target_problems`.
+_CHECKED_ELSEWHERE = ("method", "init_lora_weights", "target_modules", "trainable_token_indices")
 _HEAD = "lm_head"
 # peft.init_lora_weights: values that leave the base model's weights as they are, so that several
 # trials can share them; and values that take the adapter's start out of them.
@@ -93,29 +117,11 @@ def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> li
     problems = _quantization_problems(method, model)
     if method == "full":
         return problems
-    problems += _unknown_fields(peft) + _number_problems(peft) + _target_problems(peft)
+    problems += _unknown_fields(peft) + _value_problems(peft) + _target_problems(peft)
     problems += _variant_problems(peft)
     if not problems:
         problems += _library_problems(peft)
     return problems
-
-
-def missing_targets(peft: Mapping[str, Any], module_names: list[str]) -> list[Problem]:
-    """Find target modules that a model with these module names lacks, with the nearest it has."""
-    targets = peft.get("target_modules")
-    if peft.get("method", "lora") == "full" or not isinstance(targets, list | tuple | set):
-        return []
-    last_names = sorted({name.rpartition(".")[2] for name in module_names})
-    return [
-        Problem(
-            key="peft.target_modules",
-            value=target,
-            message=f"the model has no module of this name; it has {', '.join(last_names)}.",
-            nearest=nearest(target, last_names),
-        )
-        for target in targets
-        if not any(name == target or name.endswith(f".{target}") for name in module_names)
-    ]
 
 
 def _fields(peft: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,9 +141,7 @@ def _quantization_problems(method: str, model: ModelSpec | None) -> list[Problem
 
 
 def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
-    from peft import LoraConfig
-
-    known = [field.name for field in dataclasses.fields(LoraConfig)]
+    known = list(_hints())
     return [
         Problem(
             key=f"peft.{name}",
@@ -150,26 +154,60 @@ def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
-def _number_problems(peft: Mapping[str, Any]) -> list[Problem]:
-    rank, alpha = peft.get("r", 8), peft.get("lora_alpha", 8)
-    dropout, bias = peft.get("lora_dropout", 0.0), peft.get("bias", "none")
-    is_rank = isinstance(rank, int) and not isinstance(rank, bool) and rank > 0
-    checks = [
-        ("r", rank, is_rank, "is a whole number, 1 or more"),
-        ("lora_alpha", alpha, _is_number(alpha) and alpha > 0, "is a number above 0"),
-        (
-            "lora_dropout",
-            dropout,
-            _is_number(dropout) and 0 <= dropout < 1,
-            "is a probability, from 0 to below 1",
-        ),
-        ("bias", bias, bias in _BIASES, f"is one of {', '.join(_BIASES)}"),
-    ]
-    return [
-        Problem(key=f"peft.{name}", value=repr(value), message=message)
-        for name, value, is_good, message in checks
-        if not is_good
-    ]
+def _value_problems(peft: Mapping[str, Any]) -> list[Problem]:
+    """Values that are not of their field's type, or out of its range."""
+    found = []
+    for name, value in peft.items():
+        if name in _CHECKED_ELSEWHERE or name not in _hints():
+            continue
+        wanted, is_in_range = _LIMITS.get(name, ("", None))
+        try:
+            _kind(name).read(value)
+        except ValueError:
+            message = f"is {wanted}" if wanted else f"must be {_kind(name).words}."
+            message += _as_list(name, value)
+            found.append(Problem(key=f"peft.{name}", value=repr(value), message=message))
+            continue
+        if is_in_range is not None and not is_in_range(value):
+            found.append(Problem(key=f"peft.{name}", value=repr(value), message=f"is {wanted}"))
+    return found
+
+
+def _as_list(name: str, value: object) -> str:
+    """How one word is written if it is meant as a list of one."""
+    try:
+        _kind(name).read([value])
+    except ValueError:
+        return ""
+    return f" Write {shlex.quote(override(f'peft.{name}', [value]))}"
+
+
+@functools.cache
+def _kind(name: str) -> Kind:
+    return Kind(_hints()[name])
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """The type of each field of LoraConfig as a config may write it."""
+    from peft import LoraConfig
+
+    hints = typing.get_type_hints(LoraConfig)
+    names = [field.name for field in dataclasses.fields(LoraConfig)]
+    return {name: _written_as(hints[name]) for name in names} | {
+        "lora_alpha": Number,
+        "layer_replication": list[list[int]] | None,
+    }
+
+
+def _written_as(hint: Any) -> Any:
+    """The type with a mapping in the place of each dataclass of PEFT's."""
+    if dataclasses.is_dataclass(hint):
+        return dict[str, Any]
+    members = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, [_written_as(each) for each in members])
+    return hint
 
 
 def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
@@ -185,6 +223,10 @@ def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
         message = "does not go with SFTTrainer's fused head; use modules_to_save."
         problems.append(Problem(key="peft.trainable_token_indices", message=message))
     return problems
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

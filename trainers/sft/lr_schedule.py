@@ -89,6 +89,12 @@ def fault(
         return f"needs {given}: add 'trainer.lr_scheduler_kwargs={example}'"
     if name in WATCHING:
         return _watching_fault(name, own, learning_rate) or _run(name, own, learning_rate, 0, steps)
+    if name != "constant" and warmup_steps > steps:
+        return (
+            f"warms up for {warmup_steps:g} steps and the trial has {steps}, so its rate stays "
+            f"below {steps / warmup_steps:.2g} of trainer.learning_rate: set trainer.warmup_steps "
+            "lower, or to a ratio of the steps such as 0.1"
+        )
     return _counts_fault(own, warmup_steps, steps) or _run(
         name,
         arguments(name, own, warmup_steps=warmup_steps, steps=steps),

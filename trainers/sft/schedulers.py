@@ -5,6 +5,7 @@ If several are searched, each takes the arguments of trainer.lr_scheduler_kwargs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
@@ -69,7 +70,8 @@ def _faults(
 def _enough(kwargs: Mapping[str, Any], warmup_steps: float) -> int:
     """A number of steps that has room for all arguments that are counted in steps."""
     counts = [warmup_steps, *(kwargs.get(key) for key in STEP_COUNTS)]
-    return 1000 + 10 * sum(each for each in counts if isinstance(each, int))
+    numbers = [each for each in counts if isinstance(each, int | float) and math.isfinite(each)]
+    return 1000 + 10 * int(sum(numbers))
 
 
 def _unknown_arguments(

@@ -85,13 +85,14 @@ def test_the_command_trains_the_winner_again(words: list[str], values: dict[str,
         assert trial_key(config_of(repeated, {})) == trial_key(config)
         assert repeated.sweep.metric == spec.sweep.metric
         assert not repeated.sweep.space
-        assert repeated.run_dir == f"{spec.run_dir}-again"
+        assert repeated.run_dir == str(Path(f"{spec.run_dir}-again").absolute())
 
 
 def test_the_command_is_short() -> None:
     spec = spec_of("data=file", "data.path=openai.jsonl", "data.max_length=512", "peft=full")
+    path = Path("openai.jsonl").absolute()
     assert train_again(spec, winner({LR: 1e-4})) == (
-        "python -m orchestrator sweep=base data=file peft=full data.path=openai.jsonl "
+        f"python -m orchestrator sweep=base data=file peft=full data.path={path} "
         f"run_dir={spec.run_dir}-again data.max_length=512 trainer.learning_rate=0.0001 "
         "seed=0 sweep.budget.examples=1600 sweep.evaluations=8"
     )

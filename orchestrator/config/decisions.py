@@ -1,0 +1,161 @@
+"""What of a sweep's space is searched if the command line also fixes some of its keys.
+
+A fixed value is a decision: its key is no longer searched, and a list of linked values keeps the
+rows that have it. What no trial would read leaves the space if a file put it there, and is refused
+if it was typed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeps.core.commands import UnwritableError, written
+from sweeps.core.errors import Problem
+from sweeps.space.parser import lookup, parse_space
+from sweeps.space.space import Choice, Dimension, Space, set_by
+
+# data.source -> the keys of `data` that it does not read.
+_UNREAD = {
+    "docstrings": "path name revision split format columns eval_path".split(),
+    "file": "name revision".split(),
+    "hub": "format eval_path".split(),
+}
+_EMPTY: tuple[Any, ...] = (None, "", {}, [])
+
+
+@dataclass
+class Decisions:
+    """The space that is left, what the user is told, and what is refused.
+
+    Attributes:
+        config: the resolved config.
+        fixed: the keys that the command line sets to one value.
+        typed: the keys that it searches or puts a condition on; the rest of `space` is a file's.
+        space, when: `sweep.space` and `sweep.when` as written.
+    """
+
+    config: Mapping[str, Any]
+    fixed: frozenset[str]
+    typed: frozenset[str]
+    space: dict[str, Any]
+    when: Any
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def settle(self) -> None:
+        """Take out of the space what is fixed, and what no trial reads."""
+        for name, dimension in self._dimensions().items():
+            if name not in self.typed:
+                self._fix(name, dimension)
+        self._settle_adapter()
+        self._settle_conditions()
+        self.problems += self._unread_data()
+
+    def _dimensions(self) -> dict[str, Dimension]:
+        return {each.name: each for each in self._parsed().dimensions}
+
+    def _parsed(self) -> Space:
+        when = self.when if isinstance(self.when, Mapping) else {}
+        return parse_space(self.space, when, [])
+
+    def _fix(self, name: str, dimension: Dimension) -> None:
+        chosen = {key: lookup(self.config, key) for key in set_by(dimension) if key in self.fixed}
+        if not chosen:
+            return
+        rows = list(dimension.options) if isinstance(dimension, Choice) else []
+        if not rows or not isinstance(rows[0], Mapping):
+            self._leave(name)
+            self.notes.append(
+                f"{name} is {_text(chosen[name])}, as typed: no longer searched, as {name}=a,b "
+                "would be"
+            )
+            return
+        kept = [row for row in rows if all(row.get(key) == chosen[key] for key in chosen)]
+        words = " ".join(f"{key}={_text(value)}" for key, value in chosen.items())
+        if not kept:
+            self.problems += self._no_row(name, rows, chosen)
+        elif len(kept) < len(rows):
+            self.space[name] = kept
+            self.notes.append(f"sweep.space.{name}: {len(kept)} of its {len(rows)} have {words}")
+
+    def _no_row(
+        self, name: str, rows: list[Mapping[str, Any]], chosen: Mapping[str, Any]
+    ) -> Iterator[Problem]:
+        for key, value in chosen.items():
+            there = list(dict.fromkeys(_text(row.get(key)) for row in rows))
+            if len(chosen) == 1 or _text(value) not in there:
+                message = (
+                    f"is set by sweep.space.{name}, whose rows have {', '.join(there)}; take one "
+                    f"of them, or search something else with sweep.space.{name}=..."
+                )
+                yield Problem(key=key, value=value, message=message)
+                return
+        keys = " and ".join(chosen)
+        yield Problem(key=f"sweep.space.{name}", message=f"no row has these {keys} together.")
+
+    def _settle_adapter(self) -> None:
+        """Without an adapter, no trial reads its fields."""
+        dimensions = self._dimensions()
+        key = "peft.method"
+        searched = any(key in set_by(each) for each in dimensions.values())
+        if searched or lookup(self.config, key) != "full":
+            return
+        for name, dimension in dimensions.items():
+            if name not in self.typed and all(_is_adapters(each) for each in set_by(dimension)):
+                self._leave(name)
+                self.notes.append(f"{name} is not searched: peft.method=full trains no adapter")
+        for each in sorted(filter(_is_adapters, self.fixed | self.typed)):
+            message = (
+                "no trial reads it, since peft.method=full trains no adapter: leave it out, or "
+                "take peft=lora."
+            )
+            self.problems.append(Problem(key=each, message=message))
+
+    def _settle_conditions(self) -> None:
+        """A condition on a key that is not searched holds always or never."""
+        space = self._parsed()
+        searched = {key for each in space.dimensions for key in set_by(each)}
+        for name, condition in space.when.items():
+            value = lookup(self.config, condition.key)
+            if condition.key in searched or value is None or value in condition.values:
+                continue
+            wanted = " or ".join(map(_text, condition.values))
+            why = f"it is for {condition.key}={wanted}, which is {_text(value)}"
+            if name in self.typed:
+                message = f"is searched by no trial: {why}."
+                self.problems.append(Problem(key=name, message=message))
+            else:
+                self._leave(name)
+                self.notes.append(f"{name} is not searched: {why}")
+
+    def _unread_data(self) -> Iterator[Problem]:
+        source = lookup(self.config, "data.source")
+        for name in _UNREAD.get(source, ()):
+            key = f"data.{name}"
+            value = lookup(self.config, key)
+            if key not in self.fixed or value in _EMPTY:
+                continue
+            readers = [other for other in ("file", "hub") if name not in _UNREAD[other]]
+            message = f"is not read by data={source}: leave it out, or add " + " or ".join(
+                f"data={other}" for other in readers
+            )
+            yield Problem(key=key, value=value, message=f"{message}.")
+
+    def _leave(self, name: str) -> None:
+        del self.space[name]
+        if isinstance(self.when, dict):
+            self.when.pop(name, None)
+
+
+def _is_adapters(key: str) -> bool:
+    return key.startswith("peft.") and key != "peft.method"
+
+
+def _text(value: Any) -> str:
+    """A value as it is typed."""
+    try:
+        return written(value)
+    except UnwritableError:
+        return str(value)

@@ -1,0 +1,124 @@
+"""Paths on a command line: read as they were typed, and made absolute before they are used.
+
+Trials run in other folders than the command, so nothing but the driver may see a relative path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from orchestrator.storage.run_dir import local_folder
+from sweeps.core.commands import override, written
+from sweeps.storage.object_store import is_uri
+from sweeps.storage.run_folder import RunFolder
+from trainers.model.source import EMBEDDED
+
+DATA_KEYS = ("data.path", "data.eval_path")
+PATH_KEYS = ("run_dir", "storage", "model.path", "model.chat_template", *DATA_KEYS)
+
+
+def literal(key: str, text: str) -> str:
+    """The text after `key=`, in Hydra's grammar: a path that Hydra misreads is quoted for it.
+
+    A path may hold blanks, accents, brackets, equal signs and commas. What Hydra reads as one text
+    stays as it is, and so do a list and a choice, unless there is a file of just this name.
+    """
+    stripped = text.strip()
+    if key not in PATH_KEYS or not stripped or stripped[0] in "'\"" or stripped.lower() == "null":
+        return text
+    try:
+        parsed: Override | None = OverridesParser.create().parse_override(f"key={text}")
+    except (HydraException, ValueError):
+        parsed = None
+    if parsed is not None:
+        value = parsed.value()
+        if isinstance(value, str | QuotedString):
+            return text
+        is_several = isinstance(value, ChoiceSweep | list)
+        if is_several and not os.path.lexists(os.path.expanduser(stripped)):
+            return text
+    if "${" in stripped:  # an interpolation is looked up, within the quotes too
+        return written(stripped)
+    return override("", stripped).removeprefix("=")
+
+
+def make_absolute(config: DictConfig, run_dir: str) -> None:
+    """Replace each path by its absolute form, seen from the working folder; `~` is a home.
+
+    Args:
+        run_dir: if the config names none. A sweep that began there with a relative data.path keeps
+            it: only the driver reads that file, and the keys of trials are made of the path.
+    """
+    begun = _begun_with(str(_value(config, "run_dir") or run_dir))
+    for key in PATH_KEYS:
+        value = _value(config, key)
+        if key in DATA_KEYS and (_value(config, "data.source") == "hub" or value == begun.get(key)):
+            continue
+        new: Any = value
+        if isinstance(value, str):
+            new = _absolute(key, value)
+        elif isinstance(value, list) and key in DATA_KEYS:
+            new = [_absolute(key, each) if isinstance(each, str) else each for each in value]
+        if new != value:
+            OmegaConf.update(config, key, _uninterpolated(new), merge=False, force_add=True)
+
+
+def _absolute(key: str, text: str) -> str:
+    """The path seen from here; a Hub id, an address and an absolute path stay as they are."""
+    if not text or is_uri(text):
+        return text
+    path = os.path.expanduser(text)
+    if key == "model.path" and (text == EMBEDDED or not _is_folder(path)):
+        return text
+    return path if os.path.isabs(path) else str(Path.cwd() / path)
+
+
+def _is_folder(path: str) -> bool:
+    """Whether model.path is written as a folder, or one of this name lies here."""
+    return path.startswith(("/", "./", "../", "~")) or path in (".", "..") or Path(path).is_dir()
+
+
+def _value(config: DictConfig, key: str) -> Any:
+    """The resolved value of a key; None if there is none."""
+    section, _, name = key.rpartition(".")
+    holder = OmegaConf.select(config, section) if section else config
+    if not isinstance(holder, DictConfig):
+        return None  # refused as no section
+    value = holder.get(name)
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def _uninterpolated(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_uninterpolated(each) for each in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
+
+
+def _begun_with(run_dir: str) -> dict[str, str]:
+    """The data files of the sweep that began in `run_dir`, as its sweep.yaml has them."""
+    folder = local_folder(run_dir) if is_uri(run_dir) else RunFolder(Path(run_dir).expanduser())
+    written_there: Any = None
+    with suppress(OSError, ValueError, yaml.YAMLError, RuntimeError):
+        if folder.has_begun:
+            written_there = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
+    return dict(_data_paths(written_there))
+
+
+def _data_paths(config: Any) -> Iterator[tuple[str, str]]:
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        return
+    for key in DATA_KEYS:
+        value = data.get(key.partition(".")[2])
+        if isinstance(value, str):
+            yield key, value

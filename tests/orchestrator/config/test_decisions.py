@@ -1,0 +1,105 @@
+"""A key that is fixed on the command line and searched by the sweep's file; keys nobody reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.config.command import Command
+from sweeps.core.errors import ConfigError
+
+LIST = "sweep.space.batching"
+
+
+def space_and_notes(*words: str) -> tuple[list[str], str]:
+    """The searched names and the notes of a command line without problems."""
+    command = Command.read(words)
+    assert not command.problems
+    return [each.name for each in command.space.dimensions], "\n".join(command.space.notes)
+
+
+def refused(*words: str) -> str:
+    return "\n".join(map(str, Command.read(words).problems))
+
+
+def test_a_fixed_value_is_no_longer_searched_and_that_is_told() -> None:
+    command = Command.read(["sweep=lr_grid", "trainer.learning_rate=5e-5"])
+    assert command.space.size() == 2
+    assert command.spec is not None
+    assert command.spec.train.trainer["learning_rate"] == 5e-5
+    (note,) = command.space.notes
+    assert note.startswith("trainer.learning_rate is 5e-05, as typed: no longer searched")
+
+
+def test_a_searched_value_is_searched_though_the_file_has_another() -> None:
+    names, notes = space_and_notes("sweep=lr_grid", "trainer.learning_rate=1e-4,1e-3")
+    assert names == ["trainer.learning_rate", "trainer.lr_scheduler_type"]
+    assert notes == ""
+
+
+def test_a_list_keeps_the_rows_that_have_the_fixed_value() -> None:
+    words = ["sweep=accumulation", "trainer.per_device_train_batch_size=8"]
+    command = Command.read(words)
+    assert command.space.size() == 4
+    assert "4 of its 7 have trainer.per_device_train_batch_size=8" in command.space.notes[0]
+
+
+def test_a_value_that_no_row_has_is_refused_with_those_there_are() -> None:
+    said = refused("sweep=accumulation", "trainer.per_device_train_batch_size=16")
+    assert said.startswith("trainer.per_device_train_batch_size = 16: ")
+    assert "whose rows have 8, 4, 2, 1" in said
+
+
+def test_two_fixed_values_must_lie_in_one_row() -> None:
+    words = ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=1"]
+    assert "no row has these" in refused("sweep=accumulation", *words)
+
+
+def test_a_condition_that_a_fixed_value_breaks_takes_its_key_along() -> None:
+    names, notes = space_and_notes("sweep=joint", "trainer.optim=sgd")
+    assert "trainer.weight_decay" not in names
+    assert "trainer.weight_decay is not searched: it is for trainer.optim=adamw_torch" in notes
+    names, _ = space_and_notes("sweep=joint", "trainer.optim=adamw_torch")
+    assert "trainer.weight_decay" in names
+    assert "trainer.optim" not in names
+
+
+def test_a_typed_condition_that_never_holds_is_refused() -> None:
+    words = ["sweep=base", "peft.r=4,8", "sweep.when.peft.r=trainer.optim=sgd"]
+    assert "peft.r: is searched by no trial" in refused(*words)
+
+
+def test_full_fine_tuning_reads_nothing_of_an_adapter() -> None:
+    names, notes = space_and_notes("sweep=joint", "peft=full", "trainer.learning_rate=1e-5")
+    assert "peft.r" not in names
+    assert "peft.r is not searched: peft.method=full trains no adapter" in notes
+    for word in ("peft.r=8", "peft.r=4,8"):
+        said = refused("sweep=base", "peft=full", word)
+        assert said.startswith("peft.r: no trial reads it")
+    names, _ = space_and_notes("sweep=base", "peft.method=lora,full", "peft.r=4,8")
+    assert names == ["peft.method", "peft.r"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.path=train.jsonl"], "not read by data=docstrings: leave it out, or add data=file"),
+        (["data.columns={prompt: q, completion: a}"], "not read by data=docstrings"),
+        (["data=file", "data.path=a", "data.name=x"], "or add data=hub."),
+        (["data=hub", "data.path=A/B", "data.eval_path=x.jsonl"], "or add data=file."),
+    ],
+)
+def test_a_data_key_that_nothing_reads_is_refused(words: list[str], said: str) -> None:
+    assert said in refused("sweep=base", *words)
+
+
+@pytest.mark.parametrize("word", ["data.path=null", "data.limit=9", "data.columns={}"])
+def test_a_data_key_that_changes_nothing_or_is_read_is_taken(word: str) -> None:
+    assert refused("sweep=base", word) == ""
+
+
+def test_epochs_to_search_are_told_what_to_do_instead() -> None:
+    said = refused("sweep=base", "sweep.budget.epochs=1,2,3")
+    assert "run one sweep for each value" in said
+    assert "sweep.evaluations" in said
+    with pytest.raises(ConfigError, match="run one sweep for each value"):
+        Command.read(["sweep=base", "sweep.budget.epochs=1,2,3"]).check()
