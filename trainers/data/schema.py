@@ -12,6 +12,7 @@ from typing import Any
 from sweeps.config.spec import DataSpec
 from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
+from trainers.data.messages import read_messages, read_text
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -28,8 +29,6 @@ _OTHER_NAMES = {
     "messages": ("conversations", "conversation", "chat", "dialog"),
     "text": ("content", "document", "body"),
 }
-_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +80,9 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
                 raise SweepError(f"{theirs} is missing")
             value = row.values[theirs]
             values[ours] = (
-                _messages(theirs, value)
+                read_messages(theirs, value)
                 if form.is_chat
-                else _text(theirs, value, may_be_empty=ours == "prompt")
+                else read_text(theirs, value, may_be_empty=ours == "prompt")
             )
         if "tools" in form.columns:
             values["tools"] = _tools(row.values.get(form.columns["tools"]))
@@ -184,58 +183,9 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
     return known[0] if known else nearest(ours, theirs)
 
 
-def _text(name: str, value: object, *, may_be_empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise SweepError(f"{name} is {_kind(value)}, not text")
-    if not value and not may_be_empty:
-        raise SweepError(f"{name} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise SweepError(f"{name} holds characters that are not valid Unicode") from None
-    return value
-
-
-def _messages(name: str, value: object) -> list[dict[str, Any]]:
-    """Read a list of messages with role and content; CSV holds such a list as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise SweepError(f"{name} looks like a JSON list of messages but is not one") from None
-    if not isinstance(value, list):
-        raise SweepError(f"{name} is {_kind(value)}, not a list of messages")
-    if not value:
-        raise SweepError(f"{name} is an empty list")
-    return [_message(f"{name}[{index}]", message) for index, message in enumerate(value)]
-
-
-def _message(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SweepError(f"{name} is {_kind(value)}, not {{role: ..., content: ...}}")
-    if "from" in value and "value" in value and "role" not in value:  # ShareGPT's words
-        speaker = str(value["from"])
-        value = {"role": _SHAREGPT_ROLES.get(speaker, speaker), "content": value["value"]}
-    message = {key: value[key] for key in _MESSAGE_KEYS if value.get(key) is not None}
-    _text(f"{name}.role", message.get("role"))
-    if not message.get("tool_calls"):
-        _text(f"{name}.content", message.get("content"), may_be_empty=True)
-    return message
-
-
 def _tools(value: object) -> str | None:
     """Write a row's tools as JSON text, which TRL reads back: Arrow needs one type for all rows."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, bool | int | float):
-        return f"the {type(value).__name__} {value}"
-    return {"str": "text", "list": "a list", "dict": "an object"}.get(
-        type(value).__name__, f"a {type(value).__name__}"
-    )
 
 
 def _share_problems(spec: DataSpec) -> list[Problem]:
