@@ -8,11 +8,13 @@ its file and line. No torch, no model: bad rows are found before anything slow b
 from __future__ import annotations
 
 import itertools
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
+from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import readers
 from trainers.data.messages import message_notes
@@ -97,11 +99,15 @@ def read(spec: DataSpec) -> RawData:
 
 
 def _notes(form: Layout, rows: Sequence[FileRow]) -> list[str]:
-    """What the messages of chats hold that is read in other words, or not at all."""
+    """The schema that was recognised, and what messages hold that is read otherwise or not."""
+    notes = []
+    if form.known_as:
+        mapping = shlex.quote(override("data.columns", dict(form.columns)))
+        notes.append(f"the rows are read as {form.known_as}; to read them otherwise: {mapping}")
     if not form.is_chat:
-        return []
+        return notes
     fields = [theirs for ours, theirs in form.columns.items() if ours != "tools"]
-    return message_notes(row.values.get(name) for row in rows for name in fields)
+    return notes + message_notes(row.values.get(name) for row in rows for name in fields)
 
 
 def _train_rows(spec: DataSpec) -> Iterator[FileRow | BadRow]:

@@ -12,6 +12,7 @@ from typing import Any
 from sweeps.config.spec import DataSpec
 from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
+from trainers.data.columns import filled, known, template_columns
 from trainers.data.messages import read_messages, read_text
 from trainers.data.readers import BadRow, FileRow
 
@@ -21,6 +22,7 @@ SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set h
     "text": ("text",),
 }
 FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), "tools")
+_TEXT_FIELDS = ("prompt", "completion", "text")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
@@ -37,15 +39,19 @@ class Layout:
 
     Attributes:
         shape: a key of `SHAPES`.
-        columns: our field <- the data set's column.
+        columns: our field <- the data set's column, or a template over its columns.
+        templates: the fields whose `columns` are templates.
         is_chat: values are lists of messages, not text.
         unused: columns that are left out.
+        known_as: the name of a schema that was recognised by the columns' names.
     """
 
     shape: str
     columns: Mapping[str, str]
     is_chat: bool
     unused: tuple[str, ...]
+    templates: frozenset[str] = frozenset()
+    known_as: str | None = None
 
     @property
     def words(self) -> str:
@@ -62,12 +68,28 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     if problems := _mapping_problems(spec.columns, theirs):
         raise ConfigError(problems)
     columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
-    shape = _shape(columns, spec.columns)
+    shape, schema = _shape(columns, spec.columns), None
+    if shape is None and not spec.columns:
+        schema = known(theirs, [row.values for row in rows])
+        columns |= schema.columns if schema else {}
+        shape = _shape(columns, columns)
     if shape is None:
         raise ConfigError([_missing_columns(spec, theirs, columns)])
     used = {ours: columns[ours] for ours in (*SHAPES[shape], "tools") if ours in columns}
-    unused = tuple(name for name in theirs if name not in used.values())
-    return Layout(shape=shape, columns=used, is_chat=_is_chat(shape, used, rows), unused=unused)
+    templates = frozenset(ours for ours, name in used.items() if name not in theirs)
+    read = {name for ours in used for name in _columns_of(used[ours], ours in templates)}
+    return Layout(
+        shape=shape,
+        columns=used,
+        templates=templates,
+        is_chat=_is_chat(shape, used, rows),
+        unused=tuple(name for name in theirs if name not in read),
+        known_as=schema.name if schema else None,
+    )
+
+
+def _columns_of(value: str, is_template: bool) -> list[str]:
+    return template_columns(value) if is_template else [value]
 
 
 def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
@@ -76,9 +98,10 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     try:
         for ours in SHAPES[form.shape]:
             theirs = form.columns[ours]
-            if row.values.get(theirs) is None:
+            is_template = ours in form.templates
+            value = filled(theirs, row.values) if is_template else row.values.get(theirs)
+            if value is None:
                 raise SweepError(f"{theirs} is missing")
-            value = row.values[theirs]
             values[ours] = (
                 read_messages(theirs, value)
                 if form.is_chat
@@ -147,12 +170,18 @@ def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list
             problems.append(
                 Problem(key=key, value=name, message=message, nearest=nearest(ours, FIELDS))
             )
-        elif name not in theirs:
-            message = f"the data has the columns {', '.join(theirs)}."
-            problems.append(
-                Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
-            )
+        elif name in theirs:
+            continue
+        elif (names := template_columns(str(name))) and ours in _TEXT_FIELDS:
+            problems += [_unknown_column(key, each, theirs) for each in names if each not in theirs]
+        else:
+            problems.append(_unknown_column(key, name, theirs))
     return problems
+
+
+def _unknown_column(key: str, name: str, theirs: Sequence[str]) -> Problem:
+    message = f"the data has the columns {', '.join(theirs)}."
+    return Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
 
 
 def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str]) -> Problem:
