@@ -13,7 +13,8 @@ from datasets import Dataset
 
 from sweeps.config.spec import DataSpec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
-from trainers.data.rows import RawData
+from trainers.data.readers import BadRow
+from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, split
 from trainers.data.tokenization import Tokenizing
 from trainers.model.source import context_tokens, load_config
@@ -104,13 +105,42 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
     )
     limit = train.data.max_length
     given = {"train": parts.train, "eval": parts.evaluation, "test": parts.test or []}
-    whole = {name: tokenizing.tokenized(part, name) for name, part in given.items() if part}
+    bad: list[BadRow] = []
+    whole = {name: tokenizing.tokenized(part, bad) for name, part in given.items() if part}
+    raw = _without(raw, bad, train.data)
+    _refuse_none_left(whole, bad, train.data, raw)
     _refuse_truncation(train.data, whole)
     cut = {name: tokenizing.cut(part, limit, name) for name, part in whole.items()}
     for name, part in cut.items():
         _refuse_masked(name, part, before=len(whole[name]), limit=limit)
-    notes += tokenizing.notes
+    notes += [*tokenizing.notes, *tokenizing.seam_notes()]
     return cut, _report(train.data, raw, parts, whole, cut, notes)
+
+
+def _without(raw: RawData, bad: list[BadRow], spec: DataSpec) -> RawData:
+    """Leave out the rows that could not be tokenized, if they may be skipped; else refuse."""
+    if not bad:
+        return raw
+    if spec.on_bad_row == "error":
+        raise bad_rows_error(spec, bad, read=raw.read)
+    places = {each.where for each in bad}
+    evaluation = raw.evaluation_rows
+    kept = dataclasses.replace(
+        raw,
+        train_rows=[row for row in raw.train_rows if row.where not in places],
+        evaluation_rows=(
+            None if evaluation is None else [row for row in evaluation if row.where not in places]
+        ),
+    )
+    return dataclasses.replace(kept, skipped=raw.skipped + raw.read - kept.read)
+
+
+def _refuse_none_left(
+    whole: Mapping[str, Dataset], bad: list[BadRow], spec: DataSpec, raw: RawData
+) -> None:
+    """Refuse a split that lost all its rows with the skipped ones."""
+    if bad and not all(len(part) for part in whole.values()):
+        raise bad_rows_error(spec, bad, read=raw.read + len(bad))
 
 
 def lengths(dataset: Dataset) -> np.ndarray:
@@ -161,7 +191,7 @@ def _report(
 
 
 def _source_notes(raw: RawData, spec: DataSpec) -> list[str]:
-    notes = []
+    notes = list(raw.notes)
     if raw.layout.unused:
         notes.append(f"columns not used: {', '.join(raw.layout.unused)}")
     if spec.limit is not None and raw.evaluation is None:

@@ -8,13 +8,16 @@ its file and line. No torch, no model: bad rows are found before anything slow b
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
+from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import readers
+from trainers.data.messages import message_notes
 from trainers.data.readers import BadRow, FileRow
 from trainers.data.schema import Layout, checked, describe, layout, spec_problems
 from trainers.model import hub
@@ -30,22 +33,33 @@ class RawData:
 
     Attributes:
         source: the data's source in words.
-        train: the rows to split; all are training rows if `evaluation` has its own source.
-        evaluation: rows of `eval_path` or `eval_split`; None if they are split off `train`.
+        train_rows: the rows to split; all are training rows if `evaluation` has its own source.
+        evaluation_rows: rows of `eval_path` or `eval_split`; None if they are split off `train`.
         layout: shape and columns, the same for all rows.
         skipped: bad rows left out because of `on_bad_row=skip`.
+        notes: what a user should know of how the rows were read.
     """
 
     source: str
-    train: list[Values]
-    evaluation: list[Values] | None
+    train_rows: list[FileRow]
+    evaluation_rows: list[FileRow] | None
     layout: Layout
     skipped: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def train(self) -> list[Values]:
+        return [row.values for row in self.train_rows]
+
+    @property
+    def evaluation(self) -> list[Values] | None:
+        rows = self.evaluation_rows
+        return None if rows is None else [row.values for row in rows]
 
     @property
     def read(self) -> int:
         """The number of good rows of both sources."""
-        return len(self.train) + len(self.evaluation or ())
+        return len(self.train_rows) + len(self.evaluation_rows or ())
 
 
 def read(spec: DataSpec) -> RawData:
@@ -64,23 +78,36 @@ def read(spec: DataSpec) -> RawData:
     if not raw and not bad:
         raise SweepError(f"{describe(spec)}: there are no rows in it")
     if not raw:
-        raise _bad_rows_error(spec, bad, read=len(bad))
+        raise bad_rows_error(spec, bad, read=len(bad))
     form = layout(spec, raw)
     count = len(raw) + len(evaluation or ()) + len(bad)
     good = _collect((checked(row, form) for row in raw), bad)
     good_evaluation = None
     if evaluation is not None:
         _check_same_layout(spec, form, evaluation)
-        good_evaluation = [r.values for r in _collect((checked(r, form) for r in evaluation), bad)]
+        good_evaluation = _collect((checked(row, form) for row in evaluation), bad)
     if bad and (spec.on_bad_row == "error" or not good):
-        raise _bad_rows_error(spec, bad, read=count)
+        raise bad_rows_error(spec, bad, read=count)
     return RawData(
         source=describe(spec),
-        train=[row.values for row in good],
-        evaluation=good_evaluation,
+        train_rows=good,
+        evaluation_rows=good_evaluation,
         layout=form,
         skipped=len(bad),
+        notes=tuple(_notes(form, [*raw, *(evaluation or ())])),
     )
+
+
+def _notes(form: Layout, rows: Sequence[FileRow]) -> list[str]:
+    """The schema that was recognised, and what messages hold that is read otherwise or not."""
+    notes = []
+    if form.known_as:
+        mapping = shlex.quote(override("data.columns", dict(form.columns)))
+        notes.append(f"the rows are read as {form.known_as}; to read them otherwise: {mapping}")
+    if not form.is_chat:
+        return notes
+    fields = [theirs for ours, theirs in form.columns.items() if ours != "tools"]
+    return notes + message_notes(row.values.get(name) for row in rows for name in fields)
 
 
 def _train_rows(spec: DataSpec) -> Iterator[FileRow | BadRow]:
@@ -144,7 +171,8 @@ def _check_same_layout(spec: DataSpec, form: Layout, evaluation: list[FileRow]) 
         )
 
 
-def _bad_rows_error(spec: DataSpec, bad: list[BadRow], *, read: int) -> SweepError:
+def bad_rows_error(spec: DataSpec, bad: Sequence[BadRow], *, read: int) -> SweepError:
+    """The refusal that names bad rows, and how to go on without them."""
     count = len(bad)
     shown = [f"  {each.where}: {each.why}" for each in bad[:_SHOWN_BAD_ROWS]]
     more = f", the first {_SHOWN_BAD_ROWS} of them" if count > _SHOWN_BAD_ROWS else ""

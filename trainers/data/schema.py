@@ -12,6 +12,8 @@ from typing import Any
 from sweeps.config.spec import DataSpec
 from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
+from trainers.data.columns import filled, known, template_columns
+from trainers.data.messages import read_messages, read_text
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -20,6 +22,7 @@ SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set h
     "text": ("text",),
 }
 FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), "tools")
+_TEXT_FIELDS = ("prompt", "completion", "text")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
@@ -28,8 +31,6 @@ _OTHER_NAMES = {
     "messages": ("conversations", "conversation", "chat", "dialog"),
     "text": ("content", "document", "body"),
 }
-_MESSAGE_KEYS = ("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content")
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +39,19 @@ class Layout:
 
     Attributes:
         shape: a key of `SHAPES`.
-        columns: our field <- the data set's column.
+        columns: our field <- the data set's column, or a template over its columns.
+        templates: the fields whose `columns` are templates.
         is_chat: values are lists of messages, not text.
         unused: columns that are left out.
+        known_as: the name of a schema that was recognised by the columns' names.
     """
 
     shape: str
     columns: Mapping[str, str]
     is_chat: bool
     unused: tuple[str, ...]
+    templates: frozenset[str] = frozenset()
+    known_as: str | None = None
 
     @property
     def words(self) -> str:
@@ -63,12 +68,28 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     if problems := _mapping_problems(spec.columns, theirs):
         raise ConfigError(problems)
     columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
-    shape = _shape(columns, spec.columns)
+    shape, schema = _shape(columns, spec.columns), None
+    if shape is None and not spec.columns:
+        schema = known(theirs, [row.values for row in rows])
+        columns |= schema.columns if schema else {}
+        shape = _shape(columns, columns)
     if shape is None:
         raise ConfigError([_missing_columns(spec, theirs, columns)])
     used = {ours: columns[ours] for ours in (*SHAPES[shape], "tools") if ours in columns}
-    unused = tuple(name for name in theirs if name not in used.values())
-    return Layout(shape=shape, columns=used, is_chat=_is_chat(shape, used, rows), unused=unused)
+    templates = frozenset(ours for ours, name in used.items() if name not in theirs)
+    read = {name for ours in used for name in _columns_of(used[ours], ours in templates)}
+    return Layout(
+        shape=shape,
+        columns=used,
+        templates=templates,
+        is_chat=_is_chat(shape, used, rows),
+        unused=tuple(name for name in theirs if name not in read),
+        known_as=schema.name if schema else None,
+    )
+
+
+def _columns_of(value: str, is_template: bool) -> list[str]:
+    return template_columns(value) if is_template else [value]
 
 
 def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
@@ -77,13 +98,14 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     try:
         for ours in SHAPES[form.shape]:
             theirs = form.columns[ours]
-            if row.values.get(theirs) is None:
+            is_template = ours in form.templates
+            value = filled(theirs, row.values) if is_template else row.values.get(theirs)
+            if value is None:
                 raise SweepError(f"{theirs} is missing")
-            value = row.values[theirs]
             values[ours] = (
-                _messages(theirs, value)
+                read_messages(theirs, value)
                 if form.is_chat
-                else _text(theirs, value, may_be_empty=ours == "prompt")
+                else read_text(theirs, value, may_be_empty=ours == "prompt")
             )
         if "tools" in form.columns:
             values["tools"] = _tools(row.values.get(form.columns["tools"]))
@@ -148,12 +170,18 @@ def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list
             problems.append(
                 Problem(key=key, value=name, message=message, nearest=nearest(ours, FIELDS))
             )
-        elif name not in theirs:
-            message = f"the data has the columns {', '.join(theirs)}."
-            problems.append(
-                Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
-            )
+        elif name in theirs:
+            continue
+        elif (names := template_columns(str(name))) and ours in _TEXT_FIELDS:
+            problems += [_unknown_column(key, each, theirs) for each in names if each not in theirs]
+        else:
+            problems.append(_unknown_column(key, name, theirs))
     return problems
+
+
+def _unknown_column(key: str, name: str, theirs: Sequence[str]) -> Problem:
+    message = f"the data has the columns {', '.join(theirs)}."
+    return Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
 
 
 def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str]) -> Problem:
@@ -184,58 +212,9 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
     return known[0] if known else nearest(ours, theirs)
 
 
-def _text(name: str, value: object, *, may_be_empty: bool = False) -> str:
-    if not isinstance(value, str):
-        raise SweepError(f"{name} is {_kind(value)}, not text")
-    if not value and not may_be_empty:
-        raise SweepError(f"{name} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise SweepError(f"{name} holds characters that are not valid Unicode") from None
-    return value
-
-
-def _messages(name: str, value: object) -> list[dict[str, Any]]:
-    """Read a list of messages with role and content; CSV holds such a list as JSON."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise SweepError(f"{name} looks like a JSON list of messages but is not one") from None
-    if not isinstance(value, list):
-        raise SweepError(f"{name} is {_kind(value)}, not a list of messages")
-    if not value:
-        raise SweepError(f"{name} is an empty list")
-    return [_message(f"{name}[{index}]", message) for index, message in enumerate(value)]
-
-
-def _message(name: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise SweepError(f"{name} is {_kind(value)}, not {{role: ..., content: ...}}")
-    if "from" in value and "value" in value and "role" not in value:  # ShareGPT's words
-        speaker = str(value["from"])
-        value = {"role": _SHAREGPT_ROLES.get(speaker, speaker), "content": value["value"]}
-    message = {key: value[key] for key in _MESSAGE_KEYS if value.get(key) is not None}
-    _text(f"{name}.role", message.get("role"))
-    if not message.get("tool_calls"):
-        _text(f"{name}.content", message.get("content"), may_be_empty=True)
-    return message
-
-
 def _tools(value: object) -> str | None:
     """Write a row's tools as JSON text, which TRL reads back: Arrow needs one type for all rows."""
     return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "missing"
-    if isinstance(value, bool | int | float):
-        return f"the {type(value).__name__} {value}"
-    return {"str": "text", "list": "a list", "dict": "an object"}.get(
-        type(value).__name__, f"a {type(value).__name__}"
-    )
 
 
 def _share_problems(spec: DataSpec) -> list[Problem]:

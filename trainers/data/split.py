@@ -14,6 +14,7 @@ from typing import Any
 
 from sweeps.config.spec import DataSpec
 from sweeps.core.errors import SweepError
+from trainers.data.readers import FileRow
 from trainers.data.rows import RawData
 
 Values = dict[str, Any]
@@ -31,9 +32,9 @@ class Split:
             the whole `text`.
     """
 
-    train: list[Values]
-    evaluation: list[Values]
-    test: list[Values] | None
+    train: list[FileRow]
+    evaluation: list[FileRow]
+    test: list[FileRow] | None
     overlap_prompts: int
 
 
@@ -43,16 +44,17 @@ def split(spec: DataSpec, raw: RawData) -> Split:
     Raises:
         SweepError: no row is left to train on, to evaluate on, or to test on.
     """
-    own = raw.evaluation is not None
+    own = raw.evaluation_rows is not None
     eval_end = 0.0 if own else spec.eval_fraction
-    places = [place(row) for row in raw.train]
+    rows = raw.train_rows
+    places = [place(row.values) for row in rows]
     test_end = eval_end + spec.test_fraction
-    chosen = [row for row, at in zip(raw.train, places, strict=True) if at < eval_end]
-    evaluation = raw.evaluation if raw.evaluation is not None else chosen
-    test = [row for row, at in zip(raw.train, places, strict=True) if eval_end <= at < test_end]
-    train = [row for row, at in zip(raw.train, places, strict=True) if at >= test_end]
+    chosen = [row for row, at in zip(rows, places, strict=True) if at < eval_end]
+    evaluation = chosen if raw.evaluation_rows is None else raw.evaluation_rows
+    test = [row for row, at in zip(rows, places, strict=True) if eval_end <= at < test_end]
+    train = [row for row, at in zip(rows, places, strict=True) if at >= test_end]
     _refuse_empty(spec, raw, train=len(train), evaluation=len(evaluation), test=len(test))
-    evaluation = limited(evaluation, spec.eval_limit)
+    evaluation = _limited_rows(evaluation, spec.eval_limit)
     return Split(
         train=train,
         evaluation=evaluation,
@@ -70,18 +72,28 @@ def limited(rows: list[Values], limit: int | None) -> list[Values]:
     """Choose at most `limit` rows by their content, and keep their order."""
     if limit is None or len(rows) <= limit:
         return rows
+    return [rows[index] for index in _chosen(rows, limit)]
+
+
+def _limited_rows(rows: list[FileRow], limit: int | None) -> list[FileRow]:
+    if limit is None or len(rows) <= limit:
+        return rows
+    return [rows[index] for index in _chosen([row.values for row in rows], limit)]
+
+
+def _chosen(rows: Sequence[Values], limit: int) -> list[int]:
     # From the hash's other end: its beginning chose the split, and is small for evaluation rows.
     ranked = sorted(range(len(rows)), key=lambda index: (_digest(rows[index])[::-1], index))
-    return [rows[index] for index in sorted(ranked[:limit])]
+    return sorted(ranked[:limit])
 
 
 def _digest(value: object) -> bytes:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
 
 
-def _overlap(train: Sequence[Values], evaluation: Sequence[Values]) -> int:
-    seen = {_digest(_prompt(row)) for row in train}
-    return sum(_digest(_prompt(row)) in seen for row in evaluation)
+def _overlap(train: Sequence[FileRow], evaluation: Sequence[FileRow]) -> int:
+    seen = {_digest(_prompt(row.values)) for row in train}
+    return sum(_digest(_prompt(row.values)) in seen for row in evaluation)
 
 
 def _prompt(row: Values) -> object:
@@ -94,7 +106,7 @@ def _prompt(row: Values) -> object:
 
 
 def _refuse_empty(spec: DataSpec, raw: RawData, *, train: int, evaluation: int, test: int) -> None:
-    rows = len(raw.train)
+    rows = len(raw.train_rows)
     counts = f"{rows} rows of {raw.source} gave {train} to train on, {evaluation} to evaluate on"
     if spec.test_fraction:
         counts += f", {test} to test on"

@@ -1,23 +1,29 @@
-"""Turns rows into token ids and labels, by TRL's own preparation.
+"""Turns rows into token ids and labels, those that SFTTrainer makes of the same rows.
 
-Both engines train on these tokens, so they must be those that SFTTrainer makes of the same rows.
-Its `_prepare_dataset` is called on a trainer that was never initialised, because a real one needs
-the model, and the data is checked before any model is loaded. The attributes that its `__init__`
-would have derived from the data and the template are derived here, in the same way.
+Each row is tokenized on its own, with the calls that TRL makes, so that a row that cannot be is
+named and no row changes another; three things differ from TRL on purpose: tool calls keep their own
+keys, no part of a prompt is learnt, and there is one eos token. The cut is TRL's own: its
+`_prepare_dataset` is called on a trainer that was never initialised, because a real one needs the
+model, and the data is checked before any model is loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
+from trainers.data.readers import BadRow, FileRow
+from trainers.model.tokenizer import IGNORED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 # SFTConfig's fields that change what is trained on or measured; no sweep may search them.
 DATA_FIELDS = ("assistant_only_loss", "completion_only_loss", "eos_token")
 COLUMNS = ["input_ids", "labels"]
+_FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))})
 
 _WAYS_TO_TEMPLATE = (
     "Set model.chat_template=FILE.jinja, take the -Instruct variant of the model, or bring the "
@@ -33,7 +40,7 @@ _WAYS_TO_TEMPLATE = (
 
 
 class Tokenizing:
-    """TRL's preparation for one tokenizer and one layout of rows.
+    """The preparation for one tokenizer and one layout of rows.
 
     Args:
         trainer: SFTConfig's fields as the user set them; only `DATA_FIELDS` matter.
@@ -65,19 +72,170 @@ class Tokenizing:
                 [Problem(key="trainer.assistant_only_loss", value=True, message=message)]
             )
         self.notes: list[str] = []
-        self._preparer = self._new_preparer(has_completions)
+        self._seams = 0
+        only = self._arguments.completion_only_loss
+        self._completion_only = has_completions if only is None else only
+        self._appends_eos = not is_chat and _appends_eos(tokenizer)
+        if self._appends_eos:
+            self.notes.append("the tokenizer ends each text with its eos token; it is there once")
+        self._preparer = self._new_preparer()
 
-    def tokenized(self, rows: Sequence[Mapping[str, Any]], name: str) -> Dataset:
-        """Tokenize whole rows: columns input_ids and labels; a masked label is -100."""
-        try:
-            return self._prepared(Dataset.from_list(list(rows)), None, name)
-        except SweepError:
-            raise
-        except Exception as error:  # Arrow, Jinja, TRL: each has exceptions of its own
+    def tokenized(self, rows: Sequence[FileRow], bad: list[BadRow]) -> Dataset:
+        """Tokenize whole rows: columns input_ids and labels; a masked label is -100.
+
+        Each row goes through the template on its own: a table of all rows would give every message
+        and every tool call the keys of all others, as nulls that are then learnt.
+
+        Args:
+            bad: rows that the template or the tokenizer refuses are added here.
+        """
+        found = []
+        for row in rows:
+            try:
+                found.append(self._row(row.values))
+            except SweepError as error:
+                bad.append(BadRow(row.where, str(error)))
+            except Exception as error:  # Jinja, tokenizers: each has exceptions of its own
+                bad.append(BadRow(row.where, f"cannot be tokenized: {_refusal(error)}"))
+        columns = {
+            "input_ids": [ids for ids, _ in found],
+            "labels": [
+                [token if learnt else IGNORED for token, learnt in zip(ids, mask, strict=True)]
+                for ids, mask in found
+            ],
+        }
+        return Dataset.from_dict(columns, features=_FEATURES)
+
+    def seam_notes(self) -> list[str]:
+        """Say how many rows had tokens that grow together where prompt and completion meet."""
+        if not self._seams:
+            return []
+        return [
+            f"{self._seams:,} rows: the prompt's last token would grow together with the "
+            "completion's first; the two are tokenized apart, as in generation, and the prompt is "
+            "not learnt. Prompts that end with a line break avoid it"
+        ]
+
+    def _row(self, row: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
+        """One row's token ids, and which of them are learnt."""
+        if "text" in row:
+            ids = self._text_ids(self._ended(row["text"]))
+            return ids, [True] * len(ids)
+        if "messages" in row:
+            return self._chat(row["messages"], row.get("tools"), prompt=None)
+        if isinstance(row["prompt"], str):
+            return self._pair(row["prompt"], self._ended(row["completion"]))
+        messages = [*row["prompt"], *row["completion"]]
+        return self._chat(messages, row.get("tools"), prompt=len(row["prompt"]))
+
+    def _pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
+        """Tokens of a prompt and a completion as text; no prompt's character is learnt."""
+        before = self._text_ids(prompt)
+        ids = self._text_ids(prompt + completion)
+        learnt_from = _common(before, ids)
+        if learnt_from < len(before):
+            self._seams += 1
+            ids, learnt_from = self._apart(before, completion, ids)
+        only = self._completion_only
+        return ids, [not only or index >= learnt_from for index in range(len(ids))]
+
+    def _apart(self, before: list[int], completion: str, whole: list[int]) -> tuple[list[int], int]:
+        """Join the tokens of prompt and completion, if that is the same text; else mask the seam.
+
+        Some tokenizers put a blank before a text, but not after a special token.
+        """
+        text, end = self._tokenizer.decode(whole), [self._tokenizer.eos_token_id]
+        plain = self._tokenizer(completion, add_special_tokens=False)["input_ids"]
+        eos = self._tokenizer.eos_token
+        after = self._tokenizer(f"{eos}{completion}", add_special_tokens=False)["input_ids"]
+        candidates = [plain, *([after[1:]] if after[:1] == end else [])]
+        for rest in candidates:
+            if self._tokenizer.decode(before + rest) == text:
+                return before + rest, len(before)
+        length = len(self._tokenizer.decode(before))
+        start = _common(before, whole)
+        while start < len(whole) and len(self._tokenizer.decode(whole[:start])) < length:
+            start += 1
+        return whole, start
+
+    def _ended(self, text: str) -> str:
+        eos = str(self._tokenizer.eos_token)
+        return text if text.endswith(eos) else text + eos
+
+    def _text_ids(self, text: str) -> list[int]:
+        """A text's tokens, without the eos token that some tokenizers add of themselves."""
+        ids = list(self._tokenizer(text=text)["input_ids"])
+        return ids[:-1] if self._appends_eos else ids
+
+    def _chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: object, *, prompt: int | None
+    ) -> tuple[list[int], list[bool]]:
+        """Tokens of a conversation, the first `prompt` messages of which are not learnt."""
+        turns = [_for_template(message) for message in messages]
+        only_assistant = bool(self._arguments.assistant_only_loss)
+        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
+        options["chat_template"] = self._preparer.chat_template
+        encoded = self._rendered(turns, **options, return_assistant_tokens_mask=only_assistant)
+        ids = list(encoded["input_ids"])
+        mask = [True] * len(ids)
+        if only_assistant:
+            mask = [bool(bit) for bit in encoded["assistant_masks"]]
+            _refuse_no_assistant(turns, mask)
+        unwanted = [i for i, message in enumerate(messages) if message.get("train") is False]
+        for start, end in self._spans(turns, unwanted, ids, mask, options):
+            mask[start:end] = [False] * (end - start)
+        if prompt is not None and self._completion_only:
+            given = self._rendered(turns[:prompt], **options, add_generation_prompt=True)
+            start = _common(list(given["input_ids"]), ids)
+            mask[:start] = [False] * start
+        if unwanted and not any(mask):
+            raise SweepError("no turn of it is to be learnt (weight 0, train false)")
+        return ids, mask
+
+    def _rendered(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> Mapping[str, Any]:
+        encoded = self._tokenizer.apply_chat_template(
+            copy.deepcopy(list(turns)), tokenize=True, return_dict=True, **options
+        )
+        assert isinstance(encoded, Mapping)
+        return encoded
+
+    def _spans(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        unwanted: Sequence[int],
+        ids: list[int],
+        mask: list[bool],
+        options: Mapping[str, Any],
+    ) -> list[tuple[int, int]]:
+        """Where the tokens of the turns `unwanted` are: from one to before the other."""
+        if not unwanted:
+            return []
+        speakers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
+        runs = _runs(mask) if self._arguments.assistant_only_loss else []
+        if len(runs) == len(speakers) > 0:
+            return [run for i, run in zip(speakers, runs, strict=True) if i in unwanted]
+        return [
+            (self._turn_start(turns, i, ids, options), self._turn_start(turns, i + 1, ids, options))
+            for i in unwanted
+        ]
+
+    def _turn_start(
+        self,
+        turns: Sequence[Mapping[str, Any]],
+        index: int,
+        ids: list[int],
+        options: Mapping[str, Any],
+    ) -> int:
+        if index in (0, len(turns)):
+            return 0 if index == 0 else len(ids)
+        given = list(self._rendered(turns[:index], **options)["input_ids"])
+        if _common(given, ids) < len(given):
             raise SweepError(
-                f"the {name} rows cannot be tokenized: {_refusal(error)}. A chat template may "
-                "refuse some roles or orders of turns, and all rows need values of the same types"
-            ) from error
+                f"messages[{index - 1}] is written otherwise by the chat template if more turns "
+                "follow, so the turns that are not to be learnt (weight 0, train false) cannot be "
+                "told from the others; set trainer.assistant_only_loss=true or split the row"
+            )
+        return len(given)
 
     def cut(self, whole: Dataset, max_length: int, name: str) -> Dataset:
         """Cut rows at `max_length` tokens, and drop those without any label left."""
@@ -91,15 +249,14 @@ class Tokenizing:
             )
         return prepared.select_columns(COLUMNS)
 
-    def _new_preparer(self, has_completions: bool) -> Any:
+    def _new_preparer(self) -> Any:
         from trl.trainer.sft_trainer import SFTTrainer
 
         preparer = SFTTrainer.__new__(SFTTrainer)
         preparer._tokenizer = self._tokenizer
         preparer._is_vlm = False
         preparer.chat_template = self._training_template()
-        only = self._arguments.completion_only_loss
-        preparer.completion_only_loss = has_completions if only is None else only
+        preparer.completion_only_loss = self._completion_only
         return preparer
 
     def _training_template(self) -> str | None:
@@ -166,6 +323,35 @@ def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
             f"would not learn to stop. Set trainer.eos_token to a token of its vocabulary (special "
             f"ones: {special})"
         )
+
+
+def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return list(tokenizer(text="a")["input_ids"])[-1:] == [tokenizer.eos_token_id]
+
+
+def _common(ids: Sequence[int], others: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(ids, others, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
+
+
+def _runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
+    """Where the mask is true without a break: (first, first after it)."""
+    edges = [i for i, (a, b) in enumerate(itertools.pairwise([False, *mask, False])) if a != b]
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as templates expect it: content is there, our own mark is not."""
+    return {"content": None} | {key: value for key, value in message.items() if key != "train"}
+
+
+def _refuse_no_assistant(turns: Sequence[Mapping[str, Any]], mask: Sequence[bool]) -> None:
+    if any(mask):
+        return
+    if any(turn["role"] == "assistant" for turn in turns):
+        raise SweepError("the chat template marks none of its words as the assistant's")
+    raise SweepError("no assistant turn, of which trainer.assistant_only_loss=true learns")
 
 
 def _refusal(error: Exception) -> str:

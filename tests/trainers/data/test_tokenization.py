@@ -1,0 +1,172 @@
+"""What is learnt of a row: exactly what the user meant, each row on its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
+from sweeps.core.errors import SweepError
+from trainers.data.preparation import DataReport, tokenized
+from trainers.data.rows import read
+from trainers.model.source import resolve_path
+from trainers.model.tokenizer import IGNORED, load_tokenizer
+
+ASSISTANT_ONLY = {"assistant_only_loss": True}
+TOOLS_TEMPLATE = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<{{ m.role }}>"
+    "{% if 'tool_calls' in m %}{{ m.tool_calls | tojson }}{% endif %}{{ m.content or '' }}"
+    "{% endfor %}"
+)
+
+
+def chat(*contents: str, **keys: Any) -> dict[str, Any]:
+    """A row of turns, user and assistant by turns; `keys` go into the first answer."""
+    roles = ("user", "assistant")
+    turns: list[dict[str, Any]] = [
+        {"role": roles[i % 2], "content": content} for i, content in enumerate(contents)
+    ]
+    turns[1].update(keys)
+    return {"messages": turns}
+
+
+def prepared(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    *,
+    model: str = "tiny",
+    template: str | None = None,
+    trainer: dict[str, Any] | None = None,
+    **data: Any,
+) -> tuple[list[tuple[str, str]], DataReport]:
+    """(text, learnt text) of each row, and the report."""
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = None
+    if template is not None:
+        written = str(folder / "own.jinja")
+        Path(written).write_text(template)
+    spec = TrainSpec(
+        model=ModelSpec(path=model, chat_template=written),
+        data=DataSpec(source="file", path=str(path), eval_path=str(path), max_length=512, **data),
+        peft={"method": "lora"},
+        trainer=trainer or {},
+        seed=0,
+        budget=BudgetSpec(examples=10),
+        evaluations=1,
+    )
+    parts, report = tokenized(spec, read(spec.data))
+    tokenizer = load_tokenizer(spec.model)
+    shown = []
+    for row in parts["train"]:
+        pairs = zip(row["input_ids"], row["labels"], strict=True)
+        learnt = [token for token, label in pairs if label != IGNORED]
+        shown.append((tokenizer.decode(row["input_ids"]), tokenizer.decode(learnt)))
+    return shown, report
+
+
+def call(name: str, **arguments: Any) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    turn = {"role": "assistant", "content": None, "tool_calls": [{"function": function}]}
+    return {"messages": [{"role": "user", "content": "?"}, turn]}
+
+
+def test_tool_calls_are_learnt_verbatim_whatever_other_rows_have(tmp_path: Path) -> None:
+    calls = [
+        call("weather", city="Paris"),
+        call("clock", zone="UTC", h24=True, n=1),
+        call("clock", n="one", nested={"a": [1, None, "x"]}),
+        chat("hi", "hello"),
+    ]
+    shown, _ = prepared(tmp_path, calls, template=TOOLS_TEMPLATE)
+    for row, (text, _learnt) in zip(calls[:3], shown, strict=False):
+        written = text.removeprefix("<user>?<assistant>").removesuffix("<|eos|>")
+        assert json.loads(written) == row["messages"][1]["tool_calls"]
+    assert shown[3][0].startswith("<user>hi<assistant>hello")
+
+
+def test_each_row_has_its_own_tools(tmp_path: Path) -> None:
+    first = {**chat("a", "b"), "tools": [{"name": "clock", "parameters": {"zone": {"type": "s"}}}]}
+    second = {**chat("a", "b"), "tools": [{"name": "weather", "strict": True}]}
+    shown, _ = prepared(tmp_path, [first, second, chat("a", "b")], template=TOOLS_TEMPLATE)
+    for row, (text, _learnt) in zip((first, second), shown, strict=False):
+        assert json.loads(text.partition("<user>")[0]) == row["tools"]
+    assert shown[2][0].startswith("<user>a")
+
+
+def test_the_end_of_a_prompt_is_never_learnt(tmp_path: Path) -> None:
+    pairs = [("Name a colour.", "Blue"), ("a", "b"), ("2 + 2 =", "4"), ("Colour: ", "blue")]
+    rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+    shown, report = prepared(tmp_path, rows)
+    assert shown == [(f"{p}{c}<|eos|>", f"{c}<|eos|>") for p, c in pairs]
+    assert any("rows: the prompt's last token would grow together" in x for x in report.notes)
+    line_ends = [{"prompt": f"{p}\n", "completion": c} for p, c in pairs]
+    assert not prepared(tmp_path, line_ends)[1].notes
+
+
+def test_a_tokenizer_that_adds_its_own_eos_gives_one(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    folder = tmp_path / "eosadd"
+    shutil.copytree(resolve_path("tiny"), folder)
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = TemplateProcessing(
+        single="<|bos|> $A <|eos|>", special_tokens=[("<|bos|>", 1), ("<|eos|>", 2)]
+    )
+    backend.save(str(folder / "tokenizer.json"))
+    rows = [{"prompt": "Say it:\n", "completion": "yes"}]
+    shown, report = prepared(tmp_path, rows, model=str(folder))
+    assert shown == [("<|bos|>Say it:\nyes<|eos|>", "yes<|eos|>")]
+    assert any("eos token; it is there once" in note for note in report.notes)
+    (whole, _), *_ = prepared(tmp_path, [{"text": "yes"}], model=str(folder))[0]
+    assert whole == "<|bos|>yes<|eos|>"
+
+
+@pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"loss": False}, {"weight": 0.0}])
+@pytest.mark.parametrize("trainer", [ASSISTANT_ONLY, {}], ids=["assistant", "all"])
+def test_turns_that_are_marked_are_not_learnt(
+    tmp_path: Path, key: dict[str, Any], trainer: dict[str, Any]
+) -> None:
+    row = chat("q", "bad", "q2", "good", **key)
+    row["messages"][3]["weight"] = 1
+    ((text, learnt),), _ = prepared(tmp_path, [row], trainer=trainer)
+    assert "bad<|im_end|>" in text
+    assert "weight" not in text
+    assert "bad" not in learnt
+    assert "good<|im_end|>" in learnt
+    if trainer:
+        assert learnt == "good<|im_end|>"
+
+
+def test_a_row_without_a_turn_to_learn_is_bad(tmp_path: Path) -> None:
+    rows = [chat("q", "a"), chat("q", "bad", weight=0)]
+    with pytest.raises(SweepError, match=r"rows\.jsonl:2: no turn of it is to be learnt"):
+        prepared(tmp_path, rows, trainer=ASSISTANT_ONLY)
+
+
+def test_one_conversation_without_an_answer_is_named_and_can_be_skipped(tmp_path: Path) -> None:
+    question = {"messages": [{"role": "user", "content": "only a question"}]}
+    rows = [chat(f"q{i}", "a") for i in range(3)] + [question]
+    with pytest.raises(SweepError, match=r"rows\.jsonl:4: no assistant turn"):
+        prepared(tmp_path, rows, trainer=ASSISTANT_ONLY)
+    shown, report = prepared(tmp_path, rows, trainer=ASSISTANT_ONLY, on_bad_row="skip")
+    assert len(shown) == 3
+    assert report.skipped_rows == 2  # of the training and of the evaluation rows
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% if loop.previtem is defined and loop.previtem.role == m.role %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{% endfor %}"
+    )
+    twice = {"messages": [{"role": "user", "content": "q"}] * 2}
+    with pytest.raises(SweepError, match=r"rows\.jsonl:2: cannot be tokenized: .*must alternate"):
+        prepared(tmp_path, [chat("q", "a"), twice], template=template)
+    rows = [chat("q", "a"), twice]
+    shown, _ = prepared(tmp_path, rows, template=template, on_bad_row="skip")
+    assert len(shown) == 1
