@@ -57,6 +57,9 @@ def _dispatch(argv: list[str]) -> int:
     if first in _HELP or any(word in _HELP for word in argv):
         print(help_text())
         return 0
+    if not argv:
+        print(help_text())
+        return 1  # a script whose words went missing has trained nothing
     if first == "--version":
         print(f"sft-sweeps {__version__}")
         return 0

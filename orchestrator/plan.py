@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,8 @@ from sweeps.config.spec import Spec
 from sweeps.ledger.history import History, read_history
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
+
+_LARGE_GRID = 1000
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -65,12 +66,35 @@ def _about_devices(spec: Spec) -> list[str]:
 
 def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     """Lines on what will run."""
-    configs = space.planned(spec.sweep.trials) or math.inf
+    configs = space.planned(spec.sweep.trials)
     repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
     pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
     return [
-        f"sweep {spec.name}: {configs:g} trials{repeats} by {spec.sweep.search}{pruner}",
+        f"sweep {spec.name}: {_count(configs)} trials{repeats} by {spec.sweep.search}{pruner}",
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
+        *_about_grid(spec, space),
         f"folder: {folder.root}",
     ]
+
+
+def _count(configs: int | None) -> str:
+    return "inf" if configs is None else f"{configs:,}"
+
+
+def _about_grid(spec: Spec, space: Space) -> list[str]:
+    """Lines on a grid that is large, or of which only the first combinations are tried."""
+    size, trials = space.size(), spec.sweep.trials
+    if spec.sweep.search != "grid" or size is None:
+        return []
+    if trials is not None and trials < size:
+        return [
+            f"the first {trials:,} of the grid's {size:,}, in the order in which it is written; "
+            "sweep.search=random draws from all of them"
+        ]
+    if trials is None and size > _LARGE_GRID:
+        return [
+            f"a grid of {size:,} is trained whole; sweep.trials=50 sweep.search=random tries 50 "
+            "of them"
+        ]
+    return []

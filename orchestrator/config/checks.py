@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,8 +13,10 @@ from orchestrator.storage.run_dir import place_problems
 from sweeps.config.keys import FACTS, STRATEGY, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.validation import without_strategy
+from sweeps.core.commands import written
 from sweeps.core.errors import Problem, nearest
 from sweeps.search.samplers import search_problems
+from sweeps.space.grammar import foreign
 from sweeps.space.parser import lookup, space_of
 from sweeps.space.space import Choice, Interval, Space, set_by
 
@@ -47,6 +51,36 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
                 new = peft_problems({**peft, **adapter, name: value})
                 found += [problem for problem in new if str(problem) not in said]
     return found or _fraction_problems(space)
+
+
+def with_search(config: Mapping[str, Any], problem: Problem) -> Problem:
+    """The problem, with the way to search if its value is a list or a mapping of values to try."""
+    key, value = problem.key, problem.value
+    if not isinstance(value, Mapping | list):
+        value = lookup(config, key)
+    if not isinstance(value, Mapping | list) or search_refusal(key) != "":
+        return problem
+    ours = foreign(value) if isinstance(value, Mapping) else None
+    if isinstance(value, list) and value and _fit_alone(key, value):
+        ours = ",".join(map(written, value))
+        ours = ours if len(value) > 1 else f"choice({ours})"
+    if ours is None:
+        return problem
+    message = f"{problem.message} To search: {shlex.quote(f'{key}={ours}')}"
+    return replace(problem, message=message)
+
+
+def _fit_alone(key: str, values: Sequence[Any]) -> bool:
+    """Whether each value would be one of the key's."""
+    from trainers.model.lora import peft_problems
+    from trainers.sft.fields import name_problem, value_problem
+
+    section, _, name = key.partition(".")
+    if section == "trainer":
+        return name_problem(name) is None and not any(value_problem(name, each) for each in values)
+    if section == "peft":
+        return not any(peft_problems({name: each}) for each in values)
+    return section == "model" and all(isinstance(each, str) for each in values)
 
 
 def _fraction_problems(space: Space) -> list[Problem]:

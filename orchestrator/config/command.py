@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.cluster.gpus import usable
 from orchestrator.cluster.ray_cluster import ask_cluster, gpus_of_cluster
 from orchestrator.config import compose
-from orchestrator.config.checks import read_space, spec_problems, training_problems
+from orchestrator.config.checks import read_space, spec_problems, training_problems, with_search
 from orchestrator.config.engine_choice import engine_problems
 from sweeps.config.spec import Spec
 from sweeps.config.validation import read_spec, section_problems
@@ -79,7 +79,7 @@ class Command:
         if spec is not None and not problems:
             problems += engine_problems(spec, space, device)
         if problems or spec is None:
-            raise ConfigError(problems)
+            raise ConfigError([with_search(self.config, problem) for problem in problems])
         return spec, space
 
 

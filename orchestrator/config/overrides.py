@@ -22,6 +22,7 @@ from sweeps.config.keys import may_change
 from sweeps.core.commands import masked_word, override
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
+from sweeps.space.grammar import foreign
 
 _PACKAGE = Path(str(files("orchestrator"))).resolve()
 _INSTALLED = _PACKAGE / "conf"  # where a wheel has it; in the repository it is beside the package
@@ -30,6 +31,7 @@ CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
 SPACE = "sweep.space"
 WHEN = "sweep.when"
 _SECRET_REASON = "its value has a character that must be quoted"
+_TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
@@ -130,6 +132,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
     try:
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+        if (ours := foreign(text)) is not None and not is_secret_key(key):
+            message = f"is searched with {shlex.quote(f'{key}={ours}')}"
+            return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
         return Problem(key=key, message=message + _as_text(key, text))
@@ -168,7 +173,9 @@ def _in_words(said: str) -> str:
 
 def _as_text(key: str, text: str) -> str:
     """How the text is written that Hydra could not read, if it may be meant as text."""
-    if is_secret_key(key) or not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
+    if is_secret_key(key) or not key.startswith(_TEXTS):
+        return ""
+    if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
     return f" As text it is written {shlex.quote(override(key, text))}"
 

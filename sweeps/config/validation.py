@@ -32,6 +32,37 @@ _SECTIONS = [
     for name, hint in typing.get_type_hints(Config).items()
     if is_dataclass(hint) or typing.get_origin(hint) is Mapping
 ]
+# What other tools call a key of ours, whatever section it is looked for in.
+_ELSEWHERE = {
+    "num_train_epochs": "sweep.budget.epochs",
+    "num_epochs": "sweep.budget.epochs",
+    "epochs": "sweep.budget.epochs",
+    "max_steps": "sweep.budget.examples",
+    "max_seq_length": "data.max_length",
+    "max_seq_len": "data.max_length",
+    "cutoff_len": "data.max_length",
+    "sequence_len": "data.max_length",
+    "model_name_or_path": "model.path",
+    "base_model": "model.path",
+    "dataset": "data.path",
+    "train_file": "data.path",
+    "validation_file": "data.eval_path",
+    "output_dir": "run_dir",
+    "warmup_ratio": "trainer.warmup_steps",
+    "n_trials": "sweep.trials",
+    "num_samples": "sweep.trials",
+    "num_trials": "sweep.trials",
+    "max_concurrent_trials": "sweep.max_concurrent",
+    "grace_period": "sweep.pruner_options.min_resource",
+    "min_resource": "sweep.pruner_options.min_resource",
+    "sampler": "sweep.search",
+    "scheduler_type": "trainer.lr_scheduler_type",
+    "lora_r": "peft.r",
+    "lora_rank": "peft.r",
+    "lora_target": "peft.target_modules",
+    "lora_target_modules": "peft.target_modules",
+    "load_in_4bit": "model.quantization",
+}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -183,7 +214,7 @@ def _unknown(name: str, names: Iterable[str], prefix: str, config: Mapping[str, 
         if isinstance(config.get(section), Mapping) and spoken in config[section]
     ]
     message = f"is no key of the config. There are: {', '.join(names)}."
-    likely = within[0] if within else head + near if near else None
+    likely = within[0] if within else _ELSEWHERE.get(name) or (head + near if near else None)
     return Problem(key=head + name, message=message, nearest=likely)
 
 

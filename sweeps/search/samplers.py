@@ -140,10 +140,64 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
                 "more, or sweep.pruner=none.",
             )
         )
-    found += _option_problems("sweep.pruner_options", spec.pruner, lambda: make_pruner(spec))
+    found += _idle_pruner(spec) or _option_problems(
+        "sweep.pruner_options", spec.pruner, lambda: make_pruner(spec)
+    )
     found += _option_problems(
         "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
     )
+    return found
+
+
+# How other tools name the options of a pruner, and ours for each pruner.
+_START = {"asha": "min_resource", "hyperband": "min_resource"} | dict.fromkeys(
+    ("median", "percentile"), "n_warmup_steps"
+)
+_SPOKEN: Mapping[str, Mapping[str, str]] = {
+    "grace_period": _START,
+    "min_iter": _START,
+    "max_t": {"hyperband": "max_resource"},
+    "max_iter": {"hyperband": "max_resource"},
+    "eta": dict.fromkeys(("asha", "hyperband"), "reduction_factor"),
+}
+# pruner -> the option that says from which evaluation on it may prune
+_STARTS = {
+    "asha": ("min_resource", "min_early_stopping_rate"),
+    "hyperband": ("min_resource",),
+    "median": ("n_warmup_steps",),
+    "percentile": ("n_warmup_steps",),
+}
+
+
+def _idle_pruner(spec: SearchSpec) -> list[Problem]:
+    """Options by which a pruner would stop no trial before its end, and names of other tools."""
+    found = []
+    last = spec.evaluations - 1  # at the end there is nothing left to save
+    resource = f"its resource is the number of the evaluation, 1 to {spec.evaluations}"
+    for name, value in spec.pruner_options.items():
+        key = f"sweep.pruner_options.{name}"
+        if name in _SPOKEN:
+            ours = _SPOKEN[name].get(spec.pruner)
+            message = f"is no option of {spec.pruner}; {resource}."
+            near = f"sweep.pruner_options.{ours}" if ours else None
+            found.append(Problem(key=key, value=value, message=message, nearest=near))
+    if found or spec.evaluations < 2:
+        return found
+    options = {"min_resource": 1, "reduction_factor": 2, **spec.pruner_options}
+    name, *rate = _STARTS.get(spec.pruner, ("",))
+    start = options.get(name)
+    if not isinstance(start, int):
+        return []  # "auto", or not set
+    factor, power = options["reduction_factor"], options.get(rate[0], 0) if rate else 0
+    first = start
+    if isinstance(factor, int) and isinstance(power, int):
+        first = start * factor**power
+    if first > last:
+        message = (
+            f"no trial would ever be stopped: {resource}, and this begins at {first}. Take {last} "
+            "or less."
+        )
+        found.append(Problem(key=f"sweep.pruner_options.{name}", value=start, message=message))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,3 +30,56 @@ def plain(option: Any) -> Any:
     if isinstance(option, list | tuple):
         return [plain(item) for item in option]
     return option
+
+
+# Functions of other tools (Ray Tune, W&B, Optuna, hyperopt), and ours.
+_RANGES = {
+    "uniform": "interval({0}, {1})",
+    "suggest_float": "interval({0}, {1})",
+    "loguniform": "tag(log, interval({0}, {1}))",
+    "log_uniform": "tag(log, interval({0}, {1}))",
+    "log_uniform_values": "tag(log, interval({0}, {1}))",
+    "randint": "tag(int, interval({0}, {1}))",
+    "int_uniform": "tag(int, interval({0}, {1}))",
+    "suggest_int": "tag(int, interval({0}, {1}))",
+    "lograndint": "tag(log, int, interval({0}, {1}))",
+    "quniform": "range({0}, {1}, {2})",
+    "q_uniform": "range({0}, {1}, {2})",
+    "qrandint": "range({0}, {1}, {2})",
+}
+_LISTS = ("grid_search", "categorical", "suggest_categorical", "values", "grid", "choices")
+_CALL = re.compile(r"(?:tune\.|hp\.|trial\.)?(\w+)\s*\((.*)\)\s*", re.DOTALL)
+
+
+def foreign(expression: Any) -> str | None:
+    """How a search in the words of another tool is written here; None if it is none that we know.
+
+    Known are calls such as `loguniform(1e-5, 1e-2)`, and W&B's mappings of `values`, or of `min`,
+    `max` and `distribution`.
+    """
+    if isinstance(expression, Mapping):
+        return _of_mapping(expression)
+    text = str(expression).strip()
+    found = _CALL.fullmatch(text)
+    if found is None:
+        return None
+    name, inner = found[1].lower(), found[2].strip()
+    if name in _LISTS or (name == "choice" and not text.startswith(name)):
+        return f"choice({inner.removeprefix('[').removesuffix(']')})"
+    given = [part.partition("=")[2] or part for part in inner.split(",")]
+    parts = [part.strip() for part in given if part.strip()]
+    form = _RANGES.get(name)
+    needed = 3 if form and "{2}" in form else 2
+    return form.format(*parts) if form and len(parts) >= needed else None
+
+
+def _of_mapping(expression: Mapping[str, Any]) -> str | None:
+    values = expression.get("values")
+    if isinstance(values, list) and values:
+        return f"choice({', '.join(map(str, values))})"
+    low, high = expression.get("min"), expression.get("max")
+    if low is None or high is None:
+        return None
+    name = str(expression.get("distribution", "uniform"))
+    form = _RANGES.get(name, _RANGES["uniform"])
+    return form.format(low, high, expression.get("q", 1))

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from sweeps.core.errors import Problem, first_line
 from sweeps.core.secrets import is_secret_key
 from sweeps.space.conditions import ordered, read_conditions
-from sweeps.space.grammar import GRAMMAR, parse, plain
+from sweeps.space.grammar import GRAMMAR, foreign, parse, plain
 from sweeps.space.space import Choice, Dimension, Interval, Space, set_by
 
 _MOST_OPTIONS = 10_000
@@ -109,6 +109,9 @@ def _parse(expression: Any, found: list[str]) -> Any:
     """A list of options or one of Hydra's sweeps; None, and `found` longer, if it is neither."""
     if isinstance(expression, Sequence) and not isinstance(expression, str):
         return list(expression)
+    if (ours := foreign(expression)) is not None:
+        found.append(f"is written {ours} here.")
+        return None
     try:
         value = parse(expression)
     except HydraException as error:

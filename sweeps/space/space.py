@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 Label = None | bool | int | float | str  # what Optuna takes as a categorical choice
@@ -137,16 +136,27 @@ class Space:
         assert not self.is_continuous
         yield from self._grid(0, {})
 
-    def size(self, limit: int = 10_000) -> int | None:
-        """How many different configs there are; None if more than `limit`."""
-        if self.is_continuous:
-            return None
-        count = sum(1 for _ in islice(self.grid(), limit + 1))
-        return count if count <= limit else None
+    def size(self) -> int | None:
+        """How many different configs there are; None if they cannot be counted."""
+        return None if self.is_continuous else self._count(0, {})
 
     def planned(self, trials: int | None) -> int | None:
         """How many configs a sweep tries if it stops after `trials`; None if neither bounds it."""
         return min((count for count in (self.size(), trials) if count), default=None)
+
+    def _count(self, depth: int, picked: dict[str, Label]) -> int:
+        """Configs from this dimension on; only what a condition asks for is gone through."""
+        if depth == len(self.dimensions):
+            return 1
+        dimension = self.dimensions[depth]
+        if not self._active(dimension, self.values(picked)):
+            return self._count(depth + 1, picked)
+        labels = dimension.labels or ()
+        asked = {condition.key for condition in self.when.values()}
+        if asked.isdisjoint(set_by(dimension)):
+            many = labels.stop - labels.start if isinstance(labels, range) else len(labels)
+            return many * self._count(depth + 1, picked)
+        return sum(self._count(depth + 1, {**picked, dimension.name: each}) for each in labels)
 
     def _grid(self, depth: int, picked: dict[str, Label]) -> Iterator[dict[str, Label]]:
         if depth == len(self.dimensions):

@@ -18,6 +18,7 @@ from sweeps.config.setting import Kind, Number
 from sweeps.config.spec import ModelSpec
 from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
+from sweeps.core.naming import SPOKEN
 
 if TYPE_CHECKING:
     import torch
@@ -147,7 +148,7 @@ def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
             key=f"peft.{name}",
             value=value,
             message="is not a field of peft.LoraConfig.",
-            nearest=nearest(name, known),
+            nearest=SPOKEN[name] if SPOKEN.get(name) in known else nearest(name, known),
         )
         for name, value in peft.items()
         if name != "method" and name not in known

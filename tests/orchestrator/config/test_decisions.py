@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from orchestrator.config.command import Command
+from orchestrator.plan import plan_lines
 from sweeps.core.errors import ConfigError
+from sweeps.storage.run_folder import RunFolder
 
 LIST = "sweep.space.batching"
 
@@ -103,3 +107,27 @@ def test_epochs_to_search_are_told_what_to_do_instead() -> None:
     assert "sweep.evaluations" in said
     with pytest.raises(ConfigError, match="run one sweep for each value"):
         Command.read(["sweep=base", "sweep.budget.epochs=1,2,3"]).check()
+
+
+def planned(tmp_path: Path, *words: str) -> list[str]:
+    command = Command.read(words)
+    assert command.spec is not None
+    return plan_lines(command.spec, command.space, RunFolder(tmp_path))
+
+
+def test_the_plan_tells_what_was_decided(tmp_path: Path) -> None:
+    first, searched, note, *_ = planned(tmp_path, "sweep=lr_grid", "trainer.learning_rate=5e-5")
+    assert first == "sweep lr_grid: 2 trials by grid"
+    assert searched == "searched: trainer.lr_scheduler_type"
+    assert note.startswith("trainer.learning_rate is 5e-05, as typed")
+
+
+def test_a_large_grid_is_counted_and_a_part_of_one_is_called_so(tmp_path: Path) -> None:
+    words = ["sweep=base", "peft.use_rslora=true,false", "peft.r=range(1,100)"]
+    words.append("trainer.weight_decay=range(0,1,0.001)")
+    first, _, note, _ = planned(tmp_path, *words)
+    assert first == "sweep base: 198,000 trials by grid"
+    assert "sweep.trials=50 sweep.search=random" in note
+    first, _, note, _ = planned(tmp_path, *words, "sweep.trials=5")
+    assert first == "sweep base: 5 trials by grid"
+    assert note.startswith("the first 5 of the grid's 198,000")

@@ -185,7 +185,6 @@ def test_a_grid_goes_as_it_is_written_with_the_first_key_outermost() -> None:
         (("b", 1), ("a", 1), ("c", "x")),
     ]
     assert space.size() == 4
-    assert space.size(limit=3) is None
 
 
 def test_a_conditional_key_is_walked_only_where_its_condition_holds() -> None:
@@ -269,3 +268,21 @@ def test_every_choice_is_named_by_what_it_is(expression: str) -> None:
         assert isinstance(dimension, Choice)
         for option, label in zip(dimension.options, dimension.labels, strict=True):
             assert dimension.option(label) is option
+
+
+def test_a_large_grid_is_counted_without_walking_it() -> None:
+    large = parse({"a": "range(1, 100)", "b": "range(0, 1000)", "c": "choice(x, y)"})
+    assert large.size() == 99 * 1000 * 2
+    halved = parse({"a": "range(1, 100)", "b": "range(0, 1000)", "c": "choice(x, y)"}, {"b": "c=x"})
+    assert halved.size() == 99 * 1000 + 99
+
+
+def test_a_space_over_some_keys_keeps_what_their_conditions_ask() -> None:
+    space = parse({"a.x": "1,2", "a.y": "interval(0, 1)", "b": "3,4", "c": "5,6"}, {"a.y": "b=3"})
+    assert [each.name for each in space.over(["a.y"]).dimensions] == ["b", "a.y"]
+    assert [each.name for each in space.over(["a"]).dimensions] == ["a.x", "b", "a.y"]
+    assert list(space.over(["a.y"]).ends()) == [
+        {"b": 3, "a.y": 0.0},
+        {"b": 3, "a.y": 1.0},
+        {"b": 4},
+    ]
