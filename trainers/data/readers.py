@@ -177,8 +177,9 @@ def _held(value: object) -> list[Any] | None:
         return None
     for key in _LISTS:
         rows = value.get(key)
-        if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
-            return rows
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            if rows or len(value) == 1:
+                return rows
     columns = list(value.values())
     if all(isinstance(each, dict) for each in columns):  # pandas: column, then row
         indexes = list(columns[0])

@@ -35,6 +35,7 @@ def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
     ("content", "expected"),
     [
         ({"data": PAIRS}, PAIRS),
+        ({"data": []}, []),
         ({"version": "1.0", "data": PAIRS}, PAIRS),
         (COLUMNS, PAIRS),
         ({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}, PAIRS),
@@ -43,14 +44,14 @@ def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, None),
         (PAIRS, PAIRS),
     ],
-    ids=["data", "version", "columns", "pandas", "one", "messages", "chat_pair", "list"],
+    ids=["data", "none", "version", "columns", "pandas", "one", "messages", "chat_pair", "list"],
 )
 def test_json_that_holds_its_rows_in_one_object(
     tmp_path: Path, content: object, expected: object, indent: int | None
 ) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content, indent=indent))
-    assert values(path) == (expected or [content])
+    assert values(path) == ([content] if expected is None else expected)
 
 
 def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
