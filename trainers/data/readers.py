@@ -177,9 +177,9 @@ def _held(value: object) -> list[Any] | None:
         return None
     for key in _LISTS:
         rows = value.get(key)
-        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            if rows or len(value) == 1:
-                return rows
+        is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if is_rows and (rows or len(value) == 1):
+            return list(rows)
     columns = list(value.values())
     if all(isinstance(each, dict) for each in columns):  # pandas: column, then row
         indexes = list(columns[0])
