@@ -66,6 +66,7 @@ class DataSpec:
     revision: str | None = setting(None, tracked=True)
     split: str = setting("train", tracked=True)
     format: Literal["auto", "json", "csv", "parquet"] = setting("auto", tracked=True)
+    encoding: str | None = setting(None, tracked=True)  # of text files; None: UTF-8, or their mark
     columns: Mapping[str, Any] = field(default_factory=dict)  # our column <- theirs
     limit: Whole | None = setting(None, tracked=True)  # rows, before the split
     eval_path: str | None = setting(None, tracked=True)  # a file of its own for the evaluation

@@ -11,6 +11,7 @@ from sweeps.config.spec import Spec
 from sweeps.core.trial import fingerprint
 
 SECTIONS = ("model", "data", "peft", "trainer")
+_ADDED_DATA_KEYS = ("encoding",)
 
 
 def trial_config(
@@ -52,5 +53,12 @@ def config_of(spec: Spec, values: Mapping[str, Any], repeat: int = 0) -> dict[st
 
 
 def trial_key(config: Mapping[str, Any]) -> str:
-    """A hash of the config: the same config is the same trial and folder, so it is resumed."""
+    """A hash of the config: the same config is the same trial and folder, so it is resumed.
+
+    A key that later versions added does not count while it is null, so older folders go on.
+    """
+    data = config.get("data")
+    if isinstance(data, Mapping):
+        data = {k: v for k, v in data.items() if k not in _ADDED_DATA_KEYS or v is not None}
+        config = {**config, "data": data}
     return fingerprint(config)

@@ -31,6 +31,8 @@ def fingerprint(train: TrainSpec) -> str:
     revision: pin data.revision if it may change.
     """
     spec = dataclasses.asdict(train.data)
+    if spec["encoding"] is None:  # folders begun before there was this key go on
+        del spec["encoding"]
     placeless = {"eval_path": None} if train.data.source == "hub" else _PLACES
     decided = {
         "data": {**spec, **placeless},

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sweeps.core.errors import SweepError
+from trainers.data.decoding import surrogates_explained
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -87,7 +88,10 @@ def read_text(name: str, value: object, *, may_be_empty: bool = False) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise SweepError(f"{name} holds characters that are not valid Unicode") from None
+        why = surrogates_explained(value)
+        raise SweepError(
+            f"{name} holds characters that are not valid Unicode{f': {why}' if why else ''}"
+        ) from None
     return value
 
 

@@ -1,4 +1,4 @@
-"""Reads rows from files of JSON lines, a JSON list, CSV or Parquet, each with its file and line.
+"""Reads rows from files of JSON, CSV or Parquet, each with its file and line.
 
 No other format is read: these hold data only, so that no file can run code by being opened.
 """
@@ -7,23 +7,31 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
+import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from sweeps.core.errors import SweepError, nearest
+from trainers.data import decoding
 
 _BY_SUFFIX = {
     ".jsonl": "json",
     ".ndjson": "json",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_DELIMITERS = (",", ";", "\t", "|")
+# Keys of the one object in a file under which others keep the list of rows.
+_LISTS = ("data", "rows", "train", "examples", "instances", "records", "items", "results")
 _PARQUET_BATCH_ROWS = 1000
 
 
@@ -72,14 +80,14 @@ def _nearby(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f", nor is there a folder {folder}. Relative paths start at {Path.cwd()}"
-    names = sorted(each.name for each in folder.iterdir() if each.suffix in _BY_SUFFIX)
+    names = sorted(each.name for each in folder.iterdir() if decoding.suffix(each) in _BY_SUFFIX)
     if close := nearest(path.name, names):
         return f". Did you mean {folder / close}?"
     there = ", ".join(names[:10]) or "no .jsonl, .json, .csv or .parquet file"
     return f". {folder.absolute()} has {there}"
 
 
-def read(key: str, pattern: str, format_name: str) -> Found:
+def read(key: str, pattern: str, format_name: str, encoding: str | None = None) -> Found:
     """Read every row of the files that `pattern` names, in order.
 
     Raises:
@@ -88,14 +96,20 @@ def read(key: str, pattern: str, format_name: str) -> Found:
     for path in matching(key, pattern):
         reader = _reader(key, path, format_name)
         try:
-            yield from reader(path)
+            yield from reader(path, encoding)
         except OSError as error:
+            if decoding.is_damage(error):
+                raise decoding.damaged(path, error) from None
             raise SweepError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
+        except Exception as error:
+            if decoding.is_damage(error):
+                raise decoding.damaged(path, error) from None
+            raise
 
 
-def _reader(key: str, path: Path, format_name: str) -> Callable[[Path], Found]:
+def _reader(key: str, path: Path, format_name: str) -> Callable[[Path, str | None], Found]:
     readers = {"json": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}
-    chosen = _BY_SUFFIX.get(path.suffix.lower()) if format_name == "auto" else format_name
+    chosen = _BY_SUFFIX.get(decoding.suffix(path)) if format_name == "auto" else format_name
     if chosen is None:
         raise SweepError(
             f"{key}: {path} has none of the endings {', '.join(_BY_SUFFIX)}. Say what it holds: "
@@ -104,37 +118,109 @@ def _reader(key: str, path: Path, format_name: str) -> Callable[[Path], Found]:
     return readers[chosen]
 
 
-def _json_rows(path: Path) -> Found:
-    """Read a file that starts with [ as one JSON list, any other as one JSON object a line."""
-    with open(path, "rb") as file:
-        start = file.read(4096).removeprefix(_BYTE_ORDER_MARK).lstrip()
-    yield from _json_list(path) if start.startswith(b"[") else _json_lines(path)
+def _json_rows(path: Path, encoding: str | None) -> Found:
+    """Read a JSON list, objects over several lines, one that holds the rows, or one a line."""
+    with decoding.opened(path, encoding) as file:
+        start = _first_line(file)
+        file.seek(0)
+        if start.startswith(b"["):
+            yield from _json_list(path, _without_mark(file.read()))
+        elif start.startswith(b"{") and not _is_row(start):
+            content = _without_mark(file.read())
+            whole = _json_objects(path, content)
+            yield from whole if whole is not None else _json_lines(path, io.BytesIO(content))
+        else:
+            yield from _json_lines(path, file)
 
 
-def _json_lines(path: Path) -> Found:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                value = json.loads(line.decode("utf-8"))
-            except (ValueError, RecursionError) as error:
-                yield BadRow(where, _json_fault(error))
-            else:
-                yield _object(where, value)
+def _first_line(file: IO[bytes]) -> bytes:
+    """The first line with anything on it."""
+    return next((line for each in file if (line := _without_mark(each).strip())), b"")
 
 
-def _json_list(path: Path) -> Found:
+def _without_mark(content: bytes) -> bytes:
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is one whole object, and not one that holds all the rows."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and _held(value) is None
+
+
+def _json_objects(path: Path, content: bytes) -> list[FileRow | BadRow] | None:
+    """Read objects that may each go over several lines; None if the content is anything else."""
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+    decoder, at, values = json.JSONDecoder(), 0, []
+    while at < len(text):
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return None
+        values.append((value, text.count("\n", 0, at) + 1))
+        at = end + len(text[end:]) - len(text[end:].lstrip())
+    held = _held(values[0][0]) if len(values) == 1 else None
+    if held is not None:
+        return [_object(f"{path}: item {number}", row) for number, row in enumerate(held, 1)]
+    return [_object(f"{path}:{line}", value) for value, line in values]
+
+
+def _held(value: object) -> list[Any] | None:
+    """The rows in an object that holds them all, as a list or as columns; None if it does not."""
+    if not isinstance(value, dict) or not value:
+        return None
+    for key in _LISTS:
+        rows = value.get(key)
+        is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        if is_rows and (rows or len(value) == 1):
+            return list(rows)
+    columns = list(value.values())
+    if all(isinstance(each, dict) for each in columns):  # pandas: column, then row
+        indexes = list(columns[0])
+        if not all(list(each) == indexes and "0" in each for each in columns):
+            return None
+        columns = [list(each.values()) for each in columns]
+    elif not all(isinstance(each, list) and each for each in columns):
+        return None
+    elif any(isinstance(cell, dict) for each in columns for cell in each):
+        return None  # messages of one row
+    if len({len(each) for each in columns}) != 1:
+        return None
+    return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _json_lines(path: Path, file: IO[bytes]) -> Found:
+    for number, each in enumerate(file, start=1):
+        line = _without_mark(each) if number == 1 else each
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            yield BadRow(where, _json_fault(error))
+        else:
+            yield _object(where, value)
+
+
+def _json_list(path: Path, content: bytes) -> Found:
+    try:
+        values = json.loads(content.decode("utf-8"))
     except json.JSONDecodeError as error:
         why = f"{error.msg} at column {error.colno}"
         raise SweepError(
             f"{path}:{error.lineno}: not valid JSON: {why}. The file starts with [ and so is read "
             "as one list; a file of lines has one {...} a line"
         ) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SweepError(f"{path}:{line}: {_json_fault(error)}") from None
     except (ValueError, RecursionError) as error:
         raise SweepError(f"{path}: {_json_fault(error)}") from None
     for number, value in enumerate(values, start=1):
@@ -145,7 +231,8 @@ def _json_fault(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not valid JSON: {error.msg} at column {error.colno}"
     if isinstance(error, UnicodeDecodeError):
-        return f"not valid UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+        place = f"byte {error.object[error.start]:#04x} at {error.start}"
+        return f"not valid UTF-8: {place}; {decoding.explained(error.object, error.start)}"
     return f"not valid JSON: {error}"
 
 
@@ -155,17 +242,26 @@ def _object(where: str, value: object) -> FileRow | BadRow:
     return BadRow(where, f"a row is an object {{...}}, and this is a {type(value).__name__}")
 
 
-def _csv_rows(path: Path) -> Found:
-    """Read CSV whose first line names the columns.
+def _csv_rows(path: Path, encoding: str | None) -> Found:
+    """Read CSV whose first line names the columns, with the delimiter that this line has.
 
     Undecodable bytes become surrogates, which the check of rows refuses.
     """
     csv.field_size_limit(sys.maxsize)  # the default of 128 KB is less than a long document
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, strict=True)
+    with io.TextIOWrapper(
+        decoding.opened(path, encoding), "utf-8-sig", errors="surrogateescape", newline=""
+    ) as file:
+        first, skipped = file.readline(), 0
+        named = re.fullmatch(r"sep=(.)\s*", first)  # a line that spreadsheet programs write
+        if named:
+            first, skipped = file.readline(), 1
+        delimiter = named[1] if named else _delimiter(first)
+        spaced = f"{delimiter} " in first and f"{delimiter}" != " "
+        lines = itertools.chain([first] if first else [], file)
+        reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
         header: list[str] | None = None
         while True:
-            start = reader.line_num + 1
+            start = reader.line_num + 1 + skipped
             try:
                 cells = next(reader)
             except StopIteration:
@@ -174,14 +270,36 @@ def _csv_rows(path: Path) -> Found:
                 yield BadRow(f"{path}:{start}", f"not valid CSV: {error}")
                 continue
             if header is None:
-                header = cells
+                header = _header(f"{path}:{start}", cells)
             elif cells and len(cells) != len(header):
                 yield BadRow(f"{path}:{start}", f"{len(cells)} cells under {len(header)} columns")
             elif cells:
                 yield FileRow(f"{path}:{start}", dict(zip(header, cells, strict=True)))
 
 
-def _parquet_rows(path: Path) -> Found:
+def _delimiter(first: str) -> str:
+    """The delimiter of the line that names the columns: the one that parts it most often."""
+    if "," in first and "\t" not in first and ";" not in first:
+        return ","
+    counts = {each: len(next(csv.reader([first], delimiter=each), [])) for each in _DELIMITERS}
+    return max(_DELIMITERS, key=lambda each: counts[each])
+
+
+def _header(where: str, cells: list[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    doubled = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if doubled:
+        raise SweepError(
+            f"{where}: two columns have the name {doubled[0]!r}; rename one of them: only one "
+            "could be read"
+        )
+    for name in names:
+        if why := decoding.surrogates_explained(name):
+            raise SweepError(f"{where}: the name of a column: {why}")
+    return names
+
+
+def _parquet_rows(path: Path, _encoding: str | None) -> Found:
     import pyarrow
     import pyarrow.parquet
 

@@ -119,14 +119,14 @@ def _train_rows(spec: DataSpec) -> Iterator[FileRow | BadRow]:
         return
     assert spec.path is not None
     if spec.source == "file":
-        yield from readers.read("data.path", spec.path, spec.format)
+        yield from readers.read("data.path", spec.path, spec.format, spec.encoding)
     else:
         yield from _hub_rows(spec, spec.path, spec.split, "data.split")
 
 
 def _own_evaluation(spec: DataSpec) -> Iterator[FileRow | BadRow] | None:
     if spec.eval_path:
-        return readers.read("data.eval_path", spec.eval_path, spec.format)
+        return readers.read("data.eval_path", spec.eval_path, spec.format, spec.encoding)
     if spec.eval_split:
         assert spec.path is not None
         return _hub_rows(spec, spec.path, spec.eval_split, "data.eval_split")

@@ -1,0 +1,168 @@
+"""Files as they lie on disk: containers of rows, spreadsheets' tables, encodings, compression."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+
+from sweeps.config.spec import DataSpec
+from sweeps.config.trial_config import trial_key
+from sweeps.core.errors import ConfigError, SweepError
+from trainers.data import rows
+from trainers.data.readers import BadRow, read
+
+PAIRS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(3)]
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+LINES = "".join(json.dumps(pair) + "\n" for pair in PAIRS)
+COLUMNS = {"prompt": ["p0", "p1", "p2"], "completion": ["c0", "c1", "c2"]}
+
+
+def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
+    found = list(read("data.path", str(path), "auto", encoding))
+    assert not [each for each in found if isinstance(each, BadRow)]
+    return [each.values for each in found if not isinstance(each, BadRow)]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"data": PAIRS}, PAIRS),
+        ({"data": []}, []),
+        ({"version": "1.0", "data": PAIRS}, PAIRS),
+        (COLUMNS, PAIRS),
+        ({name: dict(enumerate(cells)) for name, cells in COLUMNS.items()}, PAIRS),
+        (PAIRS[0], PAIRS[:1]),
+        ({"messages": TURNS}, [{"messages": TURNS}]),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, None),
+        (PAIRS, PAIRS),
+    ],
+    ids=["data", "none", "version", "columns", "pandas", "one", "messages", "chat_pair", "list"],
+)
+def test_json_that_holds_its_rows_in_one_object(
+    tmp_path: Path, content: object, expected: object, indent: int | None
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content, indent=indent))
+    assert values(path) == ([content] if expected is None else expected)
+
+
+def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(pair, indent=2) for pair in PAIRS))
+    found = list(read("data.path", str(path), "auto"))
+    assert [each.where for each in found] == [f"{path}:{line}" for line in (1, 5, 9)]
+    assert values(path) == PAIRS
+
+
+@pytest.mark.parametrize("broken", ["first", "last"])
+def test_a_broken_first_or_last_line_is_one_bad_row(tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "a.jsonl"
+    half = '"p", "completion": "c"}\n' if broken == "first" else '{"prompt": "p", "compl'
+    path.write_text(half + LINES if broken == "first" else LINES + half)
+    line = 1 if broken == "first" else 4
+    with pytest.raises(SweepError, match=rf"1 of 4 rows(.|\n)*a\.jsonl:{line}: not valid JSON"):
+        rows.read(DataSpec(source="file", path=str(path)))
+    assert rows.read(DataSpec(source="file", path=str(path), on_bad_row="skip")).train == PAIRS
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", 'prompt;completion\np0;c0\np1;"a; ""b"", c"\n'),
+        ("a.csv", 'prompt\tcompletion\np0\tc0\np1\t"a; ""b"", c"\n'),
+        ("a.tsv", 'prompt\tcompletion\np0\tc0\np1\t"a; ""b"", c"\n'),
+        ("a.csv", 'prompt|completion\np0|c0\np1|"a; ""b"", c"\n'),
+        ("a.csv", 'sep=;\nprompt;completion\np0;c0\np1;"a; ""b"", c"\n'),
+        ("a.csv", '"prompt","completion"\r\n"p0","c0"\r\n"p1","a; ""b"", c"\r\n'),
+        ("a.csv", 'prompt, completion\np0, c0\np1, "a; ""b"", c"\n'),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_as_spreadsheets_write_them(
+    tmp_path: Path, name: str, text: str, encoding: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(text.encode(encoding))
+    assert values(path) == [
+        {"prompt": "p0", "completion": "c0"},
+        {"prompt": "p1", "completion": 'a; "b", c'},
+    ]
+
+
+def test_doubled_columns_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text,text\na,b\n")
+    with pytest.raises(SweepError, match=r"a\.csv:1: two columns have the name 'text'; rename"):
+        values(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"), [("café", "cp1252"), ("Привет мир", "cp1251"), ("指令输出", "gb18030")]
+)
+def test_another_encoding_is_named_and_read(tmp_path: Path, text: str, encoding: str) -> None:
+    table, lines = tmp_path / "a.csv", tmp_path / "a.jsonl"
+    table.write_bytes(f"text\nfine\n{text}\n".encode(encoding))
+    lines.write_bytes(f'{{"text": "fine"}}\n{{"text": "{text}"}}\n'.encode(encoding))
+    for path, place in ((table, r"a\.csv:3: text holds"), (lines, r"a\.jsonl:2: not valid UTF-8")):
+        with pytest.raises(SweepError, match=place) as caught:
+            rows.read(DataSpec(source="file", path=str(path)))
+        said = str(caught.value)
+        assert "byte 0x" in said
+        assert f"data.encoding={encoding}" in said
+        assert text in said
+        read_rows = rows.read(DataSpec(source="file", path=str(path), encoding=encoding))
+        assert read_rows.train == [{"text": "fine"}, {"text": text}]
+
+
+def test_wrong_encodings_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes("text\nfine\ncafé\n".encode())
+    with pytest.raises(SweepError, match=r"a\.csv:3: byte 0xc3 at \d+ is not ascii; set data\.enc"):
+        values(path, "ascii")
+    with pytest.raises(ConfigError, match=r"data\.encoding = uft8: is no encoding"):
+        values(path, "uft8")
+
+
+def zstd(content: bytes) -> bytes:
+    return bytes(pyarrow.compress(content, codec="zstd", asbytes=True))
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd,
+}
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_compressed_files_are_read_by_their_ending(tmp_path: Path, ending: str) -> None:
+    lines, table = tmp_path / f"a.jsonl.{ending}", tmp_path / f"a.csv.{ending}"
+    lines.write_bytes(PACKERS[ending](LINES.encode()))
+    table.write_bytes(PACKERS[ending](b"prompt;completion\np0;c0\n"))
+    assert values(lines) == PAIRS
+    assert values(table) == PAIRS[:1]
+
+
+@pytest.mark.parametrize("ending", PACKERS)
+def test_damaged_compressed_files_are_named(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.jsonl.{ending}"
+    for content in (PACKERS[ending](LINES.encode() * 99)[:-20], b"not packed at all"):
+        path.write_bytes(content)
+        with pytest.raises(SweepError, match=rf"a\.jsonl\.{ending}.*cannot be (unpacked|read)"):
+            values(path)
+
+
+def test_the_key_of_the_encoding_changes_no_older_trial() -> None:
+    config = {"data": {"source": "docstrings"}, "seed": 0}
+    later = {"data": {"source": "docstrings", "encoding": None}, "seed": 0}
+    assert trial_key(config) == trial_key(later)
+    assert trial_key(config) != trial_key({**later, "data": {"encoding": "cp1252"}})
