@@ -75,6 +75,9 @@ def setting(default: Any = MISSING, *, factory: Any = MISSING, **facts: Any) -> 
     return field(default=default, default_factory=factory, metadata={"facts": Facts(**facts)})
 
 
+_LAST = {"a list": 1, "null": 2}  # of the alternatives of a type
+
+
 class Kind:
     """A type that a value of a config is held against, by pydantic's strict rules.
 
@@ -88,8 +91,9 @@ class Kind:
         members = _members(hint)
         literals = [each for each in members if typing.get_origin(each) is Literal]
         self.options = [option for each in literals for option in typing.get_args(each)]
-        words = [_in_words(each) for each in members]
-        self.words = " or ".join(dict.fromkeys(each for each in words if each))
+        words = dict.fromkeys(filter(None, map(_in_words, members)))
+        # In one order: `typing` gives `list | str` for `str | list` if it met that one first.
+        self.words = " or ".join(sorted(words, key=lambda each: _LAST.get(each, 0)))
 
     def read(self, value: Any) -> Any:
         """The value as its field holds it.

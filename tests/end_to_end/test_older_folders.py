@@ -39,8 +39,8 @@ def test_the_keys_of_an_older_folders_trials_are_still_theirs(
 ) -> None:
     shutil.copy(BEGUN / "rows.jsonl", tmp_path)
     monkeypatch.chdir(tmp_path)
-    spec, space = read_command(words_of(name))
     shutil.copytree(BEGUN / name, tmp_path / "run")
+    spec, space = read_command([*words_of(name), "run_dir=run"])
     trials = Coordinator(spec, space, RunFolder(tmp_path / "run")).history.trials
     assert len(trials) >= 4
     for key, record in trials.items():
