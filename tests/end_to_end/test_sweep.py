@@ -39,9 +39,9 @@ pytestmark = pytest.mark.slow
 
 UPDATE = (
     "sweep.space={update: choice("
-    f"{{{LR}: 1e30, peft.layers_to_transform: [0]}},"
-    f"{{{LR}: 1e-3, peft.layers_to_transform: [99]}},"  # raises as it starts: there is none
-    f"{{{LR}: 1e-3, peft.layers_to_transform: [0]}})}}"
+    f"{{{LR}: 1e30, peft.layer_replication: [[0, 3]]}},"
+    f"{{{LR}: 1e-3, peft.layer_replication: [[0, 9]]}},"  # raises as it starts: there are 3
+    f"{{{LR}: 1e-3, peft.layer_replication: [[0, 3]]}})}}"
 )
 
 Make = Callable[..., Command]
@@ -405,17 +405,16 @@ def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) ->
     assert (completed["rank"], diverged["rank"], failed["rank"]) == ("1", "", "")
     assert "not finite" in diverged["error"] or "nan" in diverged["error"]
     assert failed["error"].startswith("bug: ")
-    assert "Target modules" in failed["error"]
-    assert "'layers_to_transform': [99]" in RunFolder(command.run_dir).error(
-        failed["key"]
-    ).read_text(encoding="utf-8")
+    assert "index 3 is out of range" in failed["error"]
+    traceback = RunFolder(command.run_dir).error(failed["key"]).read_text(encoding="utf-8")
+    assert "layer_replication" in traceback
     assert failed["error"][:60] in command.output
 
 
 def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> None:
     command = make(  # what is searched is not rehearsed
         "trainer.learning_rate=1e-4,2e-4,3e-4",
-        "sweep.space={peft.layers_to_transform: choice([98])}",
+        "sweep.space={peft.layer_replication: choice([[0, 9]])}",
         *("peft.target_modules=[q_proj]", "sweep.max_same_error=2"),
         *("tracking=off", "sweep.max_concurrent=1"),
     )

@@ -82,7 +82,7 @@ def test_what_the_machine_lacks_is_told_with_what_the_data_lacks(
     monkeypatch.chdir(tmp_path)
     assert main([*QUICK, "run_dir=run", "data=file", "data.path=no.jsonl", FITS_NOWHERE]) == 1
     said = capsys.readouterr().err
-    assert "1. data.path = no.jsonl: no such file" in said
+    assert f"1. data.path = {tmp_path}/no.jsonl: no such file" in said
     assert "engine.cpus_per_trial = 9999: this machine has " in said
     assert list(tmp_path.iterdir()) == []
 
