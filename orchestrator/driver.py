@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
 from orchestrator.cluster.nodes import CapacityWatch, require_nodes
 from orchestrator.cluster.placement import Placement, live_slots, place
-from orchestrator.cluster.ray_cluster import own_ray_is_gone, own_session, start_ray, stop_ray
+from orchestrator.cluster.ray_cluster import (
+    begin_ray,
+    own_ray_is_gone,
+    own_session,
+    start_ray,
+    stop_ray,
+)
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, checked
 from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
@@ -27,7 +33,7 @@ from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
 from orchestrator.plan import plan_lines
 from orchestrator.storage.folder_token import write_token
-from orchestrator.storage.run_dir import held, places_of, unanswered
+from orchestrator.storage.run_dir import folder_of, held, places_of, unanswered
 from orchestrator.storage.sync import Copies
 from orchestrator.terminal.format import show
 from orchestrator.terminal.live_table import Display
@@ -70,6 +76,7 @@ def run(argv: Sequence[str]) -> int:
     command = Command.read(argv)
     with Signals() as signals, ExitStack() as refused:
         refused.callback(stop_ray)
+        _begin_own_ray(command)
         spec, space = checked(command)
         folder, store = places_of(spec)
         refuse_strangers(folder)
@@ -85,6 +92,15 @@ def run(argv: Sequence[str]) -> int:
         finally:
             remove_claim(folder)
             lock.release()
+
+
+def _begin_own_ray(command: Command) -> None:
+    """Let Ray start while the libraries are imported and asked, unless the sweep may have ended."""
+    spec = command.spec
+    if spec is None or command.problems or spec.cluster.kind != "local":
+        return
+    if not proof_of(folder_of(spec)):
+        begin_ray(spec.cluster)
 
 
 class Driver:

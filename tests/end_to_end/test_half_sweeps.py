@@ -39,6 +39,7 @@ def test_a_cpu_that_computes_as_a_gpu_ends_well_in_both_engines(make: Make) -> N
     assert ours != theirs  # each rounds in its own order
 
 
+@pytest.mark.long
 def test_so_does_qlora(make: Make) -> None:
     packed = make("peft=qlora")
     assert "engine: packed" in packed.output

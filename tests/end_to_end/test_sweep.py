@@ -350,6 +350,7 @@ def test_interrupted_by_either_signal_it_commits_and_goes_on(
         assert found == losses(finished.events)[trial][: len(found)]
 
 
+@pytest.mark.long
 def test_a_best_that_cannot_be_proven_is_told_and_tried_again(
     make: Make,
 ) -> None:
@@ -378,6 +379,7 @@ def test_a_best_that_cannot_be_proven_is_told_and_tried_again(
     assert command.output.count(f"{folder.best}/\n") == 1
 
 
+@pytest.mark.long
 def test_a_sweep_by_training_loss_ranks_and_names_it(make: Make) -> None:
     command = make(GRID, "tracking=off", "sweep.metric=train_loss")
     assert command.run() == 0, command.output

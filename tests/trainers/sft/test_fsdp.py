@@ -155,6 +155,7 @@ def test_a_checkpoint_loads_by_itself_with_the_loss_that_was_reported(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_going_on_is_exact_and_crosses_from_strategy_to_strategy(folder: Path) -> None:
     """With dropout each rank draws its own masks: exact only where each gets its state back."""
     here = folder / "going on"
