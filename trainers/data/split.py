@@ -54,7 +54,7 @@ def split(spec: DataSpec, raw: RawData) -> Split:
     test = [row for row, at in zip(rows, places, strict=True) if eval_end <= at < test_end]
     train = [row for row, at in zip(rows, places, strict=True) if at >= test_end]
     _refuse_empty(spec, raw, train=len(train), evaluation=len(evaluation), test=len(test))
-    evaluation = _limited_rows(evaluation, spec.eval_limit)
+    evaluation = limited(evaluation, spec.eval_limit)
     return Split(
         train=train,
         evaluation=evaluation,
@@ -68,14 +68,8 @@ def place(row: Values) -> float:
     return int.from_bytes(_digest(row)[:7], "big") / (1 << 56)  # 7 bytes: exact in a float
 
 
-def limited(rows: list[Values], limit: int | None) -> list[Values]:
+def limited(rows: list[FileRow], limit: int | None) -> list[FileRow]:
     """Choose at most `limit` rows by their content, and keep their order."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return [rows[index] for index in _chosen(rows, limit)]
-
-
-def _limited_rows(rows: list[FileRow], limit: int | None) -> list[FileRow]:
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[index] for index in _chosen([row.values for row in rows], limit)]

@@ -24,6 +24,7 @@ from trainers.data import dataset as data_dataset
 from trainers.data import docstrings
 from trainers.data import fingerprint as data_fingerprint
 from trainers.data.preparation import DataReport, tokenized
+from trainers.data.readers import FileRow
 from trainers.data.rows import read
 from trainers.data.schema import spec_problems
 from trainers.data.split import limited, place
@@ -279,7 +280,7 @@ def test_split_is_by_content(tmp_path: Path) -> None:
 
 
 def test_eval_limit_takes_rows_by_content_and_keeps_their_order() -> None:
-    rows = docstrings.rows()[:200]
+    rows = [FileRow("", values) for values in docstrings.rows()[:200]]
     chosen = limited(rows, 50)
     assert [row for row in rows if row in chosen] == chosen
     assert len(chosen) == 50
