@@ -36,6 +36,8 @@ def make_console() -> Console:
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it lacks
     console = SweepConsole(highlight=False, markup=False, emoji=False)
+    if console.is_jupyter:  # it would show each line as an output of its own
+        console = SweepConsole(force_jupyter=False, force_terminal=False, no_color=True)
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console
