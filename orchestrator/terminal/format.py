@@ -31,13 +31,25 @@ class SweepConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    return Console().is_jupyter
+
+
 def make_console() -> Console:
-    """The terminal, or `PLAIN_WIDTH` columns of plain text if there is none."""
+    """The terminal, or `PLAIN_WIDTH` columns of plain text if there is none.
+
+    Plain text in a notebook too, where rich would make an output of each line.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it lacks
-    console = SweepConsole(highlight=False, markup=False, emoji=False)
-    if console.is_jupyter:  # it would show each line as an output of its own
-        console = SweepConsole(force_jupyter=False, force_terminal=False, no_color=True)
+    console = SweepConsole(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_jupyter=False,
+        force_terminal=False if in_notebook() else None,
+    )
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

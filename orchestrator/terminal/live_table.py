@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.terminal.format import duration_text, loss_text, make_console
+from orchestrator.terminal.format import duration_text, in_notebook, loss_text, make_console
 from orchestrator.terminal.log_lines import PlainLines
-from orchestrator.terminal.notebook import NotebookLive, in_notebook
+from orchestrator.terminal.notebook import NotebookLive
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
 from orchestrator.terminal.tables import base_value, counts_text, leaders_grid, running_grid
 from sweeps.core.trial import State

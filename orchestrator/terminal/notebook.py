@@ -13,11 +13,6 @@ from orchestrator.terminal.format import PLAIN_WIDTH, show
 _BLOCK = '<pre style="white-space:pre;overflow-x:auto;line-height:1.3">{code}</pre>'
 
 
-def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel."""
-    return Console().is_jupyter
-
-
 def text_and_html(parts: Iterable[RenderableType]) -> tuple[str, str]:
     """What `format.show` prints, as plain text and as HTML, both of `PLAIN_WIDTH` columns."""
     console = Console(

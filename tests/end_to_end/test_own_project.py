@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -42,3 +43,7 @@ def test_the_page_goes_from_an_empty_folder_to_the_result(tmp_path: Path) -> Non
     ]
     assert "sweep ranks: 4 trials by grid" in run("-m", *plan)
     assert "This sweep had ended already." in run("-m", *sweep)
+    ledger = (project / best).parent / "ledger.jsonl"
+    commands = [json.loads(line).get("command") for line in ledger.read_text().splitlines()]
+    (again,) = filter(None, commands)  # it can be pasted in any folder
+    assert shlex.split(again)[3] == f"--config-dir={project / 'configs'}"
