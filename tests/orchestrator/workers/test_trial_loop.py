@@ -178,7 +178,7 @@ def test_for_whom_there_is_no_room_in_the_pack_waits_and_stays_as_it_was_asked_f
     assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
     retries = sweep.events(Retry)
     assert {event.kind for event in retries} == {"moved"}
-    assert retries[0]["reason"] == (
+    assert retries[0].reason == (
         "no memory for it beside 2 others on its device; it waits for room"
     )
     # Not asked for again until a lane has left: each time would be for nothing.
