@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
@@ -47,6 +48,7 @@ from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.trial import State
+from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
 from sweeps.results.importance import effects
@@ -284,7 +286,7 @@ class Driver:
 
     def _begin(self, ready: Ready, identity: str, known: DryRun | None) -> None:
         """Let the Coordinator hand out trials."""
-        facts = {**ready.facts, "rehearsal": {"identity": identity}}
+        facts = replace(ready.facts, rehearsal={"identity": identity})
         self._coordinator.begin(facts, known, None if known else ready.largest)
         found = proof_of(self._folder)
         if found:
@@ -333,10 +335,10 @@ class Driver:
                 self._display.say(line)
         if self._copies is not None and self._copies.lost is not None:
             raise self._copies.lost
-        for event in self._tail.read():
+        for event in self._tail.events():
             self._history.apply(event)
-            if event["event"] == "attempt" and self._history.attempts > self._attempts:
-                self._tell_step(event.get("rehearsal") or {})
+            if isinstance(event, events.Attempt) and self._history.attempts > self._attempts:
+                self._tell_step(event.rehearsal or {})
         self._display.update(self._history, read_progress(self._folder, self._history))
 
     def _tell_step(self, told: Mapping[str, Any]) -> None:

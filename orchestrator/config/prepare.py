@@ -7,11 +7,11 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.config.command import guess_device
 from orchestrator.config.preflight import (
@@ -30,6 +30,7 @@ from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import fingerprint
 from sweeps.core.versions import installed
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
@@ -38,8 +39,6 @@ from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
     from trainers.data.dataset import PreparedData
-
-Facts = dict[str, Any]
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -66,7 +65,7 @@ class Ready:
     """
 
     examples: int
-    facts: Mapping[str, Any]
+    facts: Attempt
     lines: Sequence[str]
     largest: TrainSpec
     data: PreparedData
@@ -80,9 +79,9 @@ class Ready:
         libraries and code.
         """
         decisive = [asdict(self.largest), device, packed, strategy]
-        decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
+        decisive += [self.facts.data, self.facts.base, self.facts.versions, self.facts.code]
         identity = fingerprint(decisive, 16)
-        before = past.driver.get("rehearsal") or {}
+        before = past.driver.rehearsal or {}
         is_known = before.get("identity") == identity
         return identity, DryRun.recorded(before) if is_known else None
 
@@ -117,7 +116,7 @@ def prepare_training(
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
         findings.add(unknown)
-        _check_unchanged(past, "base", base, accept=spec.accept_changes)
+        _check_unchanged("the base model", past.driver.base, base, accept=spec.accept_changes)
     with findings.part():
         runtime = choose_for(spec.train, device)
         big = largest(spec.train, searched)
@@ -125,21 +124,22 @@ def prepare_training(
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
-        _check_unchanged(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
+        fresh = data_fingerprint(spec.train)
+        _check_unchanged("the training data", past.driver.data, fresh, accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
         findings.add(schedule_problems(spec, space, examples))
     findings.refuse()
-    facts = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "command": scrub(command_line(argv)),
-        "data": data.fingerprint,
-        "base": base,
-        "examples": examples,
-        "versions": versions(),
-        "code": code(),
-    }
+    facts = Attempt(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        command=scrub(command_line(argv)),
+        data=data.fingerprint,
+        base=base,
+        examples=examples,
+        versions=versions(),
+        code=code(),
+    )
     epochs = examples / len(data.train)
     evaluations = spec.sweep.evaluations
     lines = [
@@ -201,10 +201,8 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     return list(found.values())
 
 
-def _check_unchanged(past: History, name: str, now: str, *, accept: bool) -> None:
+def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:
     """Refuse data or a base model that has changed since the sweep began, unless accepted."""
-    words = {"data": "the training data", "base": "the base model"}[name]
-    before = past.driver.get(name)
     if before is not None and before != now and not accept:
         raise SweepError(
             f"{words} changed since this sweep began ({before}, now {now}): its trials could not "

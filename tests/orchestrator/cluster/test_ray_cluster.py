@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.driving import LR, make
 from support.real_sweeps import GRID, SMALL, Command, of
+from support.sweep_events import BOX
 
 from orchestrator.cluster.placement import live_slots, place, slots_of
 from orchestrator.cluster.ray_cluster import _QUIET
@@ -207,7 +208,7 @@ class Room:
         engine = engine or EngineSpec()
         self.placement = place(engine, JOINED, most)
         self.coordinator = start_coordinator(spec, space, self.folder.root)
-        self.coordinator.begin({"host": "box", "pid": 1})
+        self.coordinator.begin(BOX)
         slots = live_slots(engine, self.placement.gpus, most)
         self.workers = Workers(self.coordinator, None, self.placement, slots, root / "tune")
         self.workers.start()
