@@ -1,4 +1,4 @@
-"""Gives the libraries what they ask of a machine: a user's name, a home, a folder for Ray's files."""
+"""Gives the libraries what they ask of a machine: a user's name, a home, room for Ray's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LONGEST_BYTES = 43  # of the path of Ray's folder: 64 more follow, and a socket
 def name_user() -> None:
     """Give a user whom the system does not know, as in a container, a name and a home.
 
-    The libraries ask for both: Ray Tune as it is imported, the Hub for its cache, torch for its own.
+    The libraries ask for both: Ray Tune as it is imported, the Hub and torch for their caches.
     """
     try:
         getpass.getuser()

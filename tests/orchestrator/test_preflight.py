@@ -70,7 +70,7 @@ def test_a_containers_memory_counts_and_not_its_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "usable_memory_mb", lambda: 8.0)
-    with pytest.raises(SweepError, match="least 10.0 MB .*, and this container or job has 8.0 MB"):
+    with pytest.raises(SweepError, match=r"least 10.0 MB .*, and this container or job has 8.0 MB"):
         room_line(make()[0], PLENTY, "cpu", tmp_path)
     monkeypatch.setattr(preflight, "usable_memory_mb", preflight.machine_memory_mb)
     assert "memory of this machine a trial" in room_line(make()[0], PLENTY, "cpu", tmp_path)
