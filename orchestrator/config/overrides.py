@@ -8,7 +8,6 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -19,7 +18,7 @@ from hydra.errors import HydraException
 
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
-from sweeps.core.commands import masked_word, override
+from sweeps.core.commands import masked_word, searched, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.space.grammar import foreign
@@ -133,7 +132,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         if (ours := foreign(text)) is not None and not is_secret_key(key):
-            message = f"is searched with {shlex.quote(f'{key}={ours}')}"
+            message = f"is searched with {searched(key, ours)}"
             return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
@@ -144,8 +143,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
     if is_search and key in DATA_KEYS:
         message = (
             "is one file or a glob, as in "
-            f"{shlex.quote(override(key, 'part-*.jsonl'))} ; a name with commas is written "
-            f"{shlex.quote(override(key, text))}"
+            f"{typed(key, 'part-*.jsonl')} ; a name with commas is written {typed(key, text)}"
         )
         return Problem(key=key, value=text, message=message)
     if is_search:
@@ -177,7 +175,7 @@ def _as_text(key: str, text: str) -> str:
         return ""
     if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
-    return f" As text it is written {shlex.quote(override(key, text))}"
+    return f" As text it is written {typed(key, text)}"
 
 
 def _cut(word: str) -> tuple[str, str, str]:

@@ -34,7 +34,7 @@ def literal(key: str, text: str) -> str:
     stays as it is, and so do a list and a choice, unless there is a file of just this name.
     """
     stripped = text.strip()
-    if key not in PATH_KEYS or not stripped or stripped[0] in "'\"" or stripped.lower() == "null":
+    if key not in PATH_KEYS or not stripped or stripped.lower() == "null":
         return text
     try:
         parsed: Override | None = OverridesParser.create().parse_override(f"key={text}")
@@ -42,7 +42,7 @@ def literal(key: str, text: str) -> str:
         parsed = None
     if parsed is not None:
         value = parsed.value()
-        if isinstance(value, str | QuotedString):
+        if isinstance(value, str | QuotedString) or stripped[0] in "'\"":
             return text
         is_several = isinstance(value, ChoiceSweep | list)
         if is_several and not os.path.lexists(os.path.expanduser(stripped)):

@@ -8,13 +8,12 @@ its file and line. No torch, no model: bad rows are found before anything slow b
 from __future__ import annotations
 
 import itertools
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import readers
 from trainers.data.messages import message_notes
@@ -102,7 +101,7 @@ def _notes(form: Layout, rows: Sequence[FileRow]) -> list[str]:
     """The schema that was recognised, and what messages hold that is read otherwise or not."""
     notes = []
     if form.known_as:
-        mapping = shlex.quote(override("data.columns", dict(form.columns)))
+        mapping = typed("data.columns", dict(form.columns))
         notes.append(f"the rows are read as {form.known_as}; to read them otherwise: {mapping}")
     if not form.is_chat:
         return notes

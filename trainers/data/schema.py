@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
 from trainers.data.messages import read_messages, read_text
@@ -189,7 +188,7 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
     open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
-    example = shlex.quote(override("data.columns", suggestion or open_one))
+    example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",
         value=spec.path,
