@@ -153,5 +153,7 @@ def _data(spec: Spec) -> str:
     data = spec.train.data
     if data.source == "docstrings":
         return "docstrings of the Python standard library"
-    path = str(data.path)
-    return path if data.source == "hub" else path.rsplit("/", 1)[-1]
+    if data.source == "hub":
+        return str(data.path)
+    paths = [data.path] if isinstance(data.path, str) else data.path or ()
+    return ", ".join(path.rsplit("/", 1)[-1] for path in paths)

@@ -142,8 +142,8 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         return _take_group(word, prefix, group, text, known[group], is_search, into)
     if is_search and key in DATA_KEYS:
         message = (
-            "is one file or a glob, as in "
-            f"{typed(key, 'part-*.jsonl')} ; a name with commas is written {typed(key, text)}"
+            "cannot be searched: all trials have the same data. Several files are a list: "
+            f"{typed(key, ['a.jsonl', 'b.jsonl'])}"
         )
         return Problem(key=key, value=text, message=message)
     if is_search:

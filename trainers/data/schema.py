@@ -12,6 +12,7 @@ from sweeps.config.spec import DataSpec
 from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
+from trainers.data.files import in_words
 from trainers.data.messages import read_messages, read_text
 from trainers.data.readers import BadRow, FileRow
 
@@ -119,6 +120,9 @@ def spec_problems(spec: DataSpec) -> list[Problem]:
     if spec.source != "docstrings" and not spec.path:
         example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
         problems.append(Problem(key="data.path", message=f"data={spec.source} needs it: {example}"))
+    if spec.source == "hub" and not isinstance(spec.path, str | None):
+        message = "is one data set of the Hub; several are read as files, with data=file"
+        problems.append(Problem(key="data.path", value=in_words(spec.path), message=message))
     if spec.eval_split and spec.source != "hub":
         message = "only data sets of the Hub have splits; name a file with data.eval_path"
         problems.append(Problem(key="data.eval_split", value=spec.eval_split, message=message))
@@ -139,7 +143,7 @@ def describe(spec: DataSpec) -> str:
     if spec.source == "docstrings":
         return f"docstrings of the standard library of Python {platform.python_version()}"
     if spec.source == "file":
-        return str(spec.path)
+        return in_words(spec.path)
     name = f"/{spec.name}" if spec.name else ""
     revision = f"@{spec.revision}" if spec.revision else ""
     return f"{spec.path}{name}{revision}, split {spec.split}"
@@ -191,7 +195,7 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",
-        value=spec.path,
+        value=in_words(spec.path) if spec.path else None,
         message=f"{message} Say which of them are ours: {example}",
     )
 
