@@ -51,9 +51,6 @@ def literal(key: str, text: str) -> str:
             return text
     if parsed is not None and stripped[0] in "'\"":
         return text
-            return text
-    if stripped[0] in "'\"":
-        return text
     if "${" in stripped:  # an interpolation is looked up, within the quotes too
         return written(stripped)
     return override("", stripped).removeprefix("=")
