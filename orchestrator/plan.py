@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from orchestrator.cluster.gpus import idle_cards
-from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, stop_ray
+from orchestrator.cluster.ray_cluster import address_line, gpus_of_cluster, knock, stop_ray
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.preflight import Findings, check_place
 from orchestrator.config.prepare import prepare_training, rehearsal_line
@@ -74,6 +74,7 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),
+        *filter(None, [address_line(spec.cluster)]),
         f"folder: {folder.root}",
     ]
 
