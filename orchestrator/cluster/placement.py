@@ -31,16 +31,23 @@ class Placement:
     where: str
 
 
-def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placement:
+def place(
+    engine: EngineSpec,
+    cluster: ClusterSpec,
+    most: int = 10**6,
+    nodes: Sequence[Mapping[str, float]] | None = None,
+) -> Placement:
     """How many workers fit on the cluster as it is now.
 
     Args:
         most: workers that there is work for.
+        nodes: the resources of each node; None asks Ray, which must have been started.
 
     Raises:
         ConfigError: not even one fits; the message says what there is.
     """
-    nodes = [node["Resources"] for node in alive_nodes()]
+    if nodes is None:
+        nodes = [node["Resources"] for node in alive_nodes()]
     seen = int(sum(node.get("GPU", 0) for node in nodes))
     gpus, idle = engine.gpus_per_trial, ""
     if gpus and cluster.kind == "local":

@@ -144,7 +144,7 @@ def _init(cluster: ClusterSpec) -> None:
         try:
             ray.init(
                 address="local",  # else it joins a cluster that runs on this machine
-                num_cpus=cluster.cpus or usable_cpus(),
+                num_cpus=own_cpus(cluster),
                 num_gpus=given_to_ray(cluster),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
@@ -179,6 +179,11 @@ def _address(cluster: ClusterSpec) -> str:
     """Where a cluster is; for `auto` Ray looks at RAY_ADDRESS first."""
     named = os.environ.get("RAY_ADDRESS") if cluster.address == "auto" else None
     return named or str(cluster.address)
+
+
+def own_cpus(cluster: ClusterSpec) -> int:
+    """CPUs of this machine that a Ray of our own is told of."""
+    return cluster.cpus or usable_cpus()
 
 
 def knock(cluster: ClusterSpec) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.cluster.limits import machine_memory_mb, usable_memory_mb
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
+from sweeps.ledger.events import Attempt
 
 if TYPE_CHECKING:
     from trainers.memory_estimate import Needs
@@ -141,17 +142,17 @@ def step_line(found: DryRun, lanes: int | None = None) -> str:
     )
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(before: Attempt, now: Attempt) -> list[str]:
     """Say which library versions, and whether our own code, changed since the last start."""
-    there, here = before.get("versions") or {}, now["versions"]
+    there, here = before.versions or {}, now.versions or {}
     changed = [
         f"{name} {there.get(name, 'none')} -> {here.get(name, 'none')}"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
-    if before.get("code") not in (None, now["code"]):
+    if before.code not in (None, now.code):
         changed.append("this program's own code")
-    if not before or not changed:
+    if before == Attempt() or not changed:
         return []
     return [
         f"changed since the last start: {', '.join(changed)}. Trials from before and after may "
