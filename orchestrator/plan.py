@@ -11,7 +11,7 @@ from orchestrator.cluster.gpus import idle_cards
 from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, stop_ray
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.preflight import Findings, check_place
-from orchestrator.config.prepare import prepare_training, rehearsal_line
+from orchestrator.config.prepare import prepare_training, dry_run_line
 from orchestrator.config.run_folder_claim import refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
@@ -49,8 +49,8 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         with findings.part():
             ready = prepare_training(spec, space, place, past, argv)
         findings.refuse()
-        rehearsal = Path(scratch, "rehearsal")
-        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
+        place_of_step = Path(scratch, "dry_run")
+        step = dry_run_line(ready, past, place_of_step, guess_device(spec), spec.strategy)
         lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
     display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
     return 0

@@ -153,7 +153,7 @@ def prepare_training(
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
 
 
-def rehearsal_line(
+def dry_run_line(
     ready: Ready, past: History, folder: Path, device: str, strategy: Strategy = "ddp"
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
@@ -167,11 +167,11 @@ def rehearsal_line(
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
-        from trainers.dry_run import rehearse
+        from trainers.dry_run import dry_run
         from trainers.sft import trainer as sft_trainer
 
         try:
-            found = rehearse(ready.largest, ready.data, folder, device, sft_trainer.train)
+            found = dry_run(ready.largest, ready.data, folder, device, sft_trainer.train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
