@@ -19,7 +19,7 @@ from orchestrator.cluster.ray_cluster import (
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
-from orchestrator.config.prepare import prepare_training, rehearsal_line
+from orchestrator.config.prepare import dry_run_line, prepare_training
 from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
@@ -65,8 +65,8 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         engine = choose(spec, space, on_gpu=device == "cuda")
         about = [engine_line(engine, placement) if placement else engine.why]
         about += _about_devices(spec)
-        rehearsal, packed = Path(scratch, "rehearsal"), engine.lanes > 1
-        step = rehearsal_line(ready, past, rehearsal, device, spec.strategy, packed=packed)
+        place_of_step, packed = Path(scratch, "dry_run"), engine.lanes > 1
+        step = dry_run_line(ready, past, place_of_step, device, spec.strategy, packed=packed)
         lines = [*ready.lines, *about, step, tracking.result()]
     display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
     return 0

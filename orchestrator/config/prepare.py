@@ -164,7 +164,7 @@ def prepare_training(
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
 
 
-def rehearsal_line(
+def dry_run_line(
     ready: Ready,
     past: History,
     folder: Path,
@@ -187,11 +187,11 @@ def rehearsal_line(
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
-        from trainers.dry_run import rehearse
+        from trainers.dry_run import dry_run
 
         try:
             train = _engine_of(ready.largest, device, packed=packed)
-            found = rehearse(ready.largest, ready.data, folder, device, train)
+            found = dry_run(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
