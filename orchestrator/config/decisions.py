@@ -13,6 +13,7 @@ from typing import Any
 
 from sweeps.core.commands import UnwritableError, written
 from sweeps.core.errors import Problem
+from sweeps.search.first import fitting
 from sweeps.space.parser import lookup, parse_space
 from sweeps.space.space import Choice, Dimension, Space, set_by
 
@@ -51,6 +52,7 @@ class Decisions:
                 self._fix(name, dimension)
         self._settle_adapter()
         self._settle_conditions()
+        self._settle_first()
         self.problems += self._unread_data()
 
     def _dimensions(self) -> dict[str, Dimension]:
@@ -129,6 +131,15 @@ class Decisions:
             else:
                 self._leave(name)
                 self.notes.append(f"{name} is not searched: {why}")
+
+    def _settle_first(self) -> None:
+        """Of the file's `sweep.first`, keep what the space on the command line still searches."""
+        sweep = self.config["sweep"]
+        first = sweep.get("first")
+        if "sweep.first" in self.fixed or not isinstance(first, list):
+            return
+        entries = [entry for entry in first if isinstance(entry, Mapping)]
+        sweep["first"] = [] if sweep.get("search") == "grid" else fitting(entries, self._parsed())
 
     def _unread_data(self) -> Iterator[Problem]:
         source = lookup(self.config, "data.source")

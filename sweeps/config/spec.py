@@ -16,6 +16,7 @@ from sweeps.config.setting import (
     Count,
     FromZero,
     Keys,
+    Mappings,
     NotNegative,
     Number,
     Positive,
@@ -111,6 +112,8 @@ class SearchSpec:
 
     space: Mapping[str, Any] = setting(factory=dict, tracked=True)
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    # Partial configs that are tried before the search's own; may_change: a folder may get more.
+    first: Mappings = setting((), may_change=True, tracked=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
     search: SearchName = setting("grid", tracked=True)

@@ -153,7 +153,9 @@ class Suggestions:
         """Do again what an ask in the ledger did."""
         if event.get("repeat"):
             return
-        self._search.replay_ask(event["choices"], by_hand=event.get("by_hand", False))
+        self._search.replay_ask(
+            event["choices"], by_hand=event.get("by_hand", False), first=event.get("first")
+        )
         self._tried.add(picked_id(event["choices"]))
         if event["trial"] is None:
             self._tell_double(event["config"], self._history.trials[event["duplicate"]])

@@ -52,6 +52,7 @@ _OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
     },
     **{"choices": dict, "by_hand": bool, "totals": dict, "metrics": dict, "spec": dict},
     **{"duplicate": str, "trial": (str, NoneType), "versions": dict, "rehearsal": dict},
+    "first": dict,  # the part of a suggestion that sweep.first gave
     "noted": dict,  # what the pruner noted in the Optuna trial
 }
 

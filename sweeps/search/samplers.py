@@ -13,6 +13,7 @@ import optuna
 
 from sweeps.config.spec import SearchName, SearchSpec
 from sweeps.core.errors import Problem
+from sweeps.search.first import first_problems
 from sweeps.space.space import Choice, Space
 
 log = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
     found += _option_problems(
         "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
     )
-    return found
+    return found + first_problems(spec, space)
 
 
 # How other tools name the options of a pruner, and ours for each pruner.
