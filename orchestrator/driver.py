@@ -51,6 +51,7 @@ from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
 from sweeps.results.importance import effects
 from sweeps.results.ranking import best
+from sweeps.search.quick import abreast
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
@@ -292,7 +293,11 @@ class Driver:
 
     def _most_workers(self) -> int:
         """At most as many workers as there are trials, or as the user allows."""
-        limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
+        sweep = self._spec.sweep
+        limits = [
+            *(sweep.max_concurrent, abreast(sweep)),
+            planned_trials(self._spec, self._space),
+        ]
         return min([n for n in limits if n is not None], default=10**6)
 
     # ------------------------------------------------------------------ while it runs

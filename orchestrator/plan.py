@@ -68,9 +68,10 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     """Lines on what will run."""
     configs = space.planned(spec.sweep.trials)
     repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    count = f"at most {configs}" if spec.sweep.search == "quick" else _count(configs)
     pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
     return [
-        f"sweep {spec.name}: {_count(configs)} trials{repeats} by {spec.sweep.search}{pruner}",
+        f"sweep {spec.name}: {count} trials{repeats} by {spec.sweep.search}{pruner}",
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),

@@ -133,9 +133,14 @@ class Decisions:
                 self.notes.append(f"{name} is not searched: {why}")
 
     def _settle_first(self) -> None:
-        """Of the file's `sweep.first`, keep what the space on the command line still searches."""
+        """Choose `sweep.first` by peft.method, if it is written for each.
+
+        Of a file's, only what the space still searches is kept.
+        """
         sweep = self.config["sweep"]
-        first = sweep.get("first")
+        first = sweep["first"] = [] if sweep.get("first") is None else sweep["first"]
+        if isinstance(first, Mapping) and (method := lookup(self.config, "peft.method")) in first:
+            first = sweep["first"] = first[method]
         if "sweep.first" in self.fixed or not isinstance(first, list):
             return
         entries = [entry for entry in first if isinstance(entry, Mapping)]

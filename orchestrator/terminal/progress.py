@@ -12,6 +12,7 @@ from typing import Any
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.search.optuna_export import has_found
 from sweeps.space.parser import space_of
 from sweeps.storage.run_folder import RunFolder
 
@@ -101,6 +102,8 @@ def planned_trials(history: History, configs: int | None) -> int | None:
     """
     if configs is None:
         return None
+    if history.trials and not history.unfinished() and has_found(history):
+        return len(history.trials)
     repeats = int(history.spec.get("sweep", {}).get("repeats") or 1)
     known = history.by_config().values()
     tried = sum(

@@ -31,7 +31,7 @@ Metric = Literal["eval_loss", "train_loss"]
 # What trials can be ranked by, and which way it is better; each is in every report of a trial.
 METRICS: Mapping[Metric, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"]
+SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc", "quick"]
 PrunerName = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 

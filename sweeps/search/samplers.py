@@ -14,6 +14,7 @@ import optuna
 from sweeps.config.spec import SearchName, SearchSpec
 from sweeps.core.errors import Problem
 from sweeps.search.first import first_problems
+from sweeps.search.quick import quick_problems
 from sweeps.space.space import Choice, Space
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ SAMPLERS: Mapping[SearchName, Sampler] = {
         takes_categories=False,
         takes_conditions=False,
     ),
+    "quick": Sampler(learns=True, takes_conditions=False),  # which `quick` steps through itself
     "qmc": Sampler(kind=optuna.samplers.QMCSampler, keeps_state=True, takes_conditions=False),
 }
 
@@ -147,7 +149,7 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
     found += _option_problems(
         "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
     )
-    return found + first_problems(spec, space)
+    return found + quick_problems(spec, space) + first_problems(spec, space)
 
 
 # How other tools name the options of a pruner, and ours for each pruner.

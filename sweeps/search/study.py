@@ -19,7 +19,7 @@ import optuna
 from optuna.trial import TrialState
 
 from sweeps.config.spec import SearchSpec
-from sweeps.search import study_replay
+from sweeps.search import quick, study_replay
 from sweeps.search.first import first_picks
 from sweeps.search.samplers import NOTING_PRUNERS, SAMPLERS, _own_seed, make_pruner, make_sampler
 from sweeps.space.space import Choice, Dimension, Label, Space
@@ -103,14 +103,30 @@ class Search:
         )
 
     def ask(self) -> Suggestion | None:
-        """The next config; None where a grid is used up."""
+        """The next config; None if a grid is used up, or as `quick.following`."""
         self.settle()
         if self._first:
             return self._ask_first(self._first.pop(0))
+        if self._spec.search == "quick":
+            (dimension,) = self._space.dimensions
+            value = quick.following(self.study, dimension)
+            return None if value is None else self._impose({dimension.name: value})
         if self._grid is None:
             return self._ask(sampler=self._sampler())
         picked = next(self._grid, None)
         return None if picked is None else self._impose(picked)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `ask` may give another config once the running trials have ended."""
+        return self._spec.search == "quick" and quick.is_waiting(self.study)
+
+    @property
+    def has_found(self) -> bool:
+        """Whether `sweep.search=quick` has nothing more to try."""
+        if self._first or self._spec.search != "quick" or self.is_waiting:
+            return False
+        return quick.following(self.study, self._space.dimensions[0]) is None
 
     def ask_untried(self, tried: set[str]) -> Suggestion | None:
         """A config that is not in `tried` (see `picked_id`), whatever the sampler would say.

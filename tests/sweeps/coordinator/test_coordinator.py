@@ -51,6 +51,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "gp": {"space": RATES, "trials": 5, "search_options": {"n_startup_trials": 3}},
     "cmaes": {"space": RATES},
     "qmc": {"space": MIXED, "trials": 14},
+    "quick": {"space": {LR: RATES[LR]}, "first": ({LR: 1e-3}, {LR: 3e-3})},
 }
 STARTUP = {"n_startup_trials": 2}
 PRUNER_OPTIONS = {"median": STARTUP, "percentile": STARTUP}
