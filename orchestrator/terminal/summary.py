@@ -20,6 +20,7 @@ from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.importance import Effect
+from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import margin
 from sweeps.results.trials_csv import Row, ranked
@@ -55,6 +56,7 @@ def summary(
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
     parts += [Text(note) for note in (*verdicts(history), *notes)]
+    parts += hints(history)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
@@ -99,6 +101,15 @@ def verdicts(history: History) -> list[str]:
             f"Better by mean, but ranked lower for want of completed repeats: trial {numbers}."
         )
     return found
+
+
+def hints(history: History) -> list[RenderableType]:
+    """What a wider or longer sweep may find, each with its command."""
+    return [
+        part
+        for hint in outlook(history)
+        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
+    ]
 
 
 def knob_part(
