@@ -18,6 +18,7 @@ from orchestrator.terminal.live_table import Display
 from orchestrator.tracking.tracker import look_for_server
 from sweeps.config.spec import Spec
 from sweeps.ledger.history import History, read_history
+from sweeps.search.pruning import misled
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 
@@ -75,6 +76,7 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),
+        *misled(spec.sweep, space, spec.train.trainer),
         f"folder: {folder.root}",
     ]
 
