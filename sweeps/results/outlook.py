@@ -123,7 +123,7 @@ def _last_fall(history: History, record: Record, last: int) -> float | None:
 
 def _command(history: History, words: Sequence[str]) -> str:
     """The sweep's own command with other words; in a folder of its own where it must be one."""
-    command, is_same = history.driver.get("command"), words[0].startswith("sweep.trials=")
+    command, is_same = history.driver.command, words[0].startswith("sweep.trials=")
     if not command:
         return shlex.join(words)
     return changed(command, words, "" if is_same else "-next")

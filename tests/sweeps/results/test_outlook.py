@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,12 +17,17 @@ FLAT = (2.0, 1.5, 1.5, 1.5)
 ARGV = ["sweep=joint", f"{LR}=1e-4,1e-3", "run_dir=outputs/mine", "seed=3"]
 
 
+def begun_by(events: Sweep, argv: list[str]) -> None:
+    """Say what started the sweep."""
+    events.events[-1] = replace(events.events[-1], command=command_line(argv))
+
+
 def told(
     expression: Any, losses: dict[Any, float | None], key: str = LR, **sweep: Any
 ) -> list[Hint]:
     """The hints of a sweep over one key, with the last loss of each value; None: it diverged."""
     events = Sweep({key: expression}, **sweep)
-    events.events[-1]["command"] = command_line(ARGV)
+    begun_by(events, ARGV)
     for value, loss in losses.items():
         curve = [] if loss is None else [loss + 1, loss, loss, loss]
         events.trial({key: value}, curve, "diverged" if loss is None else "completed")
@@ -84,7 +90,6 @@ def test_more_trials_are_the_way_if_the_space_goes_further(search: str, expressi
 def test_losses_that_still_fall_ask_for_more_budget() -> None:
     for last, is_told in ((1.4, True), (1.499, False), (1.6, False)):
         events = Sweep({"trainer.optim": "choice(a, b)"})
-        events.events[-1]["command"] = command_line(["sweep=joint", "sweep.budget.epochs=null"])
         events.base(3.0)
         events.trial({"trainer.optim": "a"}, [2.5, 2.0, 1.5, last])
         hints = outlook(events.history())
@@ -92,7 +97,7 @@ def test_losses_that_still_fall_ask_for_more_budget() -> None:
     events.trial({"trainer.optim": "b"}, [2.5, 2.0, 1.5, 1.2])
     assert not outlook(events.history())  # the other of the best does not fall
     events = Sweep({"trainer.optim": "choice(a, b)"})
-    events.events[-1]["command"] = command_line(["sweep=joint", "sweep.budget.examples=9"])
+    begun_by(events, ["sweep=joint", "sweep.budget.examples=9"])
     events.trial({"trainer.optim": "b"}, [2.5, 2.0, 1.5, 1.2])
     (hint,) = outlook(events.history())
     assert "by up to 0.3000 over the last 1/4 of the budget" in hint.text
