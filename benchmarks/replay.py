@@ -194,7 +194,7 @@ def _sweep(one: Contender, panel: Panel, seed: int) -> tuple[Spec, Space]:
     sweep = dict(one.sweep)
     written = _space(one, panel, seed)
     if sweep.get("first") and one.rates != "alone":
-        top = {key: panel.values(key)[-1] for key in panel.keys if key != RATE}
+        top = {key: panel.usual(key) for key in panel.keys if key != RATE}
         sweep["first"] = tuple(_within(panel, {**entry, **top}) for entry in sweep["first"])
     evaluations = max(len(cell.losses) for cell in panel.cells.values())
     search = dataclasses.replace(spec.sweep, space=written, evaluations=evaluations, **sweep)

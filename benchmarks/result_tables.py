@@ -1,14 +1,14 @@
 """Tables of real fine-tuning results, read as panels: one model with every setting that was tried.
 
 A table is a CSV file with a line for each trained setting: `model`, one or more of the columns in
-`KEYS`, `repeat`, `status` (completed, diverged, not_listed) and `test_nll`. Repeats are averaged. A
-`not_listed` setting is not in the grid; a diverged one is, without a loss.
+`KEYS`, `repeat`, `status` (completed, diverged, not_listed) and `test_nll`; or one for each of its
+evaluations, if it has the column `evaluation` (1, 2, ...). Repeats are averaged. A `not_listed`
+setting is not in the grid; a diverged one is, without a loss.
 """
 
 from __future__ import annotations
 
 import csv
-import itertools
 import math
 import statistics
 from bisect import bisect_left
@@ -27,7 +27,12 @@ KEYS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "gradient_accumulation_steps": ("trainer.gradient_accumulation_steps", int),
     "optim": ("trainer.optim", str),
 }
-_WIDEST_GAP = 500  # steps without a point, beyond which a digitised curve says too little
+# What a search of the rate alone leaves as it is; of the other keys, the highest value.
+_BASE: Mapping[str, Any] = {
+    "trainer.lr_scheduler_type": "cosine",
+    "trainer.gradient_accumulation_steps": 1,
+    "trainer.optim": "adamw_torch",
+}
 
 Setting = tuple[tuple[str, Any], ...]  # config keys and values, in the order of KEYS
 
@@ -63,16 +68,18 @@ class Panel:
         found = {value for setting in self.cells for name, value in setting if name == key}
         return sorted(found, key=lambda value: (isinstance(value, str), value))
 
+    def usual(self, key: str) -> Any:
+        """The value of a key that a search does not vary: the base config's, or the highest."""
+        values = self.values(key)
+        return _BASE[key] if _BASE.get(key) in values else values[-1]
+
     @property
     def keys(self) -> list[str]:
         return [key for key, _ in next(iter(self.cells))]
 
     def nearest(self, values: Mapping[str, Any]) -> Setting:
-        """The setting of the grid for what a search suggests: its rate on a log scale, and a rank.
-
-        Keys that are not given have the highest value: `quick` searches the rate alone.
-        """
-        wanted = {key: values.get(key, self.values(key)[-1]) for key in self.keys}
+        """The setting of the grid for what a search suggests; numbers on a log scale."""
+        wanted = {key: values.get(key, self.usual(key)) for key in self.keys}
 
         def distance(setting: Setting) -> tuple[float, float]:
             there = dict(setting)
@@ -91,15 +98,14 @@ def _apart(one: Any, other: Any) -> float:
 
 def read_panels(path: Path) -> list[Panel]:
     """The panels of a table, in its order."""
-    losses: dict[str, dict[Setting, list[float]]] = defaultdict(lambda: defaultdict(list))
+    losses: dict[str, dict[Setting, dict[int, list[float]]]] = defaultdict(dict)
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            setting = _setting(row)
             if row["status"] == "not_listed":
                 continue
-            there = losses[row["model"]][setting]
+            there = losses[row["model"]].setdefault(_setting(row), defaultdict(list))
             if row["status"] == "completed":
-                there.append(float(row["test_nll"]))
+                there[int(row.get("evaluation", 1))].append(float(row["test_nll"]))
     return [
         Panel(model=model, cells={setting: _cell(found) for setting, found in cells.items()})
         for model, cells in losses.items()
@@ -111,15 +117,15 @@ def _setting(row: Mapping[str, str]) -> Setting:
     return tuple((key, read(row[column])) for column, (key, read) in KEYS.items() if column in row)
 
 
-def _cell(found: Sequence[float]) -> Cell:
-    return Cell(losses=(statistics.fmean(found),) if found else ())
+def _cell(found: Mapping[int, Sequence[float]]) -> Cell:
+    return Cell(losses=tuple(statistics.fmean(found[index]) for index in sorted(found)))
 
 
 def with_curves(panels: Sequence[Panel], path: Path, evaluations: int) -> list[Panel]:
     """The panels with the losses of `evaluations` evaluations, from a table of digitised curves.
 
-    A rank is left out if the curve of one of its rates has a gap of more than 500 steps. Within a
-    gap the difference to the curve of the lowest rate is interpolated.
+    A rank is left out if one of its rates has no curve. Where a curve cannot be read, since it lies
+    on another, its difference to that of the lowest rate is interpolated.
     """
     points: dict[tuple[str, Setting], dict[int, float]] = defaultdict(dict)
     with open(path, encoding="utf-8", newline="") as file:
@@ -131,7 +137,7 @@ def with_curves(panels: Sequence[Panel], path: Path, evaluations: int) -> list[P
         for rank in panel.values(RANK):
             own = {s: cell for s, cell in panel.cells.items() if dict(s)[RANK] == rank}
             curves = {s: points.get((panel.model, s), {}) for s, cell in own.items() if cell.losses}
-            if curves and all(_gap(curve) <= _WIDEST_GAP for curve in curves.values()):
+            if curves and all(len(curve) > 1 for curve in curves.values()):
                 below = curves[min(curves)]
                 cells |= {
                     s: replace(cell, losses=_losses(curves[s], below, evaluations))
@@ -142,11 +148,6 @@ def with_curves(panels: Sequence[Panel], path: Path, evaluations: int) -> list[P
         if cells:
             found.append(Panel(model=panel.model, cells=cells))
     return found
-
-
-def _gap(curve: Mapping[int, float]) -> float:
-    steps = sorted(curve)
-    return max((b - a for a, b in itertools.pairwise(steps)), default=math.inf)
 
 
 def _losses(

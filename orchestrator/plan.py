@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from orchestrator.cluster.gpus import given_to_ray, idle_cards, usable
 from orchestrator.cluster.placement import Placement, place
 from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, own_cpus, stop_ray
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
+from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
 from orchestrator.config.prepare import prepare_training, rehearsal_line
@@ -61,7 +63,10 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         about = [engine_line(engine, placement) if placement else engine.why]
         about += _about_devices(spec)
         rehearsal, packed = Path(scratch, "rehearsal"), engine.lanes > 1
-        step = rehearsal_line(ready, past, rehearsal, device, spec.strategy, packed=packed)
+        expected = partial(expected_lines, spec, space, ready.tokens)
+        step = rehearsal_line(
+            ready, past, rehearsal, device, spec.strategy, packed=packed, more=expected
+        )
         lines = [*ready.lines, *about, step, tracking.result()]
     display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
     return 0

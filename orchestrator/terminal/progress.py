@@ -153,9 +153,13 @@ def _seconds(record: Record) -> float | None:
 
 
 def _budget_left(history: History, now: float) -> float:
-    budget = history.spec.get("sweep", {}).get("time_budget_s")
-    began = history.driver.time or history.began
-    return float("inf") if budget is None or began is None else max(0.0, budget - (now - began))
+    sweep, began = history.spec.get("sweep", {}), history.driver.time or history.began
+    budget, hours = sweep.get("time_budget_s"), sweep.get("device_hours")
+    left = float("inf") if budget is None or began is None else budget - (now - began)
+    if hours is not None:
+        busy = len({r.worker for r in history.unfinished() if r.state is State.RUNNING})
+        left = min(left, (hours - history.device_hours(now)) * 3600 / max(1, busy))
+    return max(0.0, left)
 
 
 def _progress(row: Mapping[str, Any], record: Record, budget: int | None) -> Progress:

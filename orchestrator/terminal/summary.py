@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.config.device_hours import used_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knobs_grid
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
@@ -54,7 +55,7 @@ def summary(
     rows = ranked(history)
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
-    parts += [Text(note) for note in (*verdicts(history), *notes)]
+    parts += [Text(note) for note in (*verdicts(history), *notes, *used_lines(history))]
     parts += hints(history)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)

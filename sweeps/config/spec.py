@@ -131,6 +131,7 @@ class SearchSpec:
         owner="all trials see equally much, or they could not be compared; run one sweep for each "
         "value, or read the losses of one long trial at its sweep.evaluations",
     )
+    device_hours: Positive | None = setting(None, may_change=True, tracked=True)
     time_budget_s: Positive | None = setting(None, may_change=True, tracked=True)
     max_concurrent: Count | None = setting(None, may_change=True)
     max_retries: FromZero = setting(2, may_change=True)
@@ -155,6 +156,7 @@ class ClusterSpec:
     address: str | None = None
     cpus: Count | None = None  # local: None takes what there is
     gpus: FromZero | None = None
+    price_per_device_hour: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
