@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -73,6 +73,14 @@ class Ready:
     lines: Sequence[str]
     largest: TrainSpec
     data: PreparedData
+
+    @property
+    def tokens(self) -> float:
+        """Of a trial; those of its evaluations count a third, since they take no backward pass."""
+        from trainers.data.preparation import lengths
+
+        trained = float(lengths(self.data.train).mean()) * self.examples
+        return trained + float(lengths(self.data.evaluation).sum()) * self.largest.evaluations / 3
 
     def known_dry_run(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
@@ -172,10 +180,12 @@ def dry_run_line(
     strategy: Strategy = "ddp",
     *,
     packed: bool = False,
+    more: Callable[[DryRun], Sequence[str]] = lambda _: (),
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
 
     Args:
+        more: what else is to be said of the step, a line each.
         packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
@@ -195,7 +205,7 @@ def dry_run_line(
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
-    return step_line(found)
+    return "\n".join([step_line(found), *more(found)])
 
 
 def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
