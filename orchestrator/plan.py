@@ -11,7 +11,7 @@ from orchestrator.cluster.gpus import idle_cards
 from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, stop_ray
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.preflight import Findings, check_place
-from orchestrator.config.prepare import prepare_training, dry_run_line
+from orchestrator.config.prepare import dry_run_line, prepare_training
 from orchestrator.config.run_folder_claim import refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display

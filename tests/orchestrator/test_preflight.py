@@ -23,7 +23,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from trainers.data.dataset import PreparedData
-from trainers.dry_run import Train, failed_step, dry_run
+from trainers.dry_run import Train, dry_run, failed_step
 from trainers.memory_estimate import Needs, needs
 from trainers.model.loading import choose
 from trainers.packed.compatibility import settings
