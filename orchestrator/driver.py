@@ -25,7 +25,7 @@ from orchestrator.cluster.ray_cluster import (
 )
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, checked
-from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
+from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
@@ -159,7 +159,7 @@ class Driver:
         findings = Findings()
         with findings.part():
             ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        most = self._most_workers()
+        most = most_workers(self._spec, self._space)
         with findings.part():
             start_ray(self._spec.cluster)
             self._signals.take_over()
@@ -226,11 +226,12 @@ class Driver:
             public=self._spec.public,
         )
         self._tracker = TrackerProcess(job)
-        self._display.say(f"{engine.why}; {placement.where}")
+        self._display.say(engine_line(engine, placement))
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)
-        slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
+        most = most_workers(self._spec, self._space)
+        slots = live_slots(self._spec.engine, placement.gpus, most)
         worker_config = WorkerConfig(
             root=self._folder.root,
             examples=ready.examples,
@@ -291,11 +292,6 @@ class Driver:
         found = proof_of(self._folder)
         if found:
             self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
-
-    def _most_workers(self) -> int:
-        """At most as many workers as there are trials, or as the user allows."""
-        limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
-        return min([n for n in limits if n is not None], default=10**6)
 
     # ------------------------------------------------------------------ while it runs
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster.limits import machine_memory_mb, usable_memory_mb
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.ledger.events import Attempt
@@ -103,8 +104,9 @@ def device_memory_mb(device: str) -> tuple[float, str]:
         if torch.cuda.is_available():
             return torch.cuda.get_device_properties(0).total_memory / 2**20, "the GPU"
         return float("inf"), "a GPU that is not on this machine"
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return pages / 2**20, "this machine"
+    there = usable_memory_mb()
+    is_limited = there < machine_memory_mb()
+    return there, "this container or job" if is_limited else "this machine"
 
 
 def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpec:

@@ -9,6 +9,7 @@ import platform
 import socket
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,7 @@ from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
     from trainers.data.dataset import PreparedData
+    from trainers.dry_run import Train
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -154,28 +156,51 @@ def prepare_training(
 
 
 def dry_run_line(
-    ready: Ready, past: History, folder: Path, device: str, strategy: Strategy = "ddp"
+    ready: Ready,
+    past: History,
+    folder: Path,
+    device: str,
+    strategy: Strategy = "ddp",
+    *,
+    packed: bool = False,
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
+
+    Args:
+        packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
         SweepError: the step fails; in the library's words.
     """
-    _, found = ready.known_dry_run(past, device, packed=False, strategy=strategy)
+    _, found = ready.known_dry_run(past, device, packed=packed, strategy=strategy)
     if found is None:
         if strategy == "fsdp":
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
         from trainers.dry_run import dry_run
-        from trainers.sft import trainer as sft_trainer
 
         try:
-            found = dry_run(ready.largest, ready.data, folder, device, sft_trainer.train)
+            train = _engine_of(ready.largest, device, packed=packed)
+            found = dry_run(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
     return step_line(found)
+
+
+def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
+    """How the sweep trains this trial: as a lane if it can be one, else by SFTTrainer."""
+    from trainers.packed.compatibility import obstacle, settings
+
+    if packed and not obstacle(train, device):
+        from trainers.packed.engine import train_alone
+        from trainers.packed.frozen_base import Base
+
+        return partial(train_alone, base=Base(train, settings(train), device))
+    from trainers.sft import trainer as sft_trainer
+
+    return sft_trainer.train
 
 
 def versions() -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from orchestrator.tracking.tracker import Job
 from orchestrator.tracking.wandb_login import Link, UnusableError, find_link
 from orchestrator.tracking.wandb_metrics import chart_values
 from orchestrator.tracking.wandb_process import finish_runs, restart, run_settings, tear_down
+from sweeps.core.commands import in_a_shell
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import State, fingerprint
@@ -133,7 +133,7 @@ class WandbRuns:
         return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
 
     def _quoted_folder(self) -> str:
-        return shlex.quote(str(self._job.folder.tracking))
+        return in_a_shell(str(self._job.folder.tracking))
 
     def _fold(self, event: Event) -> None:
         self._history.apply(event)

@@ -80,6 +80,7 @@ def test_the_network_of_a_node_is_found_by_its_address() -> None:
     assert interface_of("192.0.2.1") == ""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_that_share_no_folder_leave_together_and_go_on_elsewhere(tmp_path: Path) -> None:
     ranks = apart.run(tmp_path)

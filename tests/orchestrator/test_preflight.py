@@ -68,6 +68,16 @@ def test_too_little_memory_or_disk_is_refused_with_both_numbers(
         room_line(spec, huge, "cuda", tmp_path / "not" / "there")
 
 
+def test_a_containers_memory_counts_and_not_its_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "usable_memory_mb", lambda: 8.0)
+    with pytest.raises(SweepError, match=r"least 10.0 MB .*, and this container or job has 8.0 MB"):
+        room_line(make()[0], PLENTY, "cpu", tmp_path)
+    monkeypatch.setattr(preflight, "usable_memory_mb", preflight.machine_memory_mb)
+    assert "memory of this machine a trial" in room_line(make()[0], PLENTY, "cpu", tmp_path)
+
+
 def test_what_a_trial_takes_is_counted_from_the_config_alone() -> None:
     spec = train_spec()
     found = needs(TINY, spec.peft, choose(TINY, "cpu"))

@@ -16,7 +16,7 @@ from orchestrator.best.merge import export
 from orchestrator.best.model_card import train_again, write_best
 from orchestrator.config.command import Command
 from orchestrator.config.compose import compose_config
-from orchestrator.config.overrides import groups
+from orchestrator.config.config_files import groups
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.tracking.wandb_metrics import ranking_table
 from sweeps.config.spec import Spec

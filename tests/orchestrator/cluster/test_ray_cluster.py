@@ -282,6 +282,7 @@ def most_at_once(ledger: Path) -> int:
     return most
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_many_workers_start_together(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -367,6 +368,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
 # ---------------------------------------------------------------------- the whole
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_on_a_running_cluster(cluster: Any, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1, num_gpus=0)

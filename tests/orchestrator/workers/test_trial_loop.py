@@ -316,7 +316,7 @@ def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
     assert sweep.workers == 2
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("lanes", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_a_trial_that_loses_each_device_fails_when_its_retries_are_spent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
 ) -> None:
