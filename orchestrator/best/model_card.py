@@ -15,6 +15,7 @@ from sweeps.core.commands import UnwritableError, command_line, override
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import masked
 from sweeps.ledger.history import History
+from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best
 from sweeps.results.trials_csv import ranked
 from sweeps.storage.durable_writes import publish, write_text
@@ -144,6 +145,7 @@ def card(
         proof=proof,
         rows=[row for row in ranked(history) if row.rank is not None][:_TOP],
         trial_name=trial_name,
+        hints=outlook(history),
         again=again,
     )
     return f"{filled}\n"

@@ -31,6 +31,7 @@ from sweeps.space.grammar import foreign
 
 SPACE = "sweep.space"
 WHEN = "sweep.when"
+FIRST = "sweep.first"
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
@@ -81,6 +82,8 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
     if problems:
         raise ConfigError(problems)
     _settle_budget(sorted_)
+    if FIRST in sorted_.given:
+        sorted_.for_hydra.insert(0, f"++{FIRST}=null")  # Hydra puts no list over a mapping
     return sorted_
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -23,6 +23,8 @@ from orchestrator.config.preflight import (
     room_line,
     step_line,
 )
+from orchestrator.config.run_folder_claim import as_begun
+from orchestrator.storage.run_dir import folder_of
 from sweeps.config.spec import Spec, Strategy, TrainSpec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
@@ -72,6 +74,14 @@ class Ready:
     largest: TrainSpec
     data: PreparedData
 
+    @property
+    def tokens(self) -> float:
+        """Of a trial; those of its evaluations count a third, since they take no backward pass."""
+        from trainers.data.preparation import lengths
+
+        trained = float(lengths(self.data.train).mean()) * self.examples
+        return trained + float(lengths(self.data.evaluation).sum()) * self.largest.evaluations / 3
+
     def known_dry_run(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
     ) -> tuple[str, DryRun | None]:
@@ -113,10 +123,13 @@ def prepare_training(
     searched = space.values_by_key()
     base = ""
     unknown: Sequence[Problem] = ()
+    begun, told = folder_of(spec).has_begun, list[str]()
     with findings.part():
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
+        if begun:
+            told, unknown = as_begun(unknown), ()
         findings.add(unknown)
         _check_unchanged("the base model", past.driver.base, base, accept=spec.accept_changes)
     with findings.part():
@@ -130,7 +143,10 @@ def prepare_training(
         _check_unchanged("the training data", past.driver.data, fresh, accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
-        findings.add(schedule_problems(spec, space, examples))
+        unfit = schedule_problems(spec, space, examples)
+        if begun:
+            told, unfit = [*told, *as_begun(unfit)], []
+        findings.add(unfit)
     findings.refuse()
     facts = Attempt(
         host=socket.gethostname(),
@@ -150,6 +166,7 @@ def prepare_training(
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
+        *told,
         *changes(past.driver, facts),
     ]
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
@@ -163,10 +180,12 @@ def dry_run_line(
     strategy: Strategy = "ddp",
     *,
     packed: bool = False,
+    more: Callable[[DryRun], Sequence[str]] = lambda _: (),
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
 
     Args:
+        more: what else is to be said of the step, a line each.
         packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
@@ -186,7 +205,7 @@ def dry_run_line(
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
-    return step_line(found)
+    return "\n".join([step_line(found), *more(found)])
 
 
 def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:

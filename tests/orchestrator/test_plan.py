@@ -36,9 +36,8 @@ def test_the_engine_and_its_place_are_said(
 
 
 def ready(**changes: Any) -> Ready:
-    return Ready(
-        examples=8, facts=Attempt(), lines=[], largest=train_spec(**changes), data=prepared()
-    )
+    facts = Attempt()
+    return Ready(examples=8, facts=facts, lines=[], largest=train_spec(**changes), data=prepared())
 
 
 @pytest.mark.parametrize("packed", [True, False])
