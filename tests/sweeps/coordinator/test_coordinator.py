@@ -520,10 +520,8 @@ def test_the_same_error_in_the_first_trials_stops_the_sweep(
         assert trial is not None
         attempt = begin(coordinator, trial)
         reason = "ValueError: abcdefgh12345 is refused"
-        coordinator.end(
-            ending(trial.key, attempt, State.FAILED, kind="bug", reason=reason),
-            reason,
-        )
+        ended = ending(trial.key, attempt, State.FAILED, kind="bug", reason=reason)
+        coordinator.end(ended, reason)
     assert coordinator.stop == Stop(cause=Cause.SAME_ERROR, details=("3",))
     assert str(coordinator.stop) == "the first 3 trials failed with the same error"
     assert coordinator.ask() is None
