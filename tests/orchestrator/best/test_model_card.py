@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.driving import SMALL, make
+from support.driving import SMALL, ending, make
 from support.sweep_events import BOX, Sweep
 
 from orchestrator.best.merge import export
@@ -212,6 +212,6 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
             metrics={"eval_loss": eval_loss, "train_loss": train_loss},
         )
         coordinator.report(trial.key, attempt, told)
-    coordinator.end("w", trial.key, attempt, {"state": State.COMPLETED})
+    coordinator.end("w", ending(trial.key, attempt, State.COMPLETED))
     job = coordinator.next_job("w")
     assert (job.kind, job.step, job.expected) == ("prove", 4, 1.5)
