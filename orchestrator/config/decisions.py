@@ -13,6 +13,7 @@ from typing import Any
 
 from sweeps.core.commands import UnwritableError, written
 from sweeps.core.errors import Problem
+from sweeps.search.first import fitting
 from sweeps.space.parser import lookup, parse_space
 from sweeps.space.space import Choice, Dimension, Space, set_by
 
@@ -62,6 +63,7 @@ class Decisions:
         self._settle_adapter()
         self._settle_trainer()
         self._settle_conditions()
+        self._settle_first()
         self.problems += [*self._unread_data(), *self._unread_address()]
         self.problems = [each for each in self.problems if not is_within(each.key, self.forced)]
 
@@ -173,6 +175,20 @@ class Decisions:
             else:
                 self._leave(name)
                 self.notes.append(f"{name} is not searched: {why}")
+
+    def _settle_first(self) -> None:
+        """Choose `sweep.first` by peft.method, if it is written for each.
+
+        Of a file's, only what the space still searches is kept.
+        """
+        sweep = self.config["sweep"]
+        first = sweep["first"] = [] if sweep.get("first") is None else sweep["first"]
+        if isinstance(first, Mapping) and (method := lookup(self.config, "peft.method")) in first:
+            first = sweep["first"] = first[method]
+        if "sweep.first" in self.fixed or not isinstance(first, list):
+            return
+        entries = [entry for entry in first if isinstance(entry, Mapping)]
+        sweep["first"] = [] if sweep.get("search") == "grid" else fitting(entries, self._parsed())
 
     def _unread_data(self) -> Iterator[Problem]:
         source = lookup(self.config, "data.source")

@@ -10,12 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from orchestrator.config.config_files import (
+    OPTION,
+    groups,
+    path_problem,
+    renamed_note,
+    take_config_dir,
+)
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
 from sweeps.core.commands import masked_word, searched, typed
@@ -23,13 +29,10 @@ from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.space.grammar import foreign
 
-_PACKAGE = Path(str(files("orchestrator"))).resolve()
-_INSTALLED = _PACKAGE / "conf"  # where a wheel has it; in the repository it is beside the package
-CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
-
 SPACE = "sweep.space"
 WHEN = "sweep.when"
 _OF_SETTINGS = ("trainer.lr_scheduler_kwargs", "sweep.budget")
+FIRST = "sweep.first"
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
@@ -48,6 +51,7 @@ class Overrides:
         replaces_space: `space` takes the place of the file's.
         naming: the overrides that the hash in the default folder's name is made of.
         forced: the keys that are set with ++, though no trial may read them.
+        own: the folder of --config-dir.
     """
 
     for_hydra: list[str] = field(default_factory=list)
@@ -56,6 +60,7 @@ class Overrides:
     replaces_space: bool = False
     naming: list[str] = field(default_factory=list)
     forced: set[str] = field(default_factory=set)
+    own: Path | None = None
 
     @property
     def given(self) -> set[str]:
@@ -68,15 +73,6 @@ class Overrides:
         return keys
 
 
-def groups() -> dict[str, list[str]]:
-    """Config group -> its choices, the files in conf/GROUP."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
-
-
 def sort_overrides(argv: Sequence[str]) -> Overrides:
     """Sort the words of a command line.
 
@@ -84,15 +80,18 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
         ConfigError: some cannot be read; it names each.
     """
     problems: list[Problem] = []
-    sorted_ = Overrides()
-    known = groups()
-    for word in argv:
+    own, words = take_config_dir(argv)
+    sorted_ = Overrides(own=own)
+    known = groups(own)
+    for word in words:
         problem = _refused(word, known) or _sort(word, known, sorted_)
         if problem is not None:
             problems.append(problem)
     if problems:
         raise ConfigError(problems)
     _settle_budget(sorted_)
+    if FIRST in sorted_.given:
+        sorted_.for_hydra.insert(0, f"++{FIRST}=null")  # Hydra puts no list over a mapping
     return sorted_
 
 
@@ -105,10 +104,14 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
             message="Hydra's multirun is not used: the sweep is ours. Leave it out; "
             "key=1,2 or sweep.space says what to try.",
         )
-    if word.startswith("-"):
+    if word.startswith("-") or key in ("config_dir", "config-dir"):
+        near = nearest(f"--{key.lstrip('-')}", [OPTION])
         message = "is no option. Overrides are written key=value; see --help."
+        return Problem(key=key, message=message, nearest=near and f"{near} DIR")
+    if key.lstrip("+~") == "hydra.searchpath":
+        message = f"is written {OPTION} DIR, and DIR is searched before the shipped files."
         return Problem(key=key, message=message)
-    if key.lstrip("+~").startswith("hydra.") and not key.endswith("searchpath"):
+    if key.lstrip("+~").startswith("hydra."):
         message = "Hydra's own settings are not used; run_dir=... says where files go."
         return Problem(key=key, message=message)
     if key in known and not sign:
@@ -124,8 +127,10 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
 
 def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Problem | None:
     prefix, key, text = _cut(word)
-    if not may_change(key) and not key.startswith("hydra."):
+    if not may_change(key):
         into.naming.append(masked_word(f"{'~' if prefix == '~' else ''}{key}", text))
+    if key.split("@")[0] in known and (problem := path_problem(key, text, into.own)):
+        return problem
     if prefix != "~":
         if key == SPACE:
             into.replaces_space = True
@@ -150,13 +155,13 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         return _take_group(word, prefix, group, text, known[group], is_search, into)
     if is_search and key in DATA_KEYS:
         message = (
-            "is one file or a glob, as in "
-            f"{typed(key, 'part-*.jsonl')} ; a name with commas is written {typed(key, text)}"
+            "cannot be searched: all trials have the same data. Several files are a list: "
+            f"{typed(key, ['a.jsonl', 'b.jsonl'])}"
         )
         return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
-    elif prefix or key.startswith("hydra."):
+    elif prefix:
         into.for_hydra.append(word)
         into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
@@ -215,6 +220,7 @@ def _take_group(
         )
     if choice not in choices:
         message = f"is none of its choices: {', '.join(choices)}."
+        message += renamed_note(group, choice, into.own)
         return Problem(key=group, value=choice, message=message, nearest=nearest(choice, choices))
     if group == "sweep":  # the folder has its name
         into.naming = [name for name in into.naming if name != f"{group}={choice}"]

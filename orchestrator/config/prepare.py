@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -33,6 +33,7 @@ from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import fingerprint
 from sweeps.core.versions import installed
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
@@ -42,8 +43,6 @@ from trainers.trial.task import DryRun
 if TYPE_CHECKING:
     from trainers.data.dataset import PreparedData
     from trainers.dry_run import Train
-
-Facts = dict[str, Any]
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -70,10 +69,18 @@ class Ready:
     """
 
     examples: int
-    facts: Mapping[str, Any]
+    facts: Attempt
     lines: Sequence[str]
     largest: TrainSpec
     data: PreparedData
+
+    @property
+    def tokens(self) -> float:
+        """Of a trial; those of its evaluations count a third, since they take no backward pass."""
+        from trainers.data.preparation import lengths
+
+        trained = float(lengths(self.data.train).mean()) * self.examples
+        return trained + float(lengths(self.data.evaluation).sum()) * self.largest.evaluations / 3
 
     def known_dry_run(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
@@ -84,9 +91,9 @@ class Ready:
         libraries and code.
         """
         decisive = [asdict(self.largest), device, packed, strategy]
-        decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
+        decisive += [self.facts.data, self.facts.base, self.facts.versions, self.facts.code]
         identity = fingerprint(decisive, 16)
-        before = past.driver.get("rehearsal") or {}
+        before = past.driver.rehearsal or {}
         is_known = before.get("identity") == identity
         return identity, DryRun.recorded(before) if is_known else None
 
@@ -124,7 +131,7 @@ def prepare_training(
         if begun:
             told, unknown = as_begun(unknown), ()
         findings.add(unknown)
-        _check_unchanged(past, "base", base, accept=spec.accept_changes)
+        _check_unchanged("the base model", past.driver.base, base, accept=spec.accept_changes)
     with findings.part():
         runtime = choose_for(spec.train, device)
         big = largest(spec.train, searched)
@@ -132,7 +139,8 @@ def prepare_training(
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
-        _check_unchanged(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
+        fresh = data_fingerprint(spec.train)
+        _check_unchanged("the training data", past.driver.data, fresh, accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
         unfit = schedule_problems(spec, space, examples)
@@ -140,16 +148,16 @@ def prepare_training(
             told, unfit = [*told, *as_begun(unfit)], []
         findings.add(unfit)
     findings.refuse()
-    facts = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "command": scrub(command_line(argv)),
-        "data": data.fingerprint,
-        "base": base,
-        "examples": examples,
-        "versions": versions(),
-        "code": code(),
-    }
+    facts = Attempt(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        command=scrub(command_line(argv)),
+        data=data.fingerprint,
+        base=base,
+        examples=examples,
+        versions=versions(),
+        code=code(),
+    )
     epochs = examples / len(data.train)
     evaluations = spec.sweep.evaluations
     lines = [
@@ -166,7 +174,7 @@ def prepare_training(
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
 
 
-def rehearsal_line(
+def dry_run_line(
     ready: Ready,
     past: History,
     folder: Path,
@@ -174,10 +182,12 @@ def rehearsal_line(
     strategy: Strategy = "ddp",
     *,
     packed: bool = False,
+    more: Callable[[DryRun], Sequence[str]] = lambda _: (),
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
 
     Args:
+        more: what else is to be said of the step, a line each.
         packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
@@ -189,15 +199,15 @@ def rehearsal_line(
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
-        from trainers.dry_run import rehearse
+        from trainers.dry_run import dry_run
 
         try:
             train = _engine_of(ready.largest, device, packed=packed)
-            found = rehearse(ready.largest, ready.data, folder, device, train)
+            found = dry_run(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
-    return step_line(found)
+    return "\n".join([step_line(found), *more(found)])
 
 
 def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
@@ -258,10 +268,8 @@ def _schedules(spec: Spec, space: Space) -> Iterator[tuple[Mapping[str, Any], Tr
         yield values, read_train(config_of(spec, values))
 
 
-def _check_unchanged(past: History, name: str, now: str, *, accept: bool) -> None:
+def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:
     """Refuse data or a base model that has changed since the sweep began, unless accepted."""
-    words = {"data": "the training data", "base": "the base model"}[name]
-    before = past.driver.get(name)
     if before is not None and before != now and not accept:
         raise SweepError(
             f"{words} changed since this sweep began ({before}, now {now}): its trials could not "

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,9 @@ def llama(*, vocabulary: int = VOCABULARY, layers: int = 2, hidden: int = 256) -
     return ModelSpec(path=str(folder))
 
 
+NO_REPORT: Any = SimpleNamespace(stops=())
+
+
 def rows_of(
     lengths: Sequence[int], evaluated: Sequence[int] = (), *, vocabulary: int = VOCABULARY
 ) -> PreparedData:
@@ -70,7 +74,9 @@ def rows_of(
         return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
     train, evaluation = rows(lengths), rows(evaluated or lengths[:8])
-    return PreparedData(train=train, evaluation=evaluation, test=None, fingerprint="", report=None)
+    return PreparedData(
+        train=train, evaluation=evaluation, test=None, fingerprint="", report=NO_REPORT
+    )
 
 
 class Matmuls(TorchDispatchMode):

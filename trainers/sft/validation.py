@@ -19,7 +19,7 @@ _ROUNDS_AWAY = 1e-4  # from here on, most weights of a model (some 0.02) are mov
 _CHECKPOINTING = "gradient_checkpointing"
 # The fields that not every optimizer reads.
 _OPTIMIZERS = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules")
-_MEASURED = ("completion_only_loss", "assistant_only_loss")
+_MEASURED = ("completion_only_loss", "assistant_only_loss", "eos_token")
 
 
 def problems(

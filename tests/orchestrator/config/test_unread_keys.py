@@ -95,6 +95,7 @@ def test_what_a_file_searches_and_no_trial_reads_leaves_the_space() -> None:
             "trainer": {"optim": "sgd", "lr_scheduler_type": "cosine"},
             "peft": {"method": "lora"},
             "data": {},
+            "sweep": {},
         },
         fixed=frozenset(["trainer.optim"]),
         forced=frozenset(),

@@ -51,6 +51,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "gp": {"space": RATES, "trials": 5, "search_options": {"n_startup_trials": 3}},
     "cmaes": {"space": RATES},
     "qmc": {"space": MIXED, "trials": 14},
+    "quick": {"space": {LR: RATES[LR]}, "first": ({LR: 1e-3}, {LR: 3e-3})},
 }
 STARTUP = {"n_startup_trials": 2}
 PRUNER_OPTIONS = {"median": STARTUP, "percentile": STARTUP}
@@ -173,6 +174,44 @@ def test_more_trials_extend_a_finished_sweep(tmp_path: Path) -> None:
     at_once = open_sweep(made("tpe", "asha", trials=9), tmp_path / "at_once")
     drive(at_once)
     assert story(grown) == story(at_once)
+
+
+FIRST: dict[str, tuple[dict[str, Any], ...]] = {
+    "random": ({LR: 3e-4}, {LR: 1e-3, OPTIM: "sgd"}),
+    "tpe": ({LR: 3e-4}, {LR: 1e-3, OPTIM: "sgd"}, {OPTIM: "sgd"}),
+    "gp": ({LR: 3e-4}, {"trainer.weight_decay": 0.0, LR: 1e-3}),
+    "cmaes": ({LR: 3e-4}, {LR: 1e-3}),
+    "qmc": ({LR: 3e-4}, {LR: 1e-3, OPTIM: "sgd"}),
+}
+
+
+@pytest.mark.parametrize("search", FIRST)
+def test_what_sweep_first_gives_is_tried_first_and_replays(search: str, tmp_path: Path) -> None:
+    sweep = made(search, "median", first=FIRST[search], repeats=2)
+    whole = open_sweep(sweep, tmp_path / "whole")
+    drive(whole)
+    configs = [whole.history.repeats(n)[0].values for n in range(len(FIRST[search]))]
+    for given, values in zip(FIRST[search], configs, strict=True):
+        assert given.items() <= values.items()
+        assert values.keys() == whole.history.repeats(7 if search != "gp" else 4)[0].values.keys()
+    for kill in itertools.count():
+        killed = open_sweep(sweep, tmp_path / "killed")
+        if drive(killed, most=1 + kill % 2) == 0:
+            break
+        if trial := killed.ask():
+            train(killed, trial, stop_after=2)
+        killed.close()
+    assert story(killed) == story(whole)
+    assert states(killed) == states(whole)
+
+
+def test_a_folder_may_get_more_to_try_first(tmp_path: Path) -> None:
+    drive(open_sweep(made("tpe", "none", trials=3, first=({LR: 3e-4},)), tmp_path))
+    grown = open_sweep(made("tpe", "none", trials=5, first=({LR: 3e-4}, {LR: 7e-3})), tmp_path)
+    drive(grown)
+    rates = [record.values[LR] for record in grown.history.trials.values()]
+    assert (rates[0], rates[3]) == (3e-4, 7e-3)
+    assert rates.count(3e-4) == 1
 
 
 def test_a_decision_to_prune_that_died_with_the_driver_is_settled(tmp_path: Path) -> None:
