@@ -7,12 +7,12 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.command import guess_device
 from orchestrator.config.preflight import (
@@ -116,7 +116,7 @@ def prepare_training(
     from trainers.memory_estimate import needs
     from trainers.model.loading import choose_for, fingerprint_base, target_problems
     from trainers.model.source import require_weights
-    from trainers.sft.validation import notes
+    from trainers.sft.validation import notes, rounding_notes
 
     findings = Findings()
     device = guess_device(spec)
@@ -165,6 +165,8 @@ def prepare_training(
         room,
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
+        *step_notes(spec, space, examples),
+        *rounding_notes(spec.train, searched),
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
         *told,
         *changes(past.driver, facts),
@@ -236,13 +238,34 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     from trainers.sft import config
 
     found: dict[tuple[str, str], Problem] = {}
-    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
-        train = read_train(config_of(spec, values))
+    for values, train in _schedules(spec, space):
         for problem in config.schedule_problems(train.trainer, steps=train.steps(examples)):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
             message = f"{problem.message} (The trial with {words}.)" if words else problem.message
             found.setdefault((str(problem.value), problem.key), replace(problem, message=message))
     return list(found.values())
+
+
+def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:
+    """Say which trials see fewer examples in all than one of their optimizer steps takes."""
+    least = math.inf
+    for values, train in _schedules(spec, space):
+        rows = train.batch_size * train.accumulation_steps
+        if examples < rows < least:
+            least, words = rows, " ".join(f"{key}={value}" for key, value in values.items())
+    if math.isinf(least):
+        return []
+    where = f" (the trial with {words})" if words else ""
+    return [
+        f"sweep.budget gives a trial {examples:,} examples, less than one optimizer step of "
+        f"{least:,}{where}: it takes one step of {examples:,}"
+    ]
+
+
+def _schedules(spec: Spec, space: Space) -> Iterator[tuple[Mapping[str, Any], TrainSpec]]:
+    """The searched values that decide schedules, in every combination, and the training of each."""
+    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
+        yield values, read_train(config_of(spec, values))
 
 
 def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:

@@ -74,6 +74,9 @@ def again(spec: Spec, found: Best) -> Spec:
         ([], {"peft.target_modules": r"model\.layers\.\d+\.'\"(q|v)_proj\\"}),
         ([], {"peft.target_modules": r"\${q} \\${peft.method}"}),
         (["sweep.budget.epochs=0.5", "sweep.evaluations=3", "seed=7"], {}),
+        (["sweep=joint"], {"trainer.lr_scheduler_type": "cosine", "trainer.optim": "sgd"}),
+        (["trainer.adam_beta1=0.8", "trainer.optim=adamw_torch,sgd"], {"trainer.optim": "sgd"}),
+        (["data=file", "data.path=a", "++data.name=b", "++peft.r=2", "peft=full"], {}),
         (["run_dir=outputs/my sweep", "sweep.metric=train_loss"], {LR: 1}),
     ],
 )
