@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.signals import Signals
+from orchestrator.cluster.surroundings import name_user
 from orchestrator.config.config_files import take_config_dir, with_config_dir
 from orchestrator.driver import Ended, run_under
 from orchestrator.terminal.notebook import text_and_html
@@ -139,6 +140,7 @@ def _unchanged() -> Iterator[None]:
             warnings.catch_warnings()
         ):  # tqdm wants a package of widgets for bars that are not shown
             warnings.filterwarnings("ignore", "IProgress not found")
+            name_user()
             yield
     finally:
         for name in os.environ.keys() - environment.keys():

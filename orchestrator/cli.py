@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import __version__
+from orchestrator.cluster.surroundings import name_user
 from orchestrator.config.config_files import (
     CONF,
     OPTION,
@@ -46,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    name_user()
     try:
         return _dispatch(list(argv))
     except SweepError as error:

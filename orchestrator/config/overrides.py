@@ -8,7 +8,6 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +24,15 @@ from orchestrator.config.config_files import (
 )
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
-from sweeps.core.commands import masked_word, override
+from sweeps.core.commands import masked_word, searched, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.space.grammar import foreign
 
 SPACE = "sweep.space"
 WHEN = "sweep.when"
+_OF_SETTINGS = ("trainer.lr_scheduler_kwargs", "sweep.budget")
+FIRST = "sweep.first"
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
@@ -49,6 +50,7 @@ class Overrides:
         space, when: searched key -> expression, searched key -> condition.
         replaces_space: `space` takes the place of the file's.
         naming: the overrides that the hash in the default folder's name is made of.
+        forced: the keys that are set with ++, though no trial may read them.
         own: the folder of --config-dir.
     """
 
@@ -57,12 +59,18 @@ class Overrides:
     when: dict[str, str] = field(default_factory=dict)
     replaces_space: bool = False
     naming: list[str] = field(default_factory=list)
+    forced: set[str] = field(default_factory=set)
     own: Path | None = None
 
     @property
     def given(self) -> set[str]:
-        """The keys that Hydra is told to set."""
-        return {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
+        """The keys that Hydra is told to set; those within a mapping too, if each is a setting."""
+        keys = {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
+        for key in keys & {*_OF_SETTINGS}:
+            word = next(each for each in reversed(self.for_hydra) if _cut(each)[1] == key)
+            value = OverridesParser.create().parse_override(word).value()
+            keys |= {f"{key}.{name}" for name in (value if isinstance(value, Mapping) else ())}
+        return keys
 
 
 def sort_overrides(argv: Sequence[str]) -> Overrides:
@@ -82,6 +90,8 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
     if problems:
         raise ConfigError(problems)
     _settle_budget(sorted_)
+    if FIRST in sorted_.given:
+        sorted_.for_hydra.insert(0, f"++{FIRST}=null")  # Hydra puts no list over a mapping
     return sorted_
 
 
@@ -135,7 +145,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         if (ours := foreign(text)) is not None and not is_secret_key(key):
-            message = f"is searched with {shlex.quote(f'{key}={ours}')}"
+            message = f"is searched with {searched(key, ours)}"
             return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
@@ -145,15 +155,15 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         return _take_group(word, prefix, group, text, known[group], is_search, into)
     if is_search and key in DATA_KEYS:
         message = (
-            "is one file or a glob, as in "
-            f"{shlex.quote(override(key, 'part-*.jsonl'))} ; a name with commas is written "
-            f"{shlex.quote(override(key, text))}"
+            "cannot be searched: all trials have the same data. Several files are a list: "
+            f"{typed(key, ['a.jsonl', 'b.jsonl'])}"
         )
         return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
     elif prefix:
         into.for_hydra.append(word)
+        into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
         return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
@@ -179,7 +189,7 @@ def _as_text(key: str, text: str) -> str:
         return ""
     if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
-    return f" As text it is written {shlex.quote(override(key, text))}"
+    return f" As text it is written {typed(key, text)}"
 
 
 def _cut(word: str) -> tuple[str, str, str]:

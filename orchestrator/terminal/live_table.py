@@ -113,22 +113,23 @@ class Display:
 
     def _head(self, history: History, left: float | None) -> RenderableType:
         """Name, a bar over all trials, how many ended, elapsed, left."""
-        done = sum(record.state.is_finished() for record in history.trials.values())
         total = planned_trials(history, self._configs)
         head = Table.grid(padding=(0, 2, 0, 0), expand=True)
         head.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True)
         head.add_column(no_wrap=True, justify="right")
-        began = history.driver.get("time", history.began)
+        began = history.driver.time or history.began
         elapsed = None if began is None else max(0.0, self._clock() - began)
         times = duration_text(elapsed) + ("" if left is None else f", {duration_text(left)} left")
         head.add_row(
             Text(history.name or "sweep", style="bold"),
             ProgressBar(
-                total=max(1, total or len(history.trials)), completed=done, complete_style="cyan"
+                total=max(1, total or len(history.trials)),
+                completed=history.ended,
+                complete_style="cyan",
             ),
-            Text(f"{done} of {total or '?'}"),
+            Text(f"{history.ended} of {total or '?'}"),
             Text(times),
         )
         return head

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from support.driving import SMALL, make
-from support.sweep_events import Sweep
+from support.driving import SMALL, ending, make
+from support.sweep_events import BOX, Sweep
 
 from orchestrator.best.merge import export
 from orchestrator.best.model_card import train_again, write_best
@@ -22,6 +22,7 @@ from orchestrator.tracking.wandb_metrics import ranking_table
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS, config_of, trial_key
 from sweeps.core.trial import Report, State
+from sweeps.ledger import events
 from sweeps.ledger.history import Record
 from sweeps.results.ranking import Best, best
 from sweeps.results.trials_csv import write_table
@@ -73,6 +74,9 @@ def again(spec: Spec, found: Best) -> Spec:
         ([], {"peft.target_modules": r"model\.layers\.\d+\.'\"(q|v)_proj\\"}),
         ([], {"peft.target_modules": r"\${q} \\${peft.method}"}),
         (["sweep.budget.epochs=0.5", "sweep.evaluations=3", "seed=7"], {}),
+        (["sweep=joint"], {"trainer.lr_scheduler_type": "cosine", "trainer.optim": "sgd"}),
+        (["trainer.adam_beta1=0.8", "trainer.optim=adamw_torch,sgd"], {"trainer.optim": "sgd"}),
+        (["data=file", "data.path=a", "++data.name=b", "++peft.r=2", "peft=full"], {}),
         (["run_dir=outputs/my sweep", "sweep.metric=train_loss"], {LR: 1}),
     ],
 )
@@ -124,7 +128,7 @@ PROOF = {"eval_loss": 8.0, "eval_tokens": 1000.0}
 def ended(metric: str) -> Sweep:
     """Two trials: the one that is better by eval_loss is worse by train_loss."""
     sweep = Sweep(metric=metric)
-    sweep.add("report", **BASE, decision="continue")
+    sweep.add(events.Report(trial="base", attempt=1, **BASE, decision="continue"))
     for rate, value in ((1e-3, 2.0), (1e-4, 3.0)):
         sweep.trial({LR: rate}, [value + 1, value], totals={"steps": 8})
     return sweep
@@ -197,7 +201,7 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
     coordinator = CoordinatorActor(
         *make(SMALL, metric="train_loss", search="grid", trials=1), tmp_path
     )
-    coordinator.begin({"host": "box"})
+    coordinator.begin(BOX)
     trial = coordinator.next_job("w").trial
     assert trial is not None
     attempt = coordinator.start("w", trial.key, "box:1", "cpu", 0, [])
@@ -211,6 +215,6 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
             metrics={"eval_loss": eval_loss, "train_loss": train_loss},
         )
         coordinator.report(trial.key, attempt, told)
-    coordinator.end("w", trial.key, attempt, {"state": State.COMPLETED})
+    coordinator.end("w", ending(trial.key, attempt, State.COMPLETED))
     job = coordinator.next_job("w")
     assert (job.kind, job.step, job.expected) == ("prove", 4, 1.5)

@@ -51,7 +51,7 @@ def test_the_live_table_is_one_output_however_often_it_is_drawn(
     for loss in (2.5, 2.25):
         now[0] += 2.0
         sweep.trial({LR: loss / 1000}, [loss])
-        display.update(sweep.history, {})
+        display.update(sweep.history(), {})
     (shown,) = cell
     assert "2.2500" in shown["text/plain"]
     assert "2.2500" in shown["text/html"]
@@ -59,7 +59,7 @@ def test_the_live_table_is_one_output_however_often_it_is_drawn(
     before = dict(shown)
     now[0] += 0.3
     sweep.trial({LR: 1.0}, [1.5])
-    display.update(sweep.history, {})
+    display.update(sweep.history(), {})
     assert cell == [before]  # no message to the browser at every turn of the loop
     display.close()
     assert cell == [{"text/plain": "", "text/html": ""}]
