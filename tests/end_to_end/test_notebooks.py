@@ -16,7 +16,7 @@ pytestmark = pytest.mark.long
 WORDS = [*SMALL, f"{LR}=1e-3,1e-2", "trainer.lr_scheduler_type=constant", "tracking=off"]
 LONGER = ["sweep.budget.examples=640", "sweep.evaluations=20", "run_dir=run"]
 BEGIN = f"""
-import os, signal, threading, time
+import os, signal, sys, threading, time
 from pathlib import Path
 import orchestrator, psutil, ray
 
@@ -65,9 +65,10 @@ def test_interrupts_stop_a_sweep_and_not_the_kernel(tmp_path: Path) -> None:
         "interrupted(2)",
         f"found = orchestrator.sweep({[*WORDS, *LONGER]})\nfound",
         "ray.is_initialized(), len(psutil.Process().children()), found.best.value",
+        "!{sys.executable} -m orchestrator status run",
     ]
     cells = [nbformat.v4.new_code_cell(each) for each in code]
-    _, once, twice, whole, after = execute(nbformat.v4.new_notebook(cells=cells), tmp_path)
+    _, once, twice, whole, after, status = execute(nbformat.v4.new_notebook(cells=cells), tmp_path)
 
     def result(outputs: list[Any]) -> Any:
         return outputs[-1]["data"]["text/plain"]
@@ -81,6 +82,8 @@ def test_interrupts_stop_a_sweep_and_not_the_kernel(tmp_path: Path) -> None:
     assert kinds(whole) == ["display_data", "execute_result", "stream stdout"]
     assert "Best: trial " in result(whole)
     assert "<pre" in whole[-1]["data"]["text/html"]
+    assert "2 completed" in status[0]["text"]
+    assert "\x1b" not in status[0]["text"]  # a cell can only print
     assert f"{eval(result(after))[2]:.4f}" in result(whole)
 
 

@@ -75,3 +75,13 @@ def test_text_in_a_notebook_is_as_wide_as_in_a_log(
     monkeypatch.setenv("FORCE_COLOR", "1")
     console = make_console()
     assert (console.width, console.is_terminal, console.is_jupyter) == (120, False, False)
+
+
+def test_a_command_in_a_cell_has_a_terminal_that_can_only_print(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("JPY_PARENT_PID", raising=False)
+    assert make_console().is_terminal
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    assert not make_console().is_terminal
