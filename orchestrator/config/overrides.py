@@ -33,6 +33,14 @@ SPACE = "sweep.space"
 WHEN = "sweep.when"
 _OF_SETTINGS = ("trainer.lr_scheduler_kwargs", "sweep.budget")
 FIRST = "sweep.first"
+# What other tools call a section.
+_SECTIONS = {
+    **dict.fromkeys(("training", "train", "training_args", "sft", "args"), "trainer"),
+    **dict.fromkeys(("lora", "adapter", "peft_config"), "peft"),
+    **dict.fromkeys(("dataset", "datasets"), "data"),
+    **dict.fromkeys(("wandb", "logging"), "tracking"),
+    **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
+}
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
@@ -147,6 +155,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         if (ours := foreign(text)) is not None and not is_secret_key(key):
             message = f"is searched with {searched(key, ours)}"
             return Problem(key=key, value=text, message=message)
+        if key in known and (meant := _meant(key, text)):
+            message = f"is none of its choices: {', '.join(known[key])}.{meant}"
+            return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
         return Problem(key=key, message=message + _as_text(key, text))
@@ -166,7 +177,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
-        return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
+        section = key.split(".")[0]
+        near = _SECTIONS.get(section) or nearest(section, known)
+        return Problem(key=key, message=there, nearest=near)
     else:
         into.for_hydra.append(f"++{word}")  # `sweeps.config.validation` finds unknown names
     return None
@@ -221,11 +234,27 @@ def _take_group(
     if choice not in choices:
         message = f"is none of its choices: {', '.join(choices)}."
         message += renamed_note(group, choice, into.own)
-        return Problem(key=group, value=choice, message=message, nearest=nearest(choice, choices))
+        meant = _meant(group, choice)
+        near = None if meant else nearest(choice, choices)
+        return Problem(key=group, value=choice, message=message + meant, nearest=near)
     if group == "sweep":  # the folder has its name
         into.naming = [name for name in into.naming if name != f"{group}={choice}"]
     into.for_hydra.append(word)
     return None
+
+
+def _meant(group: str, choice: str) -> str:
+    """What to type for a file, a model or a mode that is given as a group's choice."""
+    if group == "tracking" and choice in ("online", "wandb_online"):
+        return " tracking=wandb is online if there is a key for it."
+    choice = choice.strip().strip("'\"")
+    holder = {"data": "file", "model": "hub"}.get(group)
+    if holder is None or not re.search(r"[/.~]", choice):
+        return ""
+    is_data_set = group == "data" and re.fullmatch(r"[\w-]+/[\w.-]+", choice) is not None
+    if is_data_set and Path(choice).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+        holder = "hub"
+    return f" Write {group}={holder} {typed(f'{group}.path', choice)}"
 
 
 def _take_space(text: str, into: Overrides) -> Problem | None:
