@@ -23,9 +23,9 @@ def library() -> list[str]:
     return list(tiny_model.library_text())
 
 
-def definitions(source: str) -> Iterator[docstrings.Documented]:
+def definitions(source: str) -> Iterator[Documented]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, docstrings.Documented):
+        if isinstance(node, Documented):
             yield node
 
 
