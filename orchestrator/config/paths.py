@@ -6,7 +6,7 @@ Trials run in other folders than the command, so nothing but the driver may see 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def make_absolute(config: DictConfig, run_dir: str) -> None:
         run_dir: if the config names none. A sweep that began there with a relative data.path keeps
             it: only the driver reads that file, and the keys of trials are made of the path.
     """
-    begun = _begun_with(str(_value(config, "run_dir") or run_dir))
+    begun = dict(_data_paths(begun_config(str(_value(config, "run_dir") or run_dir))))
     for key in PATH_KEYS:
         value = _value(config, key)
         if key in DATA_KEYS and (_value(config, "data.source") == "hub" or value == begun.get(key)):
@@ -125,18 +125,18 @@ def _uninterpolated(value: Any) -> Any:
     return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
-def _begun_with(run_dir: str) -> dict[str, str]:
-    """The data files of the sweep that began in `run_dir`, as its sweep.yaml has them."""
+def begun_config(run_dir: str) -> Mapping[str, Any]:
+    """The sweep.yaml of the sweep that began in `run_dir`; empty if there is none to read."""
     folder = local_folder(run_dir) if is_uri(run_dir) else RunFolder(Path(run_dir).expanduser())
-    written_there: Any = None
+    there: Any = None
     with suppress(OSError, ValueError, yaml.YAMLError, RuntimeError):
         if folder.has_begun:
-            written_there = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
-    return dict(_data_paths(written_there))
+            there = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
+    return there if isinstance(there, dict) else {}
 
 
-def _data_paths(config: Any) -> Iterator[tuple[str, str]]:
-    data = config.get("data") if isinstance(config, dict) else None
+def _data_paths(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    data = config.get("data")
     if not isinstance(data, dict):
         return
     for key in DATA_KEYS:

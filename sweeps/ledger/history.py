@@ -184,8 +184,8 @@ class History:
         """Devices of a worker; below 1 if several workers share one."""
         engine = self.spec.get("engine") or {}
         share = engine.get("gpus_per_trial")
-        is_shared = isinstance(share, float) and 0 < share < 1
-        return float(engine.get("devices_per_trial") or 1) * (share if is_shared else 1)
+        per_trial = float(engine.get("devices_per_trial") or 1)
+        return per_trial * share if isinstance(share, float) and 0 < share < 1 else per_trial
 
     def _leave(self, record: Record) -> None:
         """A trial is off its worker's device."""
