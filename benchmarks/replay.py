@@ -32,7 +32,7 @@ from orchestrator.coordinator.assignment import assignment_rules
 from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.trial import Decision, Report, State, Trial
-from sweeps.ledger.events import Attempt
+from sweeps.ledger.events import Attempt, End
 from sweeps.results.ranking import best
 from sweeps.search.samplers import search_problems
 from sweeps.space.parser import parse_space
@@ -271,7 +271,7 @@ def _train(coordinator: Coordinator, panel: Panel, at_once: int) -> int:
                 if decision is Decision.CONTINUE and index < len(losses):
                     continue
                 state = State.PRUNED if decision is Decision.PRUNE else State.COMPLETED
-            coordinator.end(trial.key, attempt, state)
+            coordinator.end(End(trial=trial.key, attempt=attempt, state=state))
             del running[trial.key]
 
 

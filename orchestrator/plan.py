@@ -10,12 +10,18 @@ from pathlib import Path
 
 from orchestrator.cluster.gpus import given_to_ray, idle_cards, usable
 from orchestrator.cluster.placement import Placement, place
-from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, own_cpus, stop_ray
+from orchestrator.cluster.ray_cluster import (
+    address_line,
+    gpus_of_cluster,
+    knock,
+    own_cpus,
+    stop_ray,
+)
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
-from orchestrator.config.prepare import prepare_training, rehearsal_line
+from orchestrator.config.prepare import dry_run_line, prepare_training
 from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
@@ -62,10 +68,10 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         engine = choose(spec, space, on_gpu=device == "cuda")
         about = [engine_line(engine, placement) if placement else engine.why]
         about += _about_devices(spec)
-        rehearsal, packed = Path(scratch, "rehearsal"), engine.lanes > 1
+        place_of_step, packed = Path(scratch, "dry_run"), engine.lanes > 1
         expected = partial(expected_lines, spec, space, ready.tokens)
-        step = rehearsal_line(
-            ready, past, rehearsal, device, spec.strategy, packed=packed, more=expected
+        step = dry_run_line(
+            ready, past, place_of_step, device, spec.strategy, packed=packed, more=expected
         )
         lines = [*ready.lines, *about, step, tracking.result()]
     display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
@@ -107,6 +113,7 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),
+        *filter(None, [address_line(spec.cluster)]),
         *misled(spec.sweep, space, spec.train.trainer),
         f"folder: {folder.root}",
     ]

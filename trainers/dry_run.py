@@ -26,7 +26,7 @@ from trainers.trial.meters import PeakMemory, free_memory, held_mb
 from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import DryRun, Observer, Outcome, Task
 
-_KEY = "rehearsal"
+_KEY = "dry_run"
 _EVALUATED = 8  # rows
 # The schedule and its rate differ from trial to trial: a rate at which one of them diverges is no
 # reason to refuse all.
@@ -40,7 +40,7 @@ _HARMLESS = {
 Train = Callable[[Task, PreparedData, Observer], Outcome]
 
 
-def rehearse(
+def dry_run(
     spec: TrainSpec,
     data: PreparedData,
     folder: Path,

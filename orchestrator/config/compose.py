@@ -51,6 +51,7 @@ class Composed:
         config: all of it, resolved.
         base: its training sections, unresolved.
         name, run_dir: the sweep's, if the config leaves them open.
+        given: the keys that the command line sets.
         notes: what was decided where the command line and the sweep's file differ.
         problems: what was typed and would be read by no trial.
     """
@@ -59,6 +60,7 @@ class Composed:
     base: dict[str, Any]
     name: str
     run_dir: str
+    given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -103,21 +105,32 @@ def composed_of(argv: Sequence[str]) -> Composed:
     decisions = Decisions(
         config=resolved,
         fixed=frozenset(overrides.given),
+        forced=frozenset(overrides.forced),
         typed=frozenset(overrides.space) | frozenset(overrides.when),
-        space=space,
-        when=when,
+        space=dict(space),
+        when=dict(when) if isinstance(when, Mapping) else when,
     )
     decisions.settle()
-    resolved["sweep"]["space"] = decisions.space
-    resolved["sweep"]["when"] = decisions.when
+    undecided = _searching(resolved, space, when)
+    begun = begun_config(str(resolved.get("run_dir") or run_dir))
+    if begun and not differing(public(undecided), begun):
+        decisions.leave_as_begun()
+    else:
+        undecided = _searching(resolved, decisions.space, decisions.when)
     return Composed(
-        config=resolved,
+        config=undecided,
         base={section: base[section] for section in SECTIONS},
         name=name,
         run_dir=run_dir,
+        given=frozenset(overrides.given),
         notes=(*hiding(overrides.own), *decisions.notes),
         problems=tuple(decisions.problems),
     )
+
+
+def _searching(config: Mapping[str, Any], space: Mapping[str, Any], when: Any) -> dict[str, Any]:
+    """The config with this space."""
+    return {**config, "sweep": {**config["sweep"], "space": space, "when": when}}
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:
@@ -245,7 +258,12 @@ def _finite(value: Any) -> Any:
 
 def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Each key that may not change but does: key, value in the folder's config, value now."""
-    there, now = dict(flatten(written)), dict(flatten(spec.public))
+    return differing(spec.public, written)
+
+
+def differing(config: Mapping[str, Any], written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The same for a config as it may be written down, see `public`."""
+    there, now = dict(flatten(written)), dict(flatten(config))
     return [
         (key, there.get(key), now.get(key))
         for key in sorted(there.keys() | now.keys())

@@ -184,8 +184,8 @@ class History:
         """Devices of a worker; below 1 if several workers share one."""
         engine = self.spec.get("engine") or {}
         share = engine.get("gpus_per_trial")
-        per_trial = float(engine.get("devices_per_trial") or 1)
-        return per_trial * share if isinstance(share, float) and 0 < share < 1 else per_trial
+        part = share if isinstance(share, float) and 0 < share < 1 else 1.0
+        return float(engine.get("devices_per_trial") or 1) * part
 
     def _leave(self, record: Record) -> None:
         """A trial is off its worker's device."""
@@ -241,6 +241,11 @@ class History:
     def unfinished(self) -> list[Record]:
         """Trials that wait or run, in the order in which they were asked for."""
         return list(self._unfinished.values())
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended, however."""
+        return len(self.trials) - len(self._unfinished)
 
     def count(self, *states: State) -> int:
         return sum(self._counts[state] for state in states)
