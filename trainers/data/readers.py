@@ -188,11 +188,15 @@ def _held(value: object) -> list[Any] | None:
         columns = [list(each.values()) for each in columns]
     elif not all(isinstance(each, list) and each for each in columns):
         return None
-    elif any(isinstance(cell, dict) for each in columns for cell in each):
-        return None  # messages of one row
+    elif any(_is_message(cell) for each in columns for cell in each):
+        return None  # they are one row's
     if len({len(each) for each in columns}) != 1:
         return None
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _is_message(cell: object) -> bool:
+    return isinstance(cell, dict) and ("role" in cell or "from" in cell)
 
 
 def _json_lines(path: Path, file: IO[bytes]) -> Found:

@@ -13,7 +13,7 @@ from sweeps.config.spec import DataSpec
 from sweeps.core.commands import override
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
-from trainers.data.messages import read_messages, read_text
+from trainers.data.messages import mappings, read_messages, read_text
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -154,11 +154,17 @@ def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
 
 
 def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
-    """Whether the first row with the column holds messages; rows that differ are bad."""
+    """Whether most rows hold messages, in CSV as JSON text; rows that differ are bad."""
     if shape != "prompt and completion":
         return shape == "messages"
-    values = (row.values.get(columns["completion"]) for row in rows)
-    return isinstance(next((value for value in values if value is not None), None), list)
+    pairs = ([row.values.get(columns[ours]) for ours in ("completion", "prompt")] for row in rows)
+    found = [
+        isinstance(pair[0], list) or all(map(mappings, pair))
+        for pair in pairs
+        if pair[0] is not None
+    ]
+    chats = sum(found)
+    return chats * 2 > len(found) or (chats * 2 == len(found) and found[:1] == [True])
 
 
 def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list[Problem]:

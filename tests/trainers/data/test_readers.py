@@ -42,9 +42,10 @@ def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
         (PAIRS[0], PAIRS[:1]),
         ({"messages": TURNS}, [{"messages": TURNS}]),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, None),
+        ({"text": ["t"], "meta": [{"a": 1}]}, [{"text": "t", "meta": {"a": 1}}]),
         (PAIRS, PAIRS),
     ],
-    ids=["data", "none", "version", "columns", "pandas", "one", "messages", "chat_pair", "list"],
+    ids="data none version columns pandas one messages chat_pair nested list".split(),
 )
 def test_json_that_holds_its_rows_in_one_object(
     tmp_path: Path, content: object, expected: object, indent: int | None
