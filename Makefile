@@ -41,7 +41,7 @@ test-gpu:  ## what needs a GPU; without .venv in the environment of PYTHON=pytho
 faults: setup  ## kills, full disks, dead trackers: whole sweeps, both engines (ARGS="--kills 20")
 	$(BIN)/python -m pytest tests/faults -rf -m faults $(ARGS)
 
-test-long: setup  ## what CI runs beside: 90 architectures, older run folders, every optimizer (10 minutes)
+test-long: setup  ## what CI runs beside: 90 architectures, older run folders, every optimizer (20 minutes)
 	$(BIN)/python -m pytest tests -n 2 --dist loadscope -m long $(ARGS)
 
 test-cluster: setup  ## what CI runs then: several devices and machines, Slurm, object storage (SYSTEM=1: with apt)

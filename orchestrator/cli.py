@@ -10,6 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator import __version__
+from orchestrator.cluster.surroundings import name_user
+from orchestrator.config.config_files import (
+    CONF,
+    OPTION,
+    first_comment,
+    groups,
+    sweep_files,
+    take_config_dir,
+    with_config_dir,
+)
 from sweeps.core.errors import SweepError, nearest
 from sweeps.core.secrets import scrub
 
@@ -37,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    name_user()
     try:
         return _dispatch(list(argv))
     except SweepError as error:
@@ -53,12 +64,13 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _dispatch(argv: list[str]) -> int:
+    own, argv = take_config_dir(argv)
     first = argv[0] if argv else ""
     if first in _HELP or any(word in _HELP for word in argv):
-        print(help_text())
+        print(help_text(own))
         return 0
     if not argv:
-        print(help_text())
+        print(help_text(own))
         return 1  # a script whose words went missing has trained nothing
     if first == "--version":
         print(f"sft-sweeps {__version__}")
@@ -76,13 +88,11 @@ def _dispatch(argv: list[str]) -> int:
     if first == "plan":
         from orchestrator.plan import plan
 
-        return plan(argv[1:])
+        return plan(with_config_dir(own, argv[1:]))
     if first and "=" not in first and not first.startswith(("-", "~", "+")):
-        from orchestrator.config.overrides import groups
-
         near = nearest(first, VERBS)
         hint = f" Did you mean {near}?" if near else ""
-        if first in (known := groups()):
+        if first in (known := groups(own)):
             hint = f" Did you mean {first}=CHOICE, one of {', '.join(known[first])}?"
         raise SweepError(
             f"{first}: no such verb; there are {', '.join(VERBS)}, and without one the sweep runs. "
@@ -90,7 +100,7 @@ def _dispatch(argv: list[str]) -> int:
         )
     from orchestrator.driver import run
 
-    return run(argv)
+    return run(with_config_dir(own, argv))
 
 
 def _status_arguments(argv: Sequence[str]) -> Path:
@@ -116,10 +126,8 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Nam
         raise SystemExit(1 if error.code else 0) from None
 
 
-def help_text() -> str:
-    """What can be chosen, and commands worth typing."""
-    from orchestrator.config.overrides import CONF, groups
-
+def help_text(own: Path | None = None) -> str:
+    """What can be chosen, and commands worth typing; `own` is the folder of --config-dir."""
     lines = [
         "Find out which settings to fine-tune a language model with.",
         "",
@@ -130,13 +138,16 @@ def help_text() -> str:
         "Verbs (anything else is an override, key=value):",
         *(f"  {verb:<8}{text}" for verb, text in VERBS.items()),
         "",
-        "Groups (group=choice; each is a file in conf/):",
+        f"Groups (group=choice; each is a file GROUP/CHOICE.yaml; {OPTION} DIR adds yours):",
     ]
-    for group, choices in groups().items():
+    for group, choices in groups(own).items():
         lines.append(f"  {group:<10}{', '.join(choices)}")
+    sweeps = {} if own is None else {path.stem: path for path in sweep_files(own)}
+    shipped = [path for path in sweep_files(CONF) if path.stem not in sweeps]
     lines += ["", "Sweeps, and what each answers:"]
-    for path in sorted((CONF / "sweep").glob("*.yaml")):
-        lines.append(f"  {path.stem:<14}{_first_comment(path)}")
+    lines += [f"  {path.stem:<14}{first_comment(path)}" for path in shipped]
+    lines += ["", f"Sweeps of {own}:"] if sweeps else []
+    lines += [f"  {path.stem:<14}{first_comment(path)}" for path in sweeps.values()]
     lines += [
         "",
         "Any key can be set (trainer.learning_rate=2e-4) or searched, in Hydra's sweep grammar:",
@@ -146,11 +157,3 @@ def help_text() -> str:
         "trainer.* are SFTConfig's fields, peft.* LoraConfig's.",
     ]
     return "\n".join(lines)
-
-
-def _first_comment(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.removeprefix("#").strip()
-        if line.startswith("#") and not text.startswith("@package"):
-            return text.split("  ")[0]
-    return ""

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
@@ -24,7 +25,7 @@ from orchestrator.cluster.ray_cluster import (
 )
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, checked
-from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
+from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
@@ -47,6 +48,7 @@ from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.trial import State
+from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
 from sweeps.results.importance import effects
@@ -157,7 +159,7 @@ class Driver:
         findings = Findings()
         with findings.part():
             ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        most = self._most_workers()
+        most = most_workers(self._spec, self._space)
         with findings.part():
             start_ray(self._spec.cluster)
             self._signals.take_over()
@@ -224,11 +226,12 @@ class Driver:
             public=self._spec.public,
         )
         self._tracker = TrackerProcess(job)
-        self._display.say(f"{engine.why}; {placement.where}")
+        self._display.say(engine_line(engine, placement))
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)
-        slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
+        most = most_workers(self._spec, self._space)
+        slots = live_slots(self._spec.engine, placement.gpus, most)
         worker_config = WorkerConfig(
             root=self._folder.root,
             examples=ready.examples,
@@ -284,16 +287,11 @@ class Driver:
 
     def _begin(self, ready: Ready, identity: str, known: DryRun | None) -> None:
         """Let the Coordinator hand out trials."""
-        facts = {**ready.facts, "rehearsal": {"identity": identity}}
+        facts = replace(ready.facts, rehearsal={"identity": identity})
         self._coordinator.begin(facts, known, None if known else ready.largest)
         found = proof_of(self._folder)
         if found:
             self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
-
-    def _most_workers(self) -> int:
-        """At most as many workers as there are trials, or as the user allows."""
-        limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
-        return min([n for n in limits if n is not None], default=10**6)
 
     # ------------------------------------------------------------------ while it runs
 
@@ -333,10 +331,10 @@ class Driver:
                 self._display.say(line)
         if self._copies is not None and self._copies.lost is not None:
             raise self._copies.lost
-        for event in self._tail.read():
+        for event in self._tail.events():
             self._history.apply(event)
-            if event["event"] == "attempt" and self._history.attempts > self._attempts:
-                self._tell_step(event.get("rehearsal") or {})
+            if isinstance(event, events.Attempt) and self._history.attempts > self._attempts:
+                self._tell_step(event.rehearsal or {})
         self._display.update(self._history, read_progress(self._folder, self._history))
 
     def _tell_step(self, told: Mapping[str, Any]) -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from orchestrator.cluster.gpus import idle_cards
-from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, stop_ray
+from orchestrator.cluster.gpus import given_to_ray, idle_cards, usable
+from orchestrator.cluster.placement import Placement, place
+from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, own_cpus, stop_ray
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
+from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
 from orchestrator.config.prepare import prepare_training, rehearsal_line
-from orchestrator.config.run_folder_claim import refuse_strangers
+from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
 from orchestrator.tracking.tracker import look_for_server
@@ -35,6 +37,7 @@ def plan(argv: Sequence[str]) -> int:
 def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
+    refuse_another(folder, spec)
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         # If the sweep has begun, its data is there, and what has changed since can be told.
@@ -48,12 +51,35 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
             knock(spec.cluster)
         with findings.part():
             ready = prepare_training(spec, space, place, past, argv)
+        placement = None
+        with findings.part():
+            placement = _placement(spec, space)
         findings.refuse()
-        rehearsal = Path(scratch, "rehearsal")
-        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
-        lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
+        device = guess_device(spec)
+        engine = choose(spec, space, on_gpu=device == "cuda")
+        about = [engine_line(engine, placement) if placement else engine.why]
+        about += _about_devices(spec)
+        rehearsal, packed = Path(scratch, "rehearsal"), engine.lanes > 1
+        step = rehearsal_line(ready, past, rehearsal, device, spec.strategy, packed=packed)
+        lines = [*ready.lines, *about, step, tracking.result()]
     display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
     return 0
+
+
+def _placement(spec: Spec, space: Space) -> Placement | None:
+    """Where workers will be placed; None if a cluster that was not asked decides.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    nodes: Sequence[Mapping[str, float]] | None = None
+    if spec.cluster.kind == "local":  # what a Ray of our own will be told of
+        gpus = given_to_ray(spec.cluster)
+        own = {"CPU": own_cpus(spec.cluster), "GPU": usable() if gpus is None else gpus}
+        nodes = [own]
+    elif gpus_of_cluster() is None:
+        return None
+    return place(spec.engine, spec.cluster, most_workers(spec, space), nodes)
 
 
 def _about_devices(spec: Spec) -> list[str]:

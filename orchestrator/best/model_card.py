@@ -76,7 +76,7 @@ def write_best(
 def train_again(spec: Spec, found: Best) -> str | None:
     """The command that trains the winner again, alone; None if no command line can express it."""
     from orchestrator.config.compose import compose_config
-    from orchestrator.config.overrides import groups
+    from orchestrator.config.config_files import groups
 
     # Masked before it is quoted: a secret of the environment may hold what quotes escape.
     config: Any = masked("", config_of(spec, found.record.values, found.record.repeat))
@@ -153,5 +153,7 @@ def _data(spec: Spec) -> str:
     data = spec.train.data
     if data.source == "docstrings":
         return "docstrings of the Python standard library"
-    path = str(data.path)
-    return path if data.source == "hub" else path.rsplit("/", 1)[-1]
+    if data.source == "hub":
+        return str(data.path)
+    paths = [data.path] if isinstance(data.path, str) else data.path or ()
+    return ", ".join(path.rsplit("/", 1)[-1] for path in paths)

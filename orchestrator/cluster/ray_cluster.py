@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.gpus import given_to_ray, let_segments_grow
+from orchestrator.cluster.limits import usable_cpus
 from orchestrator.cluster.nodes import alive_nodes
+from orchestrator.cluster.surroundings import find_ray_folder
 from sweeps.config.spec import ClusterSpec
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.secrets import scrub
@@ -20,6 +22,7 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` is run for each worker, on a packed copy
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours is fed by the ledger
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -37,6 +40,7 @@ def import_ray(cluster: ClusterSpec) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if cluster.kind == "local":
+        find_ray_folder()
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written into ~/.ray
         # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -140,7 +144,7 @@ def _init(cluster: ClusterSpec) -> None:
         try:
             ray.init(
                 address="local",  # else it joins a cluster that runs on this machine
-                num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
+                num_cpus=own_cpus(cluster),
                 num_gpus=given_to_ray(cluster),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
@@ -159,6 +163,11 @@ def _init(cluster: ClusterSpec) -> None:
         ray.init(address=cluster.address, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise _no_answer(cluster, error) from None
+
+
+def own_cpus(cluster: ClusterSpec) -> int:
+    """CPUs of this machine that a Ray of our own is told of."""
+    return cluster.cpus or usable_cpus()
 
 
 def knock(cluster: ClusterSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -13,7 +12,7 @@ from orchestrator.storage.run_dir import place_problems
 from sweeps.config.keys import FACTS, STRATEGY, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.validation import without_strategy
-from sweeps.core.commands import written
+from sweeps.core.commands import UnwritableError, among, searched
 from sweeps.core.errors import Problem, nearest
 from sweeps.search.samplers import search_problems
 from sweeps.space.grammar import foreign
@@ -60,13 +59,15 @@ def with_search(config: Mapping[str, Any], problem: Problem) -> Problem:
         value = lookup(config, key)
     if not isinstance(value, Mapping | list) or search_refusal(key) != "":
         return problem
-    ours = foreign(value) if isinstance(value, Mapping) else None
-    if isinstance(value, list) and value and _fit_alone(key, value):
-        ours = ",".join(map(written, value))
-        ours = ours if len(value) > 1 else f"choice({ours})"
+    try:
+        ours = foreign(value) if isinstance(value, Mapping) else None
+        if isinstance(value, list) and value and _fit_alone(key, value):
+            ours = among(value)
+    except UnwritableError:
+        ours = None
     if ours is None:
         return problem
-    message = f"{problem.message} To search: {shlex.quote(f'{key}={ours}')}"
+    message = f"{problem.message} To search: {searched(key, ours)}"
     return replace(problem, message=message)
 
 

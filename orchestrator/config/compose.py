@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.config.config_files import CONF, choice_problem, hiding, not_there, unreadable
 from orchestrator.config.decisions import Decisions
-from orchestrator.config.overrides import CONF, Overrides, sort_overrides
+from orchestrator.config.overrides import Overrides, sort_overrides
 from orchestrator.config.paths import make_absolute
 from sweeps.config.keys import may_change, search_refusal
 from sweeps.config.spec import Spec
@@ -25,6 +31,16 @@ from sweeps.config.trial_config import SECTIONS
 from sweeps.core.errors import ConfigError, Problem
 from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import fingerprint
+
+_own: ContextVar[Path | None] = ContextVar("own", default=None)
+
+
+class _OwnFirst(SearchPathPlugin):
+    """Lets Hydra search the folder of --config-dir first; hydra.searchpath would come last."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if (folder := _own.get()) is not None:
+            search_path.prepend("config-dir", f"file://{folder}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +114,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
         base={section: base[section] for section in SECTIONS},
         name=name,
         run_dir=run_dir,
-        notes=tuple(decisions.notes),
+        notes=(*hiding(overrides.own), *decisions.notes),
         problems=tuple(decisions.problems),
     )
 
@@ -113,16 +129,38 @@ def _drop_options(config: DictConfig, overrides: Overrides) -> None:
 
 
 def _compose(overrides: Overrides) -> tuple[DictConfig, str]:
+    """The config and the name of the sweep's file. A Hydra of the caller's stays as it was."""
+    theirs = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    Plugins.instance().register(_OwnFirst)
+    _own.set(overrides.own)
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             whole = compose("config", overrides=overrides.for_hydra, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([_problem(error)]) from None
-    choice = str(whole.hydra.runtime.choices.get("sweep", "sweep"))
+    except Exception as error:
+        if problems := unreadable(overrides.own) or _uncomposed(error, overrides.own):
+            raise ConfigError(problems) from None
+        raise
+    finally:
+        _own.set(None)
+        GlobalHydra.instance().hydra = theirs
+    choices = whole.hydra.runtime.choices
+    found = [choice_problem(overrides.own, group, choices[group]) for group in choices]
+    if problems := [problem for problem in found if problem is not None]:
+        raise ConfigError(problems)
     OmegaConf.set_struct(whole, False)
     config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    return config, choice
+    return config, str(choices.get("sweep", "sweep"))
+
+
+def _uncomposed(error: Exception, own: Path | None) -> list[Problem]:
+    """Why Hydra composes nothing, if it is the user's to mend."""
+    if isinstance(error, RecursionError):
+        message = "a file names itself in its defaults list, or two name each other."
+        return [Problem(key="defaults", message=message)]
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return []
+    return [not_there(str(error), own) or _problem(error)]
 
 
 def _problem(error: Exception) -> Problem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.cluster.placement import Placement
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
@@ -62,10 +63,21 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     return EngineChoice(lanes=lanes, why=why)
 
 
+def engine_line(engine: EngineChoice, placement: Placement) -> str:
+    """The line on the engine, and on how many workers train at once where."""
+    return f"{engine.why}; {placement.where}"
+
+
 def planned_trials(spec: Spec, space: Space) -> int | None:
     """Trials of the whole sweep, with repeats; None if only its time budget ends it."""
     configs = space.planned(spec.sweep.trials)
     return None if configs is None else configs * spec.sweep.repeats
+
+
+def most_workers(spec: Spec, space: Space) -> int:
+    """At most as many workers as there are trials, or as the user allows."""
+    limits = [spec.sweep.max_concurrent, planned_trials(spec, space)]
+    return min([n for n in limits if n is not None], default=10**6)
 
 
 def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:

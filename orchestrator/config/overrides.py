@@ -8,25 +8,26 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from orchestrator.config.config_files import (
+    OPTION,
+    groups,
+    path_problem,
+    renamed_note,
+    take_config_dir,
+)
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
-from sweeps.core.commands import masked_word, override
+from sweeps.core.commands import masked_word, searched, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.space.grammar import foreign
-
-_PACKAGE = Path(str(files("orchestrator"))).resolve()
-_INSTALLED = _PACKAGE / "conf"  # where a wheel has it; in the repository it is beside the package
-CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
 
 SPACE = "sweep.space"
 WHEN = "sweep.when"
@@ -47,6 +48,7 @@ class Overrides:
         space, when: searched key -> expression, searched key -> condition.
         replaces_space: `space` takes the place of the file's.
         naming: the overrides that the hash in the default folder's name is made of.
+        own: the folder of --config-dir.
     """
 
     for_hydra: list[str] = field(default_factory=list)
@@ -54,20 +56,12 @@ class Overrides:
     when: dict[str, str] = field(default_factory=dict)
     replaces_space: bool = False
     naming: list[str] = field(default_factory=list)
+    own: Path | None = None
 
     @property
     def given(self) -> set[str]:
         """The keys that Hydra is told to set."""
         return {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
-
-
-def groups() -> dict[str, list[str]]:
-    """Config group -> its choices, the files in conf/GROUP."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
 
 
 def sort_overrides(argv: Sequence[str]) -> Overrides:
@@ -77,9 +71,10 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
         ConfigError: some cannot be read; it names each.
     """
     problems: list[Problem] = []
-    sorted_ = Overrides()
-    known = groups()
-    for word in argv:
+    own, words = take_config_dir(argv)
+    sorted_ = Overrides(own=own)
+    known = groups(own)
+    for word in words:
         problem = _refused(word, known) or _sort(word, known, sorted_)
         if problem is not None:
             problems.append(problem)
@@ -98,10 +93,14 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
             message="Hydra's multirun is not used: the sweep is ours. Leave it out; "
             "key=1,2 or sweep.space says what to try.",
         )
-    if word.startswith("-"):
+    if word.startswith("-") or key in ("config_dir", "config-dir"):
+        near = nearest(f"--{key.lstrip('-')}", [OPTION])
         message = "is no option. Overrides are written key=value; see --help."
+        return Problem(key=key, message=message, nearest=near and f"{near} DIR")
+    if key.lstrip("+~") == "hydra.searchpath":
+        message = f"is written {OPTION} DIR, and DIR is searched before the shipped files."
         return Problem(key=key, message=message)
-    if key.lstrip("+~").startswith("hydra.") and not key.endswith("searchpath"):
+    if key.lstrip("+~").startswith("hydra."):
         message = "Hydra's own settings are not used; run_dir=... says where files go."
         return Problem(key=key, message=message)
     if key in known and not sign:
@@ -117,8 +116,10 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
 
 def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Problem | None:
     prefix, key, text = _cut(word)
-    if not may_change(key) and not key.startswith("hydra."):
+    if not may_change(key):
         into.naming.append(masked_word(f"{'~' if prefix == '~' else ''}{key}", text))
+    if key.split("@")[0] in known and (problem := path_problem(key, text, into.own)):
+        return problem
     if prefix != "~":
         if key == SPACE:
             into.replaces_space = True
@@ -133,7 +134,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         if (ours := foreign(text)) is not None and not is_secret_key(key):
-            message = f"is searched with {shlex.quote(f'{key}={ours}')}"
+            message = f"is searched with {searched(key, ours)}"
             return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
@@ -143,14 +144,13 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         return _take_group(word, prefix, group, text, known[group], is_search, into)
     if is_search and key in DATA_KEYS:
         message = (
-            "is one file or a glob, as in "
-            f"{shlex.quote(override(key, 'part-*.jsonl'))} ; a name with commas is written "
-            f"{shlex.quote(override(key, text))}"
+            "cannot be searched: all trials have the same data. Several files are a list: "
+            f"{typed(key, ['a.jsonl', 'b.jsonl'])}"
         )
         return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
-    elif prefix or key.startswith("hydra."):
+    elif prefix:
         into.for_hydra.append(word)
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
@@ -177,7 +177,7 @@ def _as_text(key: str, text: str) -> str:
         return ""
     if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
-    return f" As text it is written {shlex.quote(override(key, text))}"
+    return f" As text it is written {typed(key, text)}"
 
 
 def _cut(word: str) -> tuple[str, str, str]:
@@ -208,6 +208,7 @@ def _take_group(
         )
     if choice not in choices:
         message = f"is none of its choices: {', '.join(choices)}."
+        message += renamed_note(group, choice, into.own)
         return Problem(key=group, value=choice, message=message, nearest=nearest(choice, choices))
     if group == "sweep":  # the folder has its name
         into.naming = [name for name in into.naming if name != f"{group}={choice}"]

@@ -31,25 +31,46 @@ def literal(key: str, text: str) -> str:
     """The text after `key=`, in Hydra's grammar: a path that Hydra misreads is quoted for it.
 
     A path may hold blanks, accents, brackets, equal signs and commas. What Hydra reads as one text
-    stays as it is, and so do a list and a choice, unless there is a file of just this name.
+    stays as it is, and so do a list and a choice, unless there is a file of just this name. Several
+    data files with commas between them are a list.
     """
     stripped = text.strip()
-    if key not in PATH_KEYS or not stripped or stripped[0] in "'\"" or stripped.lower() == "null":
+    if key not in PATH_KEYS or not stripped or stripped.lower() == "null":
         return text
     try:
         parsed: Override | None = OverridesParser.create().parse_override(f"key={text}")
     except (HydraException, ValueError):
         parsed = None
-    if parsed is not None:
-        value = parsed.value()
-        if isinstance(value, str | QuotedString):
+    value = parsed.value() if parsed is not None else None
+    if isinstance(value, str | QuotedString):
+        return text
+    if not os.path.lexists(os.path.expanduser(stripped)):
+        if key in DATA_KEYS and (parts := _parts(value, stripped)):
+            return written(parts)
+        if isinstance(value, ChoiceSweep | list):
             return text
-        is_several = isinstance(value, ChoiceSweep | list)
-        if is_several and not os.path.lexists(os.path.expanduser(stripped)):
-            return text
+    if parsed is not None and stripped[0] in "'\"":
+        return text
     if "${" in stripped:  # an interpolation is looked up, within the quotes too
         return written(stripped)
     return override("", stripped).removeprefix("=")
+
+
+def _parts(value: Any, text: str) -> list[str]:
+    """The data files of a list as people type it, with commas between them; none if it is another.
+
+    Args:
+        value: `text` as Hydra reads it; None if it cannot.
+    """
+    if isinstance(value, ChoiceSweep) and value.simple_form:
+        value = value.list
+    elif value is not None:
+        return []
+    if value is None:
+        bare = text[1:-1] if text[0] + text[-1] == "[]" else text
+        return [part.strip() for part in bare.split(",") if part.strip()] if "," in bare else []
+    texts = [each.text if isinstance(each, QuotedString) else each for each in value]
+    return [each for each in texts if each] if all(isinstance(x, str) for x in texts) else []
 
 
 def make_absolute(config: DictConfig, run_dir: str) -> None:

@@ -7,11 +7,12 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.config.command import guess_device
 from orchestrator.config.preflight import (
@@ -30,6 +31,7 @@ from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import fingerprint
 from sweeps.core.versions import installed
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
@@ -38,8 +40,7 @@ from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
     from trainers.data.dataset import PreparedData
-
-Facts = dict[str, Any]
+    from trainers.dry_run import Train
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -66,7 +67,7 @@ class Ready:
     """
 
     examples: int
-    facts: Mapping[str, Any]
+    facts: Attempt
     lines: Sequence[str]
     largest: TrainSpec
     data: PreparedData
@@ -80,9 +81,9 @@ class Ready:
         libraries and code.
         """
         decisive = [asdict(self.largest), device, packed, strategy]
-        decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
+        decisive += [self.facts.data, self.facts.base, self.facts.versions, self.facts.code]
         identity = fingerprint(decisive, 16)
-        before = past.driver.get("rehearsal") or {}
+        before = past.driver.rehearsal or {}
         is_known = before.get("identity") == identity
         return identity, DryRun.recorded(before) if is_known else None
 
@@ -117,7 +118,7 @@ def prepare_training(
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
         findings.add(unknown)
-        _check_unchanged(past, "base", base, accept=spec.accept_changes)
+        _check_unchanged("the base model", past.driver.base, base, accept=spec.accept_changes)
     with findings.part():
         runtime = choose_for(spec.train, device)
         big = largest(spec.train, searched)
@@ -125,21 +126,22 @@ def prepare_training(
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
-        _check_unchanged(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
+        fresh = data_fingerprint(spec.train)
+        _check_unchanged("the training data", past.driver.data, fresh, accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
         findings.add(schedule_problems(spec, space, examples))
     findings.refuse()
-    facts = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "command": scrub(command_line(argv)),
-        "data": data.fingerprint,
-        "base": base,
-        "examples": examples,
-        "versions": versions(),
-        "code": code(),
-    }
+    facts = Attempt(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        command=scrub(command_line(argv)),
+        data=data.fingerprint,
+        base=base,
+        examples=examples,
+        versions=versions(),
+        code=code(),
+    )
     epochs = examples / len(data.train)
     evaluations = spec.sweep.evaluations
     lines = [
@@ -154,28 +156,51 @@ def prepare_training(
 
 
 def rehearsal_line(
-    ready: Ready, past: History, folder: Path, device: str, strategy: Strategy = "ddp"
+    ready: Ready,
+    past: History,
+    folder: Path,
+    device: str,
+    strategy: Strategy = "ddp",
+    *,
+    packed: bool = False,
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
+
+    Args:
+        packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
         SweepError: the step fails; in the library's words.
     """
-    _, found = ready.known_dry_run(past, device, packed=False, strategy=strategy)
+    _, found = ready.known_dry_run(past, device, packed=packed, strategy=strategy)
     if found is None:
         if strategy == "fsdp":
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
         from trainers.dry_run import rehearse
-        from trainers.sft import trainer as sft_trainer
 
         try:
-            found = rehearse(ready.largest, ready.data, folder, device, sft_trainer.train)
+            train = _engine_of(ready.largest, device, packed=packed)
+            found = rehearse(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
     return step_line(found)
+
+
+def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
+    """How the sweep trains this trial: as a lane if it can be one, else by SFTTrainer."""
+    from trainers.packed.compatibility import obstacle, settings
+
+    if packed and not obstacle(train, device):
+        from trainers.packed.engine import train_alone
+        from trainers.packed.frozen_base import Base
+
+        return partial(train_alone, base=Base(train, settings(train), device))
+    from trainers.sft import trainer as sft_trainer
+
+    return sft_trainer.train
 
 
 def versions() -> dict[str, str]:
@@ -201,10 +226,8 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     return list(found.values())
 
 
-def _check_unchanged(past: History, name: str, now: str, *, accept: bool) -> None:
+def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:
     """Refuse data or a base model that has changed since the sweep began, unless accepted."""
-    words = {"data": "the training data", "base": "the base model"}[name]
-    before = past.driver.get(name)
     if before is not None and before != now and not accept:
         raise SweepError(
             f"{words} changed since this sweep began ({before}, now {now}): its trials could not "

@@ -23,7 +23,18 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
     """Write sweep.yaml, or check that the one in the folder says the same.
 
     Raises:
-        SweepError: the folder holds another sweep; it shows the differences.
+        SweepError: see `refuse_another`.
+    """
+    refuse_another(folder, spec)
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
+    write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
+
+
+def refuse_another(folder: RunFolder, spec: Spec) -> None:
+    """Check that the folder holds no other sweep than this one.
+
+    Raises:
+        SweepError: it does; the differences are shown.
     """
     if folder.has_begun and folder.spec.exists():  # else no trial depends on it
         changed = compose.differences(spec, _written(folder))
@@ -35,8 +46,6 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
                 f"{folder.root} holds another sweep:\n{rows}\n"
                 "Give the same settings to go on with it, or choose another run_dir=..."
             )
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
-    write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
 
 
 def remove_claim(folder: RunFolder) -> None:

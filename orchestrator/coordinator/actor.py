@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
@@ -70,7 +71,7 @@ class CoordinatorActor:
         self._lanes = self._rules.lanes
         self._lane_mb = 0.0
         self._assigner = Assigner(self._rules, self._coordinator.ask)
-        self._gate = DryRunGate(facts={}, train=None)
+        self._gate = DryRunGate(facts=Attempt(), train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that have asked for a job and not left
@@ -92,7 +93,7 @@ class CoordinatorActor:
 
     def begin(
         self,
-        facts: Mapping[str, Any],
+        facts: Attempt,
         known: DryRun | None = None,
         to_try: TrainSpec | None = None,
     ) -> None:
@@ -111,10 +112,11 @@ class CoordinatorActor:
         self._gate.train = None
         self._lanes = self._rules.fitting(found)
         self._lane_mb = found.step_mb if found else 0.0
-        told = {**self._gate.facts.get("rehearsal", {}), **(asdict(found) if found else {})}
+        facts = self._gate.facts
+        told = {**(facts.rehearsal or {}), **(asdict(found) if found else {})}
         if self._lanes < self._rules.lanes:
             told["lanes"] = self._lanes
-        self._coordinator.begin(**{**self._gate.facts, "rehearsal": told})
+        self._coordinator.begin(replace(facts, rehearsal=told))
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:

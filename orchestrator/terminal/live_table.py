@@ -113,7 +113,7 @@ class Display:
         head.add_column(ratio=1)
         head.add_column(no_wrap=True)
         head.add_column(no_wrap=True, justify="right")
-        began = history.driver.get("time", history.began)
+        began = history.driver.time or history.began
         elapsed = None if began is None else max(0.0, self._clock() - began)
         times = duration_text(elapsed) + ("" if left is None else f", {duration_text(left)} left")
         head.add_row(

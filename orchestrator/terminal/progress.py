@@ -151,7 +151,7 @@ def _seconds(record: Record) -> float | None:
 
 def _budget_left(history: History, now: float) -> float:
     budget = history.spec.get("sweep", {}).get("time_budget_s")
-    began = history.driver.get("time", history.began)
+    began = history.driver.time or history.began
     return float("inf") if budget is None or began is None else max(0.0, budget - (now - began))
 
 

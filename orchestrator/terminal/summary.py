@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
@@ -15,7 +14,7 @@ from orchestrator.best.model_card import is_ready, proof_of
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knobs_grid
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
-from sweeps.core.commands import UnwritableError, command_line, written
+from sweeps.core.commands import UnwritableError, command_line, in_a_shell, typed
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
@@ -231,8 +230,7 @@ def _best_values(
     parts: list[RenderableType] = []
     if best.record.values:
         parts += [Text(), Text("Best values", style="bold")]
-        words = [f"{key}={_exact(value)}" for key, value in best.record.values.items()]
-        parts += [unbroken(f"  {shlex.quote(word)}") for word in words]
+        parts += [unbroken(f"  {_exact(*each)}") for each in best.record.values.items()]
     if test is not None:
         line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
         line += "" if base_test is None else f" (base model {loss_text(base_test)})"
@@ -240,12 +238,12 @@ def _best_values(
     return parts
 
 
-def _exact(value: object) -> str:
-    """A searched value as an override takes it, every digit kept."""
+def _exact(key: str, value: object) -> str:
+    """A searched value as it is typed, every digit kept."""
     try:
-        return written(value)
+        return typed(key, value)
     except UnwritableError:
-        return json.dumps(value)
+        return in_a_shell(f"{key}={json.dumps(value)}")
 
 
 def _next_commands(folder: RunFolder, best: Best | None, again: str | None) -> list[RenderableType]:

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import psutil
 
 from sweeps.config.spec import TrackingSpec
-from sweeps.ledger.ledger import Event
+from sweeps.ledger.events import Event
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)

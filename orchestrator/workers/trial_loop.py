@@ -375,7 +375,13 @@ class TrialLoop:
             train = read_train(job.trial.config)
             draft = self._folder.best_draft
             self.files.fetch(job.trial.key)
-            assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
+            assemble(
+                self._folder.checkpoint(job.trial.key, job.step),
+                draft,
+                train.model,
+                stops=self._rows().report.stops,
+                eos_token=train.trainer.get("eos_token"),
+            )
             result = self._measured(job, train, draft)
             self.files.hand_in_draft()
         except Exception as failure:

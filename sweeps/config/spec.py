@@ -61,15 +61,16 @@ class DataSpec:
     """The data and how it is split. Fractions are shares of rows, decided by a hash of each row."""
 
     source: Literal["docstrings", "file", "hub"] = setting(tracked=True)
-    path: str | None = setting(None, tracked=True)  # file: path or glob; hub: data set id
+    # file: paths, globs or folders; hub: the data set's id
+    path: str | Words | None = setting(None, tracked=True)
     name: str | None = setting(None, tracked=True)  # hub: the data set's config
     revision: str | None = setting(None, tracked=True)
     split: str = setting("train", tracked=True)
-    format: Literal["auto", "json", "csv", "parquet"] = setting("auto", tracked=True)
+    format: Literal["auto", "json", "csv", "parquet", "arrow"] = setting("auto", tracked=True)
     encoding: str | None = setting(None, tracked=True)  # of text files; None: UTF-8, or their mark
     columns: Mapping[str, Any] = field(default_factory=dict)  # our column <- theirs
     limit: Whole | None = setting(None, tracked=True)  # rows, before the split
-    eval_path: str | None = setting(None, tracked=True)  # a file of its own for the evaluation
+    eval_path: str | Words | None = setting(None, tracked=True)  # files of the evaluation's own
     eval_split: str | None = setting(None, tracked=True)  # hub: a split of its own for it
     eval_fraction: Number = setting(0.05, tracked=True)
     eval_limit: Whole | None = setting(None, tracked=True)  # rows of it that are measured

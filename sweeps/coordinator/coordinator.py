@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -26,8 +27,10 @@ from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import Decision, Report, State, Trial
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
-from sweeps.search.study import Suggestion
+from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
 from sweeps.storage.run_folder import RunFolder
@@ -63,14 +66,14 @@ class Coordinator:
 
     # ------------------------------------------------------------------ a driver's life
 
-    def begin(self, **facts: Any) -> None:
+    def begin(self, driver: events.Attempt | None = None) -> None:
         """A driver takes over: write what it is, and settle what the last one left open."""
         with self._guard:
             if not self.history.spec:
-                self._write("sweep", name=self._spec.name, spec=self._spec.public)
-            self._write(
-                "attempt", number=self.history.attempts + 1, spec=self._spec.public, **facts
-            )
+                self._write(events.Sweep(name=self._spec.name, spec=self._spec.public))
+            driver = driver or events.Attempt()
+            number = self.history.attempts + 1
+            self._write(replace(driver, number=number, spec=self._spec.public))
             self._retention.begin()
             for record in self.history.unfinished():
                 if record.pruned_at is not None:
@@ -82,7 +85,7 @@ class Coordinator:
             if self.stop is None:
                 self._stop = stop
                 with suppress(LedgerWriteError):  # then it stops for that reason, and says so
-                    self._write("interrupt", reason=str(stop))
+                    self._write(events.Interrupt(reason=str(stop)))
 
     def close(self) -> None:
         self._ledger.close()
@@ -158,12 +161,13 @@ class Coordinator:
         assert isinstance(shown, dict)
         write_text(self._folder.trial_config(key), OmegaConf.to_yaml(OmegaConf.create(shown)))
         self._write(
-            "ask",
-            trial=key,
-            number=len(self.history.trials),
-            repeat=suggestion.repeat,
-            seed=config["seed"],
-            **suggestion.to_json(),
+            events.Ask(
+                trial=key,
+                number=len(self.history.trials),
+                repeat=suggestion.repeat,
+                seed=config["seed"],
+                **suggestion.to_json(),
+            )
         )
         self._configs[key] = config
         return key
@@ -187,8 +191,9 @@ class Coordinator:
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
             attempt = record.attempt + 1
-            where = {"worker": worker, "device": device, "step": step}
-            self._write("start", trial=key, attempt=attempt, **where)
+            self._write(
+                events.Start(trial=key, attempt=attempt, worker=worker, device=device, step=step)
+            )
             for report in reports:
                 if report.index and report.index not in record.reports:
                     self._report(record, report)
@@ -226,13 +231,7 @@ class Coordinator:
             record = self._check(key, attempt)
             if report.index == 0:
                 if self.history.base is None:
-                    self._write(
-                        "report",
-                        trial=key,
-                        attempt=attempt,
-                        **report.to_json(),
-                        decision=Decision.CONTINUE,
-                    )
+                    self._write_report(record, report, Verdict(prune=False))
                 return Decision.CONTINUE
             if report.index not in record.reports:
                 self._report(record, report)
@@ -250,7 +249,7 @@ class Coordinator:
             record = self._check(key, attempt)
             path = self._folder.checkpoint(key, step).relative_to(self._folder.root)
             self._write(
-                "checkpoint", trial=key, attempt=attempt, step=step, path=str(path), bytes=size
+                events.Checkpoint(trial=key, attempt=attempt, step=step, path=str(path), bytes=size)
             )
             self._retention.committed(record)
 
@@ -294,7 +293,7 @@ class Coordinator:
             self._handed.discard(key)
             if self._stop is None:
                 reason = reason or "its node is about to go"
-                self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
+                self._write(events.Retry(trial=key, attempt=attempt, kind="moved", reason=reason))
 
     def release(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
         """A worker is gone for good; True where the trial will be tried again.
@@ -336,10 +335,10 @@ class Coordinator:
             self._handed.discard(key)
             note = f"out of memory at {size}, goes on with "
             note += f"{half.batch_size} x {half.accumulation_steps}"
-            self._write("retry", trial=key, attempt=attempt, kind="oom", reason=note)
+            self._write(events.Retry(trial=key, attempt=attempt, kind="oom", reason=note))
             return True
 
-    def _write(self, event: str, **fields: Any) -> None:
+    def _write(self, event: Event) -> None:
         """Append an event to the ledger, then fold it into the history.
 
         Raises:
@@ -348,12 +347,12 @@ class Coordinator:
         if self._broken is not None:
             raise LedgerWriteError(str(self._broken))
         try:
-            line = self._ledger.append(event, **fields)
+            written = self._ledger.append(event)
         except OSError as error:
             details = str(self._folder.ledger), str(error.strerror)
             self._broken = Stop(cause=Cause.LEDGER_UNWRITABLE, details=details)
             raise LedgerWriteError(str(self._broken)) from error
-        self.history.apply(line)
+        self.history.apply(written)
 
     def _check(self, key: str, attempt: int) -> Record:
         record = self.history.trials[key]
@@ -364,14 +363,17 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
-        verdict = self._suggestions.tell_report(record, report)
+        self._write_report(record, report, self._suggestions.tell_report(record, report))
+
+    def _write_report(self, record: Record, report: Report, verdict: Verdict) -> None:
         self._write(
-            "report",
-            trial=record.key,
-            attempt=record.attempt,
-            **report.to_json(),
-            decision=Decision.PRUNE if verdict.prune else Decision.CONTINUE,
-            **({} if verdict.noted is None else {"noted": dict(verdict.noted)}),
+            events.Report(
+                trial=record.key,
+                attempt=record.attempt,
+                **report.to_json(),
+                decision=Decision.PRUNE if verdict.prune else Decision.CONTINUE,
+                noted=verdict.noted,
+            )
         )
 
     def _retry(self, record: Record, reason: str) -> bool:
@@ -390,7 +392,7 @@ class Coordinator:
                 reason=f"{reason}; {record.retries} retries spent (sweep.max_retries)",
             )
             return False
-        self._write("retry", trial=record.key, attempt=record.attempt, reason=reason)
+        self._write(events.Retry(trial=record.key, attempt=record.attempt, reason=reason))
         return True
 
     def _end(
@@ -402,8 +404,16 @@ class Coordinator:
         reason: str = "",
         totals: Mapping[str, float] | None = None,
     ) -> None:
-        event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
-        self._write("end", trial=record.key, attempt=record.attempt, **event)
+        self._write(
+            events.End(
+                trial=record.key,
+                attempt=record.attempt,
+                state=state,
+                kind=kind,
+                reason=reason,
+                totals=totals or {},
+            )
+        )
         self._handed.discard(record.key)
         self._configs.pop(record.key, None)
         if kind == "bug":

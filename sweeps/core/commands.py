@@ -58,6 +58,37 @@ def override(key: str, value: Any) -> str:
     return f"{key}={written(_uninterpolated(value))}"
 
 
+def typed(key: str, value: Any) -> str:
+    """The word that sets `key` to `value`, as it is typed in a shell.
+
+    Raises:
+        UnwritableError: see `written`.
+    """
+    return in_a_shell(override(key, value))
+
+
+def searched(key: str, expression: str) -> str:
+    """The word that searches `key`, as it is typed in a shell; `expression` is Hydra's already."""
+    return in_a_shell(f"{key}={expression}")
+
+
+def among(values: Sequence[Any]) -> str:
+    """A search among `values`, in Hydra's grammar, whose `choice` does not take null.
+
+    Raises:
+        UnwritableError: see `written`; or there is only null.
+    """
+    if list(values) == [None]:
+        raise UnwritableError("null alone cannot be searched")
+    parts = ", ".join(written(_uninterpolated(value)) for value in values)
+    return parts if len(values) > 1 else f"choice({parts})"
+
+
+def in_a_shell(word: str) -> str:
+    """A word, such as a path, as it is typed in a shell."""
+    return shlex.quote(word)
+
+
 def masked_word(key: str, text: str) -> str:
     """An override as it may be hashed or shown."""
     return f"{key}={masked(key, text)}"

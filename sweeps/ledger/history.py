@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sweeps.config.spec import Direction
-from sweeps.core.errors import LedgerDamagedError
-from sweeps.core.trial import Report, State
-from sweeps.ledger.ledger import Event, check, parse
+from sweeps.core.trial import Decision, Report, State
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
+from sweeps.ledger.ledger import read_ledger
 
 
 def sign_of(direction: Direction) -> int:
@@ -75,7 +76,7 @@ class History:
     trials: dict[str, Record] = field(default_factory=dict)
     base: Report | None = None  # report 0
     attempts: int = 0
-    driver: Mapping[str, Any] = field(default_factory=dict)  # the last attempt event
+    driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
     interrupted: bool = False
     began: float | None = None
     latest: float | None = None  # time of the last event
@@ -91,8 +92,74 @@ class History:
 
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""
-        self.latest = event["time"]
-        getattr(self, f"_on_{event['event']}")(event)
+        self.latest = event.time
+        match event:
+            case events.Sweep():
+                self.name = event.name
+                self.spec = event.spec
+                self.metric = self.spec["sweep"]["metric"]
+                self.direction = self.spec["sweep"]["direction"]
+                self.began = event.time
+            case events.Attempt():
+                self.attempts += 1
+                self.driver = event
+                self.interrupted = False
+                self.spec = event.spec or self.spec  # keys that may change on the same folder
+                self.stop_running()  # their workers died with the driver before
+            case events.Ask():
+                self._add(event)
+            case events.Report(index=0):
+                self.base = event.report
+            case events.TrialEvent():
+                self._apply_to(self.trials[event.trial], event)
+            case events.Interrupt():
+                self.interrupted = True
+
+    def _add(self, event: events.Ask) -> None:
+        record = Record(
+            key=event.trial,
+            number=event.number,
+            config=event.config,
+            repeat=event.repeat,
+            seed=event.seed,
+            values=event.params,
+            picked=event.choices,
+        )
+        self.trials[record.key] = record
+        self._configs.setdefault(record.config, {})[record.key] = record
+        self._unfinished[record.key] = record
+        self._counts[record.state] += 1
+
+    def _apply_to(self, record: Record, event: events.TrialEvent) -> None:
+        match event:
+            case events.Start():
+                self._move(record, State.RUNNING)
+                record.attempt = event.attempt
+                record.worker = event.worker
+                record.device = event.device
+                record.started = event.time
+            case events.Report():
+                record.reports[event.index] = event.report
+                self._values.pop(record.key, None)
+                if event.decision == Decision.PRUNE:
+                    record.pruned_at = event.index
+            case events.Checkpoint():
+                if event.step not in record.checkpoints:
+                    record.checkpoints.append(event.step)
+            case events.Retry():
+                self._move(record, State.WAITING)
+                record.reason = event.reason
+                if event.kind == "oom":
+                    record.halvings += 1
+                    record.memory_note = event.reason
+                elif event.kind != "moved":
+                    record.retries += 1
+            case events.End():
+                self._move(record, State(event.state))
+                record.kind = event.kind
+                record.reason = event.reason
+                record.ended = event.time
+                record.totals = dict(event.totals)
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""
@@ -152,112 +219,9 @@ class History:
         if state.is_finished():
             self._unfinished.pop(record.key, None)
 
-    def _on_sweep(self, event: Event) -> None:
-        self.name = event["name"]
-        self.spec = event["spec"]
-        self.metric = self.spec["sweep"]["metric"]
-        self.direction = self.spec["sweep"]["direction"]
-        self.began = event["time"]
-
-    def _on_attempt(self, event: Event) -> None:
-        self.attempts += 1
-        self.driver = event
-        self.interrupted = False
-        if "spec" in event:
-            self.spec = event["spec"]  # keys that may change on the same folder
-        self.stop_running()  # their workers died with the driver before
-
-    def _on_ask(self, event: Event) -> None:
-        if event.get("trial") is None:
-            return  # a repeated suggestion: Optuna was told, nothing to train
-        record = Record(
-            key=event["trial"],
-            number=event["number"],
-            config=event["config"],
-            repeat=event["repeat"],
-            seed=event["seed"],
-            values=event["params"],
-            picked=event.get("choices", {}),
-        )
-        self.trials[record.key] = record
-        self._configs.setdefault(record.config, {})[record.key] = record
-        self._unfinished[record.key] = record
-        self._counts[record.state] += 1
-
-    def _on_start(self, event: Event) -> None:
-        record = self.trials[event["trial"]]
-        self._move(record, State.RUNNING)
-        record.attempt = event["attempt"]
-        record.worker = event.get("worker", "")
-        record.device = event.get("device", "")
-        record.started = event["time"]
-
-    def _on_report(self, event: Event) -> None:
-        report = Report.from_json(event)
-        if report.index == 0:
-            self.base = report
-            return
-        record = self.trials[event["trial"]]
-        record.reports[report.index] = report
-        self._values.pop(record.key, None)
-        if event["decision"] == "prune":
-            record.pruned_at = report.index
-
-    def _on_checkpoint(self, event: Event) -> None:
-        steps = self.trials[event["trial"]].checkpoints
-        if event["step"] not in steps:
-            steps.append(event["step"])
-
-    def _on_retry(self, event: Event) -> None:
-        record = self.trials[event["trial"]]
-        self._move(record, State.WAITING)
-        record.reason = event["reason"]
-        if event.get("kind") == "oom":
-            record.halvings += 1
-            record.memory_note = event["reason"]
-        elif event.get("kind") != "moved":
-            record.retries += 1
-
-    def _on_end(self, event: Event) -> None:
-        record = self.trials[event["trial"]]
-        self._move(record, State(event["state"]))
-        record.kind = event.get("kind", "")
-        record.reason = event.get("reason", "")
-        record.ended = event["time"]
-        record.totals = dict(event.get("totals", {}))
-
-    def _on_interrupt(self, event: Event) -> None:
-        self.interrupted = True
-
 
 def read_history(ledger: Path) -> History:
     """The ledger's events added up; a torn last line, which may be in the making, is left out."""
     history = History()
-    number = 0
-    try:
-        for event in _events(ledger):
-            number += 1
-            check(event)
-            history.apply(event)
-        return history
-    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise LedgerDamagedError(
-            f"{ledger}, line {number} does not follow from the lines before it ({error!r}). "
-            "Restore the file from a copy."
-        ) from error
-
-
-def _events(ledger: Path) -> Iterator[Event]:
-    damaged: tuple[int, bytes] | None = None
-    with open(ledger, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if damaged is not None:
-                raise LedgerDamagedError(
-                    f"{ledger}, line {damaged[0]} is damaged: {damaged[1][:60]!r}. Restore the "
-                    "file from a copy."
-                )
-            event = parse(line)
-            if event is None:
-                damaged = number, line
-            else:
-                yield event
+    read_ledger(ledger, history.apply)
+    return history

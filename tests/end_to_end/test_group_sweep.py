@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from support import apart
 from support.real_sweeps import GRID, SMALL, Command, clearing_up, losses, of, other_rank, under_way
+from support.sweep_events import of_kind, read
 from support.training import Recorder, prepared, train_spec
 
 from orchestrator.config.command import read_command
@@ -19,7 +20,7 @@ from orchestrator.workers.gloo_interface import interface_of
 from sweeps.config.spec import TrainSpec
 from sweeps.config.validation import read_train
 from sweeps.core.errors import ConfigError
-from sweeps.ledger.ledger import Tail
+from sweeps.ledger.events import Ask, Retry, Start
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import filled_up, load
 from trainers.sft import trainer as sft_trainer
@@ -79,14 +80,15 @@ def test_the_network_of_a_node_is_found_by_its_address() -> None:
     assert interface_of("192.0.2.1") == ""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_that_share_no_folder_leave_together_and_go_on_elsewhere(tmp_path: Path) -> None:
     ranks = apart.run(tmp_path)
-    events = list(Tail(tmp_path / "run" / "ledger.jsonl").read())
-    key = of(events, "ask")[0]["trial"]
-    step = of(events, "start")[1]["step"]
+    events = read(tmp_path / "run" / "ledger.jsonl")
+    key = of_kind(events, Ask)[0].trial
+    step = of_kind(events, Start)[1].step
     assert step == apart.LEAVES_AT, "it committed where it was told to leave"
-    assert [event["kind"] for event in of(events, "retry")] == ["moved"]
+    assert [event.kind for event in of_kind(events, Retry)] == ["moved"]
     for disk, rank in zip(apart.DISKS[1], ranks, strict=True):
         assert rank.resumed[0] == ""
         its_own = Path(rank.resumed[1]).relative_to(tmp_path / str(disk))

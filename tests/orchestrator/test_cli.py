@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import VERBS, main
-from orchestrator.config.overrides import groups
+from orchestrator.config.config_files import groups
 
 QUICK = ("data.limit=120", "data.eval_limit=10", "tracking=off")
 RATE = "trainer.learning_rate"

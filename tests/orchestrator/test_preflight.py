@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.driving import make
+from support.sweep_events import new_ledger
 from support.training import TINY, prepared, train_spec
 
 from orchestrator.cli import main
@@ -19,6 +20,7 @@ from orchestrator.config.prepare import Ready, rehearsal_line
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.core.trial import State
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from trainers.data.dataset import PreparedData
 from trainers.dry_run import Train, failed_step, rehearse
@@ -64,6 +66,16 @@ def test_too_little_memory_or_disk_is_refused_with_both_numbers(
     huge = Needs(trained=1, memory_mb=1.0, checkpoint_mb=1e12)
     with pytest.raises(SweepError, match=r"11 of .*are free.*sweep.keep"):
         room_line(spec, huge, "cuda", tmp_path / "not" / "there")
+
+
+def test_a_containers_memory_counts_and_not_its_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "usable_memory_mb", lambda: 8.0)
+    with pytest.raises(SweepError, match=r"least 10.0 MB .*, and this container or job has 8.0 MB"):
+        room_line(make()[0], PLENTY, "cpu", tmp_path)
+    monkeypatch.setattr(preflight, "usable_memory_mb", preflight.machine_memory_mb)
+    assert "memory of this machine a trial" in room_line(make()[0], PLENTY, "cpu", tmp_path)
 
 
 def test_what_a_trial_takes_is_counted_from_the_config_alone() -> None:
@@ -152,13 +164,13 @@ def test_the_traceback_is_kept_apart_from_the_words() -> None:
 
 
 def test_a_dry_run_is_known_until_something_that_matters_changes() -> None:
-    facts = {"data": "d", "base": "b", "versions": {"torch": "1"}, "code": "c"}
+    facts = Attempt(data="d", base="b", versions={"torch": "1"}, code="c")
     ready = Ready(examples=1, facts=facts, lines=[], largest=train_spec(), data=prepared())
     identity, found = ready.known_dry_run(History(), "cpu", packed=True)
     assert found is None
     # Of an older version: without the memory that the step added.
     old = {"rows": 4, "tokens": 100, "peak_mb": 9.0, "checkpoint_mb": 1.0, "seconds": 0.1}
-    past = History(driver={"rehearsal": {"identity": identity, "lanes": 3, **old}})
+    past = History(driver=Attempt(rehearsal={"identity": identity, "lanes": 3, **old}))
     known = (identity, DryRun(**old))
     assert ready.known_dry_run(past, "cpu", packed=True) == known
     changed = (
@@ -166,19 +178,19 @@ def test_a_dry_run_is_known_until_something_that_matters_changes() -> None:
         ready.known_dry_run(past, "cpu", packed=False),
         ready.known_dry_run(past, "cpu", packed=True, strategy="fsdp"),
         replace(ready, largest=train_spec(optim="sgd")).known_dry_run(past, "cpu", packed=True),
-        replace(ready, facts={**facts, "data": "e"}).known_dry_run(past, "cpu", packed=True),
-        replace(ready, facts={**facts, "versions": {}}).known_dry_run(past, "cpu", packed=True),
+        replace(ready, facts=replace(facts, data="e")).known_dry_run(past, "cpu", packed=True),
+        replace(ready, facts=replace(facts, versions={})).known_dry_run(past, "cpu", packed=True),
     )
     assert all(found is None and other != identity for other, found in changed)
 
 
 def test_changed_libraries_and_code_are_said_and_go_on() -> None:
-    before = {"versions": {"torch": "2.12", "trl": "1.0"}, "code": "a"}
-    now = {"versions": {"torch": "2.13", "trl": "1.0"}, "code": "b"}
+    before = Attempt(versions={"torch": "2.12", "trl": "1.0"}, code="a")
+    now = Attempt(versions={"torch": "2.13", "trl": "1.0"}, code="b")
     (said,) = changes(before, now)
     assert "torch 2.12 -> 2.13, this program's own code" in said
     assert changes(before, before) == []
-    assert changes({}, now) == []
+    assert changes(Attempt(), now) == []
 
 
 @pytest.mark.parametrize(("mb", "words"), [(0.25, "0.2 MB"), (2048, "2.0 GB")])
@@ -198,8 +210,7 @@ def test_changed_data_is_refused_and_may_be_accepted(
     words += ["tracking=off", "sweep.budget.examples=64", "data.max_length=64"]
     run = tmp_path / "run"
     run.mkdir()
-    attempt = {"event": "attempt", "time": 1.0, "number": 1, "data": "other", "base": "other"}
-    (run / "ledger.jsonl").write_text(json.dumps(attempt) + "\n")
+    new_ledger(run / "ledger.jsonl").append(Attempt(number=1, data="other", base="other"))
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "the training data changed since this sweep began (other, now" in said
@@ -210,8 +221,7 @@ def test_changed_data_is_refused_and_may_be_accepted(
 
 
 def test_a_driver_without_a_gpu_plans_for_those_of_other_nodes(tmp_path: Path) -> None:
-    facts = dict.fromkeys(("data", "base", "versions", "code"), "")
-    ready = Ready(examples=8, facts=facts, lines=[], largest=train_spec(), data=prepared())
+    ready = Ready(examples=8, facts=Attempt(), lines=[], largest=train_spec(), data=prepared())
     said = rehearsal_line(ready, History(), tmp_path, "cuda")
     assert said == "no step was tried: this machine has no GPU to try it on"
     room = room_line(make()[0], PLENTY, "cuda", tmp_path)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from support.sweep_events import BOX
+
 from sweeps.config.spec import (
     BudgetSpec,
     ClusterSpec,
@@ -88,7 +90,7 @@ def open_sweep(made: tuple[Spec, Space], root: Path) -> Coordinator:
     """As a driver does at its start; the same folder again is a restart."""
     root.mkdir(parents=True, exist_ok=True)
     coordinator = Coordinator(*made, RunFolder(root))
-    coordinator.begin(host="box", pid=1)
+    coordinator.begin(BOX)
     return coordinator
 
 

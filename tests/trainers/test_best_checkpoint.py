@@ -33,6 +33,7 @@ PLACED = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -50,7 +51,7 @@ def measured(model: Any) -> float:
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference trial's last checkpoint, put together. For looking only."""
     target = tmp_path_factory.mktemp("export") / "best"
-    assemble(reference().checkpoints[6], target, TINY)
+    assemble(reference().checkpoints[6], target, TINY, stops=(4, 2), eos_token="<|im_end|>")
     return target
 
 
@@ -116,13 +117,17 @@ def test_peft_and_transformers_load_it(held: Path) -> None:
 
 
 def test_merged_it_is_one_plain_model_with_the_same_loss(held: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    merge(held, tmp_path, TINY)
+    merge(held, tmp_path, TINY, eos_token="<|im_end|>")
     assert not (tmp_path / "adapter_config.json").exists()
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path), use_safetensors=True)
     assert measured(plain) == pytest.approx(last_loss(reference()), abs=1e-4)
     assert len(AutoTokenizer.from_pretrained(str(tmp_path))) == 4096
+    for folder in (held, tmp_path):  # where it stops
+        assert GenerationConfig.from_pretrained(str(folder)).eos_token_id == [4, 2]
+        assert AutoTokenizer.from_pretrained(str(folder)).eos_token == "<|im_end|>"
+    assert plain.generation_config.eos_token_id == [4, 2]
 
 
 def test_there_is_nothing_to_merge_without_an_adapter(tmp_path: Path) -> None:

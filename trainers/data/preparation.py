@@ -38,6 +38,7 @@ class DataReport:
         masked_rows: rows dropped because the cut left none of their labels.
         overlap_prompts: evaluation rows whose prompt is a training row's too.
         notes: other things that a user should know.
+        stops: ids of the tokens at which generation stops; empty in reports of older versions.
     """
 
     source: str
@@ -57,6 +58,7 @@ class DataReport:
     masked_rows: int
     overlap_prompts: int
     notes: tuple[str, ...] = ()
+    stops: tuple[int, ...] = ()
 
     def lines(self) -> list[str]:
         """The report for a person; counts of zero are left out."""
@@ -84,7 +86,8 @@ class DataReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DataReport:
-        return cls(**{**data, "notes": tuple(data["notes"])})
+        tuples = {name: tuple(data.get(name, ())) for name in ("notes", "stops")}
+        return cls(**{**data, **tuples})
 
 
 def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
@@ -114,7 +117,8 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
     for name, part in cut.items():
         _refuse_masked(name, part, before=len(whole[name]), limit=limit)
     notes += [*tokenizing.notes, *tokenizing.seam_notes()]
-    return cut, _report(train.data, raw, parts, whole, cut, notes)
+    report = _report(train.data, raw, parts, whole, cut, notes)
+    return cut, dataclasses.replace(report, stops=tokenizing.stops)
 
 
 def _without(raw: RawData, bad: list[BadRow], spec: DataSpec) -> RawData:

@@ -1,38 +1,29 @@
-"""Reads rows from files of JSON, CSV or Parquet, each with its file and line.
+"""Reads rows from files of JSON, CSV, Parquet or Arrow, each with its file and line.
 
 No other format is read: these hold data only, so that no file can run code by being opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import glob
 import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from sweeps.core.errors import SweepError, nearest
+from sweeps.core.errors import SweepError
 from trainers.data import decoding
+from trainers.data.files import FORMATS
 
-_BY_SUFFIX = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tab": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 _DELIMITERS = (",", ";", "\t", "|")
 # Keys of the one object in a file under which others keep the list of rows.
 _LISTS = ("data", "rows", "train", "examples", "instances", "records", "items", "results")
-_PARQUET_BATCH_ROWS = 1000
+_BATCH_ROWS = 1000
 
 
 class FileRow(NamedTuple):
@@ -52,68 +43,40 @@ class BadRow(NamedTuple):
 Found = Iterator[FileRow | BadRow]
 
 
-def matching(key: str, pattern: str) -> list[Path]:
-    """Find the files that a path or a glob names, sorted; `**` matches folders at any depth.
+def read(key: str, path: Path, format_name: str, encoding: str | None = None) -> Found:
+    """Read every row of a file, in order.
+
+    Args:
+        key: the config key that named the file.
 
     Raises:
-        SweepError: there are none; `key` is the config key that asked.
+        SweepError: the file is of no known format, or damaged as a whole.
     """
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        raise SweepError(f"{key} = {pattern}: is a folder. Name its files: {pattern}/*.jsonl")
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    files = [file for file in found if file.is_file()]
-    if not files and "://" in pattern:
-        raise SweepError(
-            f"{key} = {pattern}: data is read from files on this machine. Download it and name the "
-            "file, or take data=hub with the name of a data set on the Hugging Face Hub"
-        )
-    if not files:
-        raise SweepError(f"{key} = {pattern}: no such file{_nearby(path)}")
-    return files
-
-
-def _nearby(path: Path) -> str:
-    """Name the files that are there instead, for a message."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f", nor is there a folder {folder}. Relative paths start at {Path.cwd()}"
-    names = sorted(each.name for each in folder.iterdir() if decoding.suffix(each) in _BY_SUFFIX)
-    if close := nearest(path.name, names):
-        return f". Did you mean {folder / close}?"
-    there = ", ".join(names[:10]) or "no .jsonl, .json, .csv or .parquet file"
-    return f". {folder.absolute()} has {there}"
-
-
-def read(key: str, pattern: str, format_name: str, encoding: str | None = None) -> Found:
-    """Read every row of the files that `pattern` names, in order.
-
-    Raises:
-        SweepError: a file is missing, of no known format, or damaged as a whole.
-    """
-    for path in matching(key, pattern):
-        reader = _reader(key, path, format_name)
-        try:
-            yield from reader(path, encoding)
-        except OSError as error:
-            if decoding.is_damage(error):
-                raise decoding.damaged(path, error) from None
-            raise SweepError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
-        except Exception as error:
-            if decoding.is_damage(error):
-                raise decoding.damaged(path, error) from None
-            raise
+    reader = _reader(key, path, format_name)
+    try:
+        yield from reader(path, encoding)
+    except OSError as error:
+        if decoding.is_damage(error):
+            raise decoding.damaged(path, error) from None
+        raise SweepError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        if decoding.is_damage(error):
+            raise decoding.damaged(path, error) from None
+        raise
 
 
 def _reader(key: str, path: Path, format_name: str) -> Callable[[Path, str | None], Found]:
-    readers = {"json": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}
-    chosen = _BY_SUFFIX.get(decoding.suffix(path)) if format_name == "auto" else format_name
+    readers = {
+        "json": _json_rows,
+        "csv": _csv_rows,
+        "parquet": _parquet_rows,
+        "arrow": _arrow_rows,
+    }
+    chosen = FORMATS.get(decoding.suffix(path)) if format_name == "auto" else format_name
     if chosen is None:
         raise SweepError(
-            f"{key}: {path} has none of the endings {', '.join(_BY_SUFFIX)}. Say what it holds: "
-            "data.format=json (a list or lines), csv or parquet"
+            f"{key}: {path} has none of the endings {', '.join(FORMATS)}. Say what it holds: "
+            "data.format=json (a list or lines), csv, parquet or arrow"
         )
     return readers[chosen]
 
@@ -304,16 +267,60 @@ def _header(where: str, cells: list[str]) -> list[str]:
 
 
 def _parquet_rows(path: Path, _encoding: str | None) -> Found:
-    import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    with _readable(path, "Parquet"), pyarrow.parquet.ParquetFile(path) as file:
+        yield from _table_rows(path, file.iter_batches(batch_size=_BATCH_ROWS))
+
+
+def _arrow_rows(path: Path, _encoding: str | None) -> Found:
+    """Read an Arrow file, an Arrow stream, or a Feather file of either version."""
+    import pyarrow.feather
+    import pyarrow.ipc
+
+    with _readable(path, "Arrow"), pyarrow.memory_map(str(path)) as file:
+        mark = file.read(6)
+        file.seek(0)
+        if mark.startswith(b"FEA1"):
+            yield from _table_rows(path, pyarrow.feather.read_table(path).to_batches(_BATCH_ROWS))
+        elif mark == b"ARROW1":
+            found = pyarrow.ipc.open_file(file)
+            batches = (found.get_batch(index) for index in range(found.num_record_batches))
+            yield from _table_rows(path, batches)
+        else:
+            yield from _table_rows(path, pyarrow.ipc.open_stream(file))
+
+
+@contextlib.contextmanager
+def _readable(path: Path, form: str) -> Iterator[None]:
+    """Say in one sentence that a file is none of its form."""
+    import pyarrow
+
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield FileRow(f"{path}: row {number}", values)
+        yield
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise SweepError(f"{path}: not a readable Parquet file: {reason}") from None
+        raise SweepError(f"{path}: not a readable {form} file: {reason}") from None
+
+
+def _table_rows(path: Path, batches: Iterable[Any]) -> Found:
+    rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="strict"))
+    for number, values in enumerate(rows, start=1):
+        yield FileRow(f"{path}: row {number}", own_keys(values))
+
+
+def own_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table, its nested objects without the keys that are null there.
+
+    All rows of a table have the same nested keys: a tool call has the arguments of all others, too,
+    as nulls.
+    """
+    return {name: _own_keys(value) for name, value in row.items()}
+
+
+def _own_keys(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_own_keys(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _own_keys(each) for name, each in value.items() if each is not None}
+    return value

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
+from trainers.data.files import in_words
 from trainers.data.messages import mappings, read_messages, read_text
 from trainers.data.readers import BadRow, FileRow
 
@@ -120,6 +120,9 @@ def spec_problems(spec: DataSpec) -> list[Problem]:
     if spec.source != "docstrings" and not spec.path:
         example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
         problems.append(Problem(key="data.path", message=f"data={spec.source} needs it: {example}"))
+    if spec.source == "hub" and not isinstance(spec.path, str | None):
+        message = "is one data set of the Hub; several are read as files, with data=file"
+        problems.append(Problem(key="data.path", value=in_words(spec.path), message=message))
     if spec.eval_split and spec.source != "hub":
         message = "only data sets of the Hub have splits; name a file with data.eval_path"
         problems.append(Problem(key="data.eval_split", value=spec.eval_split, message=message))
@@ -140,7 +143,7 @@ def describe(spec: DataSpec) -> str:
     if spec.source == "docstrings":
         return f"docstrings of the standard library of Python {platform.python_version()}"
     if spec.source == "file":
-        return str(spec.path)
+        return in_words(spec.path)
     name = f"/{spec.name}" if spec.name else ""
     revision = f"@{spec.revision}" if spec.revision else ""
     return f"{spec.path}{name}{revision}, split {spec.split}"
@@ -195,10 +198,10 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
     open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
-    example = shlex.quote(override("data.columns", suggestion or open_one))
+    example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",
-        value=spec.path,
+        value=in_words(spec.path) if spec.path else None,
         message=f"{message} Say which of them are ours: {example}",
     )
 

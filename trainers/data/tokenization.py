@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import datasets
 from datasets import Dataset, Features, List, Value
 
-from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
+from sweeps.core.errors import ConfigError, Problem, SweepError, first_line
 from trainers.data.readers import BadRow, FileRow
-from trainers.model.tokenizer import IGNORED
+from trainers.model.stopping import end_of_turn
+from trainers.model.tokenizer import IGNORED, set_eos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +47,9 @@ class Tokenizing:
         trainer: SFTConfig's fields as the user set them; only `DATA_FIELDS` matter.
         has_completions: rows hold `prompt` and `completion`; by default only the latter is learnt.
 
+    Attributes:
+        stops: ids of the tokens at which a model that learnt these rows stops.
+
     Raises:
         ConfigError, SweepError: no eos token, or a template that does not do what was asked of it.
     """
@@ -60,7 +64,7 @@ class Tokenizing:
     ) -> None:
         self._tokenizer = tokenizer
         self._arguments = _arguments(trainer)
-        _set_eos(tokenizer, self._arguments.eos_token)
+        set_eos(tokenizer, self._arguments.eos_token)
         if is_chat and not tokenizer.chat_template:
             raise SweepError(
                 "the rows are chats, and the model's tokenizer has no chat template that says how "
@@ -72,6 +76,7 @@ class Tokenizing:
                 [Problem(key="trainer.assistant_only_loss", value=True, message=message)]
             )
         self.notes: list[str] = []
+        self.stops = self._stops(is_chat)
         self._seams = 0  # of prompts
         self._turn_seams = 0
         only = self._arguments.completion_only_loss
@@ -120,6 +125,24 @@ class Tokenizing:
         )
         found = {pairs: self._seams, turns: self._turn_seams}
         return [words for words, count in found.items() if count]
+
+    def _stops(self, is_chat: bool) -> tuple[int, ...]:
+        """The tokens at which generation stops: the end of a chat's turn, and eos."""
+        eos = str(self._tokenizer.eos_token)
+        end = end_of_turn(self._tokenizer) if is_chat else eos
+        if end is None:
+            self.notes.append(
+                "the chat template ends the assistant's turn with no token of its own, so the "
+                "model does not learn where to stop: put one there in a copy of the template "
+                "(model.chat_template=FILE.jinja)"
+            )
+        elif end != eos:
+            self.notes.append(
+                f"a turn ends with {end}, and the tokenizer's eos token is {eos}: best/ has a "
+                "generation_config.json that stops at both"
+            )
+        ends = [eos] if end is None else [end, eos]
+        return tuple(dict.fromkeys(map(int, self._tokenizer.convert_tokens_to_ids(ends))))
 
     def _row(self, row: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
         """One row's token ids, and which of them are learnt."""
@@ -356,25 +379,6 @@ def _arguments(trainer: Mapping[str, Any]) -> SimpleNamespace:
     # Rows are always renamed to `text`; the order of training is drawn later.
     fixed = {"dataset_text_field": "text", "shuffle_dataset": False, "packing": False}
     return SimpleNamespace(**{**values, **asked, **fixed})
-
-
-def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
-    """Use `token`, if it is given, as the end of a text; raise SweepError if there is none."""
-    if token is not None:
-        if token not in tokenizer.get_vocab():
-            message = "is not in the tokenizer's vocabulary."
-            hint = nearest(token, tokenizer.all_special_tokens)
-            raise ConfigError(
-                [Problem(key="trainer.eos_token", value=token, message=message, nearest=hint)]
-            )
-        tokenizer.eos_token = token
-    if tokenizer.eos_token is None:
-        special = ", ".join(tokenizer.all_special_tokens) or "none"
-        raise SweepError(
-            "the model's tokenizer has no eos token, so a text could not be ended and the model "
-            f"would not learn to stop. Set trainer.eos_token to a token of its vocabulary (special "
-            f"ones: {special})"
-        )
 
 
 def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -7,7 +7,6 @@ import functools
 import math
 import operator
 import re
-import shlex
 import types
 import typing
 import warnings
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.config.setting import Kind, Number
 from sweeps.config.spec import ModelSpec
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
 from sweeps.core.naming import SPOKEN
 
@@ -180,7 +179,7 @@ def _as_list(name: str, value: object) -> str:
         _kind(name).read([value])
     except ValueError:
         return ""
-    return f" Write {shlex.quote(override(f'peft.{name}', [value]))}"
+    return f" Write {typed(f'peft.{name}', [value])}"
 
 
 @functools.cache

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import Problem, nearest
 
 _SHORTHAND = "all-linear"
@@ -93,7 +92,7 @@ def _unmatched(
     said += f"{max(names, key=len)}, and this one matches none"
     meant = [each for each in searched if isinstance(each, str) and _has(names, each)]
     if _has(names, pattern):
-        word = shlex.quote(override(f"peft.{name}", meant or [pattern]))
+        word = typed(f"peft.{name}", meant or [pattern])
         many = "For modules of these names write" if len(meant) > 1 else "For the name alone write"
         message = f"{said}. {many} {word}"
         yield Problem(key=f"peft.{name}", value=pattern, message=message)

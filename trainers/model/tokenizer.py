@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.config.spec import ModelSpec
-from sweeps.core.errors import SweepError
+from sweeps.core.commands import typed
+from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.model.source import reading, source
 
 if TYPE_CHECKING:
@@ -41,6 +42,31 @@ def load_tokenizer(spec: ModelSpec, notes: list[str] | None = None) -> PreTraine
 def pad_id(spec: ModelSpec) -> int:
     """The token id that pads rows; 0 if the tokenizer has neither a pad nor an eos token."""
     return int(load_tokenizer(spec).pad_token_id or 0)
+
+
+def set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
+    """Give the tokenizer the eos token that trainer.eos_token names.
+
+    Raises:
+        ConfigError, SweepError: the vocabulary lacks it, or there is no eos token at all.
+    """
+    if token is not None:
+        if token not in tokenizer.get_vocab():
+            message = "is not in the tokenizer's vocabulary."
+            hint = nearest(token, tokenizer.all_special_tokens)
+            raise ConfigError(
+                [Problem(key="trainer.eos_token", value=token, message=message, nearest=hint)]
+            )
+        tokenizer.eos_token = token
+    if tokenizer.eos_token is None:
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        ends = [each for each in special if "end" in each or "eos" in each or each == "</s>"]
+        example = typed("trainer.eos_token", (ends or special or ["</s>"])[0])
+        raise SweepError(
+            "the model's tokenizer has no eos token, so a text could not be ended and the model "
+            "would not learn to stop. Set trainer.eos_token to a token of its vocabulary (special "
+            f"ones: {', '.join(special) or 'none'}): {example}"
+        )
 
 
 def _chat_template(path: str | None) -> str | None:

@@ -14,7 +14,7 @@ from trainers.sft.fields import field_problems, name_problem
 
 _PREFIX = "trainer."
 _KWARGS = "lr_scheduler_kwargs"
-_MEASURED = ("completion_only_loss", "assistant_only_loss")
+_MEASURED = ("completion_only_loss", "assistant_only_loss", "eos_token")
 
 
 def problems(

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import yaml
 from support.driving import SMALL, make
-from support.sweep_events import Sweep
+from support.sweep_events import BOX, Sweep
 
 from orchestrator.best.merge import export
 from orchestrator.best.model_card import train_again, write_best
 from orchestrator.config.command import Command
 from orchestrator.config.compose import compose_config
-from orchestrator.config.overrides import groups
+from orchestrator.config.config_files import groups
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.tracking.wandb_metrics import ranking_table
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS, config_of, trial_key
 from sweeps.core.trial import Report, State
+from sweeps.ledger import events
 from sweeps.ledger.history import Record
 from sweeps.results.ranking import Best, best
 from sweeps.results.trials_csv import write_table
@@ -124,7 +125,7 @@ PROOF = {"eval_loss": 8.0, "eval_tokens": 1000.0}
 def ended(metric: str) -> Sweep:
     """Two trials: the one that is better by eval_loss is worse by train_loss."""
     sweep = Sweep(metric=metric)
-    sweep.add("report", **BASE, decision="continue")
+    sweep.add(events.Report(trial="base", attempt=1, **BASE, decision="continue"))
     for rate, value in ((1e-3, 2.0), (1e-4, 3.0)):
         sweep.trial({LR: rate}, [value + 1, value], totals={"steps": 8})
     return sweep
@@ -197,7 +198,7 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
     coordinator = CoordinatorActor(
         *make(SMALL, metric="train_loss", search="grid", trials=1), tmp_path
     )
-    coordinator.begin({"host": "box"})
+    coordinator.begin(BOX)
     trial = coordinator.next_job("w").trial
     assert trial is not None
     attempt = coordinator.start("w", trial.key, "box:1", "cpu", 0, [])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.driving import LR, make
+from support.sweep_events import BOX
 
 from orchestrator.cluster import nodes, preemption
 from orchestrator.cluster.placement import share_of_gpu
@@ -23,8 +24,7 @@ from orchestrator.storage.worker_files import WorkerFiles, checkpoint_name, spli
 from sweeps.core.ending import Cause
 from sweeps.core.errors import StaleAttemptError
 from sweeps.core.trial import State
-from sweeps.ledger.history import History
-from sweeps.ledger.ledger import Tail
+from sweeps.ledger.history import read_history
 from sweeps.storage.object_store import Store
 
 # ---------------------------------------------------------------------- fractions of GPUs
@@ -154,15 +154,8 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
 def coordinator(tmp_path: Path) -> CoordinatorActor:
     spec, space = make({LR: "choice(1e-4, 1e-3)"})
     made = CoordinatorActor(spec, space, tmp_path)
-    made.begin({"host": "box", "pid": 1})
+    made.begin(BOX)
     return made
-
-
-def history_of(root: Path) -> History:
-    history = History()
-    for event in Tail(root / "ledger.jsonl").read():
-        history.apply(event)
-    return history
 
 
 def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
@@ -178,7 +171,7 @@ def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
         again = coordinator.next_job(f"worker {move + 1}").trial
         assert again is not None
         assert again.key == trial.key
-    record = history_of(tmp_path).trials[trial.key]
+    record = read_history(tmp_path / "ledger.jsonl").trials[trial.key]
     assert (record.retries, record.attempt) == (0, 5)
 
 

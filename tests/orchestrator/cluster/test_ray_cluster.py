@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.driving import LR, make
 from support.real_sweeps import GRID, SMALL, Command, of
+from support.sweep_events import BOX
 
 from orchestrator.cluster.placement import live_slots, place, slots_of
 from orchestrator.cluster.ray_cluster import _QUIET
@@ -207,7 +208,7 @@ class Room:
         engine = engine or EngineSpec()
         self.placement = place(engine, JOINED, most)
         self.coordinator = start_coordinator(spec, space, self.folder.root)
-        self.coordinator.begin({"host": "box", "pid": 1})
+        self.coordinator.begin(BOX)
         slots = live_slots(engine, self.placement.gpus, most)
         self.workers = Workers(self.coordinator, None, self.placement, slots, root / "tune")
         self.workers.start()
@@ -280,6 +281,7 @@ def most_at_once(ledger: Path) -> int:
     return most
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_many_workers_start_together(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,6 +367,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
 # ---------------------------------------------------------------------- the whole
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_on_a_running_cluster(cluster: Any, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1, num_gpus=0)

@@ -16,7 +16,8 @@ from support.driving import make
 
 from orchestrator.config.checks import read_space
 from orchestrator.config.compose import compose_config, differences, flatten, public
-from orchestrator.config.overrides import CONF, sort_overrides, split_top
+from orchestrator.config.config_files import CONF
+from orchestrator.config.overrides import sort_overrides, split_top
 from sweeps.config.keys import FACTS
 from sweeps.config.validation import read_spec
 from sweeps.core.errors import ConfigError, Problem

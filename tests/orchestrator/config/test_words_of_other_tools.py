@@ -59,6 +59,17 @@ def test_a_list_in_brackets_is_answered(text: str) -> None:
     assert dimension == Choice(name=RATE, options=(1e-4, 1e-3))
 
 
+@pytest.mark.parametrize(
+    "text", ["choice(null, 8)", "tune.choice([None, 8])", "{values: [null, 8]}"]
+)
+def test_a_null_that_hydras_choice_refuses_is_written_without_it(text: str) -> None:
+    """`null` among values is a comma list."""
+    said = refused(f"trainer.pad_to_multiple_of={text}")
+    words = [each for each in shlex.split(said) if each.startswith("trainer.pad_to")]
+    (dimension,) = Command.read((*SEARCH, words[-1])).check()[1].dimensions
+    assert dimension == Choice(name="trainer.pad_to_multiple_of", options=(None, 8))
+
+
 def test_a_list_whose_parts_do_not_fit_is_not_said_to_be_searched() -> None:
     assert "To search" not in refused(f"{RATE}=[a,b]")
 

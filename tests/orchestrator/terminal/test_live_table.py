@@ -199,7 +199,7 @@ def test_the_time_budget_bounds_the_time_left() -> None:
     sweep.trial({LR: 1e-3}, [1.0], totals={"seconds": 100.0})
     sweep.trial({LR: 1e-3}, state=None)
     history = sweep.history()
-    assert time_left_s(history, {}, 9, now=history.driver["time"] + 20) == pytest.approx(30.0)
+    assert time_left_s(history, {}, 9, now=(history.driver.time or 0) + 20) == pytest.approx(30.0)
 
 
 def test_the_plan_counts_grid_conditions_and_repeats() -> None:

@@ -15,6 +15,7 @@ from support.sweep_events import Sweep
 
 from orchestrator.terminal.status import lock_holder, status
 from sweeps.core.errors import LedgerDamagedError, SweepError
+from sweeps.ledger.events import Interrupt
 from sweeps.ledger.history import read_history
 from sweeps.storage.lock import Lock
 from sweeps.storage.run_folder import RunFolder
@@ -68,7 +69,7 @@ def test_a_sweep_without_a_driver_is_stopped_and_nothing_runs(tmp_path: Path) ->
 
 def test_an_interrupted_sweep_says_so(tmp_path: Path) -> None:
     sweep = half_done()
-    sweep.add("interrupt")
+    sweep.add(Interrupt(reason="SIGINT"))
     assert "the driver was interrupted" in shown(sweep.write(tmp_path))
 
 

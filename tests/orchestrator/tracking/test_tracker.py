@@ -201,10 +201,10 @@ def test_what_cannot_be_tracked_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     driver = Driver(tmp_path / "run", "offline")
-    driver.end("never asked for")
+    driver.end("never-asked-for")
     driver.trial("a")
-    assert driver.finish()[0] == "W&B: not everything was tracked: KeyError: 'never asked for'"
-    assert warnings(caplog) == ["W&B: something could not be tracked: KeyError: 'never asked for'"]
+    assert driver.finish()[0] == "W&B: not everything was tracked: KeyError: 'never-asked-for'"
+    assert warnings(caplog) == ["W&B: something could not be tracked: KeyError: 'never-asked-for'"]
     assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
 
 

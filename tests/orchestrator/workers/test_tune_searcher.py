@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.search import Searcher
 from support.driving import LR, make
+from support.sweep_events import BOX
 
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.workers.tune_searcher import Deaths, WorkerSearcher
@@ -19,7 +20,7 @@ from sweeps.core.trial import Report, State
 def coordinator(tmp_path: Path) -> CoordinatorActor:
     spec, space = make({LR: "choice(1e-4)"}, search="grid", trials=None)
     made = CoordinatorActor(spec, space, tmp_path)
-    made.begin({"host": "box", "pid": 1})
+    made.begin(BOX)
     return made
 
 

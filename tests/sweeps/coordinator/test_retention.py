@@ -26,9 +26,9 @@ def add(sweep: Sweep, losses: list[float], state: str | None = "completed") -> s
     """A trial with a checkpoint at each report, which are at steps 4, 8, 12 and 16."""
     key = sweep.trial({}, losses, None)
     for index in range(1, len(losses) + 1):
-        sweep.add("checkpoint", trial=key, attempt=1, step=4 * index)
+        sweep.checkpoint(key, 4 * index)
     if state is not None:
-        sweep.add("end", trial=key, state=state)
+        sweep.end(key, state)
     return key
 
 
@@ -70,8 +70,8 @@ def test_repeats_stay_together_and_are_judged_by_their_mean_when_all_are_done() 
     for config, losses in enumerate(([1.0, 5.0], [2.0, 2.0], [0.5])):
         for repeat, value in enumerate(losses):
             key = sweep.trial({}, [value], None, config=config, repeat=repeat)
-            sweep.add("checkpoint", trial=key, attempt=1, step=4)
-            sweep.add("end", trial=key, state="completed")
+            sweep.checkpoint(key, 4)
+            sweep.end(key, "completed")
             keys.append(key)
     kept = kept_steps(sweep.history(), 1)
     # The second config's mean is the best; the third is not judged before its other seed.

@@ -8,8 +8,12 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
+import pyarrow.feather
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from sweeps.config.spec import DataSpec
@@ -24,8 +28,8 @@ LINES = "".join(json.dumps(pair) + "\n" for pair in PAIRS)
 COLUMNS = {"prompt": ["p0", "p1", "p2"], "completion": ["c0", "c1", "c2"]}
 
 
-def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
-    found = list(read("data.path", str(path), "auto", encoding))
+def values(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
+    found = list(read("data.path", path, "auto", encoding))
     assert not [each for each in found if isinstance(each, BadRow)]
     return [each.values for each in found if not isinstance(each, BadRow)]
 
@@ -58,7 +62,7 @@ def test_json_that_holds_its_rows_in_one_object(
 def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(pair, indent=2) for pair in PAIRS))
-    found = list(read("data.path", str(path), "auto"))
+    found = list(read("data.path", path, "auto"))
     assert [each.where for each in found] == [f"{path}:{line}" for line in (1, 5, 9)]
     assert values(path) == PAIRS
 
@@ -159,6 +163,63 @@ def test_damaged_compressed_files_are_named(tmp_path: Path, ending: str) -> None
     for content in (PACKERS[ending](LINES.encode() * 99)[:-20], b"not packed at all"):
         path.write_bytes(content)
         with pytest.raises(SweepError, match=rf"a\.jsonl\.{ending}.*cannot be (unpacked|read)"):
+            values(path)
+
+
+CALLS = [
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": {"x": 1}}}]},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "b", "arguments": {"y": "z"}}}]},
+]
+
+
+def arrow_file(table: pyarrow.Table, path: Path) -> None:
+    with pyarrow.ipc.new_file(path, table.schema) as file:
+        file.write_table(table, 1)
+
+
+def arrow_stream(table: pyarrow.Table, path: Path) -> None:
+    with pyarrow.ipc.new_stream(path, table.schema) as file:
+        file.write_table(table, 1)
+
+
+TABLES: dict[str, Callable[[pyarrow.Table, Path], object]] = {
+    "a.parquet": pyarrow.parquet.write_table,
+    "a.pq": pyarrow.parquet.write_table,
+    "a.arrow": arrow_file,
+    "b.arrow": arrow_stream,
+    "a.feather": pyarrow.feather.write_feather,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_nested_columns_of_tables_have_each_row_s_own_keys(tmp_path: Path, name: str) -> None:
+    """A table gives every call the arguments of all others, as nulls."""
+    given = [{"messages": CALLS, "source": None}, {"messages": CALLS[:1], "source": "x"}]
+    table = pyarrow.Table.from_pylist(given)
+    assert table.to_pylist() != given
+    TABLES[name](table, tmp_path / name)
+    assert values(tmp_path / name) == given
+
+
+def test_maps_and_the_first_version_of_feather(tmp_path: Path) -> None:
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    mapped = pyarrow.table({"m": pyarrow.array([[("a", "b")]], type=kind)})
+    arrow_file(mapped, tmp_path / "a.arrow")
+    assert values(tmp_path / "a.arrow") == [{"m": {"a": "b"}}]
+    table = pyarrow.Table.from_pylist(PAIRS)
+    pyarrow.feather.write_feather(table, str(tmp_path / "a.feather"), version=1)
+    assert values(tmp_path / "a.feather") == PAIRS
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_are_none_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    TABLES[name](pyarrow.Table.from_pylist(PAIRS), path)
+    whole = path.read_bytes()
+    for content in (b"no table at all", whole[: len(whole) // 2], b""):
+        path.write_bytes(content)
+        with pytest.raises(SweepError, match=rf"{name}: not a readable (Parquet|Arrow) file: "):
             values(path)
 
 

@@ -199,3 +199,20 @@ def test_a_conversation_that_the_template_refuses_is_named(tmp_path: Path) -> No
     rows = [chat("q", "a"), twice]
     shown, _ = prepared(tmp_path, rows, template=template, on_bad_row="skip")
     assert len(shown) == 1
+
+
+def test_the_end_of_a_turn_is_learnt_and_is_where_generation_stops(tmp_path: Path) -> None:
+    ((_, learnt), *_), report = prepared(tmp_path, [chat("q", "a")], trainer=ASSISTANT_ONLY)
+    assert learnt == "a<|im_end|>"
+    assert report.stops == (4, 2)
+    (note,) = report.notes
+    assert note.startswith("a turn ends with <|im_end|>, and the tokenizer's eos token is <|eos|>")
+    named, report = prepared(tmp_path, [chat("q", "a")], trainer={"eos_token": "<|im_end|>"})
+    assert (report.stops, report.notes) == ((4,), ())
+    pair = {"prompt": "q\n", "completion": "a"}
+    named, report = prepared(tmp_path, [pair], trainer={"eos_token": "<|im_end|>"})
+    assert (named, report.stops) == ([("q\na<|im_end|>", "a<|im_end|>")], (4,))
+    open_end = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    _, report = prepared(tmp_path, [chat("q", "a")], template=open_end)
+    assert report.stops == (2,)
+    assert report.notes[0].startswith("the chat template ends the assistant's turn with no token")

@@ -102,7 +102,7 @@ EACH_LANE = 30  # launches of its clip, its masked step and its AdamW
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [1, 8, 32])
+@pytest.mark.parametrize("count", [1, 8, pytest.param(32, marks=pytest.mark.long)])
 def test_launches_of_a_micro_step(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """No more than docs/gpu.md says."""
     page = (Path(__file__).parents[3] / "docs" / "gpu.md").read_text(encoding="utf-8")
