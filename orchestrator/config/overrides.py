@@ -150,13 +150,16 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
-    elif prefix:
+    elif prefix == "~":
         into.for_hydra.append(word)
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
         return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
     else:
-        into.for_hydra.append(f"++{word}")  # `sweeps.config.validation` finds unknown names
+        # Hydra's own + refuses a key that is there; a value is set in either case.
+        into.for_hydra.append(
+            f"++{word.removeprefix(prefix)}"
+        )  # `sweeps.config.validation` finds unknown names
     return None
 
 

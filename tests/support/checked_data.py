@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from support.data_files import DataCase
@@ -65,7 +66,8 @@ def train_spec(case: DataCase, folder: Path) -> TrainSpec:
     template = TEMPLATES[case.template]
     if template is not None:
         (folder / "own.jinja").write_text(template)
-    path = str(folder / case.data["path"])
+    named = case.data["path"]
+    path: Any = str(folder / named) if isinstance(named, str) else [str(folder / n) for n in named]
     return TrainSpec(
         model=ModelSpec(path="tiny", chat_template=template and str(folder / "own.jinja")),
         data=DataSpec(source="file", **{**case.data, "path": path, "eval_path": path}),

@@ -198,6 +198,8 @@ def _search(draw: Draw, key: str, values: st.SearchStrategy[Any]) -> tuple[str, 
         low, high = sorted(draw(st.lists(_SMALL, min_size=2, max_size=2, unique=True)))
         text = f"interval({low},{high})"
         return (f"tag(int,{text})" if form == "int" else text), Between(low, high, whole=True)
+    if key == "trainer.neftune_noise_alpha" and form != "commas":  # Hydra's choice takes no null
+        values = st.sampled_from([5, 0.5])
     options = draw(st.lists(values, min_size=2, max_size=4, unique_by=repr))
     if len({repr(float(o)) if isinstance(o, int | float) else repr(o) for o in options}) < len(
         options
@@ -269,8 +271,9 @@ def _fix(draw: Draw, line: _Line, key: str, value: Any) -> None:
             continue
         assert isinstance(dimension, Options)
         rows = tuple(row for row in dimension.values if row[key] == value)
-        line.space[name] = Options(rows)
-        if not rows:
+        if rows:
+            line.space[name] = Options(rows)
+        else:
             line.refused = re.escape(key)
 
 
@@ -389,7 +392,10 @@ def line_cases(draw: Draw) -> LineCase:
     line, files = _base_line(draw, peft)
     hint = None
     if kind != "valid":
+        before = line.refused
         hint = _BROKEN[kind](draw, line)
+        if before and line.refused:  # one of the two may hide the other
+            line.refused, hint = f"{before}|{line.refused}", None
     _settled(draw, line)
     if line.refused and kind == "valid":
         kind = "linked"
@@ -457,14 +463,14 @@ _FOREIGN: list[tuple[str, Options | Between]] = [
 ]
 
 
-def _foreign_value(draw: Draw, line: _Line) -> Options | Between:
+def _foreign_value(draw: Draw, line: _Line) -> Options | Between | None:
     key = "trainer.learning_rate"
     line.words = [word for word in line.words if key not in word]
     line.space.pop(key, None)
     text, hint = draw(st.sampled_from(_FOREIGN))
     line.words.append(f"{key}={text}")
     line.refused = re.escape(key)
-    return hint
+    return None if "sweep=optimizer" in line.words else hint  # its linked rows set the rate
 
 
 _FOREIGN_KEYS = [

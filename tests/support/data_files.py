@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 from hypothesis import strategies as st
 from support.plain_labels import OWN, PLAIN, RICH, Meant, Turn
@@ -471,14 +472,23 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _parquet_file(name: str, rows: Sequence[Mapping[str, Any]]) -> Written:
+def _typed_file(draw: Draw, name: str, rows: Sequence[Mapping[str, Any]]) -> Written:
+    """Parquet or Arrow, whose columns have one type for all rows."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = pyarrow.table({name: [row.get(name) for row in rows] for name in names})
+    ending = draw(st.sampled_from([".parquet", ".parquet", ".pq", ".arrow", ".feather"]))
     out = io.BytesIO()
-    pyarrow.parquet.write_table(table, out)
+    if ending in (".parquet", ".pq"):
+        pyarrow.parquet.write_table(table, out)
+    elif ending == ".feather":
+        pyarrow.feather.write_feather(table, out)
+    else:
+        kind = draw(st.sampled_from([pyarrow.ipc.new_stream, pyarrow.ipc.new_file]))
+        with kind(out, table.schema) as writer:
+            writer.write_table(table)
     places = [f": row {number}" for number in range(1, len(rows) + 1)]
     parts = [out.getvalue(), *[b""] * len(rows), b""]
-    return Written(name=f"{name}.parquet", parts=parts, format="parquet", places=places)
+    return Written(name=name + ending, parts=parts, format="parquet", places=places)
 
 
 def _packed(ending: str, content: bytes) -> bytes:
@@ -493,7 +503,7 @@ def _written(draw: Draw, name: str, format_: str, rows: Sequence[Mapping[str, An
         return _json_file(draw, name, rows)
     if format_ == "parquet":
         try:
-            return _parquet_file(name, rows)
+            return _typed_file(draw, name, rows)
         except (pyarrow.ArrowException, UnicodeError):  # arguments of several types
             return _json_file(draw, name, rows)
     return _csv_file(draw, name, rows)
@@ -561,7 +571,10 @@ def data_cases(draw: Draw, *, valid: bool | None = None) -> DataCase:
         table = _damaged_values(draw, table, at) or table
     names = draw(st.sampled_from([["rows"], ["rows"], ["my rows"], ["größe=1"], ["a-0", "a-1"]]))
     bounds = [len(table.values)] if len(names) == 1 else [len(table.values) // 2, len(table.values)]
-    files, path, keys, start = {}, "", {}, 0
+    files: dict[str, bytes] = {}
+    path: Any = ""
+    keys: dict[str, Any] = {}
+    start = 0
     parts: list[tuple[Written, str]] = []
     for name, bound in zip(names, bounds, strict=True):
         rows = table.values[start:bound]
@@ -575,15 +588,17 @@ def data_cases(draw: Draw, *, valid: bool | None = None) -> DataCase:
         keys = {**keys, **part.keys}
         files[part.name + packed] = _packed(packed, part.content)
         path = part.name + packed
+    told = table.told
     if len(parts) > 1:
-        path = "a-*"
+        path = draw(st.sampled_from(["a-*", ".", list(files)]))
+        told = (*told, "2 files: a-0")
     case = DataCase(
         files=files,
         data={"path": path, "columns": dict(table.columns), **keys},
         trainer=table.trainer,
         template=table.template,
         rows=tuple(table.meant),
-        told=table.told,
+        told=told,
         kind=f"{table.shape}, {parts[-1][0].format}",
     )
     case = _with_length(draw, case)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -121,18 +120,26 @@ def combinations(
     Args:
         when: searched key -> the key and value that it asks for.
     """
-    ends = [
-        each.values if isinstance(each, Options) else (each.low, each.high)
-        for each in space.values()
-    ]
-    for values in itertools.product(*ends):
-        found: dict[str, Any] = {}
-        chosen = dict(zip(space, values, strict=True))
-        for name, value in chosen.items():
-            if name in when:
-                asked, wanted = when[name]
-                if chosen.get(asked, get_key(config, asked)) != wanted:
-                    continue
-            linked = keys_of(name, space[name]) != (name,)
-            found.update(value if linked else {name: value})
+    yield from _combinations(list(space.items()), when, config, {})
+
+
+def _combinations(
+    left: list[tuple[str, Options | Between]],
+    when: Mapping[str, tuple[str, Any]],
+    config: Mapping[str, Any],
+    found: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    if not left:
         yield found
+        return
+    (name, dimension), *rest = left
+    if name in when:
+        asked, wanted = when[name]
+        if found.get(asked, get_key(config, asked)) != wanted:
+            yield from _combinations(rest, when, config, found)
+            return
+    linked = keys_of(name, dimension) != (name,)
+    is_counted = isinstance(dimension, Options)
+    for value in dimension.values if is_counted else (dimension.low, dimension.high):
+        new = value if linked else {name: value}
+        yield from _combinations(rest, when, config, {**found, **new})

@@ -113,6 +113,14 @@ def test_one_searched_key_is_added_to_the_files(word: str) -> None:
     assert space["peft.r"] == "choice(4, 8)"
 
 
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_key_is_set_whichever_sign_of_hydras_it_has(sign: str) -> None:
+    trainer = composed(f"{sign}trainer.optim=sgd", f"{sign}trainer.neftune_noise_alpha=5")[
+        "trainer"
+    ]
+    assert (trainer["optim"], trainer["neftune_noise_alpha"]) == ("sgd", 5)
+
+
 def test_a_searched_key_of_the_file_is_searched_otherwise() -> None:
     space = composed("trainer.learning_rate=1e-4,3e-4")["sweep"]["space"]
     assert space["trainer.learning_rate"] == "1e-4,3e-4"
