@@ -9,7 +9,13 @@ from pathlib import Path
 
 from orchestrator.cluster.gpus import given_to_ray, idle_cards, usable
 from orchestrator.cluster.placement import Placement, place
-from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, own_cpus, stop_ray
+from orchestrator.cluster.ray_cluster import (
+    address_line,
+    gpus_of_cluster,
+    knock,
+    own_cpus,
+    stop_ray,
+)
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
@@ -100,6 +106,7 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),
+        *filter(None, [address_line(spec.cluster)]),
         f"folder: {folder.root}",
     ]
 

@@ -165,6 +165,22 @@ def _init(cluster: ClusterSpec) -> None:
         raise _no_answer(cluster, error) from None
 
 
+def address_line(cluster: ClusterSpec) -> str:
+    """What RAY_ADDRESS means for a sweep; empty if it is not set, or if an address was typed."""
+    named = scrub(os.environ.get("RAY_ADDRESS", ""))
+    if named and cluster.kind == "local":
+        return f"RAY_ADDRESS is not used: trials stay on this machine; cluster=ray joins {named}"
+    if named and cluster.address == "auto":
+        return f"cluster: {named}, which RAY_ADDRESS names"
+    return ""
+
+
+def _address(cluster: ClusterSpec) -> str:
+    """Where a cluster is; for `auto` Ray looks at RAY_ADDRESS first."""
+    named = os.environ.get("RAY_ADDRESS") if cluster.address == "auto" else None
+    return named or str(cluster.address)
+
+
 def own_cpus(cluster: ClusterSpec) -> int:
     """CPUs of this machine that a Ray of our own is told of."""
     return cluster.cpus or usable_cpus()
@@ -174,11 +190,16 @@ def knock(cluster: ClusterSpec) -> None:
     """See whether anything listens at a cluster's host:port; Ray itself would try for minutes.
 
     Raises:
-        SweepError: nothing listens.
+        SweepError: nothing listens, or RAY_ADDRESS names no cluster.
     """
     if cluster.kind == "local":
         return
-    host, sign, port = str(cluster.address).removeprefix("ray://").rpartition(":")
+    address = _address(cluster)
+    if address == "local":
+        raise SweepError(
+            "RAY_ADDRESS = local: cluster=ray joins a cluster. Unset it, or take cluster=local."
+        )
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
     if sign and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
@@ -188,7 +209,7 @@ def knock(cluster: ClusterSpec) -> None:
 
 def _no_answer(cluster: ClusterSpec, error: Exception) -> SweepError:
     return SweepError(
-        f"cluster.address = {scrub(str(cluster.address))}: no Ray cluster answers "
+        f"cluster.address = {scrub(_address(cluster))}: no Ray cluster answers "
         f"({first_line(error)}). Start one with `ray start --head`, name its address, or take "
         "cluster=local. One that asks for a token wants RAY_AUTH_MODE=token here, too."
     )

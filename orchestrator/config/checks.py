@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.cluster.gpus import gpu_problems
 from orchestrator.storage.run_dir import place_problems
-from sweeps.config.keys import FACTS, STRATEGY, search_refusal
+from sweeps.config.keys import FACTS, STRATEGY, may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.validation import without_strategy
 from sweeps.core.commands import UnwritableError, among, searched
@@ -19,6 +19,7 @@ from sweeps.space.grammar import foreign
 from sweeps.space.parser import lookup, space_of
 from sweeps.space.space import Choice, Interval, Space, set_by
 
+_OF_A_DEVICE = ("trainer.optim", "trainer.optim_args", "trainer.tf32", "trainer.bf16")
 _GOLDEN = 0.6180339887  # as a share of an interval, hardly a whole number
 
 
@@ -50,6 +51,11 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
                 new = peft_problems({**peft, **adapter, name: value})
                 found += [problem for problem in new if str(problem) not in said]
     return found or _fraction_problems(space)
+
+
+def is_of_here(problem: Problem) -> bool:
+    """Whether a problem is of where trials run, which may change from one start to the next."""
+    return may_change(problem.key) or problem.key in _OF_A_DEVICE
 
 
 def with_search(config: Mapping[str, Any], problem: Problem) -> Problem:

@@ -9,8 +9,16 @@ from typing import Any
 from orchestrator.cluster.gpus import usable
 from orchestrator.cluster.ray_cluster import ask_cluster, gpus_of_cluster
 from orchestrator.config import compose
-from orchestrator.config.checks import read_space, spec_problems, training_problems, with_search
+from orchestrator.config.checks import (
+    is_of_here,
+    read_space,
+    spec_problems,
+    training_problems,
+    with_search,
+)
 from orchestrator.config.engine_choice import engine_problems
+from orchestrator.config.run_folder_claim import as_begun, holds
+from orchestrator.storage.run_dir import folder_of
 from sweeps.config.spec import Spec
 from sweeps.config.validation import read_spec, section_problems
 from sweeps.core.errors import ConfigError, Problem
@@ -73,9 +81,14 @@ class Command:
         """
         spec, space, problems = self.spec, self.space, list(self.problems)
         device = guess_device(spec) if spec is not None else "cpu"
-        problems += training_problems(self.config, space, device)
+        found = training_problems(self.config, space, device)
         if spec is not None:
-            problems += spec_problems(spec, space)
+            found += spec_problems(spec, space)
+        if spec is not None and found and holds(folder_of(spec), spec):
+            begun = [problem for problem in found if not is_of_here(problem)]
+            space = replace(space, notes=(*space.notes, *as_begun(begun)))
+            found = [problem for problem in found if is_of_here(problem)]
+        problems += found
         if spec is not None and not problems:
             problems += engine_problems(spec, space, device)
         if problems or spec is None:

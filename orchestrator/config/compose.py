@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from orchestrator.config.config_files import CONF, choice_problem, hiding, not_there, unreadable
 from orchestrator.config.decisions import Decisions
 from orchestrator.config.overrides import Overrides, sort_overrides
-from orchestrator.config.paths import make_absolute
+from orchestrator.config.paths import begun_config, make_absolute
 from sweeps.config.keys import may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS
@@ -103,20 +103,29 @@ def composed_of(argv: Sequence[str]) -> Composed:
         config=resolved,
         fixed=frozenset(overrides.given),
         typed=frozenset(overrides.space) | frozenset(overrides.when),
-        space=space,
-        when=when,
+        space=dict(space),
+        when=dict(when) if isinstance(when, Mapping) else when,
     )
     decisions.settle()
-    resolved["sweep"]["space"] = decisions.space
-    resolved["sweep"]["when"] = decisions.when
+    undecided = _searching(resolved, space, when)
+    begun = begun_config(str(resolved.get("run_dir") or run_dir))
+    if begun and not differing(public(undecided), begun):
+        decisions.leave_as_begun()
+    else:
+        undecided = _searching(resolved, decisions.space, decisions.when)
     return Composed(
-        config=resolved,
+        config=undecided,
         base={section: base[section] for section in SECTIONS},
         name=name,
         run_dir=run_dir,
         notes=(*hiding(overrides.own), *decisions.notes),
         problems=tuple(decisions.problems),
     )
+
+
+def _searching(config: Mapping[str, Any], space: Mapping[str, Any], when: Any) -> dict[str, Any]:
+    """The config with this space."""
+    return {**config, "sweep": {**config["sweep"], "space": space, "when": when}}
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:
@@ -234,7 +243,12 @@ def _finite(value: Any) -> Any:
 
 def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Each key that may not change but does: key, value in the folder's config, value now."""
-    there, now = dict(flatten(written)), dict(flatten(spec.public))
+    return differing(spec.public, written)
+
+
+def differing(config: Mapping[str, Any], written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The same for a config as it may be written down, see `public`."""
+    there, now = dict(flatten(written)), dict(flatten(config))
     return [
         (key, there.get(key), now.get(key))
         for key in sorted(there.keys() | now.keys())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 
-from sweeps.core.commands import command_line
+from sweeps.core.commands import command_line, in_a_shell
 from sweeps.core.errors import ConfigError, Problem, nearest
 
 _PACKAGE = Path(str(files("orchestrator"))).resolve()
@@ -95,7 +94,7 @@ def path_problem(group: str, choice: str, own: Path | None) -> Problem | None:
         there = holder / group / f"{path.stem}.yaml"
         words = command_line(with_config_dir(holder, [f"{group}={path.stem}"]))
         moved = ["mkdir", "-p", str(there.parent)], ["mv", str(path), str(there)]
-        steps = [shlex.join(step) for step in (moved if there != path else ())]
+        steps = [" ".join(map(in_a_shell, step)) for step in (moved if there != path else ())]
         message = f"is chosen by its name, out of a folder {group}/: {' && '.join([*steps, words])}"
     elif path.stem in (known := groups(own).get(group, [])):
         message = f"is written by its name: {group}={path.stem}."
@@ -176,13 +175,13 @@ def _require_groups(folder: Path) -> None:
     shipped = groups()
     known = ", ".join(shipped)
     if folder.is_file():
-        option = f"{OPTION}={shlex.quote(str(folder.parent.parent))}"
+        option = f"{OPTION}={in_a_shell(str(folder.parent.parent))}"
         around = f"name the folder around {folder.parent.name}/, as in {option}"
         raise _refused(folder, f"is a file; {around}")
     if not folder.is_dir():
         beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
         near = nearest(folder.name, [path.name for path in beside if path.is_dir()])
-        where = None if near is None else shlex.quote(str(folder.with_name(near)))
+        where = None if near is None else in_a_shell(str(folder.with_name(near)))
         raise _refused(folder, f"is no folder. {_FORM}", where)
     there = {path.parent.name if path.parent != folder else path.stem for path in _files(folder)}
     if there & {*shipped, "config"}:
@@ -192,7 +191,7 @@ def _require_groups(folder: Path) -> None:
     loose = sorted(path.name for path in folder.glob("*.yaml"))
     other = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.yml"))
     if loose and folder.name in shipped:
-        around = shlex.quote(str(folder.parent))
+        around = in_a_shell(str(folder.parent))
         why = f"is the folder of one group; name the one around it: {OPTION}={around}"
     elif loose:
         why = f"{', '.join(loose[:3])} must lie in the folder of a group ({known}). {_FORM}"

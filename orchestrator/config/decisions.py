@@ -53,6 +53,14 @@ class Decisions:
         self._settle_conditions()
         self.problems += self._unread_data()
 
+    def leave_as_begun(self) -> None:
+        """Turn what was decided into notes: the sweep began when nothing of it was decided."""
+        told = [*self.notes, *map(str, self.problems)]
+        self.notes = [
+            f"this sweep goes on as it began; a new one would differ: {each}" for each in told
+        ]
+        self.problems = []
+
     def _dimensions(self) -> dict[str, Dimension]:
         return {each.name: each for each in self._parsed().dimensions}
 

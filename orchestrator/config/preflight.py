@@ -174,7 +174,8 @@ def check_place(root: Path) -> None:
         SweepError: its path is taken by something else, or it could not be written.
     """
     above = existing(root)
-    taken = next((path for path in (root, *root.parents) if path.exists()), above)
+    # A link that leads nowhere is there, too.
+    taken = next((path for path in (root, *root.parents) if os.path.lexists(path)), above)
     if taken != above or not os.access(above, os.W_OK | os.X_OK):
         why = "is no folder" if taken != above else "cannot be written"
         raise SweepError(f"run_dir = {root}: {taken} {why}. Choose another run_dir=...")

@@ -23,6 +23,8 @@ from orchestrator.config.preflight import (
     room_line,
     step_line,
 )
+from orchestrator.config.run_folder_claim import as_begun
+from orchestrator.storage.run_dir import folder_of
 from sweeps.config.spec import Spec, Strategy, TrainSpec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
@@ -113,10 +115,13 @@ def prepare_training(
     searched = space.values_by_key()
     base = ""
     unknown: Sequence[Problem] = ()
+    begun, told = folder_of(spec).has_begun, list[str]()
     with findings.part():
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
+        if begun:
+            told, unknown = as_begun(unknown), ()
         findings.add(unknown)
         _check_unchanged("the base model", past.driver.base, base, accept=spec.accept_changes)
     with findings.part():
@@ -130,7 +135,10 @@ def prepare_training(
         _check_unchanged("the training data", past.driver.data, fresh, accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
-        findings.add(schedule_problems(spec, space, examples))
+        unfit = schedule_problems(spec, space, examples)
+        if begun:
+            told, unfit = [*told, *as_begun(unfit)], []
+        findings.add(unfit)
     findings.refuse()
     facts = Attempt(
         host=socket.gethostname(),
@@ -150,6 +158,7 @@ def prepare_training(
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
+        *told,
         *changes(past.driver, facts),
     ]
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What an agent or a script sets for a run of its own; of ours there is one for each trial.
+_OF_ONE_RUN = (
+    *("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_LAUNCH", "WANDB_RUN_ID"),
+    *("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
+)
 FLUSH_S = 0.5  # what a kill may cost; wandb's own 15 s would lose short runs whole
 
 
@@ -78,6 +83,8 @@ def set_up() -> Any:
     """Start wandb-core; returns wandb's session, silent from its first word."""
     # Its crash reports would carry local paths, and only listed keys may leave the machine.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    for name in _OF_ONE_RUN:
+        os.environ.pop(name, None)
     import wandb
 
     return wandb.setup(settings=wandb.Settings(silent=True, quiet=True))

@@ -92,12 +92,6 @@ def told_of_a_column(name: str) -> tuple[Any, Any]:
     return {*mapping.values()} - {"zz", "..."}, {name}
 
 
-def told_of_files(name: str) -> tuple[Any, Any]:
-    path = f"{name},b.jsonl"
-    said = refusal(lambda: sort_overrides([f"data.path={path}"]))
-    return value_of(typed_after(said, "a name with commas is written ")), path
-
-
 def told_of_a_text(name: str) -> tuple[Any, Any]:
     said = refusal(lambda: sort_overrides([f"tracking.project={name}"]))
     assume("As text it is written " in said)  # not for what may be meant as an expression
@@ -145,7 +139,6 @@ def told_of_uploads(name: str) -> tuple[Any, Any]:
     "told",
     [
         told_of_a_column,
-        told_of_files,
         told_of_a_text,
         told_of_a_list_of_one,
         told_of_modules,

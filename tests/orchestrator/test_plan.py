@@ -11,6 +11,7 @@ from support.training import LORA, prepared, train_spec
 
 from orchestrator.cli import main
 from orchestrator.config.prepare import Ready, rehearsal_line
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from trainers.packed import engine as packed_engine
 from trainers.sft import trainer as sft_trainer
@@ -35,7 +36,7 @@ def test_the_engine_and_its_place_are_said(
 
 
 def ready(**changes: Any) -> Ready:
-    facts = dict.fromkeys(("data", "base", "versions", "code"), "")
+    facts = Attempt()
     return Ready(examples=8, facts=facts, lines=[], largest=train_spec(**changes), data=prepared())
 
 

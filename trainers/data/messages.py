@@ -75,6 +75,21 @@ def message_notes(values: Iterable[object]) -> list[str]:
     return notes
 
 
+def with_system(name: str, value: object, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages after a system prompt that the row has in a column of its own.
+
+    Raises:
+        SweepError: it is no text, or the messages begin with another one; `name` is the column.
+    """
+    text = read_text(name, value)
+    first = messages[0]
+    if first["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": text}, *messages]
+    if first.get("content") != text:
+        raise SweepError(f"{name} and the messages have different system prompts; keep one")
+    return messages
+
+
 def read_text(name: str, value: object, *, may_be_empty: bool = False) -> str:
     """Check that a value is text, and not empty unless it may be.
 

@@ -116,7 +116,8 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
     cut = {name: tokenizing.cut(part, limit, name) for name, part in whole.items()}
     for name, part in cut.items():
         _refuse_masked(name, part, before=len(whole[name]), limit=limit)
-    notes += [*tokenizing.notes, *tokenizing.seam_notes()]
+    every = [row for part in given.values() for row in part]
+    notes += [*tokenizing.notes, *tokenizing.template_notes(every), *tokenizing.seam_notes()]
     report = _report(train.data, raw, parts, whole, cut, notes)
     return cut, dataclasses.replace(report, stops=tokenizing.stops)
 

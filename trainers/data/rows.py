@@ -113,7 +113,7 @@ def _notes(form: Layout, rows: Sequence[FileRow]) -> list[str]:
         notes.append(f"the rows are read as {form.known_as}; to read them otherwise: {mapping}")
     if not form.is_chat:
         return notes
-    fields = [theirs for ours, theirs in form.columns.items() if ours != "tools"]
+    fields = [theirs for ours, theirs in form.columns.items() if ours not in ("tools", "system")]
     return notes + message_notes(row.values.get(name) for row in rows for name in fields)
 
 

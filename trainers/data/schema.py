@@ -13,7 +13,7 @@ from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
 from trainers.data.files import in_words
-from trainers.data.messages import mappings, read_messages, read_text
+from trainers.data.messages import kind, mappings, read_messages, read_text, with_system
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -21,8 +21,9 @@ SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set h
     "messages": ("messages",),
     "text": ("text",),
 }
-FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), "tools")
-_TEXT_FIELDS = ("prompt", "completion", "text")
+_OF_CHATS = ("tools", "system")  # columns beside those of a shape
+FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), *_OF_CHATS)
+_TEXT_FIELDS = ("prompt", "completion", "text", "system")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
@@ -75,14 +76,19 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         shape = _shape(columns, columns)
     if shape is None:
         raise ConfigError([_missing_columns(spec, theirs, columns)])
-    used = {ours: columns[ours] for ours in (*SHAPES[shape], "tools") if ours in columns}
+    is_chat = _is_chat(shape, columns, rows)
+    if not is_chat and (asked := [ours for ours in _OF_CHATS if ours in spec.columns]):
+        key, message = f"data.columns.{asked[0]}", "is read with chats only; these rows are text."
+        raise ConfigError([Problem(key=key, value=columns[asked[0]], message=message)])
+    fields = (*SHAPES[shape], *(_OF_CHATS if is_chat else ()))
+    used = {ours: columns[ours] for ours in fields if ours in columns}
     templates = frozenset(ours for ours, name in used.items() if name not in theirs)
     read = {name for ours in used for name in _columns_of(used[ours], ours in templates)}
     return Layout(
         shape=shape,
         columns=used,
         templates=templates,
-        is_chat=_is_chat(shape, used, rows),
+        is_chat=is_chat,
         unused=tuple(name for name in theirs if name not in read),
         known_as=schema.name if schema else None,
     )
@@ -98,8 +104,7 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     try:
         for ours in SHAPES[form.shape]:
             theirs = form.columns[ours]
-            is_template = ours in form.templates
-            value = filled(theirs, row.values) if is_template else row.values.get(theirs)
+            value = _value(row, form, ours)
             if value is None:
                 raise SweepError(f"{theirs} is missing")
             values[ours] = (
@@ -108,10 +113,21 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
                 else read_text(theirs, value, may_be_empty=ours == "prompt")
             )
         if "tools" in form.columns:
-            values["tools"] = _tools(row.values.get(form.columns["tools"]))
+            values["tools"] = _tools(form.columns["tools"], _value(row, form, "tools"))
+        if system := _value(row, form, "system"):
+            first = SHAPES[form.shape][0]
+            values[first] = with_system(form.columns["system"], system, values[first])
     except SweepError as error:
         return BadRow(row.where, str(error))
     return FileRow(row.where, values)
+
+
+def _value(row: FileRow, form: Layout, ours: str) -> Any:
+    """What a row holds for our field; None if there is no column for it."""
+    theirs = form.columns.get(ours)
+    if theirs is None:
+        return None
+    return filled(theirs, row.values) if ours in form.templates else row.values.get(theirs)
 
 
 def spec_problems(spec: DataSpec) -> list[Problem]:
@@ -221,9 +237,23 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
     return known[0] if known else nearest(ours, theirs)
 
 
-def _tools(value: object) -> str | None:
-    """Write a row's tools as JSON text, which TRL reads back: Arrow needs one type for all rows."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+def _tools(name: str, value: object) -> str | None:
+    """Write a row's tools as JSON text; None if it has none.
+
+    Raises:
+        SweepError: they are no list of objects.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise SweepError(f"{name} is text that is not JSON") from None
+    if not isinstance(tools, list):
+        raise SweepError(f"{name} is {kind(tools)}, not a list of tools")
+    if odd := [each for each in tools if not isinstance(each, dict)]:
+        raise SweepError(f"{name} holds {kind(odd[0])}; a tool is an object")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _share_problems(spec: DataSpec) -> list[Problem]:

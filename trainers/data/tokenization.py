@@ -23,6 +23,7 @@ from datasets import Dataset, Features, List, Value
 
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line
 from trainers.data.readers import BadRow, FileRow
+from trainers.model import chat_template
 from trainers.model.stopping import end_of_turn
 from trainers.model.tokenizer import IGNORED, set_eos
 
@@ -64,6 +65,7 @@ class Tokenizing:
     ) -> None:
         self._tokenizer = tokenizer
         self._arguments = _arguments(trainer)
+        self._is_chat = is_chat
         set_eos(tokenizer, self._arguments.eos_token)
         if is_chat and not tokenizer.chat_template:
             raise SweepError(
@@ -112,6 +114,26 @@ class Tokenizing:
         }
         return Dataset.from_dict(columns, features=_FEATURES)
 
+    def template_notes(self, rows: Sequence[FileRow]) -> list[str]:
+        """Say which parts of chats the chat template leaves out."""
+        if not self._is_chat:
+            return []
+        chats = [
+            ([_for_template(turn) for turn in _conversation(row.values)], _tools(row.values))
+            for row in rows
+        ]
+        return chat_template.notes(self._written, chats)
+
+    def _written(self, turns: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    copy.deepcopy(list(turns)), tools=tools, tokenize=False
+                )
+            )
+        except Exception:  # Jinja has exceptions of its own; the row is refused by its place
+            return None
+
     def seam_notes(self) -> list[str]:
         """Say how many rows had tokens that grow together where what is learnt begins or ends."""
         pairs = (
@@ -149,12 +171,10 @@ class Tokenizing:
         if "text" in row:
             ids = self._text_ids(self._ended(row["text"]))
             return ids, [True] * len(ids)
-        if "messages" in row:
-            return self._chat(row["messages"], row.get("tools"), prompt=None)
-        if isinstance(row["prompt"], str):
+        if isinstance(row.get("prompt"), str):
             return self._pair(row["prompt"], self._ended(row["completion"]))
-        messages = [*row["prompt"], *row["completion"]]
-        return self._chat(messages, row.get("tools"), prompt=len(row["prompt"]))
+        prompt = len(row["prompt"]) if "prompt" in row else None
+        return self._chat(_conversation(row), _tools(row), prompt=prompt)
 
     def _pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
         """Tokens of a prompt and a completion as text; no prompt's character is learnt."""
@@ -200,8 +220,7 @@ class Tokenizing:
     ) -> tuple[list[int], list[bool]]:
         """Tokens of a conversation, the first `prompt` messages of which are not learnt."""
         turns = [_for_template(message) for message in messages]
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        text, spoken = self._written(turns, tools)
+        text, spoken = self._rendered(turns, tools)
         only_assistant = bool(self._arguments.assistant_only_loss)
         learnt = [not only_assistant] * len(text)  # by character
         if only_assistant:
@@ -212,14 +231,21 @@ class Tokenizing:
         for start, end in self._spans(turns, unwanted, text, spoken, tools):
             learnt[start:end] = [False] * (end - start)
         if prompt is not None and self._completion_only:
-            given, _ = self._written(turns[:prompt], tools, add_generation_prompt=True)
+            given, _ = self._rendered(turns[:prompt], tools, add_generation_prompt=True)
             start = len(given) if text.startswith(given) else self._shared(given, text)
             learnt[:start] = [False] * start
         if unwanted and not any(learnt):
             raise SweepError("no turn of it is to be learnt (weight 0, train false)")
-        return self._parted(text, learnt)
+        ids, mask = self._parted(text, learnt)
+        return ids, self._with_ends(ids, mask) if only_assistant else mask
 
-    def _written(
+    def _with_ends(self, ids: Sequence[int], mask: Sequence[bool]) -> list[bool]:
+        """The mask with the token that ends a turn, which some templates do not mark as learnt."""
+        end, before = self.stops[0], [False, *mask[:-1]]
+        learnt = zip(ids, mask, before, strict=True)
+        return [bit or (was and token == end) for token, bit, was in learnt]
+
+    def _rendered(
         self, turns: Sequence[Mapping[str, Any]], tools: Any, *, add_generation_prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text that the template makes of the turns, and where the assistant's words are.
@@ -303,7 +329,7 @@ class Tokenizing:
     ) -> int:
         if index in (0, len(turns)):
             return 0 if index == 0 else len(text)
-        given, _ = self._written(turns[:index], tools)
+        given, _ = self._rendered(turns[:index], tools)
         if not text.startswith(given):
             raise SweepError(
                 f"messages[{index - 1}] is written otherwise by the chat template if more turns "
@@ -341,7 +367,6 @@ class Tokenizing:
         from trl.chat_template_utils import (
             get_training_chat_template,
             has_generation_markers,
-            is_chat_template_stop_token_trained,
         )
 
         template = None
@@ -355,11 +380,6 @@ class Tokenizing:
                     "them in a copy of it and set model.chat_template=FILE.jinja, or leave "
                     "assistant_only_loss out"
                 ) from None
-        if not is_chat_template_stop_token_trained(self._tokenizer, chat_template=template):
-            self.notes.append(
-                "the chat template leaves the end of the assistant's turn out of the loss: the "
-                "model may not learn to stop"
-            )
         return template
 
 
@@ -394,6 +414,15 @@ def _common(ids: Sequence[int], others: Sequence[int]) -> int:
 def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as templates expect it: content is there, our own mark is not."""
     return {"content": None} | {key: value for key, value in message.items() if key != "train"}
+
+
+def _conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*row.get("messages", ()), *row.get("prompt", ()), *row.get("completion", ())]
+
+
+def _tools(row: Mapping[str, Any]) -> Any:
+    """A row's tools, which are held as JSON text."""
+    return None if row.get("tools") is None else json.loads(row["tools"])
 
 
 def _refuse_no_assistant(

@@ -10,12 +10,12 @@ import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sweeps.config.setting import Kind, Number
 from sweeps.config.spec import ModelSpec
-from sweeps.core.commands import typed
+from sweeps.core import commands
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
 from sweeps.core.naming import SPOKEN
 
@@ -43,6 +43,7 @@ _LIMITS: dict[str, tuple[str, Callable[[Any], bool] | None]] = {
 }
 # Fields that have words of their own in `_variant_problems` and `_target_problems`.
 _CHECKED_ELSEWHERE = ("method", "init_lora_weights", "target_modules", "trainable_token_indices")
+_NUMBERS = ("r", "lora_alpha", "lora_dropout", "bias")
 _HEAD = "lm_head"
 # peft.init_lora_weights: values that leave the base model's weights as they are, so that several
 # trials can share them; and values that take the adapter's start out of them.
@@ -57,9 +58,10 @@ def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
     """Make PEFT's config of `peft`; None for full fine-tuning.
 
     Raises:
-        ConfigError: see `peft_problems`.
+        ConfigError: see `peft_problems`. Fields that sweeps could begin with before they were held
+            against their types are left to PEFT, so that such a sweep goes on.
     """
-    if problems := peft_problems(peft):
+    if problems := peft_problems(peft, typed=_NUMBERS):
         raise ConfigError(problems)
     if peft.get("method", "lora") == "full":
         return None
@@ -107,8 +109,17 @@ def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
     return adapted
 
 
-def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> list[Problem]:
-    """Everything wrong with `peft`, and with `peft` on `model` if that is given."""
+def peft_problems(
+    peft: Mapping[str, Any],
+    model: ModelSpec | None = None,
+    *,
+    typed: Collection[str] | None = None,
+) -> list[Problem]:
+    """Everything wrong with `peft`, and with `peft` on `model` if that is given.
+
+    Args:
+        typed: the fields that are held against their types; None: all.
+    """
     method = peft.get("method", "lora")
     if method not in METHODS:
         message = f"is one of {', '.join(METHODS)}."
@@ -117,7 +128,7 @@ def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> li
     problems = _quantization_problems(method, model)
     if method == "full":
         return problems
-    problems += _unknown_fields(peft) + _value_problems(peft) + _target_problems(peft)
+    problems += _unknown_fields(peft) + _value_problems(peft, typed) + _target_problems(peft)
     problems += _variant_problems(peft)
     if not problems:
         problems += _library_problems(peft)
@@ -154,11 +165,13 @@ def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
-def _value_problems(peft: Mapping[str, Any]) -> list[Problem]:
+def _value_problems(peft: Mapping[str, Any], typed: Collection[str] | None) -> list[Problem]:
     """Values that are not of their field's type, or out of its range."""
     found = []
     for name, value in peft.items():
         if name in _CHECKED_ELSEWHERE or name not in _hints():
+            continue
+        if typed is not None and name not in typed:
             continue
         wanted, is_in_range = _LIMITS.get(name, ("", None))
         try:
@@ -179,7 +192,7 @@ def _as_list(name: str, value: object) -> str:
         _kind(name).read([value])
     except ValueError:
         return ""
-    return f" Write {typed(f'peft.{name}', [value])}"
+    return f" Write {commands.typed(f'peft.{name}', [value])}"
 
 
 @functools.cache

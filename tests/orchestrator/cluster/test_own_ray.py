@@ -12,6 +12,7 @@ import ray
 
 from orchestrator.cluster import placement, ray_cluster
 from sweeps.config.spec import ClusterSpec, EngineSpec
+from sweeps.core.errors import SweepError
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,38 @@ def test_a_containers_memory_bounds_that_of_its_workers(monkeypatch: pytest.Monk
     assert placement.place(engine, ClusterSpec()).memory_mb == 512.0
     joined = ClusterSpec(kind="ray", address="auto")  # its nodes are other machines
     assert placement.place(engine, joined).memory_mb == 16.0 * 1024
+
+
+AUTO = ClusterSpec(kind="ray", address="auto")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        (
+            ClusterSpec(),
+            "RAY_ADDRESS is not used: trials stay on this machine; cluster=ray joins 127.0.0.1:1",
+        ),
+        (AUTO, "cluster: 127.0.0.1:1, which RAY_ADDRESS names"),
+        (ClusterSpec(kind="ray", address="head:6379"), ""),
+    ],
+)
+def test_what_counts_is_said_if_the_environment_names_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, cluster: ClusterSpec, said: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_cluster.address_line(cluster) == ""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert ray_cluster.address_line(cluster) == said
+
+
+def test_a_cluster_that_the_environment_names_is_knocked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    ray_cluster.knock(ClusterSpec())
+    with pytest.raises(SweepError, match=r"cluster.address = 127.0.0.1:1: no Ray cluster answers"):
+        ray_cluster.knock(AUTO)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(SweepError, match="Unset it, or take cluster=local"):
+        ray_cluster.knock(AUTO)
