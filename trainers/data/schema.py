@@ -27,8 +27,8 @@ _TEXT_FIELDS = ("prompt", "completion", "text", "system")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
-    "prompt": ("instruction", "question", "input", "query"),
-    "completion": ("response", "output", "answer", "target"),
+    "prompt": ("instruction", "question", "input", "query", "inputs", "problem", "article"),
+    "completion": tuple("response output answer target targets solution summary chosen".split()),
     "messages": ("conversations", "conversation", "chat", "dialog"),
     "text": ("content", "document", "body"),
 }
@@ -214,6 +214,8 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
     open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
+    if len(theirs) == 2:
+        open_one["completion"] = theirs[1]
     example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",

@@ -59,6 +59,22 @@ def test_json_that_holds_its_rows_in_one_object(
     assert values(path) == ([content] if expected is None else expected)
 
 
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES + '{"prompt": "p", "prompt": "q", "completion": "c"}\n')
+    *_, last = read("data.path", path, "auto")
+    assert last == BadRow(f"{path}:4", "not valid JSON: an object has the key 'prompt' twice")
+
+
+def test_an_object_of_several_splits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": PAIRS, "validation": [], "test": PAIRS}))
+    with pytest.raises(SweepError, match=r"a\.json: holds rows of several splits: train, test\. "):
+        list(read("data.path", path, "auto"))
+    path.write_text(json.dumps({"train": PAIRS, "test": []}))
+    assert values(path) == PAIRS
+
+
 def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(pair, indent=2) for pair in PAIRS))

@@ -193,6 +193,12 @@ def test_the_mapping_that_is_suggested_can_be_pasted(tmp_path: Path) -> None:
     assert rows.read(spec(path, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
+def test_of_two_columns_the_second_is_suggested_as_the_answer(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"Frage": "Wer?", "Antwort": "Ich."})
+    with pytest.raises(ConfigError, match=r"data\.columns=\{prompt: Frage, completion: Antwort\}"):
+        rows.read(spec(path))
+
+
 def test_wrong_mapping_names_the_nearest_column(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"question": "p", "answer": "c"})
     wrong = {"promt": "question", "completion": "anser"}
