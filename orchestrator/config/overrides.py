@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -24,6 +25,7 @@ from orchestrator.config.config_files import (
 )
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
+from sweeps.config.spec import SearchName
 from sweeps.core.commands import masked_word, searched, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
@@ -36,6 +38,8 @@ _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose 
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
+# What other tools call a group of ours.
+_GROUPS_OF_OTHERS = {"wandb": "tracking", "lora": "peft", "training": "trainer", "dataset": "data"}
 _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 
@@ -154,7 +158,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         into.for_hydra.append(word)
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
-        return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
+        section = key.split(".")[0]
+        near = _GROUPS_OF_OTHERS.get(section) or nearest(section, known)
+        return Problem(key=key, message=there, nearest=near)
     else:
         # Hydra's own + refuses a key that is there; a value is set in either case.
         into.for_hydra.append(
@@ -212,11 +218,22 @@ def _take_group(
     if choice not in choices:
         message = f"is none of its choices: {', '.join(choices)}."
         message += renamed_note(group, choice, into.own)
-        return Problem(key=group, value=choice, message=message, nearest=nearest(choice, choices))
+        near = _named_directly(group, choice) or nearest(choice, choices)
+        return Problem(key=group, value=choice, message=message, nearest=near)
     if group == "sweep":  # the folder has its name
         into.naming = [name for name in into.naming if name != f"{group}={choice}"]
     into.for_hydra.append(word)
     return None
+
+
+def _named_directly(group: str, name: str) -> str | None:
+    """The words for a file, a model or a search that is named where a choice of the group goes."""
+    if group == "sweep" and name in get_args(SearchName):
+        return typed("sweep.search", name)
+    choice = {"data": "file", "model": "hub"}.get(group)
+    if choice is None or not re.search(r"[./~]", name):
+        return None
+    return f"{group}={choice} {typed(f'{group}.path', name)}"
 
 
 def _take_space(text: str, into: Overrides) -> Problem | None:

@@ -553,6 +553,14 @@ def _full(draw: Draw, line: _Line) -> None:
     line.refused = re.escape(key)
 
 
+def _twice(draw: Draw, line: _Line) -> None:
+    """A key with a value, and to be searched as well."""
+    key = draw(st.sampled_from(["peft.lora_alpha", "trainer.max_grad_norm", "trainer.adam_beta1"]))
+    line.words = [each for each in line.words if f"{key}=" not in each]
+    line.words += draw(st.permutations([f"{key}=0.5", f"{key}=0.25,0.5"]))
+    line.refused = re.escape(key)
+
+
 _BROKEN: dict[str, Callable[..., Any]] = {
     "misspelt": _misspelt,
     "boolean": _no_boolean,
@@ -560,4 +568,5 @@ _BROKEN: dict[str, Callable[..., Any]] = {
     "foreign value": _foreign_value,
     "foreign key": _foreign_key,
     "full": _full,
+    "twice": _twice,
 }
