@@ -104,7 +104,19 @@ class Table:
     told: tuple[str, ...] = ()
 
 
-_ODD_NAMES = ("Question", "the answer", "réponse", "q.1", "问题", "a-b", "Prompt (en)", "x=y", "C#")
+_ODD_NAMES = (
+    "Question, in full",
+    "a;b",
+    "Question",
+    "the answer",
+    "réponse",
+    "q.1",
+    "问题",
+    "a-b",
+    "Prompt (en)",
+    "x=y",
+    "C#",
+)
 
 
 def _texts_table(draw: Draw, count: int) -> Table:
@@ -449,7 +461,11 @@ def _csv_file(draw: Draw, name: str, rows: Sequence[Mapping[str, Any]]) -> Writt
     quoting = (
         csv.QUOTE_ALL if awkward else draw(st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
     )
-    lines = [_csv_line(row, delimiter, end, quoting) for row in (names, *cells)]
+    lines = [_csv_line(row, delimiter, end, quoting) for row in cells]
+    of_names = csv.QUOTE_ALL if any(letter in "".join(names) for letter in ",;|") else quoting
+    lines.insert(0, _csv_line(names, delimiter, end, of_names))
+    if quoting == csv.QUOTE_ALL and delimiter == "," and draw(st.integers(0, 4)) == 4:
+        lines = [_spaced_line(row, end) for row in (names, *cells)]
     if ending == ".csv" and draw(st.integers(0, 5)) == 5:
         lines[0] = f"sep={delimiter}{end}{lines[0]}"
     if draw(st.booleans()):
@@ -464,6 +480,11 @@ def _csv_line(cells: Sequence[str], delimiter: str, end: str, quoting: int) -> s
     line = io.StringIO(newline="")
     csv.writer(line, delimiter=delimiter, lineterminator=end, quoting=quoting).writerow(cells)  # type: ignore[arg-type]
     return line.getvalue()
+
+
+def _spaced_line(cells: Sequence[str], end: str) -> str:
+    """Quoted cells with a blank after each comma, as people write it."""
+    return ", ".join('"' + cell.replace('"', '""') + '"' for cell in cells) + end
 
 
 def _cell(value: Any) -> str:

@@ -254,8 +254,9 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
         named = re.fullmatch(r"sep=(.)\s*", first)  # a line that spreadsheet programs write
         if named:
             first, skipped = file.readline(), 1
-        delimiter = named[1] if named else _delimiter(first)
-        spaced = f"{delimiter} " in first and f"{delimiter}" != " "
+        delimiter = named[1] if named else _delimiter(path, first)
+        others = _cells(first, delimiter)[1:]
+        spaced = bool(others) and all(cell.startswith(" ") for cell in others)
         lines = itertools.chain([first] if first else [], file)
         reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
         header: list[str] | None = None
@@ -276,12 +277,23 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
                 yield FileRow(f"{path}:{start}", dict(zip(header, cells, strict=True)))
 
 
-def _delimiter(first: str) -> str:
+def _delimiter(path: Path, first: str) -> str:
     """The delimiter of the line that names the columns: the one that parts it most often."""
+    is_tabbed = decoding.suffix(path) in (".tsv", ".tab")
+    counts = {each: len(_cells(first, each)) for each in _DELIMITERS}
+    if is_tabbed and (counts["\t"] > 1 or max(counts.values()) <= 1):
+        return "\t"
     if "," in first and "\t" not in first and ";" not in first:
         return ","
-    counts = {each: len(next(csv.reader([first], delimiter=each), [])) for each in _DELIMITERS}
     return max(_DELIMITERS, key=lambda each: counts[each])
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    """The cells of a line; none if its quotes do not go with the delimiter."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _header(where: str, cells: list[str]) -> list[str]:

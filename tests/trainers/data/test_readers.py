@@ -118,6 +118,24 @@ def test_tables_as_spreadsheets_write_them(
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "row"),
+    [
+        ("a.tsv", "text\nyes, indeed\n", {"text": "yes, indeed"}),
+        ("a.tab", 'a\t"b, c, d"\n1,2\t3\n', {"a": "1,2", "b, c, d": "3"}),
+        ("a.csv", '"a, b",c\n1, 2\n', {"a, b": "1", "c": " 2"}),
+        ("a.csv", '"a", "b"\n"1", "2"\n', {"a": "1", "b": "2"}),
+        ("a.csv", '"a;b";"c|d"\n1,5; x\n', {"a;b": "1,5", "c|d": " x"}),
+    ],
+)
+def test_a_columns_name_does_not_decide_how_cells_are_parted(
+    tmp_path: Path, name: str, text: str, row: dict[str, str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert values(path) == [row]
+
+
 def test_doubled_columns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text,text\na,b\n")
