@@ -230,6 +230,8 @@ def _named_directly(group: str, name: str) -> str | None:
     """The words for a file, a model or a search that is named where a choice of the group goes."""
     if group == "sweep" and name in get_args(SearchName):
         return typed("sweep.search", name)
+    if group == "peft" and name == "dora":
+        return "peft.use_dora=true"
     choice = {"data": "file", "model": "hub"}.get(group)
     if choice is None or not re.search(r"[./~]", name):
         return None

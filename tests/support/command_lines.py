@@ -118,7 +118,6 @@ FIXED: dict[str, st.SearchStrategy[Any]] = {
     "engine.cpus_per_trial": st.sampled_from([1, 2, 0.5]),
     "peft.rank_pattern": st.sampled_from([{}, {"q_proj": 4}, {"q_proj": 4, "v_proj": 2}]),
     "peft.modules_to_save": st.sampled_from([None, ["lm_head"]]),
-    "peft.layers_to_transform": st.sampled_from([None, 0, [0, 1]]),
 }
 _BOOLEAN_KEYS = (
     *("peft.use_rslora", "trainer.gradient_checkpointing", "trainer.logging_first_step"),

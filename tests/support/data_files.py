@@ -278,6 +278,7 @@ def _chats_table(draw: Draw, count: int) -> Table:
     weighs = draw(st.integers(0, 2)) == 2
     has_tools = template == RICH and draw(st.booleans())
     note = draw(st.sampled_from([None, None, "id", "timestamp"]))
+    apart_systems = draw(st.integers(0, 3)) == 3  # in a column of their own
     values, meant, words = [], [], set()
     for _ in range(count):
         turns = _turns(draw, template, nulls=not plain)
@@ -289,7 +290,9 @@ def _chats_table(draw: Draw, count: int) -> Table:
         given = next(i for i in reversed(range(len(turns))) if turns[i].role == "user") + 1
         given = given if is_pair else 0
         written = [_written_turn(draw, turn, sharegpt=sharegpt, plain=plain) for turn in turns]
-        for each, turn in zip(written, turns, strict=True):
+        apart = apart_systems and turns[0].role == "system" and turns[0].content != ""
+        written, start = (written[1:], 1) if apart else (written, 0)
+        for each, turn in zip(written, turns[start:], strict=True):
             said = each["from" if sharegpt else "role"]
             if said != turn.role:
                 words.add(f"{said} as {turn.role}")
@@ -297,7 +300,9 @@ def _chats_table(draw: Draw, count: int) -> Table:
             written[0][note] = 7
         row: dict[str, Any] = {name: written}
         if is_pair:
-            row = {"prompt": written[:given], "completion": written[given:]}
+            row = {"prompt": written[: given - start], "completion": written[given - start :]}
+        if apart:
+            row["system"] = turns[0].content
         tools = None
         if has_tools:
             parameters = {"type": "object", "properties": {"city": {"type": "string"}}}

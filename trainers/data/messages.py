@@ -154,7 +154,6 @@ def _message(name: str, value: object) -> dict[str, Any]:
         raise SweepError(f"{name} is {kind(value)}, not {{role: ..., content: ...}}")
     if "from" in value and "value" in value and "role" not in value:  # ShareGPT's words
         value = {_SHAREGPT.get(key, key): each for key, each in value.items()}
-        value["role"] = str(value["role"])
     message = {key: value[key] for key in _KEPT if value.get(key) is not None}
     theirs = read_text(f"{name}.role", message.get("role"))
     message["role"] = _role(theirs)

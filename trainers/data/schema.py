@@ -28,7 +28,9 @@ _TEXT_FIELDS = ("prompt", "completion", "text", "system")
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
     "prompt": ("instruction", "question", "input", "query", "inputs", "problem", "article"),
-    "completion": tuple("response output answer target targets solution summary chosen".split()),
+    "completion": tuple(
+        "response output answer target targets solution summary highlights chosen".split()
+    ),
     "messages": ("conversations", "conversation", "chat", "dialog"),
     "text": ("content", "document", "body"),
 }
@@ -213,9 +215,9 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
-    open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
-    if len(theirs) == 2:
-        open_one["completion"] = theirs[1]
+    first = _alias("prompt", theirs) or (theirs[0] if theirs else "question")
+    second = _alias("completion", theirs) or (theirs[1] if len(theirs) == 2 else "...")
+    open_one = {"prompt": first, "completion": second}
     example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",

@@ -104,7 +104,8 @@ class Tokenizing:
             except SweepError as error:
                 bad.append(BadRow(row.where, str(error)))
             except Exception as error:  # Jinja, tokenizers: each has exceptions of its own
-                bad.append(BadRow(row.where, f"cannot be tokenized: {_refusal(error)}"))
+                why = f"cannot be tokenized: {_refusal(error)}{_about_calls(row.values)}"
+                bad.append(BadRow(row.where, why))
         columns = {
             "input_ids": [ids for ids, _ in found],
             "labels": [
@@ -433,6 +434,18 @@ def _refuse_no_assistant(
     if any(turn["role"] == "assistant" for turn in turns):
         raise SweepError("the chat template marks none of its words as the assistant's")
     raise SweepError("no assistant turn, of which trainer.assistant_only_loss=true learns")
+
+
+def _about_calls(row: Mapping[str, Any]) -> str:
+    """What may be wrong with a row that the chat template does not write."""
+    if "text" in row or isinstance(row.get("prompt"), str):
+        return ""
+    if all(turn.get("content") is not None for turn in _conversation(row)):
+        return ""
+    return (
+        ". The chat template may know no tool calls, whose turns have no content: set "
+        "model.chat_template=FILE.jinja to one that does"
+    )
 
 
 def _refusal(error: Exception) -> str:

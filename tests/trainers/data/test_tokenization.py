@@ -89,6 +89,11 @@ def test_tool_calls_are_learnt_verbatim_whatever_other_rows_have(tmp_path: Path)
     assert shown[3][0].startswith("<user>hi<assistant>hello")
 
 
+def test_a_template_that_knows_no_calls_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"rows\.jsonl:1: cannot be .*may know no tool calls"):
+        prepared(tmp_path, [call("weather", city="Paris")])
+
+
 def test_each_row_has_its_own_tools(tmp_path: Path) -> None:
     first = {**chat("a", "b"), "tools": [{"name": "clock", "parameters": {"zone": {"type": "s"}}}]}
     second = {**chat("a", "b"), "tools": [{"name": "weather", "strict": True}]}
