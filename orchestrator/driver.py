@@ -25,6 +25,7 @@ from orchestrator.cluster.ray_cluster import (
 )
 from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
 from orchestrator.config.command import Command, checked
+from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
@@ -133,6 +134,7 @@ class Driver:
         self._copies = copies
         self._display = Display(folder, spec.public)
         self._attempts = 0  # before this one
+        self._tokens = 0.0  # of a trial
         self._is_broken = False
         self._leaving = threading.RLock()
         self._coordinator: CoordinatorActor  # from `_get_ready` on
@@ -165,6 +167,7 @@ class Driver:
             self._signals.take_over()
             placement = place(self._spec.engine, self._spec.cluster, most)
         findings.refuse()  # what the data and what the machine lacks, together
+        self._tokens = ready.tokens
         engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
         rules = assignment_rules(
             self._spec,
@@ -299,7 +302,7 @@ class Driver:
         self, workers: Workers, heartbeat: Heartbeat, began: float, capacity: CapacityWatch
     ) -> None:
         interrupted = False
-        budget = self._spec.sweep.time_budget_s
+        budget, hours = self._spec.sweep.time_budget_s, self._spec.sweep.device_hours
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
@@ -322,6 +325,10 @@ class Driver:
                 budget = None
                 self._display.say("The time budget is spent: trials commit and wait.")
                 send(self._coordinator.interrupt, Stop(cause=Cause.TIME_BUDGET), True)
+            if hours is not None and self._history.device_hours(time.time()) >= hours:
+                hours = None
+                self._display.say("The device-hours are spent: trials commit and wait.")
+                send(self._coordinator.interrupt, Stop(cause=Cause.DEVICE_HOURS), True)
         self._follow()
 
     def _follow(self) -> None:
@@ -340,7 +347,8 @@ class Driver:
     def _tell_step(self, told: Mapping[str, Any]) -> None:
         """Say what the dry run measured, now or at an earlier start; nothing if none was done."""
         if found := DryRun.recorded(told):
-            self._display.say(step_line(found, told.get("lanes")))
+            expected = expected_lines(self._spec, self._space, self._tokens, found)
+            self._display.say(step_line(found, told.get("lanes")), *expected)
 
     def _interrupt(self, name: str) -> None:
         self._display.say(f"{name}: trials commit a checkpoint and stop; once more leaves at once.")

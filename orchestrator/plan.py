@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from orchestrator.cluster.gpus import given_to_ray, idle_cards, usable
@@ -17,15 +18,17 @@ from orchestrator.cluster.ray_cluster import (
     stop_ray,
 )
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
+from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
-from orchestrator.config.prepare import prepare_training, rehearsal_line
+from orchestrator.config.prepare import dry_run_line, prepare_training
 from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
 from orchestrator.tracking.tracker import look_for_server
 from sweeps.config.spec import Spec
 from sweeps.ledger.history import History, read_history
+from sweeps.search.pruning import misled
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 
@@ -65,8 +68,11 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         engine = choose(spec, space, on_gpu=device == "cuda")
         about = [engine_line(engine, placement) if placement else engine.why]
         about += _about_devices(spec)
-        rehearsal, packed = Path(scratch, "rehearsal"), engine.lanes > 1
-        step = rehearsal_line(ready, past, rehearsal, device, spec.strategy, packed=packed)
+        place_of_step, packed = Path(scratch, "dry_run"), engine.lanes > 1
+        expected = partial(expected_lines, spec, space, ready.tokens)
+        step = dry_run_line(
+            ready, past, place_of_step, device, spec.strategy, packed=packed, more=expected
+        )
         lines = [*ready.lines, *about, step, tracking.result()]
     display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
     return 0
@@ -100,13 +106,15 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     """Lines on what will run."""
     configs = space.planned(spec.sweep.trials)
     repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    count = f"at most {configs}" if spec.sweep.search == "quick" else _count(configs)
     pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
     return [
-        f"sweep {spec.name}: {_count(configs)} trials{repeats} by {spec.sweep.search}{pruner}",
+        f"sweep {spec.name}: {count} trials{repeats} by {spec.sweep.search}{pruner}",
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),
         *filter(None, [address_line(spec.cluster)]),
+        *misled(spec.sweep, space, spec.train.trainer),
         f"folder: {folder.root}",
     ]
 

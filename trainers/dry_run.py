@@ -26,7 +26,7 @@ from trainers.trial.meters import PeakMemory, free_memory, held_mb
 from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import DryRun, Observer, Outcome, Task
 
-_KEY = "rehearsal"
+_KEY = "dry_run"
 _EVALUATED = 8  # rows
 # The schedule and its rate differ from trial to trial: a rate at which one of them diverges is no
 # reason to refuse all.
@@ -40,7 +40,7 @@ _HARMLESS = {
 Train = Callable[[Task, PreparedData, Observer], Outcome]
 
 
-def rehearse(
+def dry_run(
     spec: TrainSpec,
     data: PreparedData,
     folder: Path,
@@ -121,14 +121,16 @@ def _one_step(
         step_mb=max(0.0, memory.mb - held),
         checkpoint_mb=audience.bytes / 2**20,
         seconds=time.monotonic() - began,
+        train_s=audience.train_s,
     )
 
 
 class _Audience:
-    """Observes the step, and notes the checkpoint's size."""
+    """Observes the step, and notes its seconds and the checkpoint's size."""
 
     attempt = 1
     bytes = 0
+    train_s = 0.0
 
     def begin(self, step: int, reports: list[Report]) -> bool:
         return True
@@ -140,6 +142,7 @@ class _Audience:
         return Decision.CONTINUE
 
     def report(self, report: Report) -> Decision:
+        self.train_s = report.metrics.get("seconds", 0.0)
         return Decision.CONTINUE
 
     def may_commit(self) -> None:

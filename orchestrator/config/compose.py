@@ -51,6 +51,7 @@ class Composed:
         config: all of it, resolved.
         base: its training sections, unresolved.
         name, run_dir: the sweep's, if the config leaves them open.
+        given: the keys that the command line sets.
         notes: what was decided where the command line and the sweep's file differ.
         problems: what was typed and would be read by no trial.
     """
@@ -59,6 +60,7 @@ class Composed:
     base: dict[str, Any]
     name: str
     run_dir: str
+    given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -102,6 +104,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
     decisions = Decisions(
         config=resolved,
         fixed=frozenset(overrides.given),
+        forced=frozenset(overrides.forced),
         typed=frozenset(overrides.space) | frozenset(overrides.when),
         space=dict(space),
         when=dict(when) if isinstance(when, Mapping) else when,
@@ -118,6 +121,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
         base={section: base[section] for section in SECTIONS},
         name=name,
         run_dir=run_dir,
+        given=frozenset(overrides.given),
         notes=(*hiding(overrides.own), *decisions.notes),
         problems=tuple(decisions.problems),
     )

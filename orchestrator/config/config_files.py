@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from importlib.resources import files
@@ -86,10 +87,11 @@ def path_problem(group: str, choice: str, own: Path | None) -> Problem | None:
     """What to do with a file that was named by its path; None if `choice` is no path."""
     choice = choice.strip().strip("'\"")
     path = Path(choice).expanduser().absolute()
-    if path.suffix not in (".yaml", ".yml") and not (path.is_file() and "/" in choice):
+    is_there = os.path.isfile(path)  # a Path raises OSError if its name is too long
+    if path.suffix not in (".yaml", ".yml") and not ("/" in choice and is_there):
         return None
     near = None
-    if path.is_file():
+    if is_there:
         holder = path.parent.parent if path.parent.name == group else own or path.parent
         there = holder / group / f"{path.stem}.yaml"
         words = command_line(with_config_dir(holder, [f"{group}={path.stem}"]))

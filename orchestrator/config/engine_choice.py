@@ -10,6 +10,7 @@ from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
 from sweeps.core.errors import Problem
+from sweeps.search.quick import abreast
 from sweeps.space.space import Space
 
 # Measured with benchmarks/packing.py: on one core, more lanes gain nothing. At most: on a GPU how
@@ -76,7 +77,7 @@ def planned_trials(spec: Spec, space: Space) -> int | None:
 
 def most_workers(spec: Spec, space: Space) -> int:
     """At most as many workers as there are trials, or as the user allows."""
-    limits = [spec.sweep.max_concurrent, planned_trials(spec, space)]
+    limits = [spec.sweep.max_concurrent, planned_trials(spec, space), abreast(spec.sweep)]
     return min([n for n in limits if n is not None], default=10**6)
 
 

@@ -33,6 +33,8 @@ from sweeps.space.grammar import foreign
 
 SPACE = "sweep.space"
 WHEN = "sweep.when"
+_OF_SETTINGS = ("trainer.lr_scheduler_kwargs", "sweep.budget")
+FIRST = "sweep.first"
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
@@ -52,6 +54,7 @@ class Overrides:
         space, when: searched key -> expression, searched key -> condition.
         replaces_space: `space` takes the place of the file's.
         naming: the overrides that the hash in the default folder's name is made of.
+        forced: the keys that are set with ++, though no trial may read them.
         own: the folder of --config-dir.
     """
 
@@ -60,12 +63,18 @@ class Overrides:
     when: dict[str, str] = field(default_factory=dict)
     replaces_space: bool = False
     naming: list[str] = field(default_factory=list)
+    forced: set[str] = field(default_factory=set)
     own: Path | None = None
 
     @property
     def given(self) -> set[str]:
-        """The keys that Hydra is told to set."""
-        return {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
+        """The keys that Hydra is told to set; those within a mapping too, if each is a setting."""
+        keys = {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
+        for key in keys & {*_OF_SETTINGS}:
+            word = next(each for each in reversed(self.for_hydra) if _cut(each)[1] == key)
+            value = OverridesParser.create().parse_override(word).value()
+            keys |= {f"{key}.{name}" for name in (value if isinstance(value, Mapping) else ())}
+        return keys
 
 
 def sort_overrides(argv: Sequence[str]) -> Overrides:
@@ -85,6 +94,8 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
     if problems:
         raise ConfigError(problems)
     _settle_budget(sorted_)
+    if FIRST in sorted_.given:
+        sorted_.for_hydra.insert(0, f"++{FIRST}=null")  # Hydra puts no list over a mapping
     return sorted_
 
 
@@ -156,6 +167,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         into.space[key] = text
     elif prefix == "~":
         into.for_hydra.append(word)
+        into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
         section = key.split(".")[0]

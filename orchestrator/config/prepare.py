@@ -7,12 +7,12 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.command import guess_device
 from orchestrator.config.preflight import (
@@ -74,6 +74,14 @@ class Ready:
     largest: TrainSpec
     data: PreparedData
 
+    @property
+    def tokens(self) -> float:
+        """Of a trial; those of its evaluations count a third, since they take no backward pass."""
+        from trainers.data.preparation import lengths
+
+        trained = float(lengths(self.data.train).mean()) * self.examples
+        return trained + float(lengths(self.data.evaluation).sum()) * self.largest.evaluations / 3
+
     def known_dry_run(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
     ) -> tuple[str, DryRun | None]:
@@ -108,7 +116,7 @@ def prepare_training(
     from trainers.memory_estimate import needs
     from trainers.model.loading import choose_for, fingerprint_base, target_problems
     from trainers.model.source import require_weights
-    from trainers.sft.validation import notes
+    from trainers.sft.validation import notes, rounding_notes
 
     findings = Findings()
     device = guess_device(spec)
@@ -157,6 +165,8 @@ def prepare_training(
         room,
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
+        *step_notes(spec, space, examples),
+        *rounding_notes(spec.train, searched),
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
         *told,
         *changes(past.driver, facts),
@@ -164,7 +174,7 @@ def prepare_training(
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
 
 
-def rehearsal_line(
+def dry_run_line(
     ready: Ready,
     past: History,
     folder: Path,
@@ -172,10 +182,12 @@ def rehearsal_line(
     strategy: Strategy = "ddp",
     *,
     packed: bool = False,
+    more: Callable[[DryRun], Sequence[str]] = lambda _: (),
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
 
     Args:
+        more: what else is to be said of the step, a line each.
         packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
@@ -187,15 +199,15 @@ def rehearsal_line(
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
-        from trainers.dry_run import rehearse
+        from trainers.dry_run import dry_run
 
         try:
             train = _engine_of(ready.largest, device, packed=packed)
-            found = rehearse(ready.largest, ready.data, folder, device, train)
+            found = dry_run(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
-    return step_line(found)
+    return "\n".join([step_line(found), *more(found)])
 
 
 def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
@@ -226,13 +238,34 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     from trainers.sft import config
 
     found: dict[tuple[str, str], Problem] = {}
-    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
-        train = read_train(config_of(spec, values))
+    for values, train in _schedules(spec, space):
         for problem in config.schedule_problems(train.trainer, steps=train.steps(examples)):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
             message = f"{problem.message} (The trial with {words}.)" if words else problem.message
             found.setdefault((str(problem.value), problem.key), replace(problem, message=message))
     return list(found.values())
+
+
+def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:
+    """Say which trials see fewer examples in all than one of their optimizer steps takes."""
+    least = math.inf
+    for values, train in _schedules(spec, space):
+        rows = train.batch_size * train.accumulation_steps
+        if examples < rows < least:
+            least, words = rows, " ".join(f"{key}={value}" for key, value in values.items())
+    if math.isinf(least):
+        return []
+    where = f" (the trial with {words})" if words else ""
+    return [
+        f"sweep.budget gives a trial {examples:,} examples, less than one optimizer step of "
+        f"{least:,}{where}: it takes one step of {examples:,}"
+    ]
+
+
+def _schedules(spec: Spec, space: Space) -> Iterator[tuple[Mapping[str, Any], TrainSpec]]:
+    """The searched values that decide schedules, in every combination, and the training of each."""
+    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
+        yield values, read_train(config_of(spec, values))
 
 
 def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:

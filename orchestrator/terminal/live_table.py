@@ -106,7 +106,6 @@ class Display:
 
     def _head(self, history: History, left: float | None) -> RenderableType:
         """Name, a bar over all trials, how many ended, elapsed, left."""
-        done = sum(record.state.is_finished() for record in history.trials.values())
         total = planned_trials(history, self._configs)
         head = Table.grid(padding=(0, 2, 0, 0), expand=True)
         head.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
@@ -119,9 +118,11 @@ class Display:
         head.add_row(
             Text(history.name or "sweep", style="bold"),
             ProgressBar(
-                total=max(1, total or len(history.trials)), completed=done, complete_style="cyan"
+                total=max(1, total or len(history.trials)),
+                completed=history.ended,
+                complete_style="cyan",
             ),
-            Text(f"{done} of {total or '?'}"),
+            Text(f"{history.ended} of {total or '?'}"),
             Text(times),
         )
         return head

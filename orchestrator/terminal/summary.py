@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.config.device_hours import used_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knobs_grid
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
@@ -19,6 +20,7 @@ from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.importance import Effect
+from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import margin
 from sweeps.results.trials_csv import Row, ranked
@@ -53,7 +55,8 @@ def summary(
     rows = ranked(history)
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
-    parts += [Text(note) for note in (*verdicts(history), *notes)]
+    parts += [Text(note) for note in (*verdicts(history), *notes, *used_lines(history))]
+    parts += hints(history)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
@@ -98,6 +101,15 @@ def verdicts(history: History) -> list[str]:
             f"Better by mean, but ranked lower for want of completed repeats: trial {numbers}."
         )
     return found
+
+
+def hints(history: History) -> list[RenderableType]:
+    """What a wider or longer sweep may find, each with its command."""
+    return [
+        part
+        for hint in outlook(history)
+        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
+    ]
 
 
 def knob_part(

@@ -16,6 +16,7 @@ from sweeps.config.setting import (
     Count,
     FromZero,
     Keys,
+    Mappings,
     NotNegative,
     Number,
     Positive,
@@ -30,7 +31,7 @@ Metric = Literal["eval_loss", "train_loss"]
 # What trials can be ranked by, and which way it is better; each is in every report of a trial.
 METRICS: Mapping[Metric, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"]
+SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc", "quick"]
 PrunerName = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
@@ -112,6 +113,8 @@ class SearchSpec:
 
     space: Mapping[str, Any] = setting(factory=dict, tracked=True)
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    # Partial configs that are tried before the search's own; may_change: a folder may get more.
+    first: Mappings = setting((), may_change=True, tracked=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
     search: SearchName = setting("grid", tracked=True)
@@ -128,6 +131,7 @@ class SearchSpec:
         owner="all trials see equally much, or they could not be compared; run one sweep for each "
         "value, or read the losses of one long trial at its sweep.evaluations",
     )
+    device_hours: Positive | None = setting(None, may_change=True, tracked=True)
     time_budget_s: Positive | None = setting(None, may_change=True, tracked=True)
     max_concurrent: Count | None = setting(None, may_change=True)
     max_retries: FromZero = setting(2, may_change=True)
@@ -152,6 +156,7 @@ class ClusterSpec:
     address: str | None = None
     cpus: Count | None = None  # local: None takes what there is
     gpus: FromZero | None = None
+    price_per_device_hour: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,8 @@ class Suggestions:
         """End the replay, and find out whether everything has been tried."""
         self._search.settle()
         finite = not self._space.is_continuous
-        self._exhausted = finite and first_untried(self._space, self._tried) is None
+        used_up = finite and first_untried(self._space, self._tried) is None
+        self._exhausted = used_up or self._search.has_found
 
     # ------------------------------------------------------------------ what to try
 
@@ -73,7 +74,7 @@ class Suggestions:
         while self.wants_config():
             suggestion = self._next(doubles)
             if suggestion is None:
-                self._exhausted = True
+                self._exhausted = not self._search.is_waiting
                 return None
             self._tried.add(picked_id(suggestion.picked))
             key = trial_key(config_of(self._spec, suggestion.values))
@@ -154,7 +155,7 @@ class Suggestions:
         """Do again what an ask in the ledger did."""
         if isinstance(event, events.Ask) and event.repeat:
             return
-        self._search.replay_ask(event.choices, by_hand=event.by_hand)
+        self._search.replay_ask(event.choices, by_hand=event.by_hand, first=event.first)
         self._tried.add(picked_id(event.choices))
         if isinstance(event, events.Duplicate):
             self._tell_double(event.config, self._history.trials[event.duplicate])

@@ -100,6 +100,23 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join([*_PROGRAM, *shown])
 
 
+def changed(command: str, words: Sequence[str], folder_suffix: str = "") -> str:
+    """A command that `command_line` wrote, with these words in place of its own for their keys.
+
+    Args:
+        folder_suffix: is put behind the folder that the command names, if it does.
+    """
+    keys = {word.partition("=")[0] for word in words}
+    kept = []
+    for word in shlex.split(command)[len(_PROGRAM) :]:
+        key = word.lstrip("+").partition("=")[0].removeprefix("sweep.space.")
+        if key == "run_dir":
+            word = f"{word}{folder_suffix}" if word[-1] != '"' else f'{word[:-1]}{folder_suffix}"'
+        if key not in keys:
+            kept.append(word)
+    return command_line([*kept, *words])
+
+
 def _quoted(text: str) -> str:
     """In double quotes. Backslashes count only before a quote, or at the end."""
     escaped = re.sub(r'(\\*)("|\Z)', lambda found: found[1] * 2 + (r"\"" if found[2] else ""), text)

@@ -90,6 +90,7 @@ class Ask(Event):
         config: number of the Optuna trial that suggested it; the repeats of a config share it.
         choices: dimension -> what was picked.
         params: the config keys that this sets.
+        first: the part of `choices` that an entry of `sweep.first` gave.
     """
 
     trial: Key
@@ -100,6 +101,7 @@ class Ask(Event):
     choices: Keys
     by_hand: Flag = False
     params: Keys
+    first: Keys | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,7 @@ class Duplicate(Event):
     choices: Keys
     by_hand: Flag = False
     params: Keys
+    first: Keys | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,8 @@ class History:
     interrupted: bool = False
     began: float | None = None
     latest: float | None = None  # time of the last event
+    _device_s: float = 0.0  # of workers that have no trial any more
+    _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
     _values: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
     _unfinished: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
@@ -92,6 +94,9 @@ class History:
 
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""
+        if isinstance(event, events.Attempt):
+            for worker in list(self._busy):  # the last word of the driver before was its end
+                self._rest(worker)
         self.latest = event.time
         match event:
             case events.Sweep():
@@ -138,6 +143,8 @@ class History:
                 record.worker = event.worker
                 record.device = event.device
                 record.started = event.time
+                if event.time is not None:
+                    self._busy.setdefault(event.worker, (event.time, set()))[1].add(record.key)
             case events.Report():
                 record.reports[event.index] = event.report
                 self._values.pop(record.key, None)
@@ -147,6 +154,7 @@ class History:
                 if event.step not in record.checkpoints:
                     record.checkpoints.append(event.step)
             case events.Retry():
+                self._leave(record)
                 self._move(record, State.WAITING)
                 record.reason = event.reason
                 if event.kind == "oom":
@@ -155,11 +163,41 @@ class History:
                 elif event.kind != "moved":
                     record.retries += 1
             case events.End():
+                self._leave(record)
                 self._move(record, State(event.state))
                 record.kind = event.kind
                 record.reason = event.reason
                 record.ended = event.time
                 record.totals = dict(event.totals)
+
+    def device_hours(self, now: float | None = None) -> float:
+        """Hours for which devices had a trial, over all starts; `now` is for those that still have.
+
+        The lanes of a worker share its device; a trial on several devices takes them all.
+        """
+        now = self.latest if now is None else now
+        running = sum((now or 0.0) - since for since, _ in self._busy.values())
+        return (self._device_s + running * self._devices) / 3600
+
+    @property
+    def _devices(self) -> float:
+        """Devices of a worker; below 1 if several workers share one."""
+        engine = self.spec.get("engine") or {}
+        share = engine.get("gpus_per_trial")
+        part = share if isinstance(share, float) and 0 < share < 1 else 1.0
+        return float(engine.get("devices_per_trial") or 1) * part
+
+    def _leave(self, record: Record) -> None:
+        """A trial is off its worker's device."""
+        if record.worker in self._busy:
+            keys = self._busy[record.worker][1]
+            keys.discard(record.key)
+            if not keys:
+                self._rest(record.worker)
+
+    def _rest(self, worker: str) -> None:
+        since, _ = self._busy.pop(worker)
+        self._device_s += ((self.latest or since) - since) * self._devices
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""
@@ -203,6 +241,11 @@ class History:
     def unfinished(self) -> list[Record]:
         """Trials that wait or run, in the order in which they were asked for."""
         return list(self._unfinished.values())
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended, however."""
+        return len(self.trials) - len(self._unfinished)
 
     def count(self, *states: State) -> int:
         return sum(self._counts[state] for state in states)

@@ -416,7 +416,7 @@ def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) ->
 
 @pytest.mark.long
 def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> None:
-    command = make(  # what is searched is not rehearsed
+    command = make(  # what is searched is not tried first
         "trainer.learning_rate=1e-4,2e-4,3e-4",
         "sweep.space={peft.layer_replication: choice([[0, 9]])}",
         *("peft.target_modules=[q_proj]", "sweep.max_same_error=2"),

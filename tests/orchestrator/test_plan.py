@@ -10,7 +10,7 @@ import pytest
 from support.training import LORA, prepared, train_spec
 
 from orchestrator.cli import main
-from orchestrator.config.prepare import Ready, rehearsal_line
+from orchestrator.config.prepare import Ready, dry_run_line
 from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from trainers.packed import engine as packed_engine
@@ -46,7 +46,7 @@ def test_the_step_is_the_engines_own(
 ) -> None:
     other = (sft_trainer, "train") if packed else (packed_engine, "train_alone")
     monkeypatch.setattr(*other, None)
-    said = rehearsal_line(ready(), History(), tmp_path / "step", "cpu", packed=packed)
+    said = dry_run_line(ready(), History(), tmp_path / "step", "cpu", packed=packed)
     assert said.startswith("one real step of 4 of the longest rows")
 
 
@@ -55,7 +55,7 @@ def test_the_step_of_what_is_no_lane_is_sfttrainers(
 ) -> None:
     monkeypatch.setattr(packed_engine, "train_alone", None)
     alone = ready(peft={"method": "lora", "r": 2, "use_dora": True})
-    said = rehearsal_line(alone, History(), tmp_path / "step", "cpu", packed=True)
+    said = dry_run_line(alone, History(), tmp_path / "step", "cpu", packed=True)
     assert said.startswith("one real step")
 
 
@@ -84,5 +84,5 @@ def test_the_words_of_the_assistant_alone_are_learnt_in_either_engine(
 ) -> None:
     """The labels say what is learnt; SFTTrainer would refuse the key beside them."""
     only = ready(assistant_only_loss=True, peft=peft)
-    said = rehearsal_line(only, History(), tmp_path / "step", "cpu", packed=packed)
+    said = dry_run_line(only, History(), tmp_path / "step", "cpu", packed=packed)
     assert said.startswith("one real step")

@@ -16,14 +16,14 @@ from support.training import TINY, prepared, train_spec
 from orchestrator.cli import main
 from orchestrator.config import preflight
 from orchestrator.config.preflight import Findings, changes, largest, room_line, size, step_line
-from orchestrator.config.prepare import Ready, rehearsal_line
+from orchestrator.config.prepare import Ready, dry_run_line
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.core.trial import State
 from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from trainers.data.dataset import PreparedData
-from trainers.dry_run import Train, failed_step, rehearse
+from trainers.dry_run import Train, dry_run, failed_step
 from trainers.memory_estimate import Needs, needs
 from trainers.model.loading import choose
 from trainers.packed.compatibility import settings
@@ -87,7 +87,7 @@ def test_what_a_trial_takes_is_counted_from_the_config_alone() -> None:
     assert whole.memory_mb > found.memory_mb
 
 
-def test_the_largest_of_what_is_searched_is_rehearsed() -> None:
+def test_the_largest_of_what_is_searched_is_tried() -> None:
     searched: dict[str, Any] = {
         "trainer.per_device_train_batch_size": [2, 16],
         "peft.r": [4, 64],
@@ -103,8 +103,8 @@ def test_one_real_step_is_trained_by_either_engine_and_leaves_nothing(
     engine: str, tmp_path: Path
 ) -> None:
     spec = train_spec(learning_rate=1e30, lr_scheduler_type="cosine_with_min_lr")
-    folder = tmp_path / "rehearsal"
-    found = rehearse(spec, prepared(), folder, "cpu", ENGINES[engine](spec))
+    folder = tmp_path / "dry_run"
+    found = dry_run(spec, prepared(), folder, "cpu", ENGINES[engine](spec))
     longest = sorted(map(len, prepared().train["input_ids"]))[-spec.batch_size :]
     assert (found.rows, found.tokens, found.too_many) == (spec.batch_size, sum(longest), 0)
     assert found.checkpoint_mb > 0
@@ -136,12 +136,12 @@ def short_of_memory(most: int) -> Train:
 def test_a_micro_batch_that_does_not_fit_is_halved_once_as_a_trials_would_be(
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "rehearsal"
-    found = rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
+    folder = tmp_path / "dry_run"
+    found = dry_run(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
     assert (found.rows, found.too_many) == (2, 4)
     assert "4 rows run out of memory: trials with so many go on with half" in step_line(found)
     with pytest.raises(MemoryError) as caught:
-        rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
+        dry_run(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
     why, text = failed_step(caught.value, train_spec())
     assert why.startswith("one step of the largest micro-batch (4 of the longest rows) runs out of")
     assert "80 GiB" in why
@@ -222,7 +222,7 @@ def test_changed_data_is_refused_and_may_be_accepted(
 
 def test_a_driver_without_a_gpu_plans_for_those_of_other_nodes(tmp_path: Path) -> None:
     ready = Ready(examples=8, facts=Attempt(), lines=[], largest=train_spec(), data=prepared())
-    said = rehearsal_line(ready, History(), tmp_path, "cuda")
+    said = dry_run_line(ready, History(), tmp_path, "cuda")
     assert said == "no step was tried: this machine has no GPU to try it on"
     room = room_line(make()[0], PLENTY, "cuda", tmp_path)
     assert "of the memory of a GPU that is not on this machine a trial" in room

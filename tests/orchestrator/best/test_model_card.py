@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from support.driving import SMALL, make
+from support.driving import SMALL, ending, make
 from support.sweep_events import BOX, Sweep
 
 from orchestrator.best.merge import export
@@ -74,6 +74,9 @@ def again(spec: Spec, found: Best) -> Spec:
         ([], {"peft.target_modules": r"model\.layers\.\d+\.'\"(q|v)_proj\\"}),
         ([], {"peft.target_modules": r"\${q} \\${peft.method}"}),
         (["sweep.budget.epochs=0.5", "sweep.evaluations=3", "seed=7"], {}),
+        (["sweep=joint"], {"trainer.lr_scheduler_type": "cosine", "trainer.optim": "sgd"}),
+        (["trainer.adam_beta1=0.8", "trainer.optim=adamw_torch,sgd"], {"trainer.optim": "sgd"}),
+        (["data=file", "data.path=a", "++data.name=b", "++peft.r=2", "peft=full"], {}),
         (["run_dir=outputs/my sweep", "sweep.metric=train_loss"], {LR: 1}),
     ],
 )
@@ -212,6 +215,6 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
             metrics={"eval_loss": eval_loss, "train_loss": train_loss},
         )
         coordinator.report(trial.key, attempt, told)
-    coordinator.end("w", trial.key, attempt, {"state": State.COMPLETED})
+    coordinator.end("w", ending(trial.key, attempt, State.COMPLETED))
     job = coordinator.next_job("w")
     assert (job.kind, job.step, job.expected) == ("prove", 4, 1.5)

@@ -140,3 +140,21 @@ def test_a_large_grid_is_counted_and_a_part_of_one_is_called_so(tmp_path: Path) 
     first, _, note, _ = planned(tmp_path, *words, "sweep.trials=5")
     assert first == "sweep base: 5 trials by grid"
     assert note.startswith("the first 5 of the grid's 198,000")
+
+
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        ([], [3e-4, 1e-3]),
+        (["peft=full"], [3e-5, 1e-4]),
+        (["trainer.learning_rate=1e-4,1e-3,1e-2"], [1e-3]),
+        (["sweep.first=[{trainer.learning_rate: 2e-4}]"], [2e-4]),
+        (["sweep.search=grid", "trainer.learning_rate=1e-4,1e-3"], []),
+    ],
+)
+def test_what_a_file_tries_first_fits_the_method_and_the_space(
+    words: list[str], rates: list[float]
+) -> None:
+    spec = Command.read(["sweep=quick", *words]).spec
+    assert spec is not None
+    assert [entry["trainer.learning_rate"] for entry in spec.sweep.first] == rates

@@ -40,7 +40,7 @@ def told(folder: Path) -> list[Event]:
     return read(folder / "ledger.jsonl")
 
 
-def test_one_worker_rehearses_and_the_others_wait(
+def test_one_worker_does_the_dry_run_and_the_others_wait(
     coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
     job = coordinator.next_job("a", 8)
@@ -55,7 +55,7 @@ def test_one_worker_rehearses_and_the_others_wait(
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_trials_come_with_what_a_lane_took_in_the_rehearsal(is_known: bool, tmp_path: Path) -> None:
+def test_trials_come_with_what_a_lane_took_in_the_dry_run(is_known: bool, tmp_path: Path) -> None:
     """By which a worker with a GPU knows how many it has room for; at a later start, too."""
     spec, space = make(SMALL, search="grid", trials=None)
     coordinator = CoordinatorActor(spec, space, tmp_path)

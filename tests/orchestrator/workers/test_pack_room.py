@@ -81,7 +81,7 @@ class Lanes:
             self.pack._observers.pop(self._card.lanes.pop())
 
 
-def test_without_a_rehearsal_lanes_double_once_they_have_shown_what_they_take(
+def test_without_a_dry_run_lanes_double_once_they_have_shown_what_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lanes = Lanes(Card(24, 1), monkeypatch)
@@ -94,7 +94,7 @@ def test_without_a_rehearsal_lanes_double_once_they_have_shown_what_they_take(
     assert counts == [1, 2, 4, 8, 16, 19]  # nine tenths of the card, without the base
 
 
-def test_a_pack_begins_with_as_many_as_the_rehearsal_allows(
+def test_a_pack_begins_with_as_many_as_the_dry_run_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lanes = Lanes(Card(80, 1), monkeypatch)
