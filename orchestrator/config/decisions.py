@@ -79,12 +79,16 @@ class Decisions:
     def _both_typed(self) -> Iterator[Problem]:
         """Keys typed both with a value and with a search; a condition may leave the value."""
         conditions = self.when if isinstance(self.when, Mapping) else {}
-        for key in sorted(self.fixed & self.typed - set(conditions)):
-            value = lookup(self.config, key)
-            message = (
-                f"is typed twice: as {_text(value)}, and to be searched. Leave one of them out."
-            )
-            yield Problem(key=key, message=message)
+        for name, dimension in self._dimensions().items():
+            if name not in self.typed or name in conditions:
+                continue
+            for key in self.fixed.intersection(set_by(dimension)):
+                value = _text(lookup(self.config, key))
+                by = "" if key == name else f" by {name}"
+                message = (
+                    f"is typed twice: as {value}, and to be searched{by}. Leave one of them out."
+                )
+                yield Problem(key=key, message=message)
 
     def _dimensions(self) -> dict[str, Dimension]:
         return {each.name: each for each in self._parsed().dimensions}

@@ -11,17 +11,20 @@ COUNTED = "what became of them"
 
 
 @pytest.fixture
-def counted(request: pytest.FixtureRequest) -> Iterator[Callable[[str, bool, str], None]]:
-    """Count a case: its kind, whether it is valid by construction, and what became of it."""
+def counted(request: pytest.FixtureRequest) -> Iterator[Callable[[object, str], None]]:
+    """Count a case by what became of it; hypothesis may draw the same one again."""
     found: Counter[str] = Counter()
+    seen: set[int] = set()
 
-    def count(kind: str, is_valid: bool, outcome: str) -> None:
-        found[f"{'valid' if is_valid else 'broken'} and {outcome}"] += 1
+    def count(case: object, outcome: str) -> None:
+        seen.add(hash(repr(case)))
+        found[outcome] += 1
 
     yield count
     total = sum(found.values()) or 1
-    shares = ", ".join(f"{words} {count / total:.1%}" for words, count in found.most_common())
-    request.node.user_properties.append((COUNTED, f"{total:,} cases: {shares}"))
+    shares = ", ".join(f"{words} {number / total:.1%}" for words, number in found.most_common())
+    text = f"{total:,} cases, {len(seen):,} of them different: {shares}"
+    request.node.user_properties.append((COUNTED, text))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -31,24 +31,22 @@ def check_case(case: DataCase) -> str:
         AssertionError: it was not accepted as meant, or not refused in words that name the place.
     """
     with tempfile.TemporaryDirectory() as folder:
+        expected = meant(case)
+        refused = case.refused or ("" if expected else r"data\.max_length")  # cut before any label
         try:
             found, report = prepared(case, Path(folder))
         except SweepError as error:
             refusal = str(error)
-            expected = meant(case)
-            if not case.refused and not any(expected):
-                assert "data.max_length" in refusal, refusal
-                return "refused"
-            assert case.refused, f"not accepted: {refusal}"
-            assert re.search(case.refused, refusal), f"{case.refused!r} is not named: {refusal}"
+            assert refused, f"not accepted: {refusal}"
+            assert re.search(refused, refusal), f"{refused!r} is not named: {refusal}"
             assert "\n\n" not in refusal, refusal
-            return "refused"
-    assert not case.refused, f"accepted, though {case.refused!r} was to be refused"
-    assert found == meant(case)
+            return "broken and refused" if case.refused else "cut too short and refused"
+    assert not refused, f"accepted, though {refused!r} was to be refused"
+    assert found == expected
     said = "\n".join(report.lines())
     for words in case.told:
         assert words in said, f"{words!r} is not told: {said}"
-    return "accepted"
+    return "valid and accepted"
 
 
 def prepared(case: DataCase, folder: Path) -> tuple[Rows, DataReport]:

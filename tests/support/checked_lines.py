@@ -44,13 +44,13 @@ def check_line(case: LineCase) -> str:
             assert "\n\n" not in refusal, refusal
             if case.hint is not None:
                 _check_hint(case, refusal)
-            return "refused"
+            return "broken and refused"
         assert not case.refused, f"accepted, though {case.refused!r} was to be refused"
         _check_space(space, case.space)
         for ours, theirs in zip(_ours(case), _theirs(spec, space, case), strict=True):
             assert_same(theirs, ours, "trial")
         _check_sections(spec, case)
-    return "accepted"
+    return "valid and accepted"
 
 
 def trial_of(case: LineCase) -> TrainSpec:
@@ -145,7 +145,7 @@ def _reordered(space: Found, order: list[str]) -> Iterator[dict[str, Any]]:
 
 def _check_sections(spec: Spec, case: LineCase) -> None:
     sweep = {**case.config["sweep"]}
-    for name in ("space", "when"):
+    for name in ("space", "when", "first"):
         sweep.pop(name)
     found = {key: value for key, value in asdict(spec.sweep).items() if key in sweep}
     assert_same(found, sweep, "sweep")

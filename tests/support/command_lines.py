@@ -180,9 +180,12 @@ def _quoted(draw: Draw, text: str) -> str:
     return f"{quote}{escaped}{quote}"
 
 
-def _search(draw: Draw, key: str, values: st.SearchStrategy[Any]) -> tuple[str, Options | Between]:
+def _search(
+    draw: Draw, key: str, values: st.SearchStrategy[Any], *, commas: bool = True
+) -> tuple[str, Options | Between]:
     """A search of a key as one may type it, and what it means."""
-    form = draw(st.sampled_from(["choice", "choice", "commas", "range", "interval", "log", "int"]))
+    forms = ["choice", "choice", "commas", "range", "interval", "log", "int"]
+    form = draw(st.sampled_from([each for each in forms if commas or each != "commas"]))
     if form == "range" and key in ("peft.r", "trainer.gradient_accumulation_steps"):
         low, count, step = draw(_SMALL), draw(st.integers(2, 4)), draw(st.integers(1, 4))
         options = tuple(low + i * step for i in range(count))
@@ -276,6 +279,40 @@ def _fix(draw: Draw, line: _Line, key: str, value: Any) -> None:
             line.refused = re.escape(key)
 
 
+def _replace_space(draw: Draw, line: _Line) -> None:
+    """A space of one's own in the place of the file's, perhaps with keys that are set together."""
+    line.space.clear()
+    parts = []
+    if draw(st.booleans()):
+        keys = draw(
+            st.lists(st.sampled_from(sorted(SEARCHED)), min_size=2, max_size=3, unique=True)
+        )
+        rows = draw(
+            st.lists(
+                st.fixed_dictionaries({key: SEARCHED[key] for key in keys}),
+                min_size=1,
+                max_size=3,
+                unique_by=repr,
+            )
+        )
+        if len({_plainly(row) for row in rows}) < len(rows):
+            rows = rows[:1]  # 0 and 0.0 are one value
+        parts.append(f"linked: choice({', '.join(typed(draw, row) for row in rows)})")
+        line.space["linked"] = Options(tuple(rows))
+        line.taken.update(keys)
+    for key in draw(st.lists(st.sampled_from(sorted(SEARCHED)), max_size=2, unique=True)):
+        if key not in line.taken:
+            text, line.space[key] = _search(draw, key, SEARCHED[key], commas=False)
+            parts.append(f"{key}: {text}")
+            line.taken.add(key)
+    line.when = {name: each for name, each in line.when.items() if name in line.space}
+    line.words.append("sweep.space={" + ", ".join(parts) + "}")
+
+
+def _plainly(row: Mapping[str, Any]) -> str:
+    return repr([float(v) if isinstance(v, int | float) else v for v in row.values()])
+
+
 def _search_key(draw: Draw, line: _Line, key: str) -> None:
     text, dimension = _search(draw, key, SEARCHED[key])
     line.words.append(f"{draw(st.sampled_from(['', '', 'sweep.space.']))}{key}={text}")
@@ -297,12 +334,42 @@ def _settled(draw: Draw, line: _Line) -> None:
             else:
                 del line.space[name]
             del line.when[name]
+    _settle_unread(line)
     is_counted = all(isinstance(each, Options) or each.whole for each in line.space.values())
     if not is_counted or draw(st.integers(0, 4)) == 4:
         search = draw(st.sampled_from(["random", "tpe"]))
         trials = draw(st.integers(2, 20))
         line.words += [f"sweep.search={search}", f"sweep.trials={trials}"]
         line.config["sweep"] |= {"search": search, "trials": trials, "search_options": {}}
+
+
+_ADAM = ("trainer.adam_beta1", "trainer.adam_beta2", "trainer.adam_epsilon")
+
+
+def _settle_unread(line: _Line) -> None:
+    """What is typed and would be read by no trial is refused."""
+    if line.taken.intersection(_ADAM) and not any(
+        str(optim).startswith("adamw") for optim in _values(line, "trainer.optim")
+    ):
+        _refuse(line, "|".join(re.escape(key) for key in _ADAM if key in line.taken))
+    key = "trainer.warmup_steps"
+    if key in line.space and set(_values(line, "trainer.lr_scheduler_type")) == {"constant"}:
+        _refuse(line, re.escape(key))
+
+
+def _values(line: _Line, key: str) -> list[Any]:
+    """What a key may be in some trial."""
+    found = [get_key(line.config, key)]
+    for name, dimension in line.space.items():
+        if isinstance(dimension, Options) and key in keys_of(name, dimension):
+            linked = name != key
+            found += [each[key] if linked else each for each in dimension.values]
+    return found
+
+
+def _refuse(line: _Line, pattern: str) -> None:
+    """One fault may hide another."""
+    line.refused = f"{line.refused}|{pattern}" if line.refused else pattern
 
 
 _FILE_NAMES = [
@@ -372,6 +439,8 @@ def _base_line(draw: Draw, peft: str = "lora") -> tuple[_Line, tuple[str, ...]]:
     files: tuple[str, ...] = ()
     if draw(st.integers(0, 3)) == 3:
         files = (_name_path(draw, line),)
+    if peft == "lora" and draw(st.integers(0, 5)) == 5:
+        _replace_space(draw, line)
     for _ in range(draw(st.integers(1, 3))):
         key = draw(st.sampled_from([*SEARCHED, *SEARCHED, *FIXED]))
         if key in line.taken or (peft == "full" and key.startswith("peft.")):
