@@ -12,6 +12,8 @@ import pytest
 from tools import tiny_model
 from trainers.data import docstrings
 
+Documented = docstrings.Function | ast.ClassDef | ast.Module
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
