@@ -86,6 +86,8 @@ class Signals:
         self._taken = time.monotonic()
         self.seen.append(signal.Signals(number))
         if self._leave is None:
+            if len(self.seen) == 1:  # not by print, which this may have interrupted
+                os.write(2, b"\n%b: no trial was started.\n" % self.seen[0].name.encode())
             raise SystemExit(self.exit_code)
         if len(self.seen) > 1:
             self._leave()
