@@ -46,6 +46,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop_watching()
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
