@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 
 def sweep(overrides: Sequence[str], *, config_dir: str | os.PathLike[str] | None = None) -> Outcome:
     """Run a sweep or go on with it; see `orchestrator.api.sweep`."""
-    from orchestrator.api import (
-        sweep as run,  # here, since this package is imported by every worker
-    )
+    with warnings.catch_warnings():  # tqdm's in a notebook: a package for bars that are not shown
+        warnings.filterwarnings("ignore", "IProgress not found")
+        from orchestrator.api import sweep as run  # here: every worker imports this package
 
     return run(overrides, config_dir=config_dir)
