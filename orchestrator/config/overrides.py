@@ -42,7 +42,13 @@ _SECTIONS = {
     **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
 }
 _SECRET_REASON = "its value has a character that must be quoted"
-_TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
+_TEXTS = (
+    "name",
+    "model.",
+    "data.",
+    "tracking.",
+    "trainer.optim_args",
+)  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")

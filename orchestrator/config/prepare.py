@@ -177,6 +177,7 @@ def prepare_training(
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
         *step_notes(spec, space, examples),
         *rounding_notes(spec.train, searched),
+        *_loss_notes(spec),
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
         *told,
         *changes(past.driver, facts),
@@ -270,6 +271,19 @@ def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
                 Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")
             )
     return found[:1]
+
+
+def _loss_notes(spec: Spec) -> list[str]:
+    """Say if the model is trained by another loss than it is measured by."""
+    from trainers.model.source import beyond_the_loss, load_config
+
+    what = beyond_the_loss(load_config(spec.train.model))
+    if what is None:
+        return []
+    return [
+        f"{spec.train.model.path} has {what}, which SFTTrainer's loss leaves out: eval_loss is the "
+        "model's own, and train_loss is not quite"
+    ]
 
 
 def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:
