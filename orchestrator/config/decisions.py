@@ -59,6 +59,7 @@ class Decisions:
 
     def settle(self) -> None:
         """Take out of the space what is fixed, and what no trial reads."""
+        self.problems += self._both_typed()
         for name, dimension in self._dimensions().items():
             if name not in self.typed:
                 self._fix(name, dimension)
@@ -76,6 +77,20 @@ class Decisions:
             f"this sweep goes on as it began; a new one would differ: {each}" for each in told
         ]
         self.problems = []
+
+    def _both_typed(self) -> Iterator[Problem]:
+        """Keys typed both with a value and with a search; a condition may leave the value."""
+        conditions = self.when if isinstance(self.when, Mapping) else {}
+        for name, dimension in self._dimensions().items():
+            if name not in self.typed or name in conditions:
+                continue
+            for key in self.fixed.intersection(set_by(dimension)):
+                value = _text(lookup(self.config, key))
+                by = "" if key == name else f" by {name}"
+                message = (
+                    f"is typed twice: as {value}, and to be searched{by}. Leave one of them out."
+                )
+                yield Problem(key=key, message=message)
 
     def _dimensions(self) -> dict[str, Dimension]:
         return {each.name: each for each in self._parsed().dimensions}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -24,6 +25,7 @@ from orchestrator.config.config_files import (
 )
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
+from sweeps.config.spec import SearchName
 from sweeps.core.commands import masked_word, searched, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
@@ -52,6 +54,7 @@ _TEXTS = (
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
+# What other tools call a group of ours.
 _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 
@@ -178,7 +181,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
-    elif prefix:
+    elif prefix == "~":
         into.for_hydra.append(word)
         into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
@@ -187,7 +190,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         near = _SECTIONS.get(section) or nearest(section, known)
         return Problem(key=key, message=there, nearest=near)
     else:
-        into.for_hydra.append(f"++{word}")  # `sweeps.config.validation` finds unknown names
+        # Hydra's own + refuses a key that is there; a value is set in either case.
+        # `sweeps.config.validation` finds unknown names.
+        into.for_hydra.append(f"++{word.removeprefix(prefix)}")
     return None
 
 
@@ -254,6 +259,10 @@ def _meant(group: str, choice: str) -> str:
     if group == "tracking" and choice in ("online", "wandb_online"):
         return " tracking=wandb is online if there is a key for it."
     choice = choice.strip().strip("'\"")
+    if group == "sweep" and choice in get_args(SearchName):
+        return f" Write {typed('sweep.search', choice)}"
+    if group == "peft" and choice == "dora":
+        return " Write peft.use_dora=true"
     holder = {"data": "file", "model": "hub"}.get(group)
     if holder is None or not re.search(r"[/.~]", choice):
         return ""

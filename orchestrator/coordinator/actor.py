@@ -24,7 +24,7 @@ from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
-from sweeps.ledger.events import Attempt
+from sweeps.ledger.events import Attempt, End
 from sweeps.ledger.history import History
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
@@ -234,7 +234,8 @@ class CoordinatorActor:
             is_first = self._gate.take(worker)
             return Job(kind="dry_run" if is_first else "wait", spec=self._gate.train)
         room = min(room, self._lanes)
-        trial = self._assigner.deal(worker, room=room, finished=self._finished())
+        finished = self._coordinator.history.ended
+        trial = self._assigner.deal(worker, room=room, finished=finished)
         if trial is not None:
             alone = self._is_last_try(trial.key)
             return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
@@ -260,9 +261,6 @@ class CoordinatorActor:
             self._open(found)
         except LedgerWriteError as error:
             self._gate.refuse(str(error))
-
-    def _finished(self) -> int:
-        return self._coordinator.history.count(*(state for state in State if state.is_finished()))
 
     def _is_last_try(self, key: str) -> bool:
         """Whether a trial has no retry left; then no other trial should share its process."""
@@ -303,13 +301,13 @@ class CoordinatorActor:
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         self._coordinator.committed(key, attempt, step, size)
 
-    def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
+    def end(self, worker: str, ended: End, error: str = "") -> None:
         """End a trial, or pause it if the state is WAITING."""
-        self._assigner.release(worker, key)
-        if ending["state"] is State.WAITING:
-            self._coordinator.pause(key, attempt, ending.get("reason", ""))
+        self._assigner.release(worker, ended.trial)
+        if ended.state == State.WAITING:
+            self._coordinator.pause(ended.trial, ended.attempt, ended.reason)
             return
-        self._coordinator.end(key, attempt, **ending)
+        self._coordinator.end(ended, error)
         self._table.refresh(self._coordinator.history)
 
     def proven(

@@ -94,7 +94,7 @@ def _driver(
 ) -> list[RenderableType]:
     """Whether the sweep is running, and how long it will be."""
     total = planned_trials(history, planned_configs(history.spec))
-    ended = sum(record.state.is_finished() for record in history.trials.values())
+    ended = history.ended
     if holder is not None:
         left = time_left_s(history, progress, total, time.time())
         more = "" if left is None else f", about {duration_text(left)} left"

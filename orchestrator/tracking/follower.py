@@ -1,4 +1,4 @@
-"""The tracking process: python -m orchestrator.tracking.follower, started by TrackerProcess.
+"""Follows a sweep's files in the tracking process, which TrackerProcess starts.
 
 It reads a `Job` from its stdin, and at the end of the sweep the seconds that are left. If stdin
 ends before, the driver is gone, and the process leaves at once.

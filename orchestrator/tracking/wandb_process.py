@@ -1,4 +1,4 @@
-"""wandb's own process: its settings, how runs end in time, and how it is killed if they do not.
+"""Controls wandb's own process: its settings, the end of its runs, and its own end.
 
 wandb does its uploads in a process of its own, `wandb-core`, which writes every run to disk first.
 It never falls back to offline by itself: `wandb.init` raises after its timeout, and `run.finish`
@@ -51,7 +51,7 @@ def restart() -> None:
 
 
 def run_settings(patience: Patience) -> Any:
-    """No charts, files or facts of this machine: the workers' machines do the training."""
+    """Build settings without charts, files or facts of this machine: workers do the training."""
     import wandb
 
     chosen: dict[str, Any] = {
@@ -99,5 +99,5 @@ def tear_down() -> None:
 
 
 def _refuse_stop() -> None:
-    """The stop button of W&B's page would interrupt this process."""
+    """Say that W&B's stop button does nothing; it would interrupt this process."""
     log.warning("W&B: its stop button does nothing here; stop the sweep with Ctrl-C")

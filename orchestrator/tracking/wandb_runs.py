@@ -1,4 +1,4 @@
-"""The tracker for W&B: one run for each trial, and one that sums the sweep up."""
+"""Shows a sweep in W&B: one run for each trial, and one that sums the sweep up."""
 
 from __future__ import annotations
 
@@ -112,9 +112,7 @@ class WandbRuns:
         if not self._history.trials:
             return
         self._with_run(_SWEEP, self._sum_up)
-        records = self._history.trials.values()
-        finished = all(record.state.is_finished() for record in records)
-        self._close({_SWEEP: 0 if finished else _INTERRUPTED}, timeout_s)
+        self._close({_SWEEP: _INTERRUPTED if self._history.unfinished() else 0}, timeout_s)
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are, and how to upload what was not."""

@@ -77,7 +77,7 @@ class Coordinator:
             self._retention.begin()
             for record in self.history.unfinished():
                 if record.pruned_at is not None:
-                    self._end(record, State.PRUNED)
+                    self._finish(record, State.PRUNED)
 
     def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
@@ -198,7 +198,7 @@ class Coordinator:
                 if report.index and report.index not in record.reports:
                     self._report(record, report)
             if record.pruned_at is not None:
-                self._end(record, State.PRUNED)
+                self._finish(record, State.PRUNED)
                 return None
             return attempt
 
@@ -262,25 +262,19 @@ class Coordinator:
         with self._guard:
             self._check(key, attempt)
 
-    def end(
-        self,
-        key: str,
-        attempt: int,
-        state: State,
-        *,
-        kind: str = "",
-        reason: str = "",
-        error: str = "",
-        totals: Mapping[str, float] | None = None,
-    ) -> None:
-        """A trial has ended. `reason` is one line; `error`, a traceback, goes to error.txt."""
+    def end(self, ended: events.End, error: str = "") -> None:
+        """A trial has ended; its reason is one line, and `error`, a traceback, goes to error.txt.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun.
+        """
         with self._guard:
-            record = self._check(key, attempt)
-            reason = scrub(reason)
-            self._keep_error(key, error)
-            self._end(record, state, kind=kind, reason=reason, totals=totals)
-            if kind == "bug":
-                self._stop_if_all_fail_alike(reason)
+            self._check(ended.trial, ended.attempt)
+            self._keep_error(ended.trial, error)
+            ended = replace(ended, reason=scrub(ended.reason))
+            self._end(ended)
+            if ended.kind == "bug":
+                self._stop_if_all_fail_alike(ended.reason)
 
     def pause(self, key: str, attempt: int, reason: str = "") -> None:
         """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
@@ -330,7 +324,7 @@ class Coordinator:
             if record.halvings or half is None:
                 why = "at half the micro-batch too" if record.halvings else "it cannot be halved"
                 reason = f"{scrub(reason)} ({size}: {why})"
-                self._end(record, State.FAILED, kind="oom", reason=reason)
+                self._finish(record, State.FAILED, "oom", reason)
                 return False
             self._handed.discard(key)
             note = f"out of memory at {size}, goes on with "
@@ -382,42 +376,27 @@ class Coordinator:
         It ends as pruned where that was decided already, as failed where its retries are spent.
         """
         if record.pruned_at is not None:
-            self._end(record, State.PRUNED)
+            self._finish(record, State.PRUNED)
             return False
         if record.retries >= self._spec.sweep.max_retries:
-            self._end(
-                record,
-                State.FAILED,
-                kind="infrastructure",
-                reason=f"{reason}; {record.retries} retries spent (sweep.max_retries)",
-            )
+            reason = f"{reason}; {record.retries} retries spent (sweep.max_retries)"
+            self._finish(record, State.FAILED, "infrastructure", reason)
             return False
         self._write(events.Retry(trial=record.key, attempt=record.attempt, reason=reason))
         return True
 
-    def _end(
-        self,
-        record: Record,
-        state: State,
-        *,
-        kind: str = "",
-        reason: str = "",
-        totals: Mapping[str, float] | None = None,
-    ) -> None:
-        self._write(
-            events.End(
-                trial=record.key,
-                attempt=record.attempt,
-                state=state,
-                kind=kind,
-                reason=reason,
-                totals=totals or {},
-            )
-        )
+    def _finish(self, record: Record, state: State, kind: str = "", reason: str = "") -> None:
+        """End a trial of which its worker has no more to say."""
+        key, attempt = record.key, record.attempt
+        self._end(events.End(trial=key, attempt=attempt, state=state, kind=kind, reason=reason))
+
+    def _end(self, ended: events.End) -> None:
+        self._write(ended)
+        record = self.history.trials[ended.trial]
         self._handed.discard(record.key)
         self._configs.pop(record.key, None)
-        if kind == "bug":
-            self._same_errors[reason] += 1
+        if ended.kind == "bug":
+            self._same_errors[ended.reason] += 1
         self._suggestions.tell_result(record.config)
         self._retention.ended(record)
 

@@ -242,6 +242,11 @@ class History:
         """Trials that wait or run, in the order in which they were asked for."""
         return list(self._unfinished.values())
 
+    @property
+    def ended(self) -> int:
+        """Trials that have ended, however."""
+        return len(self.trials) - len(self._unfinished)
+
     def count(self, *states: State) -> int:
         return sum(self._counts[state] for state in states)
 

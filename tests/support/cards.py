@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -58,9 +57,6 @@ def llama(*, vocabulary: int = VOCABULARY, layers: int = 2, hidden: int = 256) -
     return ModelSpec(path=str(folder))
 
 
-NO_REPORT: Any = SimpleNamespace(stops=())
-
-
 def rows_of(
     lengths: Sequence[int], evaluated: Sequence[int] = (), *, vocabulary: int = VOCABULARY
 ) -> PreparedData:
@@ -74,9 +70,7 @@ def rows_of(
         return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
     train, evaluation = rows(lengths), rows(evaluated or lengths[:8])
-    return PreparedData(
-        train=train, evaluation=evaluation, test=None, fingerprint="", report=NO_REPORT
-    )
+    return PreparedData(train=train, evaluation=evaluation, test=None, fingerprint="", report=None)
 
 
 class Matmuls(TorchDispatchMode):

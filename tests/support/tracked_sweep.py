@@ -118,11 +118,15 @@ class Driver:
         totals = {"seconds": 3.5}
         self.tell(events.End(trial=key, attempt=1, state=state, totals=totals, **fields))
 
-    def trial(self, key: str, number: int = 0, steps: int = 4) -> None:
-        """A whole trial with a row a step and a report at its middle and end."""
+    def half_trial(self, key: str, number: int = 0, steps: int = 4) -> None:
+        """A trial that has begun, with a row a step."""
         self.ask(key, number)
         self.begin(key)
         self.rows(key, range(1, steps + 1))
+
+    def trial(self, key: str, number: int = 0, steps: int = 4) -> None:
+        """A whole trial with a row a step and a report at its middle and end."""
+        self.half_trial(key, number, steps)
         self.report(key, 1, steps // 2, 2.0 + number)
         self.report(key, 2, steps, 1.0 + number)
         self.end(key)

@@ -234,7 +234,8 @@ def _report(
 def _source_notes(raw: RawData, spec: DataSpec) -> list[str]:
     notes = list(raw.notes)
     if raw.layout.unused:
-        notes.append(f"columns not used: {', '.join(raw.layout.unused)}")
+        names = [name or "the one without a name" for name in raw.layout.unused]
+        notes.append(f"columns not used: {', '.join(names)}")
     if spec.limit is not None and raw.evaluation is None:
         notes.append(f"data.limit={spec.limit} takes the first rows of the source")
     return notes

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import operator
 import re
 import types
 import typing
 import warnings
-from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sweeps.config.setting import Kind, Number
+from pydantic import Field
+
+from sweeps.config.setting import Kind, Number, Positive
 from sweeps.config.spec import ModelSpec
 from sweeps.core import commands
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
@@ -25,20 +26,21 @@ if TYPE_CHECKING:
 
 METHODS = ("lora", "qlora", "full")
 _DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-_BIASES = ("none", "all", "lora_only")
-_LIMITS: dict[str, tuple[str, Callable[[Any], bool] | None]] = {
-    "r": ("a whole number, 1 or more", lambda value: value >= 1),
-    "lora_alpha": ("a number above 0", lambda value: value > 0),
-    "lora_dropout": ("a probability, from 0 to below 1", lambda value: 0 <= value < 1),
-    "bias": (f"one of {', '.join(_BIASES)}", None),
-    "qalora_group_size": ("a whole number, 1 or more", lambda value: value >= 1),
+_Rank = Annotated[int, Field(ge=1)]
+# The types of fields whose values PEFT bounds further than its own types say, and these in words.
+_RANGES: dict[str, tuple[str, Any]] = {
+    "r": ("a whole number, 1 or more", _Rank),
+    "lora_alpha": ("a number above 0", Positive),
+    "lora_dropout": ("a probability, from 0 to below 1", Annotated[Number, Field(ge=0, lt=1)]),
+    "bias": ("one of none, all, lora_only", Literal["none", "all", "lora_only"]),
+    "qalora_group_size": ("a whole number, 1 or more", _Rank),
     "rank_pattern": (
         "a mapping of module names to ranks, whole numbers from 1",
-        lambda value: all(_is_whole(each) and each >= 1 for each in (value or {}).values()),
+        dict[str, _Rank] | None,
     ),
     "alpha_pattern": (
         "a mapping of module names to numbers above 0",
-        lambda value: all(_is_number(each) and each > 0 for each in (value or {}).values()),
+        dict[str, Positive] | None,
     ),
 }
 # Fields that have words of their own in `_variant_problems` and `_target_problems`.
@@ -191,16 +193,13 @@ def _value_problems(peft: Mapping[str, Any], typed: Collection[str] | None) -> l
             continue
         if typed is not None and name not in typed:
             continue
-        wanted, is_in_range = _LIMITS.get(name, ("", None))
+        wanted, _ = _RANGES.get(name, ("", None))
         try:
             _kind(name).read(value)
         except ValueError:
             message = f"is {wanted}" if wanted else f"must be {_kind(name).words}."
             message += _as_list(name, value)
             found.append(Problem(key=f"peft.{name}", value=repr(value), message=message))
-            continue
-        if is_in_range is not None and not is_in_range(value):
-            found.append(Problem(key=f"peft.{name}", value=repr(value), message=f"is {wanted}"))
     return found
 
 
@@ -225,10 +224,9 @@ def _hints() -> dict[str, Any]:
 
     hints = typing.get_type_hints(LoraConfig)
     names = [field.name for field in dataclasses.fields(LoraConfig)]
-    return {name: _written_as(hints[name]) for name in names} | {
-        "lora_alpha": Number,
-        "layer_replication": list[list[int]] | None,
-    }
+    ours = {name: kind for name, (_, kind) in _RANGES.items()}
+    ours["layer_replication"] = list[list[int]] | None
+    return {name: _written_as(hints[name]) for name in names} | ours
 
 
 def _written_as(hint: Any) -> Any:
@@ -254,14 +252,6 @@ def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
         message = "does not go with SFTTrainer's fused head; use modules_to_save."
         problems.append(Problem(key="peft.trainable_token_indices", message=message))
     return problems
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _target_problems(peft: Mapping[str, Any]) -> list[Problem]:

@@ -111,7 +111,7 @@ def rounding_notes(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> l
     """
     methods = searched.get("peft.method", [train.peft.get("method", "lora")])
     dtypes = searched.get("model.dtype", [train.model.dtype])
-    rates = _Options.of(train.trainer, searched)["learning_rate"]
+    rates: Sequence[Any] = _Options.of(train.trainer, searched)["learning_rate"]
     rates = searched.get(f"{_PREFIX}learning_rate", rates)
     if "full" not in methods or "bfloat16" not in dtypes or min(rates) >= _ROUNDS_AWAY:
         return []

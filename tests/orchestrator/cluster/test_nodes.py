@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.driving import LR, make
+from support.driving import LR, ending, make
 from support.sweep_events import BOX
 
 from orchestrator.cluster import nodes, preemption
@@ -147,6 +147,18 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
         wait_for(lambda: left)
 
 
+def test_ctrl_c_at_the_start_says_that_nothing_was_started(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Signals():
+        for _ in range(2):
+            with pytest.raises(SystemExit) as left:
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_for(lambda: False)
+            assert left.value.code == 130
+    assert capfd.readouterr().err == "\nSIGINT: no trial was started.\n"
+
+
 # ---------------------------------------------------------------------- the Coordinator
 
 
@@ -166,7 +178,7 @@ def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
     for move in range(5):  # more often than a trial has retries
         attempt = coordinator.start(f"worker {move}", trial.key, "host:1", "cpu", 8 * move, [])
         assert attempt == move + 1
-        coordinator.end(f"worker {move}", trial.key, attempt, {"state": State.WAITING})
+        coordinator.end(f"worker {move}", ending(trial.key, attempt, State.WAITING))
         coordinator.worker_left(f"worker {move}")
         again = coordinator.next_job(f"worker {move + 1}").trial
         assert again is not None
@@ -206,7 +218,7 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
         lambda: coordinator.may_commit(trial.key, 1),
         lambda: coordinator.committed(trial.key, 1, 4, 100),
         lambda: coordinator.log(trial.key, 1, [{"loss": 1.0}]),
-        lambda: coordinator.end("worker 1", trial.key, 1, {"state": State.COMPLETED}),
+        lambda: coordinator.end("worker 1", ending(trial.key, 1, State.COMPLETED)),
         lambda: coordinator.out_of_memory("worker 1", trial.key, 1, "oom", ""),
     ):
         with pytest.raises(StaleAttemptError):

@@ -181,6 +181,7 @@ def stand_in() -> type:
             import ray
 
             from sweeps.core.trial import Report, State
+            from sweeps.ledger.events import End
 
             (gpu,) = ray.get_gpu_ids()
             device = f"{ray.get_runtime_context().get_node_id()} {gpu}"
@@ -189,7 +190,7 @@ def stand_in() -> type:
             losses = {"eval_loss": values["trainer.learning_rate"]}
             last = Report(index=1, step=8, examples=64, tokens=300, metrics=losses)
             self.coordinator.report(key, attempt, last)
-            self.coordinator.end(self.name, key, attempt, {"state": State.COMPLETED})
+            self.coordinator.end(self.name, End(trial=key, attempt=attempt, state=State.COMPLETED))
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 

@@ -22,6 +22,7 @@ from support.driving import (
     begin,
     drive,
     drive_abreast,
+    ending,
     make,
     open_sweep,
     report,
@@ -278,7 +279,7 @@ def test_optuna_is_told_how_each_trial_ended_and_leaves_none_running(tmp_path: P
         attempt = begin(coordinator, trial)
         for index, value in ((1, 3.0), (2, 1.0), (3, 2.0)):
             coordinator.report(trial.key, attempt, report(index, value))
-        coordinator.end(trial.key, attempt, end, kind=kind, reason="because")
+        coordinator.end(ending(trial.key, attempt, end, kind=kind, reason="because"))
     told = coordinator.study.trials
     assert [trial.state.name for trial in told] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL"]
     assert told[0].value == 1.0  # its best report, not its last
@@ -428,7 +429,8 @@ def test_a_config_with_a_failed_seed_is_told_as_failed_and_gets_no_more(tmp_path
     train(coordinator, trial)
     trial = coordinator.ask()
     assert trial is not None
-    coordinator.end(trial.key, begin(coordinator, trial), State.DIVERGED, kind="diverged")
+    attempt = begin(coordinator, trial)
+    coordinator.end(ending(trial.key, attempt, State.DIVERGED, kind="diverged"))
     assert coordinator.ask() is None
     assert coordinator.is_finished
     assert states(coordinator) == [TrialState.FAIL]
@@ -480,7 +482,7 @@ def test_a_worker_of_an_older_attempt_is_refused(tmp_path: Path) -> None:
         lambda: coordinator.committed(trial.key, old, 2, 100),
         lambda: coordinator.log(trial.key, old, []),
         lambda: coordinator.claim_base(trial.key, old),
-        lambda: coordinator.end(trial.key, old, State.COMPLETED),
+        lambda: coordinator.end(ending(trial.key, old, State.COMPLETED)),
     ):
         with pytest.raises(StaleAttemptError, match="2 is the latest"):
             stale()
@@ -518,7 +520,8 @@ def test_the_same_error_in_the_first_trials_stops_the_sweep(
         assert trial is not None
         attempt = begin(coordinator, trial)
         reason = "ValueError: abcdefgh12345 is refused"
-        coordinator.end(trial.key, attempt, State.FAILED, kind="bug", reason=reason, error=reason)
+        ended = ending(trial.key, attempt, State.FAILED, kind="bug", reason=reason)
+        coordinator.end(ended, reason)
     assert coordinator.stop == Stop(cause=Cause.SAME_ERROR, details=("3",))
     assert str(coordinator.stop) == "the first 3 trials failed with the same error"
     assert coordinator.ask() is None
@@ -540,7 +543,7 @@ def test_different_errors_or_a_trial_that_worked_let_a_sweep_go_on(
         trial = coordinator.ask()
         assert trial is not None
         attempt = begin(coordinator, trial)
-        coordinator.end(trial.key, attempt, State.FAILED, kind="bug", reason=reason)
+        coordinator.end(ending(trial.key, attempt, State.FAILED, kind="bug", reason=reason))
     assert coordinator.stop is None
     assert coordinator.ask() is not None
 
@@ -632,7 +635,7 @@ def test_out_of_memory_a_trial_is_tried_once_with_half_the_micro_batch(tmp_path:
     assert (halved.batch_size, halved.accumulation_steps) == (4, 4)
     attempt = begin(coordinator, again)
     coordinator.may_commit(again.key, attempt)
-    coordinator.end(again.key, attempt, State.COMPLETED)
+    coordinator.end(ending(again.key, attempt, State.COMPLETED))
     (row,) = ranked(coordinator.history)
     assert row.error == "out of memory at micro-batch 8 x 2, goes on with 4 x 4"
     assert coordinator.history.trials[again.key].retries == 0

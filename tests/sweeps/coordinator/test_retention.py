@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.driving import LR, begin, make, open_sweep, report
+from support.driving import LR, begin, ending, make, open_sweep, report
 from support.sweep_events import Sweep
 
 from sweeps.coordinator.coordinator import Coordinator
@@ -99,7 +99,7 @@ def test_disk_use_does_not_grow_with_the_number_of_trials(tmp_path: Path) -> Non
             coordinator.report(trial.key, attempt, said)
             save(coordinator, tmp_path, trial, attempt, said.step)
             most = max(most, sum(len(steps) for steps in on_disk(tmp_path).values()))
-        coordinator.end(trial.key, attempt, State.COMPLETED)
+        coordinator.end(ending(trial.key, attempt, State.COMPLETED))
     assert most <= 2 + 3  # the kept ones; the running one's best and its last two
     best = sorted(losses, key=lambda key: losses[key])[:2]
     assert on_disk(tmp_path) == {key: {4} for key in best}
@@ -113,7 +113,7 @@ def test_a_restart_removes_what_a_kill_left_behind(tmp_path: Path) -> None:
         coordinator.report(trial.key, attempt, report(1, 1.0))
         save(coordinator, tmp_path, trial, attempt, 2)
     done, running = trials
-    coordinator.end(done.key, attempts[0], State.DIVERGED)
+    coordinator.end(ending(done.key, attempts[0], State.DIVERGED))
     folder = RunFolder(tmp_path)
     for trial in trials:  # committed, but the kill came before it was told
         folder.checkpoint(trial.key, 4).mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_what_is_kept_is_the_same_after_a_restart(tmp_path: Path) -> None:
             coordinator.report(trial.key, attempt, report(index, value))
             save(coordinator, tmp_path, trial, attempt, 2 * index)
         if values[0] == 3.0:
-            coordinator.end(trial.key, attempt, State.COMPLETED)
+            coordinator.end(ending(trial.key, attempt, State.COMPLETED))
     before = on_disk(tmp_path)
     assert sorted(before.values(), key=len) == [{4}, {2, 6, 8}]
     again = open_sweep(made, tmp_path)

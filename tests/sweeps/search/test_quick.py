@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.driving import LR, begin, drive, drive_abreast, make, open_sweep, report, story, train
+from support.driving import (
+    LR,
+    begin,
+    drive,
+    drive_abreast,
+    ending,
+    make,
+    open_sweep,
+    report,
+    story,
+    train,
+)
 
 from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.terminal.progress import planned_configs, planned_trials
@@ -85,7 +96,7 @@ def test_a_trial_that_did_not_complete_is_worse_than_any(end: State, tmp_path: P
             continue
         attempt = begin(coordinator, trial)
         coordinator.report(trial.key, attempt, report(1, rate))  # good until then
-        coordinator.end(trial.key, attempt, end, reason=f"at {rate}")
+        coordinator.end(ending(trial.key, attempt, end, reason=f"at {rate}"))
     rates = [record.values[LR] for record in coordinator.history.trials.values()]
     assert rates == [3e-4, 1e-3, 1e-4, 3e-5, 1e-5]
 
