@@ -16,7 +16,6 @@ from sweeps.core.errors import Problem
 from sweeps.search.first import fitting
 from sweeps.space.parser import lookup, parse_space
 from sweeps.space.space import Choice, Dimension, Space, set_by
-from trainers.model.source import EMBEDDED
 
 # data.source -> the keys of `data` that it does not read.
 _UNREAD = {
@@ -231,11 +230,6 @@ class Decisions:
         value = lookup(self.config, key)
         if kind == "local" and key in self.fixed and value not in _EMPTY:
             message = "is not read by cluster=local: leave it out, or add cluster=ray."
-            yield Problem(key=key, value=value, message=message)
-        key, path = "model.revision", str(lookup(self.config, "model.path"))
-        value = lookup(self.config, key)
-        if key in self.fixed and value and (path == EMBEDDED or path.startswith("/")):
-            message = f"is not read of a folder, and model.path is {path}: leave it out."
             yield Problem(key=key, value=value, message=message)
 
     def _leave(self, name: str) -> None:

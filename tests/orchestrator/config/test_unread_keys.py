@@ -58,8 +58,6 @@ def refused(*words: str) -> list[str]:
             "since data.eval_path names them",
         ),
         (["peft=full", "peft.rank_pattern={q_proj: 4}"], "peft.rank_pattern", "no adapter"),
-        (["model.revision=main"], "model.revision", "is not read of a folder"),
-        (["model.path=/a/b", "model.revision=main"], "model.revision", "model.path is /a/b"),
         (["cluster.address=auto"], "cluster.address", "add cluster=ray"),
     ],
 )
@@ -83,7 +81,6 @@ def test_a_typed_key_that_no_trial_reads_is_refused(words: list[str], key: str, 
         ["trainer.gradient_checkpointing=true", "trainer.gradient_checkpointing_kwargs={a: 1}"],
         ["trainer.lr_scheduler_type=constant", "trainer.warmup_steps=10"],  # a note tells of it
         ["trainer.optim_target_modules=null", "data.eval_fraction=0.2"],
-        ["model=hub", "model.path=A/B", "model.revision=main"],
         ["++trainer.adam_beta1=0.8", "trainer.optim=sgd"],
         ["++peft.r=4", "peft=full"],
     ],
