@@ -183,7 +183,6 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         into.space[key] = text
     elif prefix == "~":
         into.for_hydra.append(word)
-        into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
         section = key.split(".")[0]
@@ -193,6 +192,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         # Hydra's own + refuses a key that is there; a value is set in either case.
         # `sweeps.config.validation` finds unknown names.
         into.for_hydra.append(f"++{word.removeprefix(prefix)}")
+        into.forced |= {key} if prefix == "++" else set()
     return None
 
 
