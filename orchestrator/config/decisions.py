@@ -67,7 +67,9 @@ class Decisions:
         self._settle_conditions()
         self._settle_first()
         self.problems += [*self._unread_data(), *self._unread_places()]
-        self.problems = [each for each in self.problems if not is_within(each.key, self.forced)]
+        forced = [each for each in self.problems if is_within(each.key, self.forced)]
+        self.notes += [f"set by ++ all the same: {each}" for each in forced]
+        self.problems = [each for each in self.problems if each not in forced]
 
     def leave_as_begun(self) -> None:
         """Turn what was decided into notes: the sweep began when nothing of it was decided."""
