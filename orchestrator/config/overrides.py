@@ -35,13 +35,19 @@ SPACE = "sweep.space"
 WHEN = "sweep.when"
 _OF_SETTINGS = ("trainer.lr_scheduler_kwargs", "sweep.budget")
 FIRST = "sweep.first"
+# What other tools call a section.
+_SECTIONS = {
+    **dict.fromkeys(("training", "train", "training_args", "sft", "args"), "trainer"),
+    **dict.fromkeys(("lora", "adapter", "peft_config"), "peft"),
+    **dict.fromkeys(("dataset", "datasets"), "data"),
+    **dict.fromkeys(("wandb", "logging"), "tracking"),
+    **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
+}
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
-# What other tools call a group of ours.
-_GROUPS_OF_OTHERS = {"wandb": "tracking", "lora": "peft", "training": "trainer", "dataset": "data"}
 _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 
@@ -151,6 +157,9 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         if (ours := foreign(text)) is not None and not is_secret_key(key):
             message = f"is searched with {searched(key, ours)}"
             return Problem(key=key, value=text, message=message)
+        if key in known and (meant := _meant(key, text)):
+            message = f"is none of its choices: {', '.join(known[key])}.{meant}"
+            return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
         return Problem(key=key, message=message + _as_text(key, text))
@@ -171,13 +180,11 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
         section = key.split(".")[0]
-        near = _GROUPS_OF_OTHERS.get(section) or nearest(section, known)
+        near = _SECTIONS.get(section) or nearest(section, known)
         return Problem(key=key, message=there, nearest=near)
     else:
-        # Hydra's own + refuses a key that is there; a value is set in either case.
-        into.for_hydra.append(
-            f"++{word.removeprefix(prefix)}"
-        )  # `sweeps.config.validation` finds unknown names
+        # Hydra's own + refuses a key that is there; `sweeps.config.validation` finds unknown ones.
+        into.for_hydra.append(f"++{word.removeprefix(prefix)}")
     return None
 
 
@@ -230,24 +237,31 @@ def _take_group(
     if choice not in choices:
         message = f"is none of its choices: {', '.join(choices)}."
         message += renamed_note(group, choice, into.own)
-        near = _named_directly(group, choice) or nearest(choice, choices)
-        return Problem(key=group, value=choice, message=message, nearest=near)
+        meant = _meant(group, choice)
+        near = None if meant else nearest(choice, choices)
+        return Problem(key=group, value=choice, message=message + meant, nearest=near)
     if group == "sweep":  # the folder has its name
         into.naming = [name for name in into.naming if name != f"{group}={choice}"]
     into.for_hydra.append(word)
     return None
 
 
-def _named_directly(group: str, name: str) -> str | None:
-    """The words for a file, a model or a search that is named where a choice of the group goes."""
-    if group == "sweep" and name in get_args(SearchName):
-        return typed("sweep.search", name)
-    if group == "peft" and name == "dora":
-        return "peft.use_dora=true"
-    choice = {"data": "file", "model": "hub"}.get(group)
-    if choice is None or not re.search(r"[./~]", name):
-        return None
-    return f"{group}={choice} {typed(f'{group}.path', name)}"
+def _meant(group: str, choice: str) -> str:
+    """What to type for a file, a model or a mode that is given as a group's choice."""
+    if group == "tracking" and choice in ("online", "wandb_online"):
+        return " tracking=wandb is online if there is a key for it."
+    choice = choice.strip().strip("'\"")
+    if group == "sweep" and choice in get_args(SearchName):
+        return f" Write {typed('sweep.search', choice)}"
+    if group == "peft" and choice == "dora":
+        return " Write peft.use_dora=true"
+    holder = {"data": "file", "model": "hub"}.get(group)
+    if holder is None or not re.search(r"[/.~]", choice):
+        return ""
+    is_data_set = group == "data" and re.fullmatch(r"[\w-]+/[\w.-]+", choice) is not None
+    if is_data_set and Path(choice).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+        holder = "hub"
+    return f" Write {group}={holder} {typed(f'{group}.path', choice)}"
 
 
 def _take_space(text: str, into: Overrides) -> Problem | None:

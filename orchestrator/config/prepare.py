@@ -52,6 +52,15 @@ _DECIDES_SCHEDULE = (
     *("trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps"),
     *("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"),
 )
+# What decides which modules an adapter has and of which kind.
+_SHAPES_ADAPTER = tuple(
+    f"peft.{name}"
+    for name in (
+        *("method", "target_modules", "exclude_modules", "target_parameters", "modules_to_save"),
+        *("layers_to_transform", "lora_dropout", "use_dora", "bias", "lora_bias"),
+    )
+)
+_MOST_ADAPTERS = 16  # combinations: the model is built without its weights for each
 _MOST_SCHEDULES = 1000  # combinations: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
@@ -128,6 +137,7 @@ def prepare_training(
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
+        unknown = unknown or adapter_problems(spec, space)
         if begun:
             told, unknown = as_begun(unknown), ()
         findings.add(unknown)
@@ -244,6 +254,22 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
             message = f"{problem.message} (The trial with {words}.)" if words else problem.message
             found.setdefault((str(problem.value), problem.key), replace(problem, message=message))
     return list(found.values())
+
+
+def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Adapters that PEFT refuses for the model, of those that the space can give."""
+    from trainers.model.loading import adapter_refusal
+
+    found = []
+    part = space.over(_SHAPES_ADAPTER)
+    for values in islice(part.ends() if part.dimensions else (), _MOST_ADAPTERS):
+        train = read_train(config_of(spec, values))
+        if not train.trains_base and (why := adapter_refusal(train.model, train.peft)):
+            words = ", ".join(f"{key}={value}" for key, value in values.items())
+            found.append(
+                Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")
+            )
+    return found[:1]
 
 
 def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:

@@ -37,6 +37,7 @@ _ELSEWHERE = {
     "num_train_epochs": "sweep.budget.epochs",
     "num_epochs": "sweep.budget.epochs",
     "epochs": "sweep.budget.epochs",
+    "examples": "sweep.budget.examples",
     "max_steps": "sweep.budget.examples",
     "max_seq_length": "data.max_length",
     "max_seq_len": "data.max_length",
