@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,6 +18,7 @@ from support.plain_labels import MASKED, TEMPLATES, labels
 
 from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
 from sweeps.core.errors import SweepError
+from sweeps.space.grammar import parse, plain
 from trainers.data import preparation
 from trainers.data.preparation import DataReport, tokenized
 from trainers.data.rows import read
@@ -33,25 +36,35 @@ def check_case(case: DataCase) -> str:
     with tempfile.TemporaryDirectory() as folder:
         expected = meant(case)
         refused = case.refused or ("" if expected else r"data\.max_length")  # cut before any label
+        train = train_spec(case, Path(folder))
         try:
-            found, report = prepared(case, Path(folder))
+            found, report = prepared(train)
         except SweepError as error:
             refusal = str(error)
             assert refused, f"not accepted: {refusal}"
             assert re.search(refused, refusal), f"{refused!r} is not named: {refusal}"
             assert "\n\n" not in refusal, refusal
             return "broken and refused" if case.refused else "cut too short and refused"
+        said = "\n".join(report.lines())
+        _check_pasted(train.data, said)
     assert not refused, f"accepted, though {refused!r} was to be refused"
     assert found == expected
-    said = "\n".join(report.lines())
     for words in case.told:
         assert words in said, f"{words!r} is not told: {said}"
     return "valid and accepted"
 
 
-def prepared(case: DataCase, folder: Path) -> tuple[Rows, DataReport]:
+def _check_pasted(data: DataSpec, said: str) -> None:
+    """The mapping that a report names reads the same rows if it is typed."""
+    if " otherwise: " not in said:
+        return
+    (word,) = shlex.split(said.partition(" otherwise: ")[2].partition("\n")[0])
+    columns = plain(parse(word.removeprefix("data.columns=")))
+    assert read(replace(data, columns=columns)).train == read(data).train, word
+
+
+def prepared(spec: TrainSpec) -> tuple[Rows, DataReport]:
     """The token ids and labels of each row that is trained on, and the report."""
-    spec = train_spec(case, folder)
     with one_tokenizer():
         parts, report = tokenized(spec, read(spec.data))
     return [(row["input_ids"], row["labels"]) for row in parts["train"]], report
