@@ -38,7 +38,7 @@ def check_case(case: DataCase) -> str:
         refused = case.refused or ("" if expected else r"data\.max_length")  # cut before any label
         train = train_spec(case, Path(folder))
         try:
-            found, report = prepared(train)
+            found, report = prepared(train, case.adds)
         except SweepError as error:
             refusal = str(error)
             assert refused, f"not accepted: {refusal}"
@@ -63,9 +63,9 @@ def _check_pasted(data: DataSpec, said: str) -> None:
     assert read(replace(data, columns=columns)).train == read(data).train, word
 
 
-def prepared(spec: TrainSpec) -> tuple[Rows, DataReport]:
+def prepared(spec: TrainSpec, adds: str) -> tuple[Rows, DataReport]:
     """The token ids and labels of each row that is trained on, and the report."""
-    with one_tokenizer():
+    with one_tokenizer(adds):
         parts, report = tokenized(spec, read(spec.data))
     return [(row["input_ids"], row["labels"]) for row in parts["train"]], report
 
@@ -100,6 +100,7 @@ def meant(case: DataCase) -> Rows:
             max_length=case.data["max_length"],
             assistant_only=trainer.get("assistant_only_loss", False),
             completion_only=trainer.get("completion_only_loss", True),
+            begins="bos" in case.adds,
         )
         for row in case.rows
     ]
@@ -107,20 +108,27 @@ def meant(case: DataCase) -> Rows:
 
 
 @functools.cache
-def _loaded() -> object:
-    return load_tokenizer(ModelSpec(path="tiny"))
+def _loaded(adds: str) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer: Any = load_tokenizer(ModelSpec(path="tiny"))
+    if adds:
+        whole = "<|bos|> $A <|eos|>" if "eos" in adds else "<|bos|> $A"
+        special = [("<|bos|>", 1), ("<|eos|>", 2)]
+        processor = TemplateProcessing(single=whole, special_tokens=special)
+        tokenizer.backend_tokenizer.post_processor = processor
+    return tokenizer, tokenizer.chat_template
 
 
 @contextmanager
-def one_tokenizer() -> Iterator[None]:
+def one_tokenizer(adds: str = "") -> Iterator[None]:
     """Load the tokenizer once a process: only its template differs."""
 
-    def load(spec: ModelSpec, notes: list[str] | None = None) -> object:
-        tokenizer = _loaded()
-        own = getattr(tokenizer, "own_template", tokenizer.chat_template)  # type: ignore[attr-defined]
-        tokenizer.own_template = own  # type: ignore[attr-defined]
-        path = spec.chat_template
-        tokenizer.chat_template = Path(path).read_text() if path else own  # type: ignore[attr-defined]
+    def load(spec: ModelSpec, notes: list[str] | None = None) -> Any:
+        tokenizer, own = _loaded(adds)
+        tokenizer.chat_template = (
+            Path(spec.chat_template).read_text() if spec.chat_template else own
+        )
         return tokenizer
 
     with mock.patch.object(preparation, "load_tokenizer", load):

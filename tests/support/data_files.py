@@ -36,6 +36,7 @@ class DataCase:
         rows: what the rows mean, in the order in which they are read.
         refused: a pattern of what the refusal names; "" if the files have to be accepted.
         told: words that the report has to have.
+        adds: what the tokenizer puts around a text: nothing, "bos", or "bos eos".
         kind: shape, format and damage, for statistics.
     """
 
@@ -47,6 +48,7 @@ class DataCase:
     kind: str
     refused: str = ""
     told: tuple[str, ...] = ()
+    adds: str = ""
 
 
 # ---------------------------------------------------------------------- texts
@@ -127,7 +129,7 @@ def _texts_table(draw: Draw, count: int) -> Table:
     return Table(
         shape="text",
         values=[{name: text} for text in found],
-        meant=[Meant(completion=text) for text in found],
+        meant=[Meant(completion=text, is_text=True) for text in found],
         learnt=(name,),
         columns={} if name == "text" else {"text": name},
     )
@@ -175,7 +177,10 @@ def _schema_table(draw: Draw, count: int) -> Table:
         completion = draw(FILLED)
         filled = [cell for cell in cells.values() if cell]
         prompt = "\n\n".join(filled) + end if filled else ""
-        values.append({**cells, answer: completion})
+        kept = {
+            part: cell for part, cell in cells.items() if cell or not values or draw(st.booleans())
+        }
+        values.append({**kept, answer: completion})
         meant.append(Meant(prompt=prompt, completion=completion))
     return Table(shape="schema", values=values, meant=meant, learnt=(answer,), told=(known,))
 
@@ -225,6 +230,8 @@ def _turns(draw: Draw, template: str, *, nulls: bool) -> list[Turn]:
         found.append(Turn(role="system", content=draw(ANY)))
     for _ in range(draw(st.integers(1, 3))):
         found.append(Turn(role="user", content=draw(ANY)))
+        if draw(st.integers(0, 9)) == 9:  # a role of their own goes to the template as it is
+            found.append(Turn(role="critic", content=draw(ANY)))
         if template == RICH and draw(st.booleans()):
             arguments = _ARGUMENTS if nulls else _ARGUMENTS.map(_without_nulls)
             given = st.one_of(arguments, arguments.map(json.dumps))
@@ -290,6 +297,7 @@ def _chats_table(draw: Draw, count: int) -> Table:
                 for turn in turns[:-1]
             ] + turns[-1:]
         given = next(i for i in reversed(range(len(turns))) if turns[i].role == "user") + 1
+        given += turns[given].role == "critic"
         given = given if is_pair else 0
         written = [_written_turn(draw, turn, sharegpt=sharegpt, plain=plain) for turn in turns]
         apart = apart_systems and turns[0].role == "system" and turns[0].content != ""
@@ -313,6 +321,8 @@ def _chats_table(draw: Draw, count: int) -> Table:
             row["tools"] = json.dumps(tools) if plain else tools
         values.append(row)
         meant.append(Meant(turns=tuple(turns), given=given, tools=tools))
+    if any(turn.role == "critic" for row in meant for turn in row.turns):
+        words.add("roles that go to the chat template as they are: critic")
     told = sorted(words) + ([f"keys of messages not used: {note}"] if note else [])
     known = is_pair or name in ("messages", "conversations", "conversation")
     return Table(
@@ -631,6 +641,7 @@ def data_cases(draw: Draw, *, valid: bool | None = None) -> DataCase:
         rows=tuple(table.meant),
         told=told,
         kind=f"{table.shape}, {parts[-1][0].format}",
+        adds=draw(st.sampled_from(["", "", "", "bos", "bos eos"])),
     )
     case = _with_length(draw, case)
     if damage:
