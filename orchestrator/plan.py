@@ -15,13 +15,16 @@ from orchestrator.config.prepare import prepare_training, rehearsal_line
 from orchestrator.config.run_folder_claim import refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.row_view import legend, row_view
 from orchestrator.tracking.tracker import look_for_server
 from sweeps.config.spec import Spec
+from sweeps.core.commands import command_line
 from sweeps.ledger.history import History, read_history
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 
 _LARGE_GRID = 1000
+_ROWS, _LETTERS = 2, 600  # shown of the data
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -35,6 +38,8 @@ def plan(argv: Sequence[str]) -> int:
 def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
+    from trainers.preview import first_rows
+
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         # If the sweep has begun, its data is there, and what has changed since can be told.
@@ -52,7 +57,12 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         rehearsal = Path(scratch, "rehearsal")
         step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
         lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
-    display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
+        rows = first_rows(spec.train, ready.data.train, _ROWS)
+    display.say(*plan_lines(spec, space, folder), *lines)
+    console = display.console
+    display.say(f"the first rows to train on, {legend(console)}")
+    display.show(*(row_view(row, console, _LETTERS) for row in rows))
+    display.say(f"more of them: {command_line(['show', *argv])}", "nothing was started")
     return 0
 
 

@@ -57,7 +57,8 @@ class Layout:
 
     @property
     def words(self) -> str:
-        return f"{self.shape} ({'chat' if self.is_chat else 'text'})"
+        chat = "chat with tools" if "tools" in self.columns else "chat"
+        return f"{self.shape} ({chat if self.is_chat else 'text'})"
 
 
 def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
@@ -70,11 +71,11 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     if problems := _mapping_problems(spec.columns, theirs):
         raise ConfigError(problems)
     columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
-    shape, schema = _shape(columns, spec.columns), None
+    shape, schema = _shape(columns, spec.columns, rows), None
     if shape is None and not spec.columns:
         schema = known(theirs, [row.values for row in rows])
         columns |= schema.columns if schema else {}
-        shape = _shape(columns, columns)
+        shape = _shape(columns, columns, rows)
     if shape is None:
         raise ConfigError([_missing_columns(spec, theirs, columns)])
     is_chat = _is_chat(shape, columns, rows)
@@ -166,19 +167,31 @@ def describe(spec: DataSpec) -> str:
     return f"{spec.path}{name}{revision}, split {spec.split}"
 
 
-def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
-    """Choose a shape whose columns are there, first one that `data.columns` asks for."""
+def _shape(
+    columns: Mapping[str, str], asked: Mapping[str, str], rows: Sequence[FileRow]
+) -> str | None:
+    """Choose a shape whose columns are there, first one that `data.columns` asks for.
+
+    Of several it is the one of most rows, so that one odd row is not taken for the rule.
+    """
     present = [shape for shape, fields in SHAPES.items() if all(ours in columns for ours in fields)]
+    if len(present) > 1:
+        present.sort(key=lambda shape: -sum(_has(row, columns, shape) for row in rows))
     present.sort(key=lambda shape: not any(ours in asked for ours in SHAPES[shape]))
     return present[0] if present else None
 
 
+def _has(row: FileRow, columns: Mapping[str, str], shape: str) -> bool:
+    return all(row.values.get(columns[ours]) is not None for ours in SHAPES[shape])
+
+
 def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
-    """Whether the first row with the column holds messages; rows that differ are bad."""
+    """Whether most rows with the column hold messages; rows that differ are bad."""
     if shape != "prompt and completion":
         return shape == "messages"
-    values = (row.values.get(columns["completion"]) for row in rows)
-    return isinstance(next((value for value in values if value is not None), None), list)
+    values = [row.values.get(columns["completion"]) for row in rows]
+    lists = [isinstance(value, list) for value in values if value is not None]
+    return 2 * sum(lists) > len(lists)
 
 
 def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list[Problem]:
@@ -208,7 +221,8 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
-    open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
+    some = theirs or ("question", "answer")
+    open_one = {"prompt": some[0], "completion": some[-1]} if len(some) > 1 else {"text": some[0]}
     example = shlex.quote(override("data.columns", suggestion or open_one))
     return Problem(
         key="data.path" if spec.path else "data",
