@@ -29,8 +29,8 @@ _TEXT_FIELDS = ("prompt", "completion", "text", "system")
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
     "prompt": ("instruction", "question", "input", "query"),
-    "completion": ("response", "output", "answer", "target"),
-    "messages": ("conversations", "conversation", "chat", "dialog"),
+    "completion": ("response", "output", "answer", "target", "chosen"),
+    "messages": ("conversations", "conversation", "chat", "dialog", "chosen"),
     "text": ("content", "document", "body"),
 }
 
@@ -77,7 +77,7 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         columns |= schema.columns if schema else {}
         shape = _shape(columns, columns, rows)
     if shape is None:
-        raise ConfigError([_missing_columns(spec, theirs, columns)])
+        raise ConfigError([_missing_columns(spec, theirs, columns, rows[0].values)])
     is_chat = _is_chat(shape, columns, rows)
     if not is_chat and (asked := [ours for ours in _OF_CHATS if ours in spec.columns]):
         key, message = f"data.columns.{asked[0]}", "is read with chats only; these rows are text."
@@ -217,12 +217,14 @@ def _unknown_column(key: str, name: str, theirs: Sequence[str]) -> Problem:
     return Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
 
 
-def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str]) -> Problem:
+def _missing_columns(
+    spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+) -> Problem:
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
-    suggestion = _suggestion(theirs, found)
+    suggestion = _suggestion(theirs, found, first)
     some = theirs or ("question", "answer")
-    open_one = {"prompt": some[0], "completion": some[-1]} if len(some) > 1 else {"text": some[0]}
+    open_one = {"prompt": some[0], "completion": some[1]} if len(some) > 1 else {"text": some[0]}
     example = shlex.quote(override("data.columns", suggestion or open_one))
     return Problem(
         key="data.path" if spec.path else "data",
@@ -231,11 +233,14 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     )
 
 
-def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
-    """Guess a mapping that would work from the names; empty if there is none."""
-    for fields in SHAPES.values():
+def _suggestion(
+    theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+) -> dict[str, str]:
+    """Guess a mapping that would work from the names and the first row; empty if there is none."""
+    for shape, fields in SHAPES.items():
         guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
-        if all(guess.values()):
+        lists = [isinstance(first.get(name), list) for name in guess.values() if name]
+        if all(guess.values()) and set(lists) == {shape == "messages"}:
             return {ours: name for ours, name in guess.items() if name and ours != name}
     return {}
 

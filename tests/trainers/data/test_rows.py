@@ -208,6 +208,25 @@ def test_a_mapping_is_suggested_for_names_that_say_nothing(
     assert rows.read(spec(table, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "chosen": "c", "rejected": "no"},
+        {"chosen": CHAT, "rejected": [{"role": "user", "content": "no"}]},
+        {"dialog": CHAT, "output": "no"},
+    ],
+)
+def test_what_is_suggested_fits_the_first_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", row)
+    if "dialog" in row:
+        path = write_lines(path, {"Dialog": CHAT, "output": "no"})
+    with pytest.raises(ConfigError) as caught:
+        rows.read(spec(path))
+    (word,) = shlex.split(str(caught.value).partition("ours: ")[2])
+    (read,) = rows.read(spec(path, columns=plain(parse(word.partition("=")[2])))).train
+    assert read in ({"prompt": "p", "completion": "c"}, {"messages": CHAT})
+
+
 def test_a_blank_before_a_column_s_name_is_none_of_it(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text("prompt, completion\np, c\n")
