@@ -147,12 +147,6 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
             f"{shlex.quote(override(key, ['a.jsonl', 'b.jsonl']))}"
         )
         return Problem(key=key, value=text, message=message)
-    if key in DATA_KEYS and key in into.given:  # as a shell makes of data.path={a,b}.jsonl
-        message = (
-            "is given twice. Several files are one list: "
-            f"{shlex.quote(override(key, ['a.jsonl', 'b.jsonl']))}"
-        )
-        return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
     elif prefix or key.startswith("hydra."):

@@ -145,11 +145,6 @@ def test_several_data_files_are_a_list_as_people_type_it(
     assert config["data"][key.partition(".")[2]] == [f"{here}/{name}" for name in names]
 
 
-def test_a_data_file_that_is_named_in_two_words_is_not_forgotten(here: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.path = b\.jsonl: is given twice"):
-        composed(FILE, "data.path=a.jsonl", "data.path=b.jsonl")
-
-
 def test_data_files_are_not_searched_and_what_it_says_can_be_pasted(here: Path) -> None:
     with pytest.raises(ConfigError, match="all trials have the same data") as error:
         composed(FILE, "data.path=choice(a.jsonl,b.jsonl)")
