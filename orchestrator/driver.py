@@ -377,6 +377,7 @@ class Driver:
     def _leave_now(self) -> NoReturn:
         """Leave at once; a second thread that comes waits for the first to do it."""
         with self._leaving:
+            self._signals.stop_watching()
             self._display.close()
             if not self._has_left:
                 print(self._go_on(), flush=True)

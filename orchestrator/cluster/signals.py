@@ -35,6 +35,7 @@ class Signals:
         self._taken = 0.0
         self._leave: Callable[[], object] | None = None
         self._is_lost: Callable[[], bool] = bool
+        self._is_over = threading.Event()
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -45,6 +46,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop_watching()
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
@@ -64,7 +66,7 @@ class Signals:
 
     def stop_watching(self) -> None:
         """Ignore from now on that Ray's head is gone, since Ray is about to be stopped."""
-        self._is_lost = bool
+        self._is_over.set()
 
     def leave(self) -> NoReturn:
         """End the process, or the main thread's sweep, with the exit code of the last signal."""
@@ -96,9 +98,10 @@ class Signals:
 
     def _watch(self) -> None:
         assert self._leave is not None
-        while not self._is_lost():
-            time.sleep(_LOOK_S)
-        self._leave()
+        while not self._is_over.wait(_LOOK_S):
+            if self._is_lost() and not self._is_over.is_set():
+                self._leave()
+                return
 
 
 def _is_main() -> bool:

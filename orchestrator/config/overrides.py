@@ -54,7 +54,6 @@ _TEXTS = (
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
-# What other tools call a group of ours.
 _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 

@@ -24,6 +24,10 @@ def committed():
     ledger = Path("run/ledger.jsonl")
     return ledger.read_text().count('"checkpoint"') if ledger.exists() else 0
 
+def left():
+    watching = [thread for thread in threading.enumerate() if thread.name == "signals"]
+    return ray.is_initialized(), len(psutil.Process().children()), len(watching)
+
 def interrupted(times):
     def interrupt(before):
         while committed() == before:
@@ -35,7 +39,7 @@ def interrupted(times):
     try:
         orchestrator.sweep({[*WORDS, *LONGER]})
     except KeyboardInterrupt:
-        return committed(), ray.is_initialized(), len(psutil.Process().children())
+        return committed(), *left()
 """
 
 
@@ -64,7 +68,7 @@ def test_interrupts_stop_a_sweep_and_not_the_kernel(tmp_path: Path) -> None:
         "interrupted(1)",
         "interrupted(2)",
         f"found = orchestrator.sweep({[*WORDS, *LONGER]})\nfound",
-        "ray.is_initialized(), len(psutil.Process().children()), found.best.value",
+        "*left(), found.best.value",
         "!{sys.executable} -m orchestrator status run",
     ]
     cells = [nbformat.v4.new_code_cell(each) for each in code]
@@ -76,15 +80,15 @@ def test_interrupts_stop_a_sweep_and_not_the_kernel(tmp_path: Path) -> None:
     first, *left = eval(result(once))
     second, *left_at_once = eval(result(twice))
     assert 0 < first < second
-    assert left == left_at_once == [False, 0]
-    assert eval(result(after))[:2] == (False, 0)
+    *left_after, value = eval(result(after))
+    assert left == left_at_once == left_after == [False, 0, 0]
     # The lines, the live table, and the value of the cell: however long the sweep is.
     assert kinds(whole) == ["display_data", "execute_result", "stream stdout"]
     assert "Best: trial " in result(whole)
     assert "<pre" in whole[-1]["data"]["text/html"]
     assert "2 completed" in status[0]["text"]
     assert "\x1b" not in status[0]["text"]  # a cell can only print
-    assert f"{eval(result(after))[2]:.4f}" in result(whole)
+    assert f"{value:.4f}" in result(whole)
 
 
 def test_the_notebook_of_the_docs_runs_as_it_is(tmp_path: Path) -> None:

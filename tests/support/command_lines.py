@@ -337,7 +337,7 @@ def _settled(draw: Draw, line: _Line) -> None:
                 del line.space[name]
             del line.when[name]
     _settle_unread(line)
-    is_counted = all(isinstance(each, Options) or each.whole for each in line.space.values())
+    is_counted = all(isinstance(each, Options) for each in line.space.values())
     if not is_counted or draw(st.integers(0, 4)) == 4:
         search = draw(st.sampled_from(["random", "tpe"]))
         trials = draw(st.integers(2, 20))
@@ -431,6 +431,7 @@ def _name_path(draw: Draw, line: _Line) -> str:
     else:
         line.words.append("data=file")
         line.config["data"] = base_config("base", data="file")["data"]
+        line.config["data"]["max_length"] = 512  # the default is lowered to the model's
         if key == "data.eval_path":
             line.words.append("data.path=train.jsonl")
             set_key(line.config, "data.path", "train.jsonl")
