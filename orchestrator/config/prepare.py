@@ -61,7 +61,7 @@ _SHAPES_ADAPTER = tuple(
     )
 )
 _MOST_ADAPTERS = 16  # combinations: the model is built without its weights for each
-_MOST_SCHEDULES = 1000  # combinations: a second or two
+_MOST_SCHEDULES = 1000  # combinations that are gone through: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
 
@@ -261,16 +261,20 @@ def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
     """Adapters that PEFT refuses for the model, of those that the space can give."""
     from trainers.model.loading import adapter_refusal
 
-    found = []
     part = space.over(_SHAPES_ADAPTER)
-    for values in islice(part.ends() if part.dimensions else (), _MOST_ADAPTERS):
+    seen: set[str] = set()
+    for values in islice(part.ends() if part.dimensions else (), _MOST_SCHEDULES):
         train = read_train(config_of(spec, values))
-        if not train.trains_base and (why := adapter_refusal(train.model, train.peft)):
+        peft = {**train.peft, "r": 1, "lora_dropout": bool(train.peft.get("lora_dropout")) / 2}
+        if train.trains_base or repr(peft) in seen:
+            continue
+        if why := adapter_refusal(train.model, peft):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
-            found.append(
-                Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")
-            )
-    return found[:1]
+            return [Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")]
+        seen.add(repr(peft))
+        if len(seen) == _MOST_ADAPTERS:
+            break
+    return []
 
 
 def _loss_notes(spec: Spec) -> list[str]:
