@@ -6,7 +6,8 @@ import argparse
 import errno
 import logging
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from orchestrator import __version__
@@ -40,6 +41,18 @@ _USERS_DISK = {
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
 _HELP = ("-h", "--help", "help")
+_FOLDER_VERBS = ("status", "export")  # argparse helps with these
+_PLAN_HELP = """\
+usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
+
+Check all that the sweep of the same words would check (config, data, model, memory, disk, W&B),
+train one real step of its largest micro-batch, and say what would run. Nothing else is trained or
+written. The exit code is 0 if the sweep could start, else 1.
+
+  python -m orchestrator plan sweep=lr_grid
+  python -m orchestrator plan sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b
+
+python -m orchestrator --help lists groups, choices and sweeps."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,14 +73,15 @@ def main(argv: Sequence[str]) -> int:
         print(scrub(f"{what}{error.strerror}. {_USERS_DISK[error.errno]}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("\nSIGINT: stopped.", file=sys.stderr)
         return 130
 
 
 def _dispatch(argv: list[str]) -> int:
     own, argv = take_config_dir(argv)
     first = argv[0] if argv else ""
-    if first in _HELP or any(word in _HELP for word in argv):
-        print(help_text(own))
+    if any(word in _HELP for word in argv) and first not in _FOLDER_VERBS:
+        print(_PLAN_HELP if first == "plan" else help_text(own))
         return 0
     if not argv:
         print(help_text(own))
@@ -145,9 +159,9 @@ def help_text(own: Path | None = None) -> str:
     sweeps = {} if own is None else {path.stem: path for path in sweep_files(own)}
     shipped = [path for path in sweep_files(CONF) if path.stem not in sweeps]
     lines += ["", "Sweeps, and what each answers:"]
-    lines += [f"  {path.stem:<14}{first_comment(path)}" for path in shipped]
+    lines += _about_sweeps(shipped)
     lines += ["", f"Sweeps of {own}:"] if sweeps else []
-    lines += [f"  {path.stem:<14}{first_comment(path)}" for path in sweeps.values()]
+    lines += _about_sweeps(sweeps.values())
     lines += [
         "",
         "Any key can be set (trainer.learning_rate=2e-4) or searched, in Hydra's sweep grammar:",
@@ -157,3 +171,18 @@ def help_text(own: Path | None = None) -> str:
         "trainer.* are SFTConfig's fields, peft.* LoraConfig's.",
     ]
     return "\n".join(lines)
+
+
+def _about_sweeps(paths: Iterable[Path]) -> list[str]:
+    """Each sweep's name and what its file says of it, in whole sentences."""
+    return [
+        line
+        for path in paths
+        for line in textwrap.wrap(
+            f"{path.stem:<14}{first_comment(path)}",
+            width=110,
+            initial_indent="  ",
+            subsequent_indent=" " * 16,
+            break_on_hyphens=False,
+        )
+    ]

@@ -76,8 +76,9 @@ def write_best(
 
 def train_again(spec: Spec, found: Best) -> str | None:
     """The command that trains the winner again, alone; None if no command line can express it."""
-    from orchestrator.config.compose import compose_config
+    from orchestrator.config.compose import compose_config, composed_of
     from orchestrator.config.config_files import groups
+    from orchestrator.config.decisions import is_within
 
     # Masked before it is quoted: a secret of the environment may hold what quotes escape.
     config: Any = masked("", config_of(spec, found.record.values, found.record.repeat))
@@ -102,9 +103,12 @@ def train_again(spec: Spec, found: Best) -> str | None:
             override(f"sweep.budget.{kind}", config["budget"][kind]),
             override("sweep.evaluations", spec.sweep.evaluations),
         ]
+        unread = [problem.key for problem in composed_of(words).problems]
     except UnwritableError:
         return None
-    return command_line(words)
+    # What the winner does not read is a part of its config, and of its key, all the same.
+    is_unread = [any(is_within(key, (w.partition("=")[0],)) for key in unread) for w in words]
+    return command_line([f"++{w}" if no else w for w, no in zip(words, is_unread, strict=True)])
 
 
 def _differences(default: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:

@@ -51,6 +51,7 @@ class Composed:
         config: all of it, resolved.
         base: its training sections, unresolved.
         name, run_dir: the sweep's, if the config leaves them open.
+        given: the keys that the command line sets.
         notes: what was decided where the command line and the sweep's file differ.
         problems: what was typed and would be read by no trial.
     """
@@ -59,6 +60,7 @@ class Composed:
     base: dict[str, Any]
     name: str
     run_dir: str
+    given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -92,6 +94,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
         suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
         run_dir = f"outputs/{name}{suffix}"
         make_absolute(config, run_dir)
+        _keep_options(config, overrides, str(config.get("run_dir") or run_dir))
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
         config["sweep"]["when"] = {}
@@ -102,6 +105,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
     decisions = Decisions(
         config=resolved,
         fixed=frozenset(overrides.given),
+        forced=frozenset(overrides.forced),
         typed=frozenset(overrides.space) | frozenset(overrides.when),
         space=dict(space),
         when=dict(when) if isinstance(when, Mapping) else when,
@@ -118,6 +122,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
         base={section: base[section] for section in SECTIONS},
         name=name,
         run_dir=run_dir,
+        given=frozenset(overrides.given),
         notes=(*hiding(overrides.own), *decisions.notes),
         problems=tuple(decisions.problems),
     )
@@ -135,6 +140,16 @@ def _drop_options(config: DictConfig, overrides: Overrides) -> None:
         options = f"sweep.{name}_options"
         if f"sweep.{name}" in given and not any(key.startswith(options) for key in given):
             config.sweep[f"{name}_options"] = {}
+
+
+def _keep_options(config: DictConfig, overrides: Overrides, run_dir: str) -> None:
+    """Keep the options of a begun sweep's sampler and pruner if its file has others by now."""
+    there = begun_config(run_dir).get("sweep")
+    for name in ("search", "pruner") if isinstance(there, Mapping) else ():
+        options = f"{name}_options"
+        typed = any(key.startswith(f"sweep.{name}") for key in overrides.given)
+        if not typed and there.get(name) == config.sweep.get(name) and options in there:
+            config.sweep[options] = there[options]
 
 
 def _compose(overrides: Overrides) -> tuple[DictConfig, str]:

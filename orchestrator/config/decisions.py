@@ -7,7 +7,7 @@ if it was typed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,10 +19,18 @@ from sweeps.space.space import Choice, Dimension, Space, set_by
 
 # data.source -> the keys of `data` that it does not read.
 _UNREAD = {
-    "docstrings": "path name revision split format columns eval_path".split(),
-    "file": "name revision".split(),
-    "hub": "format eval_path".split(),
+    "docstrings": "path name revision split format encoding columns eval_path eval_split".split(),
+    "file": "name revision split eval_split".split(),
+    "hub": "format encoding eval_path".split(),
 }
+# What not every optimizer, schedule or trial reads.
+_CONDITIONAL = tuple(
+    f"trainer.{name}"
+    for name in (
+        *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "warmup_steps"),
+        *("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"),
+    )
+)
 _EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
 
@@ -33,12 +41,14 @@ class Decisions:
     Attributes:
         config: the resolved config.
         fixed: the keys that the command line sets to one value.
+        forced: those of them that may be read by no trial.
         typed: the keys that it searches or puts a condition on; the rest of `space` is a file's.
         space, when: `sweep.space` and `sweep.when` as written.
     """
 
     config: Mapping[str, Any]
     fixed: frozenset[str]
+    forced: frozenset[str]
     typed: frozenset[str]
     space: dict[str, Any]
     when: Any
@@ -47,13 +57,16 @@ class Decisions:
 
     def settle(self) -> None:
         """Take out of the space what is fixed, and what no trial reads."""
+        self.problems += self._both_typed()
         for name, dimension in self._dimensions().items():
             if name not in self.typed:
                 self._fix(name, dimension)
         self._settle_adapter()
+        self._settle_trainer()
         self._settle_conditions()
         self._settle_first()
-        self.problems += self._unread_data()
+        self.problems += [*self._unread_data(), *self._unread_address()]
+        self.problems = [each for each in self.problems if not is_within(each.key, self.forced)]
 
     def leave_as_begun(self) -> None:
         """Turn what was decided into notes: the sweep began when nothing of it was decided."""
@@ -62,6 +75,20 @@ class Decisions:
             f"this sweep goes on as it began; a new one would differ: {each}" for each in told
         ]
         self.problems = []
+
+    def _both_typed(self) -> Iterator[Problem]:
+        """Keys typed both with a value and with a search; a condition may leave the value."""
+        conditions = self.when if isinstance(self.when, Mapping) else {}
+        for name, dimension in self._dimensions().items():
+            if name not in self.typed or name in conditions:
+                continue
+            for key in self.fixed.intersection(set_by(dimension)):
+                value = _text(lookup(self.config, key))
+                by = "" if key == name else f" by {name}"
+                message = (
+                    f"is typed twice: as {value}, and to be searched{by}. Leave one of them out."
+                )
+                yield Problem(key=key, message=message)
 
     def _dimensions(self) -> dict[str, Dimension]:
         return {each.name: each for each in self._parsed().dimensions}
@@ -123,6 +150,30 @@ class Decisions:
             )
             self.problems.append(Problem(key=each, message=message))
 
+    def _settle_trainer(self) -> None:
+        """Settings of optimizers and schedules that no trial has, and the like."""
+        dimensions = self._dimensions()
+        keys = {key for each in dimensions.values() for key in set_by(each)} | self.fixed
+        asked = {key for key in keys if key.startswith(_CONDITIONAL)}
+        trainer = self.config.get("trainer")
+        if not asked or not isinstance(trainer, Mapping):
+            return
+        from trainers.sft.validation import unread  # imports torch
+
+        searched = self._parsed().values_by_key()
+        reasons = {key: unread(key.removeprefix("trainer."), trainer, searched) for key in asked}
+        for name, dimension in dimensions.items():
+            reason = next((reasons[key] for key in set_by(dimension) if reasons.get(key)), None)
+            if reason is None or name in self.typed or len(set_by(dimension)) > 1:
+                continue
+            self._leave(name)
+            self.notes.append(f"{name} is not searched: {reason}")
+        for key in sorted(asked & (self.fixed | self.typed)):
+            is_noted = key == "trainer.warmup_steps" or lookup(self.config, key) in _EMPTY
+            if (reason := reasons[key]) and (key in self.typed or not is_noted):
+                message = f"no trial reads it: {reason}. Leave it out."
+                self.problems.append(Problem(key=key, message=message))
+
     def _settle_conditions(self) -> None:
         """A condition on a key that is not searched holds always or never."""
         space = self._parsed()
@@ -166,11 +217,29 @@ class Decisions:
                 f"data={other}" for other in readers
             )
             yield Problem(key=key, value=value, message=f"{message}.")
+        own = next((k for k in ("data.eval_path", "data.eval_split") if lookup(self.config, k)), "")
+        if own and (key := "data.eval_fraction") in self.fixed:
+            message = (
+                f"no row is drawn to measure on, since {own} names them: leave one of them out."
+            )
+            yield Problem(key=key, value=lookup(self.config, key), message=message)
+
+    def _unread_address(self) -> Iterator[Problem]:
+        key, kind = "cluster.address", lookup(self.config, "cluster.kind")
+        value = lookup(self.config, key)
+        if kind == "local" and key in self.fixed and value not in _EMPTY:
+            message = "is not read by cluster=local: leave it out, or add cluster=ray."
+            yield Problem(key=key, value=value, message=message)
 
     def _leave(self, name: str) -> None:
         del self.space[name]
         if isinstance(self.when, dict):
             self.when.pop(name, None)
+
+
+def is_within(key: str, keys: Collection[str]) -> bool:
+    """Whether a key, or a mapping that holds it, is one of `keys`."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
 def _is_adapters(key: str) -> bool:

@@ -7,12 +7,12 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.config.command import guess_device
 from orchestrator.config.preflight import (
@@ -52,6 +52,15 @@ _DECIDES_SCHEDULE = (
     *("trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps"),
     *("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"),
 )
+# What decides which modules an adapter has and of which kind.
+_SHAPES_ADAPTER = tuple(
+    f"peft.{name}"
+    for name in (
+        *("method", "target_modules", "exclude_modules", "target_parameters", "modules_to_save"),
+        *("layers_to_transform", "lora_dropout", "use_dora", "bias", "lora_bias"),
+    )
+)
+_MOST_ADAPTERS = 16  # combinations: the model is built without its weights for each
 _MOST_SCHEDULES = 1000  # combinations: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
@@ -116,7 +125,7 @@ def prepare_training(
     from trainers.memory_estimate import needs
     from trainers.model.loading import choose_for, fingerprint_base, target_problems
     from trainers.model.source import require_weights
-    from trainers.sft.validation import notes
+    from trainers.sft.validation import notes, rounding_notes
 
     findings = Findings()
     device = guess_device(spec)
@@ -128,6 +137,7 @@ def prepare_training(
         require_weights(spec.train.model)
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
+        unknown = unknown or adapter_problems(spec, space)
         if begun:
             told, unknown = as_begun(unknown), ()
         findings.add(unknown)
@@ -165,6 +175,8 @@ def prepare_training(
         room,
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
+        *step_notes(spec, space, examples),
+        *rounding_notes(spec.train, searched),
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
         *told,
         *changes(past.driver, facts),
@@ -236,13 +248,50 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     from trainers.sft import config
 
     found: dict[tuple[str, str], Problem] = {}
-    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
-        train = read_train(config_of(spec, values))
+    for values, train in _schedules(spec, space):
         for problem in config.schedule_problems(train.trainer, steps=train.steps(examples)):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
             message = f"{problem.message} (The trial with {words}.)" if words else problem.message
             found.setdefault((str(problem.value), problem.key), replace(problem, message=message))
     return list(found.values())
+
+
+def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Adapters that PEFT refuses for the model, of those that the space can give."""
+    from trainers.model.loading import adapter_refusal
+
+    found = []
+    part = space.over(_SHAPES_ADAPTER)
+    for values in islice(part.ends() if part.dimensions else (), _MOST_ADAPTERS):
+        train = read_train(config_of(spec, values))
+        if not train.trains_base and (why := adapter_refusal(train.model, train.peft)):
+            words = ", ".join(f"{key}={value}" for key, value in values.items())
+            found.append(
+                Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")
+            )
+    return found[:1]
+
+
+def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:
+    """Say which trials see fewer examples in all than one of their optimizer steps takes."""
+    least = math.inf
+    for values, train in _schedules(spec, space):
+        rows = train.batch_size * train.accumulation_steps
+        if examples < rows < least:
+            least, words = rows, " ".join(f"{key}={value}" for key, value in values.items())
+    if math.isinf(least):
+        return []
+    where = f" (the trial with {words})" if words else ""
+    return [
+        f"sweep.budget gives a trial {examples:,} examples, less than one optimizer step of "
+        f"{least:,}{where}: it takes one step of {examples:,}"
+    ]
+
+
+def _schedules(spec: Spec, space: Space) -> Iterator[tuple[Mapping[str, Any], TrainSpec]]:
+    """The searched values that decide schedules, in every combination, and the training of each."""
+    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
+        yield values, read_train(config_of(spec, values))
 
 
 def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:

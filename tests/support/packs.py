@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,10 @@ def short_rows() -> PreparedData:
         labels = [[-100] * (1 + len(row) // 4) + row[1 + len(row) // 4 :] for row in ids]
         return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
-    train, evaluation = rows(120), rows(24)
-    return PreparedData(train=train, evaluation=evaluation, test=None, fingerprint="", report=None)
+    train, evaluation, report = rows(120), rows(24), SimpleNamespace(stops=())
+    return PreparedData(
+        train=train, evaluation=evaluation, test=None, fingerprint="", report=report
+    )
 
 
 def small(

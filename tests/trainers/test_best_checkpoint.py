@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,10 @@ def test_peft_and_transformers_load_it(held: Path) -> None:
 def test_merged_it_is_one_plain_model_with_the_same_loss(held: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    merge(held, tmp_path, TINY, eos_token="<|im_end|>")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        merge(held, tmp_path, TINY, eos_token="<|im_end|>")
+    assert not [one for one in said if issubclass(one.category, FutureWarning)]
     assert not (tmp_path / "adapter_config.json").exists()
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path), use_safetensors=True)
     assert measured(plain) == pytest.approx(last_loss(reference()), abs=1e-4)

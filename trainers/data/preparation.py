@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -17,8 +17,11 @@ from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, split
 from trainers.data.tokenization import Tokenizing
-from trainers.model.source import context_tokens, load_config
+from trainers.model.source import context_tokens, embedded_tokens, load_config
 from trainers.model.tokenizer import IGNORED, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +103,9 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
     _refuse_long_context(train)
     parts = split(train.data, raw)
     notes = _source_notes(raw, train.data)
+    tokenizer = load_tokenizer(train.model, notes)
     tokenizing = Tokenizing(
-        load_tokenizer(train.model, notes),
+        tokenizer,
         train.trainer,
         is_chat=raw.layout.is_chat,
         has_completions="completion" in raw.layout.columns,
@@ -112,6 +116,10 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
     whole = {name: tokenizing.tokenized(part, bad) for name, part in given.items() if part}
     raw = _without(raw, bad, train.data)
     _refuse_none_left(whole, bad, train.data, raw)
+    places = {each.where for each in bad}
+    for name, part in whole.items():
+        kept = [row.where for row in given[name] if row.where not in places]
+        _refuse_unembedded(train, tokenizer, part, kept)
     _refuse_truncation(train.data, whole)
     cut = {name: tokenizing.cut(part, limit, name) for name, part in whole.items()}
     for name, part in cut.items():
@@ -146,6 +154,34 @@ def _refuse_none_left(
     """Refuse a split that lost all its rows with the skipped ones."""
     if bad and not all(len(part) for part in whole.values()):
         raise bad_rows_error(spec, bad, read=raw.read + len(bad))
+
+
+def _refuse_unembedded(
+    train: TrainSpec, tokenizer: PreTrainedTokenizerBase, part: Dataset, places: Sequence[str]
+) -> None:
+    """Raise SweepError if rows hold tokens beyond the model's embedding.
+
+    Nothing is resized for them: LoRA would leave the new rows of the embedding as they were drawn.
+
+    Args:
+        places: of the rows.
+    """
+    most = embedded_tokens(load_config(train.model))
+    column = part.with_format("arrow")[:].column("input_ids")
+    ids = pc.list_flatten(column).to_numpy()
+    beyond = np.flatnonzero(ids >= most) if most is not None else ids[:0]
+    if not len(beyond):
+        return
+    rows = np.searchsorted(np.cumsum(lengths(part)), beyond, side="right")
+    token = int(ids[beyond[0]])
+    raise SweepError(
+        f"{len(np.unique(rows)):,} of {len(part):,} rows hold tokens that the model cannot read: "
+        f"{tokenizer.convert_ids_to_tokens(token)!r} in {places[rows[0]]} has the id {token:,}, "
+        f"and {train.model.path} has embeddings for {most:,} tokens. Make it larger once, by "
+        "model.resize_token_embeddings(len(tokenizer)), save it with its tokenizer and set "
+        "model.path=FOLDER with peft.modules_to_save=[embed_tokens], which trains the new ones; or "
+        "write the rows without these tokens (model.chat_template=FILE.jinja, if they are its)"
+    )
 
 
 def lengths(dataset: Dataset) -> np.ndarray:
@@ -198,7 +234,8 @@ def _report(
 def _source_notes(raw: RawData, spec: DataSpec) -> list[str]:
     notes = list(raw.notes)
     if raw.layout.unused:
-        notes.append(f"columns not used: {', '.join(raw.layout.unused)}")
+        names = [name or "the one without a name" for name in raw.layout.unused]
+        notes.append(f"columns not used: {', '.join(names)}")
     if spec.limit is not None and raw.evaluation is None:
         notes.append(f"data.limit={spec.limit} takes the first rows of the source")
     return notes

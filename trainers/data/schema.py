@@ -13,7 +13,7 @@ from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
 from trainers.data.files import in_words
-from trainers.data.messages import kind, read_messages, read_text, with_system
+from trainers.data.messages import kind, mappings, read_messages, read_text, with_system
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -27,8 +27,10 @@ _TEXT_FIELDS = ("prompt", "completion", "text", "system")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
-    "prompt": ("instruction", "question", "input", "query"),
-    "completion": ("response", "output", "answer", "target"),
+    "prompt": ("instruction", "question", "input", "query", "inputs", "problem", "article"),
+    "completion": tuple(
+        "response output answer target targets solution summary highlights chosen".split()
+    ),
     "messages": ("conversations", "conversation", "chat", "dialog"),
     "text": ("content", "document", "body"),
 }
@@ -173,11 +175,17 @@ def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
 
 
 def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
-    """Whether the first row with the column holds messages; rows that differ are bad."""
+    """Whether most rows hold messages, in CSV as JSON text; rows that differ are bad."""
     if shape != "prompt and completion":
         return shape == "messages"
-    values = (row.values.get(columns["completion"]) for row in rows)
-    return isinstance(next((value for value in values if value is not None), None), list)
+    pairs = ([row.values.get(columns[ours]) for ours in ("completion", "prompt")] for row in rows)
+    found = [
+        isinstance(pair[0], list) or all(map(mappings, pair))
+        for pair in pairs
+        if pair[0] is not None
+    ]
+    chats = sum(found)
+    return chats * 2 > len(found) or (chats * 2 == len(found) and found[:1] == [True])
 
 
 def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list[Problem]:
@@ -207,7 +215,9 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
     suggestion = _suggestion(theirs, found)
-    open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
+    first = _alias("prompt", theirs) or (theirs[0] if theirs else "question")
+    second = _alias("completion", theirs) or (theirs[1] if len(theirs) == 2 else "...")
+    open_one = {"prompt": first, "completion": second}
     example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",

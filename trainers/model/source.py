@@ -97,6 +97,12 @@ def context_tokens(config: PretrainedConfig) -> int | None:
     return tokens if isinstance(tokens, int) and tokens > 0 else None
 
 
+def embedded_tokens(config: PretrainedConfig) -> int | None:
+    """How many tokens the model has an embedding for; None if its config does not say."""
+    tokens = getattr(config.get_text_config(), "vocab_size", None)
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
 def has_experts(config: PretrainedConfig) -> bool:
     """Whether a model routes each token to some of several experts."""
     found = config.get_text_config()

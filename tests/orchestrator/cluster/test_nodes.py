@@ -147,6 +147,18 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
         wait_for(lambda: left)
 
 
+def test_ctrl_c_at_the_start_says_that_nothing_was_started(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Signals():
+        for _ in range(2):
+            with pytest.raises(SystemExit) as left:
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_for(lambda: False)
+            assert left.value.code == 130
+    assert capfd.readouterr().err == "\nSIGINT: no trial was started.\n"
+
+
 # ---------------------------------------------------------------------- the Coordinator
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import socket
@@ -192,6 +193,12 @@ def test_the_mapping_that_is_suggested_can_be_pasted(tmp_path: Path) -> None:
     assert rows.read(spec(path, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
+def test_of_two_columns_the_second_is_suggested_as_the_answer(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"Frage": "Wer?", "Antwort": "Ich."})
+    with pytest.raises(ConfigError, match=r"data\.columns=\{prompt: Frage, completion: Antwort\}"):
+        rows.read(spec(path))
+
+
 def test_wrong_mapping_names_the_nearest_column(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"question": "p", "answer": "c"})
     wrong = {"promt": "question", "completion": "anser"}
@@ -220,6 +227,32 @@ def test_chats_are_read_from_lists_json_text_and_sharegpt(tmp_path: Path) -> Non
     read = rows.read(spec(path))
     assert read.train == [{"messages": CHAT}] * 3
     assert read.layout.words == "messages (chat)"
+
+
+def test_a_table_holds_chats_as_json_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+
+    def read(*columns: str, rows_: list[list[object]]) -> list[dict[str, Any]]:
+        cells = [
+            [each if isinstance(each, str) else json.dumps(each) for each in row] for row in rows_
+        ]
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([columns, *cells])
+        return rows.read(spec(path, on_bad_row="skip")).train
+
+    pair = {"prompt": CHAT[:1], "completion": CHAT[1:]}
+    assert read(*pair, rows_=[["?", "["], list(pair.values()), list(pair.values())]) == [pair] * 2
+    answer = json.dumps(CHAT)  # a text that happens to be JSON
+    assert read("prompt", "completion", rows_=[["Write a chat", answer]]) == [
+        {"prompt": "Write a chat", "completion": answer}
+    ]
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    assert read("conversations", rows_=[["[{"], [turns]]) == [{"messages": CHAT}]
+
+
+def test_one_bad_row_does_not_decide_what_the_others_are(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"prompt": "p", "completion": ["c"]}, *PAIRS)
+    assert rows.read(spec(path, on_bad_row="skip")).train == PAIRS
 
 
 @pytest.mark.parametrize(
