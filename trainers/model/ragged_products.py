@@ -1,15 +1,16 @@
-"""Multiplies the tokens of each lane with that lane's own low-rank matrices.
+"""Adds to the tokens of each lane the products with that lane's own B and A, and goes back.
 
-Tokens of lanes lie one after another: `x` [tokens, features]. Matrices are [lanes, r, features].
-What has r numbers a token, `low`, is handed from one product to the next; its shape is a matter of
-the class. Lanes with equally many tokens take batched matmuls. Others take a loop of matmuls on a
-CPU, which is faster than padding lanes and than `grouped_mm`, and grouped matmuls on GPUs that have
-them.
+Tokens of lanes lie one after another: `x` [tokens, in]. A is [lanes, r, in] and B [lanes, r, out].
+What is between the two, `low`, has r numbers a token, in a shape that is a matter of the class.
+Lanes with equally many tokens take batched matmuls. Others take a loop of matmuls, which on a CPU
+is faster than padding lanes and than `grouped_mm`; on GPUs that have them, grouped matmuls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -19,41 +20,117 @@ _FEW = 16
 _ALIGNED = 8  # numbers of bfloat16 in 16 bytes, of which grouped matmuls want multiples
 
 
+@dataclass(frozen=True)
+class Scales:
+    """A factor of B A x for each lane."""
+
+    values: tuple[float, ...]
+    device: torch.device
+
+    @cached_property
+    def shared(self) -> float | None:
+        """The factor of all lanes, if it is one."""
+        return self.values[0] if len(set(self.values)) == 1 else None
+
+    @cached_property
+    def column(self) -> torch.Tensor:
+        """The factors, [lanes, 1, 1]."""
+        return torch.tensor(self.values, device=self.device)[:, None, None]
+
+
 class Equal:
-    """Products of lanes with equally many tokens; `low` is [lanes, r, tokens of a lane]."""
+    """Lanes with equally many tokens; `low` is [lanes, r, tokens of a lane].
 
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._counts = list(counts)
+    Args:
+        counts: the tokens of each lane.
+        a, b: the lanes' matrices of a module, [lanes, r, in] and [lanes, r, out].
+        rounds: B A x is rounded before it is added up, as PEFT does.
+    """
 
-    def spread(self, scales: torch.Tensor) -> torch.Tensor:
-        """A scale for each lane, [lanes, 1, 1], over its tokens, [tokens, 1]."""
-        pairs = zip(scales.view(-1, 1).unbind(), self._counts, strict=True)
+    def __init__(
+        self,
+        counts: Sequence[int],
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scales: Scales,
+        *,
+        rounds: bool,
+    ) -> None:
+        self._counts, self._a, self._b, self._scales = counts, a, b, scales
+        self._rounds = rounds
+
+    def add(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add scale B A x to `target` [tokens, out]; returns `low`."""
+        scale, low = self._scales.shared, self._low(self._a, x, 1.0)
+        if self._rounds:
+            target += (self._high(low, self._b) * self._by_token).to(x.dtype)
+            return low
+        if scale is None:
+            low = self._scaled(low)
+        self._add(target, low, 1.0 if scale is None else scale)
+        return low
+
+    def back(
+        self,
+        above: torch.Tensor,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        grads_a: torch.Tensor,
+        grads_b: torch.Tensor,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Add the gradients of A and B to `grads_a` and `grads_b`, which are shaped as they are.
+
+        Args:
+            above: the gradient of what `add` was given as target, [tokens, out].
+            out: where the gradient of x goes.
+
+        Returns:
+            The gradient of x, [tokens, in].
+        """
+        scale, of_b = self._scales.shared, 1.0  # of_b: what `low` lacks of the gradient of B
+        if self._rounds:
+            above = (above * self._by_token).to(x.dtype)
+            grad_low = self._low(self._b, above, 1.0)
+        elif scale is None:
+            grad_low = self._scaled(self._low(self._b, above, 1.0))
+        else:
+            grad_low, of_b = self._low(self._b, above, scale), scale
+        self._accumulate(grads_b, low, above, of_b)
+        self._accumulate(grads_a, grad_low, x, 1.0)
+        return self._high(grad_low, self._a, out)
+
+    @property
+    def _by_token(self) -> torch.Tensor | float:
+        """The scale, if lanes differ in it for each token, [tokens, 1]."""
+        if self._scales.shared is not None:
+            return self._scales.shared
+        pairs = zip(self._scales.column.view(-1, 1).unbind(), self._counts, strict=True)
         return torch.cat([scale.expand(count, 1) for scale, count in pairs])
 
-    def low(self, w: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        """Compute scale x w' for each lane."""
+    def _by_lane(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(self._counts), -1, x.shape[-1])
+
+    def _low(self, w: torch.Tensor, x: torch.Tensor, scale: float) -> torch.Tensor:
         x = self._by_lane(x).transpose(1, 2)
         return torch.baddbmm(x.new_empty(()), w, x, beta=0, alpha=scale)
 
-    def scaled(self, low: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        """Multiply `low` in place by a scale for each lane, [lanes, 1, 1]."""
-        return low.mul_(scales)
+    def _scaled(self, low: torch.Tensor) -> torch.Tensor:
+        return low.mul_(self._scales.column)
 
-    def high(
+    def _high(
         self, low: torch.Tensor, w: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute low w, [tokens, features]; into `out` if given."""
         into = None if out is None else self._by_lane(out)
         return torch.bmm(low.transpose(1, 2), w, out=into).flatten(0, 1)
 
-    def add(self, target: torch.Tensor, low: torch.Tensor, w: torch.Tensor, scale: float) -> None:
-        """Add scale x low w to `target` [tokens, features]."""
-        self._by_lane(target).baddbmm_(low.transpose(1, 2), w, alpha=scale)
+    def _add(self, target: torch.Tensor, low: torch.Tensor, scale: float) -> None:
+        self._by_lane(target).baddbmm_(low.transpose(1, 2), self._b, alpha=scale)
 
-    def accumulate(
+    def _accumulate(
         self, sums: torch.Tensor, low: torch.Tensor, x: torch.Tensor, scale: float
     ) -> None:
-        """Add scale x low' x of each lane to `sums` [lanes, r, features]."""
+        """Add scale x low x of each lane to `sums` [lanes, r, features]."""
         x, is_turned = self._by_lane(x), sums.stride(-1) != 1
         is_slow = is_turned and low.shape[1] < _FEW and low.device.type == "cpu"
         if low.dtype != sums.dtype or is_slow:
@@ -64,88 +141,90 @@ class Equal:
         else:
             sums.baddbmm_(low, x, alpha=scale)
 
-    def _by_lane(self, x: torch.Tensor) -> torch.Tensor:
-        return x.view(len(self._counts), -1, x.shape[-1])
-
 
 class Looped(Equal):
-    """Products of lanes with unlike numbers of tokens, lane by lane; `low` is [r, tokens]."""
+    """Lanes with unlike numbers of tokens, lane by lane; `low` is [r, tokens]."""
 
-    def low(self, w: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        low = x.new_empty(w.shape[1], len(x))
-        for one, own, out in zip(w.unbind(), self._rows(x), self._columns(low), strict=True):
-            out.addmm_(one, own.t(), beta=0, alpha=scale)
+    def add(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        low = x.new_empty(self._a.shape[1], len(x))
+        for a, b, scale, own, few, into in zip(
+            self._a.unbind(),
+            self._b.unbind(),
+            self._scales.values,
+            x.split(self._counts),
+            low.split(self._counts, 1),
+            target.split(self._counts),
+            strict=True,
+        ):
+            torch.mm(a, own.t(), out=few)
+            if self._rounds:
+                into.add_(torch.mm(few.t(), b).mul_(scale))
+            else:
+                into.addmm_(few.t(), b, alpha=scale)
         return low
 
-    def scaled(self, low: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        return low.mul_(self.spread(scales).t())
-
-    def high(
-        self, low: torch.Tensor, w: torch.Tensor, out: torch.Tensor | None = None
+    def back(
+        self,
+        above: torch.Tensor,
+        x: torch.Tensor,
+        low: torch.Tensor,
+        grads_a: torch.Tensor,
+        grads_b: torch.Tensor,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        found = low.new_empty(low.shape[1], w.shape[2]) if out is None else out
-        for one, own, out in zip(w.unbind(), self._columns(low), self._rows(found), strict=True):
-            torch.mm(own.t(), one, out=out)
-        return found
-
-    def add(self, target: torch.Tensor, low: torch.Tensor, w: torch.Tensor, scale: float) -> None:
-        for one, own, out in zip(w.unbind(), self._columns(low), self._rows(target), strict=True):
-            out.addmm_(own.t(), one, alpha=scale)
-
-    def accumulate(
-        self, sums: torch.Tensor, low: torch.Tensor, x: torch.Tensor, scale: float
-    ) -> None:
-        pairs = list(zip(self._columns(low), self._rows(x), strict=True))
-        if low.dtype == sums.dtype and sums.stride(-1) == 1:
-            for into, (few, own) in zip(sums.unbind(), pairs, strict=True):
-                into.addmm_(few, own, alpha=scale)
-            return
-        found = low.new_empty(sums.shape)
-        for into, (few, own) in zip(found.unbind(), pairs, strict=True):
-            torch.mm(few, own, out=into)
-        sums.add_(found, alpha=scale)
-
-    def _rows(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x.split(self._counts)
-
-    def _columns(self, low: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return low.split(self._counts, 1)
+        out = torch.empty_like(x) if out is None else out
+        of_a, of_b = low.new_empty(grads_a.shape), low.new_empty(grads_b.shape)
+        for a, b, scale, high, own, few, to_a, to_b, to_x in zip(
+            self._a.unbind(),
+            self._b.unbind(),
+            self._scales.values,
+            above.split(self._counts),
+            x.split(self._counts),
+            low.split(self._counts, 1),
+            of_a.unbind(),
+            of_b.unbind(),
+            out.split(self._counts),
+            strict=True,
+        ):
+            if self._rounds:
+                high, scale = high * scale, 1.0
+            grad_low = torch.mm(b, high.t())
+            to_a.addmm_(grad_low, own, beta=0, alpha=scale)
+            to_b.addmm_(few, high, beta=0, alpha=scale)
+            to_x.addmm_(grad_low.t(), a, beta=0, alpha=scale)
+        grads_a.add_(of_a)
+        grads_b.add_(of_b)
+        return out
 
 
 class Grouped(Equal):
-    """The same in bfloat16 by grouped matmuls; `low` is [tokens, r], r rounded up to 8.
+    """The same in bfloat16 by grouped matmuls; `low` is [tokens, r], r rounded up to 8."""
 
-    Args:
-        ends: where each lane's tokens end, int32, on the device.
-    """
+    ends: torch.Tensor  # where each lane's tokens end, int32, on the device
 
-    def __init__(self, counts: Sequence[int], ends: torch.Tensor) -> None:
-        super().__init__(counts)
-        self._ends = ends
-
-    def low(self, w: torch.Tensor, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+    def _low(self, w: torch.Tensor, x: torch.Tensor, scale: float) -> torch.Tensor:
         low = self._product(x, _aligned(w).transpose(1, 2))
         return low if scale == 1.0 else low.mul_(scale)
 
-    def scaled(self, low: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-        return low.mul_(self.spread(scales))
+    def _scaled(self, low: torch.Tensor) -> torch.Tensor:
+        return low.mul_(self._by_token)
 
-    def high(
+    def _high(
         self, low: torch.Tensor, w: torch.Tensor, out: torch.Tensor | None = None
     ) -> torch.Tensor:
         found = self._product(low, _aligned(w))
         return found if out is None else out.copy_(found)
 
-    def add(self, target: torch.Tensor, low: torch.Tensor, w: torch.Tensor, scale: float) -> None:
-        target.add_(self.high(low, w), alpha=scale)
+    def _add(self, target: torch.Tensor, low: torch.Tensor, scale: float) -> None:
+        target.add_(self._high(low, self._b), alpha=scale)
 
-    def accumulate(
+    def _accumulate(
         self, sums: torch.Tensor, low: torch.Tensor, x: torch.Tensor, scale: float
     ) -> None:
         sums.add_(self._product(low.t(), x)[:, : sums.shape[1]], alpha=scale)
 
     def _product(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = torch.nn.functional.grouped_mm(left, right, offs=self._ends)
+        found: torch.Tensor = torch.nn.functional.grouped_mm(left, right, offs=self.ends)
         return found
 
 
@@ -155,18 +234,30 @@ def _aligned(w: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(w, (0, 0, 0, missing)) if missing else w
 
 
-def products(counts: Sequence[int], ends: torch.Tensor | None, w: torch.Tensor) -> Equal:
-    """The products of lanes with `counts` tokens each, with matrices as large and in the type of
-    `w` [lanes, r, features]."""
+def products(
+    counts: Sequence[int],
+    ends: torch.Tensor | None,
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scales: Scales,
+    *,
+    rounds: bool,
+) -> Equal:
+    """The products of lanes with `counts` tokens each; `ends` as `Grouped` has them, if at all."""
     if len(set(counts)) == 1:
-        return Equal(counts)
-    if ends is not None and _has_groups(w) and w.shape[-1] % _ALIGNED == 0:
-        return Grouped(counts, ends)
-    return Looped(counts)
+        return Equal(counts, a, b, scales, rounds=rounds)
+    if ends is None or not _has_groups(a, b):
+        return Looped(counts, a, b, scales, rounds=rounds)
+    grouped = Grouped(counts, a, b, scales, rounds=rounds)
+    grouped.ends = ends
+    return grouped
 
 
-def _has_groups(w: torch.Tensor) -> bool:
+def _has_groups(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether PyTorch has grouped matmuls that do not wait for the device; `meta` stands for one."""
-    if w.dtype != torch.bfloat16 or not hasattr(torch.nn.functional, "grouped_mm"):
+    is_aligned = a.shape[-1] % _ALIGNED == b.shape[-1] % _ALIGNED == 0
+    if a.dtype != torch.bfloat16 or not is_aligned:
         return False
-    return w.is_meta or (w.is_cuda and torch.cuda.get_device_capability(w.device) >= (9, 0))
+    if not hasattr(torch.nn.functional, "grouped_mm"):
+        return False
+    return a.is_meta or (a.is_cuda and torch.cuda.get_device_capability(a.device) >= (9, 0))

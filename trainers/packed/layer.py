@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainers.model.ragged_products import Equal, products
+from trainers.model.ragged_products import Equal, Scales, products
 from trainers.packed.adapter_bank import Bank
 from trainers.packed.dropout import Stream
 
@@ -63,11 +63,8 @@ class Part:
     def lanes(self) -> int:
         return self.last - self.first
 
-    def scale(self, module: str) -> torch.Tensor | float:
-        """The factor of the lanes' B A x: alpha / r, and 1 / (1 - p) if dropout is drawn.
-
-        One number if the lanes agree, else [lanes, 1, 1].
-        """
+    def scales(self, module: str) -> Scales:
+        """The factors of the lanes' B A x: alpha / r, and 1 / (1 - p) if dropout is drawn."""
         keep = [1 - each.probability for each in self.streams or ()]
         return self.bank.scaling(module, self.first, self.last, tuple(keep))
 
@@ -136,10 +133,7 @@ def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
 
 
 class _LanesSum(torch.autograd.Function):
-    """Computes base + scaling B A dropout(x) of each lane; gradients of A, B go to the banks.
-
-    A scale that a part's lanes share is a factor of a matmul; different scales go into `low`.
-    """
+    """Computes base + scaling B A dropout(x) of each lane; gradients of A, B go to the banks."""
 
     @staticmethod
     def forward(
@@ -162,17 +156,9 @@ class _LanesSum(torch.autograd.Function):
                 continue
             ours = _own(part, now, flat_x, name)
             mask = _mask(part, now, name, ours, _memory_order(x))
-            a, b, of = _matrices(part, name, ours.dtype)
-            scale = part.scale(name)
-            low = of.low(a, ours if mask is None else ours * mask)
             target = part.own(flat_result)
-            if not _adds_in_place(ours, target, now):  # rounded where PEFT rounds
-                target += (of.high(low, b) * _by_token(of, scale)).to(ours.dtype)
-            elif isinstance(scale, float):
-                of.add(target, low, b, scale)
-            else:
-                low = of.scaled(low, scale)
-                of.add(target, low, b, 1.0)
+            of = _products(part, name, ours.dtype, _rounds(ours, target, now))
+            low = of.add(target, ours if mask is None else ours * mask)
             kept += [low, mask]
         ctx.save_for_backward(*kept)
         ctx.now, ctx.name = now, name
@@ -193,51 +179,39 @@ class _LanesSum(torch.autograd.Function):
                 continue
             ours = _own(part, now, flat_x, name)
             above = part.own(flat_grad).to(ours.dtype)
-            a, b, of = _matrices(part, name, ours.dtype)
-            scale, of_b = part.scale(name), 1.0  # of_b: what `low` lacks of the gradient of B
-            if not _adds_in_place(ours, grad, now):
-                above = (above * _by_token(of, scale)).to(ours.dtype)
-                grad_low = of.low(b, above)
-            elif isinstance(scale, float):
-                grad_low, of_b = of.low(b, above, scale), scale
-            else:
-                grad_low = of.scaled(of.low(b, above), scale)
-            grads_a, grads_b = (
-                part.bank.view(name, side, part.first, part.last, None) for side in "AB"
+            grads = [
+                part.bank.view(name, side, part.first, part.last, None) for side in ("A", "B")
+            ]
+            into = None if grad_x is None else part.own(grad_x)
+            is_direct = mask is None and into is not None and into.dtype == ours.dtype
+            back = _products(part, name, ours.dtype, _rounds(ours, grad, now)).back(
+                above,
+                ours if mask is None else ours * mask,
+                low,
+                grads[0],
+                grads[1].transpose(1, 2),
+                out=into if is_direct else None,
             )
-            of.accumulate(grads_b.transpose(1, 2), low, above, of_b)
-            of.accumulate(grads_a, grad_low, ours if mask is None else ours * mask, 1.0)
-            if grad_x is not None:
-                target = part.own(grad_x)
-                if mask is None and target.dtype == ours.dtype:
-                    of.high(grad_low, a, out=target)
-                else:
-                    back = of.high(grad_low, a)
-                    target.copy_(back if mask is None else back.mul_(mask))
+            if into is not None and not is_direct:
+                into.copy_(back if mask is None else back.mul_(mask))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 
 
-def _matrices(
-    part: Part, name: str, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor, Equal]:
-    """A [lanes, r, in] and B [lanes, r, out] of a module, and the products with them."""
+def _products(part: Part, name: str, dtype: torch.dtype, rounds: bool) -> Equal:
+    """The products with the lanes' A and B of a module."""
     a = part.bank.view(name, "A", part.first, part.last, dtype)
     b = part.bank.view(name, "B", part.first, part.last, dtype).transpose(1, 2)
-    return a, b, products(part.counts, part.ends, a)
+    return products(part.counts, part.ends, a, b, part.scales(name), rounds=rounds)
 
 
-def _by_token(of: Equal, scale: torch.Tensor | float) -> torch.Tensor | float:
-    return scale if isinstance(scale, float) else of.spread(scale)
+def _rounds(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
+    """Whether B A x is rounded before it is added to the base's result.
 
-
-def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
-    """Whether B A x is added to the base's result by the matmul itself.
-
-    PEFT rounds it to half precision first. So does this layer without autocast, and always in
+    PEFT rounds it to half precision. So does this layer without autocast, and always in
     evaluations: PEFT measures the best checkpoint again.
     """
     is_exact = ours.dtype == torch.float32 or (now.computes is not None and now.trains)
-    return is_exact and ours.dtype == target.dtype
+    return not is_exact or ours.dtype != target.dtype
 
 
 def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
