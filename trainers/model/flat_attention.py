@@ -33,7 +33,7 @@ except ImportError:  # an older torch
 _TAKES = set(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else set()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Layout:
     """Where the rows of a flat sequence lie, on the device.
 
@@ -71,6 +71,16 @@ def register() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, attend)
+
+
+def lay_out(lengths: Sequence[int], device: torch.device) -> Layout:
+    """Lay out rows for a device; the host waits for what it sends there."""
+    if device.type == "cpu":
+        return Layout(lengths=lengths, groups=cut(lengths))
+    groups, places, back = grouped(lengths)
+    ends = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device)
+    there = (torch.from_numpy(each).to(device) for each in (places, back))
+    return Layout(lengths, groups, *there, ends)
 
 
 def cut(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -221,7 +231,7 @@ def _has_kernel(query: torch.Tensor, value: torch.Tensor, options: dict[str, Any
         and query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
         and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] == value.shape[-1] <= 192
         and query.shape[-1] % 8 == 0
         and not any(options.get(name) is not None for name in _EAGER)
     )

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from sweeps.config.spec import TrainSpec
-from trainers.model import flat_attention
+from sweeps.config.spec import ModelSpec, TrainSpec
+from trainers.model import flat_attention, flat_check
 from trainers.model.loading import choose_for, load_base
 from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.packed.adapter_bank import Adapter, fresh
@@ -63,14 +63,17 @@ class Base:
         self._again = bool(getattr(chosen, CHECKPOINTING))
         self._pad = pad_id(train.model)
         self._options = getattr(chosen, f"{CHECKPOINTING}_kwargs")
-        self.is_flat = not pads
-        if self.is_flat:
-            flat_attention.register()
-            self.model.set_attn_implementation(flat_attention.NAME)
+        self.is_flat = not pads and not self._padding(train.model)
         self._recompute()
         if self._again:
             self.model.enable_input_require_grads()
         self.model.train()
+
+    def _padding(self, spec: ModelSpec) -> str:
+        """Why the rows of this model are padded; empty if they need not be."""
+        if found := flat_check.settle(self.model, spec):
+            log.info("rows are padded to the longest of a pass: %s", found)
+        return found
 
     def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
         """Make the adapter that SFTTrainer begins with; see `adapter_bank.fresh`."""
