@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
-from sweeps.core.errors import Problem
+from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.space.space import Space
 
 # Measured with benchmarks/packing.py: on one core, more lanes gain nothing. At most: on a GPU how
@@ -57,9 +57,21 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     if lanes == 1:
         return EngineChoice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
     why = f"engine: packed, up to {lanes} trials share a device and its base model"
+    if padding := _padding(spec):
+        why += f", rows padded to the longest ({padding})"
     if reasons:
         why += f"; alone where {'; '.join(reasons)}"
     return EngineChoice(lanes=lanes, why=why)
+
+
+def _padding(spec: Spec) -> str:
+    """Why the rows of lanes are padded, as far as the model's config says; empty if they are not."""
+    from trainers.model.flat_check import obstacle
+
+    try:
+        return obstacle(spec.model)
+    except (SweepError, ConfigError):
+        return ""  # reported by the check of the model
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:

@@ -21,10 +21,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from trainers.model import attention
 
-NAME = "flat_sdpa"
+NAME = "flat_rows"  # transformers asks more of names with sdpa or flash in them
 # What SDPA does not do: the model's own eager attention computes it.
 _EAGER = ("softcap", "s_aux", "position_bias")
-_FEWEST = 32  # tokens by which rows of a padded group may differ, however short they are
+_MULTIPLE = 32  # of the tokens of a group on a GPU
+_CALL = 2400  # pairs of tokens whose attention takes a CPU as long as a call of its own
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -75,17 +76,63 @@ def register() -> None:
 
 def lay_out(lengths: Sequence[int], device: torch.device) -> Layout:
     """Lay out rows for a device; the host waits for what it sends there."""
-    if device.type == "cpu":
-        return Layout(lengths=lengths, groups=cut(lengths))
-    groups, places, back = grouped(lengths)
-    ends = torch.tensor(np.cumsum([0, *lengths]), dtype=torch.int32, device=device)
-    there = (torch.from_numpy(each).to(device) for each in (places, back))
-    return Layout(lengths, groups, *there, ends)
+    groups, arrays = grouped(lengths, is_cpu=device.type == "cpu")
+    there = [torch.from_numpy(each).to(device) for each in arrays]
+    return laid(lengths, groups, there)
 
 
-def cut(lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """The groups of a CPU: neighbours of equal length. A call for each row costs less than
-    padding."""
+def laid(
+    lengths: Sequence[int], groups: Sequence[tuple[int, int]], there: Sequence[torch.Tensor]
+) -> Layout:
+    """The layout of what `grouped` gave, once its arrays are on the device."""
+    places, back, *ends = there or (None, None)
+    return Layout(lengths, groups, places, back, ends[0].to(torch.int32) if ends else None)
+
+
+def grouped(
+    lengths: Sequence[int], *, is_cpu: bool
+) -> tuple[list[tuple[int, int]], list[np.ndarray[Any, Any]]]:
+    """Group rows of similar length: groups, places, back and ends of a Layout.
+
+    On a CPU a call costs as much as attention to some 50 tokens, and short rows are joined; no
+    arrays if rows lie as they are attended to. On a GPU groups are few, and their tokens multiples
+    of 32, so that there are few shapes.
+    """
+    multiple = 1 if is_cpu else _MULTIPLE
+    joins = _joins_on_cpu if is_cpu else _joins_on_gpu
+    groups: list[tuple[int, int]] = []
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    for row in order:
+        tokens = -(-lengths[row] // multiple) * multiple
+        if groups and joins(groups[-1][1], tokens):
+            groups[-1] = (groups[-1][0] + 1, groups[-1][1])
+        else:
+            groups.append((1, tokens))
+    if is_cpu and (len(plain := _cut(lengths)) <= len(groups)):
+        return plain, []
+    ends = np.cumsum([0, *lengths])
+    places, back = [], np.empty(ends[-1], dtype=np.int64)
+    sizes = [tokens for rows, tokens in groups for _ in range(rows)]
+    at = 0
+    for row, tokens in zip(order, sizes, strict=True):
+        # The last token once more in place of padding: no earlier one sees it, and none reads it.
+        places.append(ends[row] + np.minimum(np.arange(tokens), lengths[row] - 1))
+        back[ends[row] : ends[row + 1]] = at + np.arange(lengths[row])
+        at += tokens
+    arrays = [np.concatenate(places), back]
+    return groups, arrays if is_cpu else [*arrays, ends]
+
+
+def _joins_on_cpu(tokens: int, fewer: int) -> bool:
+    return tokens * tokens - fewer * fewer <= _CALL
+
+
+def _joins_on_gpu(tokens: int, fewer: int) -> bool:
+    return 2 * fewer >= tokens
+
+
+def _cut(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut a sequence into groups as it is: neighbours of equal length."""
     groups: list[tuple[int, int]] = []
     for length in lengths:
         if groups and groups[-1][1] == length:
@@ -93,30 +140,6 @@ def cut(lengths: Sequence[int]) -> list[tuple[int, int]]:
         else:
             groups.append((1, length))
     return groups
-
-
-def grouped(lengths: Sequence[int]) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
-    """The groups of a GPU, few and padded: rows of similar length; `places` and `back` of a Layout.
-
-    Tokens of a group are multiples of `_FEWEST`, so that their shapes are few.
-    """
-    starts = np.cumsum([0, *lengths])
-    groups: list[tuple[int, int]] = []
-    places, back = [], np.empty(starts[-1], dtype=np.int64)
-    at = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        length = lengths[row]
-        rounded = -(-length // _FEWEST) * _FEWEST
-        if groups and 2 * length >= groups[-1][1]:
-            groups[-1] = (groups[-1][0] + 1, groups[-1][1])
-        else:
-            groups.append((1, rounded))
-        tokens = groups[-1][1]
-        # The last token once more in place of padding: no earlier one sees it, and none reads it.
-        places.append(starts[row] + np.minimum(np.arange(tokens), length - 1))
-        back[starts[row] : starts[row + 1]] = at + np.arange(length)
-        at += tokens
-    return groups, np.concatenate(places), back
 
 
 def attend(

@@ -26,7 +26,6 @@ _WIDTH = 64  # of the small model
 _HEAD = 16
 _ALIKE = 1e-3  # the largest relative distance of rows in float32
 _ALIKE_IN_HALF = 0.1  # the same in half precision, which the small model does not know
-_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _KINDS = ("layer_types", "layers_block_type")
 _HEADS = ("num_attention_heads", "n_head", "n_heads")
 _KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
@@ -49,10 +48,11 @@ def obstacle(spec: ModelSpec) -> str:
         return f"layers of the kind {foreign[0]} mix what lies side by side"
     try:
         small = _small(config, spec)
+        apart = _apart(small)
     except Exception:
         # Not every config bears other sizes. Without windows the model itself tells as much.
         return "" if attention.is_plain(config) else "its windows could not be tried"
-    return _settle(small, _ALIKE)
+    return _settle(small, apart, _ALIKE)
 
 
 def settle(model: Any, spec: ModelSpec) -> str:
@@ -68,39 +68,43 @@ def settle(model: Any, spec: ModelSpec) -> str:
             return found
     except (ConfigError, SweepError):
         pass  # a config that only the loaded model has
+    if model.get_input_embeddings().weight.is_meta:
+        return _settle(model, None, 0.0)
     is_half = model.dtype != torch.float32 or spec.quantization != "none"
-    return _settle(model, _ALIKE_IN_HALF if is_half else _ALIKE)
+    return _settle(model, _apart(model), _ALIKE_IN_HALF if is_half else _ALIKE)
 
 
-@torch.no_grad()
-def _settle(model: Any, alike: float) -> str:
+def _settle(model: Any, apart: torch.Tensor | None, alike: float) -> str:
+    """Set a model's attention, if its rows are `apart` in one sequence too."""
     may_set = getattr(model, "_can_set_attn_implementation", None)  # transformers' own question
     if may_set is None or not may_set():
         return "it does not attend by transformers' interface"
     flat_attention.register()
-    before, trains = model.config._attn_implementation, model.training
-    model.eval()
-    found = "its layers mix the rows of a sequence"
+    before, found = model.config._attn_implementation, "its layers mix the rows of a sequence"
     try:
-        is_real = model.get_input_embeddings().weight.device.type != "meta"
-        apart = _hidden(model, [[length] for length in _LENGTHS]) if is_real else None
         model.set_attn_implementation(flat_attention.NAME)
-        together = _hidden(model, [_LENGTHS]) if is_real else None
-        if apart is None or together is None or _distance(together, apart) < alike:
+        if apart is None or _distance(_hidden(model, [_LENGTHS]), apart) < alike:
             found = ""
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        found = f"in one sequence it fails: {str(error).splitlines()[0] if str(error) else error!r}"
+        found = f"in one sequence it fails: {str(error)[:100] or repr(error)}"
     finally:
-        model.train(trains)
         if found:
             model.set_attn_implementation(before)
     return found
 
 
+def _apart(model: Any) -> torch.Tensor:
+    """The hidden states of the rows, each by itself."""
+    return _hidden(model, [[length] for length in _LENGTHS])
+
+
+@torch.no_grad()
 def _hidden(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """The hidden states of rows in sequences, whose lengths are given, one after another."""
+    trains = model.training
+    model.eval()
     weight = model.get_input_embeddings().weight
     found, first = [], 3
     for lengths in sequences:
@@ -113,6 +117,7 @@ def _hidden(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         with flat_attention.laid_out(flat_attention.lay_out(lengths, weight.device)):
             given = {"input_ids": ids[None], "use_cache": False, **options}
             found.append(model.base_model(**given).last_hidden_state[0])
+    model.train(trains)
     return torch.cat(found).float()
 
 
@@ -124,7 +129,7 @@ def _distance(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def _small(config: Any, spec: ModelSpec) -> Any:
-    """A model of the config's class with few and narrow layers, one of each kind at least.
+    """A model of the config's class with narrow layers.
 
     Raises:
         Whatever its class raises that such sizes do not suit.
@@ -143,36 +148,29 @@ def _small(config: Any, spec: ModelSpec) -> Any:
 
 
 def _narrowed(config: Any) -> dict[str, Any]:
-    """A config of few and narrow layers."""
+    """A config of narrow layers, as many and of the same kinds."""
     given = {name: value for name, value in config.to_dict().items() if "quantiz" not in name}
-    layers = next(given[name] for name in _LAYERS if name in given)
-    kinds = next((given[name] for name in _KINDS if given.get(name)), [0] * layers)
-    kept = max(2, *(kinds.index(kind) + 1 for kind in set(kinds)))
-    heads = next((name for name in _HEADS if name in given), None)
-    key_heads = next((name for name in _KEY_HEADS if given.get(name)), None)
     for name, value in given.items():
-        if isinstance(value, list) and len(value) == layers:
-            given[name] = value[:kept]
-        elif not isinstance(value, int) or isinstance(value, bool):
+        if not isinstance(value, int) or isinstance(value, bool):
             continue
-        elif name in _LAYERS:
-            given[name] = kept
-        elif name.startswith("vocab_size"):
+        if name.startswith("vocab_size"):
             given[name] = 2 * _WIDTH
         elif name.endswith("token_id"):
-            given[name] = None
-        elif re.search("window|chunk|local_attention", name) and "layer" not in name:
-            given[name] = min(value, _WINDOW) if "pattern" not in name else value
+            given[name] = 0
+        elif re.search("window|chunk|local_attention", name) and not re.search("layer|patt", name):
+            given[name] = min(value, _WINDOW)
         elif re.search("intermediate_size|ffn_dim|n_inner", name) and value:
             given[name] = _WIDTH
         elif name in _EXPERTS:
             given[name] = min(value, 8)
-    if heads is not None:
-        shares = given[heads] // given[key_heads] if key_heads else 1
-        few = max(2, shares)
-        given |= {heads: few} | ({key_heads: few // shares} if key_heads else {})
-        hidden = next(name for name in _HIDDEN if name in given)
-        given[hidden] = _HEAD * few
-        if given.get("head_dim"):
-            given |= {"head_dim": _HEAD}
+    heads = next((name for name in _HEADS if name in given), None)
+    if heads is None:
+        return given
+    key_heads = next((name for name in _KEY_HEADS if given.get(name)), None)
+    shares = given[heads] // given[key_heads] if key_heads else 1
+    few = max(2, shares)
+    given |= {heads: few} | ({key_heads: few // shares} if key_heads else {})
+    given[next(name for name in _HIDDEN if name in given)] = _HEAD * few
+    if given.get("head_dim") and "qk_rope_head_dim" not in given:
+        given |= {"head_dim": _HEAD}
     return given

@@ -215,9 +215,7 @@ class Bank:
             self._views[key] = found
         return found
 
-    def scaling(
-        self, module: str, first: int, last: int, keep: tuple[float, ...] = ()
-    ) -> Scales:
+    def scaling(self, module: str, first: int, last: int, keep: tuple[float, ...] = ()) -> Scales:
         """alpha / r of lanes first:last, divided by `keep` if given."""
         key = (module, first, last, keep)
         found = self._views.get(key)

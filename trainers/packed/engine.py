@@ -50,7 +50,7 @@ class Engine:
     Args:
         train: any of the trials; what all of them share is read from it.
         base: the base model of an earlier engine, whose trials shared the same.
-        pads: rows are padded to the longest of a pass, even if the model can do without.
+        pads: see `Base`; of no use with an earlier engine's base.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Engine:
         *,
         device: str,
         base: Base | None = None,
-        pads: bool = False,
+        pads: bool | None = None,
     ) -> None:
         memory, self._clock = PeakMemory(device), Stopwatch()
         self._base = base or Base(train, settings(train), device, pads=pads)

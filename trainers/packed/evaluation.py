@@ -54,20 +54,21 @@ class Evaluation:
         """Sums of -log p, [lanes], float64."""
         totals = torch.zeros(len(lanes), dtype=torch.float64, device=self._base.device)
         for batch in self._rows.batches:
-            tokens = sum(batch.lengths) if self._base.is_flat else batch.ids.numel()
+            is_flat = self._base.is_worth_it([batch.lengths], batch.ids.numel())
+            tokens = sum(batch.lengths) if is_flat else batch.ids.numel()
             size = max(1, self._rows.pass_tokens // tokens)
             for start in range(0, len(lanes), size):
                 some = lanes[start : start + size]
-                losses = self._losses_of(some, batch)
+                losses = self._losses_of(some, batch, is_flat)
                 for place, own in enumerate(losses.chunk(len(some))):
                     totals[start + place] += own.sum(dtype=torch.float64)
         return totals
 
-    def _losses_of(self, lanes: Sequence[Lane], batch: Batch) -> torch.Tensor:
+    def _losses_of(self, lanes: Sequence[Lane], batch: Batch, is_flat: bool) -> torch.Tensor:
         """-log p of each target of a batch, lane after lane."""
         device, many = self._base.device, len(lanes)
         rows, tokens = batch.ids.shape
-        padded = None if self._base.is_flat else ([rows] * many, tokens)
+        padded = None if is_flat else ([rows] * many, tokens)
         placing = Placing([batch.lengths] * many, device, padded)
         ids = np.zeros(placing.total, dtype=np.int64)
         own = batch.ids.numpy()

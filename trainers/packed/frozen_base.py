@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -33,6 +35,10 @@ from trainers.trial.meters import free_memory
 
 Value = TypeVar("Value")
 
+# On a CPU, what a lane of unlike length costs in each layer, in weights that one token is
+# multiplied with: measured with `benchmarks/packing.py`. A row costs a third of it, in attention.
+_PIECE = 200_000
+
 log = logging.getLogger(__name__)
 
 
@@ -40,14 +46,15 @@ class Base:
     """The frozen model of all lanes of a device.
 
     Attributes:
-        is_flat: the rows of a pass lie one after another, without padding.
+        is_flat: the rows of a pass may lie one after another, without padding.
 
     Args:
-        pads: rows are padded to the longest of a pass, whatever the model can.
+        pads: whether rows are padded to the longest of a pass, if the model can do without; None
+            leaves it to what costs less.
     """
 
     def __init__(
-        self, train: TrainSpec, chosen: SimpleNamespace, device: str, *, pads: bool = False
+        self, train: TrainSpec, chosen: SimpleNamespace, device: str, *, pads: bool | None = None
     ) -> None:
         self.device = torch.device(device)
         self.model: Any = load_base(train.model, device)
@@ -64,10 +71,32 @@ class Base:
         self._pad = pad_id(train.model)
         self._options = getattr(chosen, f"{CHECKPOINTING}_kwargs")
         self.is_flat = not pads and not self._padding(train.model)
+        self._weighs = pads is None and self.device.type == "cpu"
         self._recompute()
         if self._again:
             self.model.enable_input_require_grads()
         self.model.train()
+
+    def is_worth_it(self, lengths: Sequence[Sequence[int]], padded: int) -> bool:
+        """Whether a pass is to be flat: it may be, and padding costs more than what it saves.
+
+        Args:
+            lengths: of the rows of each lane.
+            padded: tokens of the padded pass.
+        """
+        if not self.is_flat or not self._weighs:
+            return self.is_flat
+        counts = [sum(own) for own in lengths]
+        pieces = sum(map(len, lengths)) / 3 + (len(counts) if len(set(counts)) > 1 else 0)
+        return (padded - sum(counts)) * self._weights > _PIECE * pieces
+
+    @cached_property
+    def _weights(self) -> float:
+        """Weights of a linear layer, on average."""
+        head = self.model.get_output_embeddings()
+        layers = (each for each in self._modules.values() if hasattr(each, "in_features"))
+        sizes = [each.in_features * each.out_features for each in layers if each is not head]
+        return float(np.mean(sizes)) if sizes else math.inf
 
     def _padding(self, spec: ModelSpec) -> str:
         """Why the rows of this model are padded; empty if they need not be."""
@@ -94,9 +123,7 @@ class Base:
             self.switch.hook(name, self._modules[name])
 
     @contextmanager
-    def passing(
-        self, parts: list[Part], inputs: Inputs, *, trains: bool = False
-    ) -> Iterator[Pass]:
+    def passing(self, parts: list[Part], inputs: Inputs, *, trains: bool = False) -> Iterator[Pass]:
         """Within, the tokens of a pass belong to lanes as `parts` say."""
         self.switch.now = Pass(
             parts=parts,
@@ -120,7 +147,9 @@ class Base:
         Returns:
             For each lane its share of its window's loss, and the share of tokens predicted best.
         """
-        plan = _Plan(lanes, batches, self._pad, self.device, is_flat=self.is_flat)
+        rows, tokens = (lane.bank.shape.rows for lane in lanes), max(b.tokens for b in batches)
+        is_flat = self.is_worth_it([batch.lengths for batch in batches], sum(rows) * tokens)
+        plan = _Plan(lanes, batches, self._pad, self.device, is_flat=is_flat)
         with self.passing(plan.parts, plan.inputs, trains=True) as now:
             losses, hits = self._forward(plan)
             now.goes_back = True

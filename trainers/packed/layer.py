@@ -119,7 +119,7 @@ class Switch:
 
 
 def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
-    """Run a layer on each lane's tokens alone: LLM.int8() quantizes by the largest of all values."""
+    """Run a layer on each lane's tokens alone: LLM.int8() quantizes by the largest value."""
     whole = module.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
@@ -179,9 +179,7 @@ class _LanesSum(torch.autograd.Function):
                 continue
             ours = _own(part, now, flat_x, name)
             above = part.own(flat_grad).to(ours.dtype)
-            grads = [
-                part.bank.view(name, side, part.first, part.last, None) for side in ("A", "B")
-            ]
+            grads = [part.bank.view(name, side, part.first, part.last, None) for side in ("A", "B")]
             into = None if grad_x is None else part.own(grad_x)
             is_direct = mask is None and into is not None and into.dtype == ours.dtype
             back = _products(part, name, ours.dtype, _rounds(ours, grad, now)).back(
