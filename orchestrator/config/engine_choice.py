@@ -65,7 +65,7 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
 
 
 def _padding(spec: Spec) -> str:
-    """Why the rows of lanes are padded, as far as the model's config says; empty if they are not."""
+    """Why the rows of lanes are padded, as far as the model's config says."""
     from trainers.model.flat_check import obstacle
 
     try:

@@ -165,7 +165,7 @@ def pack(
     device: str = "cpu",
     pads: bool = False,
 ) -> Pack:
-    """A pack with a lane for each trial; flat, if the model can, as such small ones would not be."""
+    """A pack with a lane for each trial; flat if the model can be, however small it is."""
     torch.set_num_threads(1)
     engine = Engine(specs[0], data or short_rows(), device=device, pads=pads)
     made = Pack(root, engine, [], [], {}, examples, device)

@@ -254,7 +254,7 @@ def products(
 
 
 def _has_groups(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether PyTorch has grouped matmuls that do not wait for the device; `meta` stands for one."""
+    """Whether PyTorch has grouped matmuls that do not wait for the device."""
     is_aligned = a.shape[-1] % _ALIGNED == b.shape[-1] % _ALIGNED == 0
     if a.dtype != torch.bfloat16 or not is_aligned:
         return False

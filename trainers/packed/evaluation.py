@@ -73,7 +73,7 @@ class Evaluation:
         ids = np.zeros(placing.total, dtype=np.int64)
         own = batch.ids.numpy()
         if padded is None:
-            own = np.concatenate([row[:length] for row, length in zip(own, batch.lengths)])
+            own = own[np.arange(tokens) < np.array(batch.lengths)[:, None]]
         ids[: many * own.size] = np.tile(own.ravel(), many)
         row, place = np.divmod(batch.index.numpy(), tokens)
         index = placing.starts.reshape(many, rows)[:, row] + place

@@ -146,7 +146,7 @@ class Placing:
         if padded is not None:
             rows, tokens = padded
             firsts = np.cumsum([0, *rows])
-            numbers = [first + np.arange(len(own)) for first, own in zip(firsts, lengths, strict=False)]
+            numbers = [firsts[lane] + np.arange(len(own)) for lane, own in enumerate(lengths)]
             self.starts = tokens * np.concatenate(numbers)
             self.counts = [tokens * each for each in rows]
             self.total = sum(self.counts)
