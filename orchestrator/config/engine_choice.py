@@ -76,7 +76,7 @@ def _padding(spec: Spec) -> str:
     from trainers.model.flat_check import obstacle
 
     try:
-        return obstacle(spec.model)
+        return obstacle(spec.train.model)
     except (SweepError, ConfigError):
         return ""  # reported by the check of the model
 
