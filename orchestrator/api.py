@@ -7,7 +7,6 @@ import os
 import signal
 import site
 import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
