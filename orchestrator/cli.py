@@ -6,8 +6,10 @@ import argparse
 import errno
 import logging
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator import __version__
 from orchestrator.cluster.surroundings import name_user
@@ -23,8 +25,11 @@ from orchestrator.config.config_files import (
 from sweeps.core.errors import SweepError, nearest
 from sweeps.core.secrets import scrub
 
+Parsed = TypeVar("Parsed")
+
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
+    "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
 }
@@ -39,7 +44,19 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
+_PARSED = ("show", "status", "export")  # these have options, and help of their own
 _HELP = ("-h", "--help", "help")
+_PLAN_HELP = """\
+usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
+
+Check all that the sweep of the same words would check (config, data, model, memory, disk, W&B),
+train one real step of its largest micro-batch, and say what would run. Nothing else is trained or
+written. The exit code is 0 if the sweep could start, else 1.
+
+  python -m orchestrator plan sweep=lr_grid
+  python -m orchestrator plan sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b
+
+python -m orchestrator --help lists groups, choices and sweeps."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,14 +77,15 @@ def main(argv: Sequence[str]) -> int:
         print(scrub(f"{what}{error.strerror}. {_USERS_DISK[error.errno]}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("\nSIGINT: stopped.", file=sys.stderr)
         return 130
 
 
 def _dispatch(argv: list[str]) -> int:
     own, argv = take_config_dir(argv)
     first = argv[0] if argv else ""
-    if first in _HELP or any(word in _HELP for word in argv):
-        print(help_text(own))
+    if first in _HELP or (first not in _PARSED and any(word in _HELP for word in argv)):
+        print(_PLAN_HELP if first == "plan" else help_text(own))
         return 0
     if not argv:
         print(help_text(own))
@@ -85,6 +103,11 @@ def _dispatch(argv: list[str]) -> int:
 
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
+    if first == "show":
+        from orchestrator.show import parser, show
+
+        shown, words = _parse(parser().parse_known_args, argv[1:])
+        return show(with_config_dir(own, words), shown)
     if first == "plan":
         from orchestrator.plan import plan
 
@@ -108,7 +131,7 @@ def _status_arguments(argv: Sequence[str]) -> Path:
 
     parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
     parser.add_argument("run_dir")
-    return fetched(_parse(parser, argv).run_dir)
+    return fetched(_parse(parser.parse_args, argv).run_dir)
 
 
 def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -116,12 +139,12 @@ def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir")
     parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
     parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
-    return _parse(parser, argv)
+    return _parse(parser.parse_args, argv)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def _parse(parse: Callable[[Sequence[str]], Parsed], argv: Sequence[str]) -> Parsed:
     try:
-        return parser.parse_args(list(argv))
+        return parse(argv)
     except SystemExit as error:  # argparse's own code is 2; ours for usage is 1
         raise SystemExit(1 if error.code else 0) from None
 
@@ -145,9 +168,9 @@ def help_text(own: Path | None = None) -> str:
     sweeps = {} if own is None else {path.stem: path for path in sweep_files(own)}
     shipped = [path for path in sweep_files(CONF) if path.stem not in sweeps]
     lines += ["", "Sweeps, and what each answers:"]
-    lines += [f"  {path.stem:<14}{first_comment(path)}" for path in shipped]
+    lines += _about_sweeps(shipped)
     lines += ["", f"Sweeps of {own}:"] if sweeps else []
-    lines += [f"  {path.stem:<14}{first_comment(path)}" for path in sweeps.values()]
+    lines += _about_sweeps(sweeps.values())
     lines += [
         "",
         "Any key can be set (trainer.learning_rate=2e-4) or searched, in Hydra's sweep grammar:",
@@ -157,3 +180,18 @@ def help_text(own: Path | None = None) -> str:
         "trainer.* are SFTConfig's fields, peft.* LoraConfig's.",
     ]
     return "\n".join(lines)
+
+
+def _about_sweeps(paths: Iterable[Path]) -> list[str]:
+    """Each sweep's name and what its file says of it, in whole sentences."""
+    return [
+        line
+        for path in paths
+        for line in textwrap.wrap(
+            f"{path.stem:<14}{first_comment(path)}",
+            width=110,
+            initial_indent="  ",
+            subsequent_indent=" " * 16,
+            break_on_hyphens=False,
+        )
+    ]

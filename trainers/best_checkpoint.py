@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,8 @@ def load_trained(
         from peft import PeftModel
 
         base = load_base(spec, device, place=place)
+        # PEFT asks by the old name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         return in_training_type(adapted, autocast)
     from transformers import AutoModelForCausalLM

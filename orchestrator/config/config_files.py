@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,8 @@ from sweeps.core.errors import ConfigError, Problem, nearest
 _PACKAGE = Path(str(files("orchestrator"))).resolve()
 _INSTALLED = _PACKAGE / "conf"  # where a wheel has it; in the repository it is beside the package
 CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
+
+_LINE = 94  # letters, beside a sweep's name in --help
 
 OPTION = "--config-dir"
 _FORM = "A sweep of your own is DIR/sweep/NAME.yaml; --config-dir DIR sweep=NAME chooses it."
@@ -37,7 +40,7 @@ def take_config_dir(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
             found.append(value if sign else next(words, ""))
         else:
             rest.append(word)
-    folders = {Path(text).expanduser().absolute() for text in found if text}
+    folders = {Path(os.path.expanduser(text)).absolute() for text in found if text}
     if "" in found:
         raise _refused(None, f"names no folder. {_FORM}")
     if len(folders) > 1:
@@ -68,12 +71,20 @@ def sweep_files(root: Path) -> list[Path]:
 
 
 def first_comment(path: Path) -> str:
-    """What a file says about itself: the first line of its head that is no directive."""
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        text = line.removeprefix("#").strip()
-        if text and line.startswith("#") and not text.startswith("@package"):
-            return text.split("  ")[0]
-    return ""
+    """What a file says about itself: the first sentences of its head, as many as fit a line.
+
+    Lines that are indented, such as commands, and directives are no part of them.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    head = [line[1:] for line in takewhile(lambda line: line.startswith("#") or not line, lines)]
+    text = " ".join(line.strip() for line in head if not line.startswith(("   ", " @package")))
+    first, *more = re.split(r"(?<=[.?!]) ", text.strip())
+    for sentence in more:
+        if len(first) + len(sentence) < _LINE:
+            first += f" {sentence}"
+        else:
+            break
+    return first
 
 
 def hiding(own: Path | None) -> list[str]:
@@ -86,7 +97,7 @@ def hiding(own: Path | None) -> list[str]:
 def path_problem(group: str, choice: str, own: Path | None) -> Problem | None:
     """What to do with a file that was named by its path; None if `choice` is no path."""
     choice = choice.strip().strip("'\"")
-    path = Path(choice).expanduser().absolute()
+    path = Path(os.path.expanduser(choice)).absolute()
     is_there = os.path.isfile(path)  # a Path raises OSError if its name is too long
     if path.suffix not in (".yaml", ".yml") and not ("/" in choice and is_there):
         return None

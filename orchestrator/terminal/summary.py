@@ -61,7 +61,9 @@ def summary(
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
-    parts += _next_commands(folder, best, again)
+    # The winner of one is trained again by the command that was typed.
+    again = again if len(history.trials) > 1 or proof_error else None
+    parts += _next_commands(history, folder, best, again)
     return [*parts, Text(), *closing(history, folder, best, proof_error)]
 
 
@@ -262,10 +264,13 @@ def _exact(key: str, value: object) -> str:
         return in_a_shell(f"{key}={json.dumps(value)}")
 
 
-def _next_commands(folder: RunFolder, best: Best | None, again: str | None) -> list[RenderableType]:
+def _next_commands(
+    history: History, folder: RunFolder, best: Best | None, again: str | None
+) -> list[RenderableType]:
+    is_adapter = (history.spec.get("peft") or {}).get("method") != "full"
     run_dir = folder_text(folder.root)
     commands = [(command_line(["status", run_dir]), "this table again")]
-    if best is not None and is_ready(folder, best):
+    if is_adapter and best is not None and is_ready(folder, best):
         merge = command_line(["export", run_dir, "--merge"])
         commands.append((merge, "one model, no adapter"))
     commands += [(again, "train the winner again")] if again else []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.core.commands import changed, written
+from sweeps.core.commands import changed, in_a_shell, written
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import config_ranks
 from sweeps.space.parser import space_of
@@ -123,7 +122,7 @@ def _command(history: History, words: Sequence[str]) -> str:
     """The sweep's own command with other words; in a folder of its own where it must be one."""
     command, is_same = history.driver.command, words[0].startswith("sweep.trials=")
     if not command:
-        return shlex.join(words)
+        return " ".join(map(in_a_shell, words))
     return changed(command, words, "" if is_same else "-next")
 
 

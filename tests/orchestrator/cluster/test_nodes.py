@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_once_ray_is_stopped_that_its_head_is_gone_says_nothing() -> None:
         wait_for(lambda: signals.seen)
         time.sleep(0.5)
         assert not left
+        assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_ctrl_c_twice_leaves_however_fast() -> None:
@@ -145,6 +147,18 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         wait_for(lambda: left)
+
+
+def test_ctrl_c_at_the_start_says_that_nothing_was_started(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Signals():
+        for _ in range(2):
+            with pytest.raises(SystemExit) as left:
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_for(lambda: False)
+            assert left.value.code == 130
+    assert capfd.readouterr().err == "\nSIGINT: no trial was started.\n"
 
 
 # ---------------------------------------------------------------------- the Coordinator

@@ -253,6 +253,18 @@ def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) 
         assert any(line.startswith(f"  {command}  # ") for line in lines)
 
 
+def test_no_command_is_offered_that_would_do_nothing_new(tmp_path: Path) -> None:
+    """A whole model has no adapter to merge, and one trial is trained again as it was."""
+    sweep = Sweep(SPACE)
+    sweep.spec["peft"] = {"method": "full"}
+    sweep.trial({LR: 1e-3}, [2.0])
+    sweep.best(RunFolder(tmp_path), 0, 8)
+    text = "\n".join(lines_of(sweep, tmp_path, again="train this"))
+    assert "python -m orchestrator status" in text
+    assert "--merge" not in text
+    assert "train this" not in text
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_a_best_that_could_not_be_made_ready_is_neither_named_nor_offered(
     older: bool, tmp_path: Path
