@@ -32,7 +32,7 @@ from orchestrator.coordinator.assignment import assignment_rules
 from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.trial import Decision, Report, State, Trial
-from sweeps.ledger.events import End
+from sweeps.ledger.events import Attempt, End
 from sweeps.results.ranking import best
 from sweeps.search.samplers import search_problems
 from sweeps.space.parser import parse_space
@@ -97,14 +97,14 @@ def pruned() -> list[Contender]:
     options: list[tuple[str, dict[str, Any]]] = [("none", {})]
     options += [
         ("asha", {"min_resource": start, "reduction_factor": factor})
-        for factor, starts in ((2, range(1, 7)), (3, (1, 2, 4, 5)), (4, (1, 2, 5)))
+        for factor, starts in ((2, range(1, 7)), (3, (1, 3, 5)), (4, (1, 3, 5)))
         for start in starts
     ]
-    options += [("hyperband", {"min_resource": start}) for start in (1, 4)]
+    options += [("hyperband", {"min_resource": 1})]
     options += [
         (pruner, {**share, "n_startup_trials": 4, "n_warmup_steps": start})
         for pruner, share in (("median", {}), ("percentile", {"percentile": 75.0}))
-        for start in (0, 2, 4)
+        for start in (0, 4)
     ]
     return [
         Contender(
@@ -135,6 +135,14 @@ def main() -> None:
         tried = pruned()
     if args.searches:
         tried = [each for each in tried if each.name in args.searches]
+    _compare(tried, panels, args)
+    if args.pruners:  # a search that has found the good rates compares these alone
+        print("learning rates from 1e-4 to 1e-3 alone:")
+        _compare(tried, [panel.between(1e-4, 1e-3) for panel in panels], args)
+
+
+def _compare(tried: Sequence[Contender], panels: Sequence[Panel], args: argparse.Namespace) -> None:
+    """Print a table for each number of trials at once, with a line for each contender."""
     cells = sum(len(panel.cells) for panel in panels)
     print(f"{len(panels)} panels, {cells} settings; the mean over {args.seeds} seeds")
     for at_once in args.at_once:
@@ -176,7 +184,7 @@ def replay(one: Contender, panel: Panel, at_once: int, seed: int) -> Outcome:
     with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as root:
         coordinator = Coordinator(spec, space, RunFolder(Path(root)))
         try:
-            coordinator.begin(host="replay", pid=0)
+            coordinator.begin(Attempt(host="replay", pid=0))
             reports = _train(coordinator, panel, at_once)
         finally:
             coordinator.close()

@@ -68,6 +68,11 @@ class Panel:
         found = {value for setting in self.cells for name, value in setting if name == key}
         return sorted(found, key=lambda value: (isinstance(value, str), value))
 
+    def between(self, low: float, high: float) -> Panel:
+        """The panel with these learning rates alone."""
+        cells = {s: cell for s, cell in self.cells.items() if low <= dict(s)[RATE] <= high}
+        return replace(self, cells=cells)
+
     def usual(self, key: str) -> Any:
         """The value of a key that a search does not vary: the base config's, or the highest."""
         values = self.values(key)
@@ -125,7 +130,7 @@ def with_curves(panels: Sequence[Panel], path: Path, evaluations: int) -> list[P
     """The panels with the losses of `evaluations` evaluations, from a table of digitised curves.
 
     A rank is left out if one of its rates has no curve. Where a curve cannot be read, since it lies
-    on another, its difference to that of the lowest rate is interpolated.
+    on another, its difference to that of the lowest rate is interpolated, but not below the last.
     """
     points: dict[tuple[str, Setting], dict[int, float]] = defaultdict(dict)
     with open(path, encoding="utf-8", newline="") as file:
@@ -156,7 +161,7 @@ def _losses(
     last = max(curve)
     steps = [last * index / evaluations for index in range(1, evaluations + 1)]
     apart = {step: curve[step] - below[step] for step in curve if step in below}
-    return tuple(_at(below, step) + _at(apart, step) for step in steps)
+    return tuple(max(_at(below, step) + _at(apart, step), curve[last]) for step in steps)
 
 
 def _at(curve: Mapping[int, float], step: float) -> float:

@@ -1,3 +1,21 @@
 """WHERE and WHEN trials run: the only layer that knows Ray, W&B, signals and the terminal."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.api import Outcome
+
 __version__ = "0.1.0"
+
+
+def sweep(overrides: Sequence[str], *, config_dir: str | os.PathLike[str] | None = None) -> Outcome:
+    """Run a sweep or go on with it; see `orchestrator.api.sweep`."""
+    from orchestrator.api import (
+        sweep as run,  # here, since this package is imported by every worker
+    )
+
+    return run(overrides, config_dir=config_dir)

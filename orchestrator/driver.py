@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
@@ -23,7 +22,7 @@ from orchestrator.cluster.ray_cluster import (
     start_ray,
     stop_ray,
 )
-from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
+from orchestrator.cluster.signals import Heartbeat, Signals
 from orchestrator.config.command import Command, checked
 from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
@@ -70,14 +69,34 @@ _SILENCE_S = 20.0  # after a signal: a process that is silent for so long was en
 _RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a start of a sweep ended.
+
+    Attributes:
+        stop: why it stopped before its end; None if it did not.
+        proof_error: why the best checkpoint could not be made ready; else empty.
+    """
+
+    folder: RunFolder
+    exit_code: int
+    stop: Stop | None = None
+    proof_error: str = ""
+
+
 def run(argv: Sequence[str]) -> int:
     """Run or go on with a sweep; returns the exit code.
 
     Raises:
         SweepError: refused before anything was trained.
     """
+    return run_under(Signals(), argv).exit_code
+
+
+def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
+    """Run or go on with a sweep, which `signals` stop; raises as `run` does."""
     command = Command.read(argv)
-    with Signals() as signals, ExitStack() as refused:
+    with signals, ExitStack() as refused:
         refused.callback(stop_ray)
         _begin_own_ray(command)
         spec, space = checked(command)
@@ -137,10 +156,11 @@ class Driver:
         self._tokens = 0.0  # of a trial
         self._is_broken = False
         self._leaving = threading.RLock()
+        self._has_left = False
         self._coordinator: CoordinatorActor  # from `_get_ready` on
         self._tracker: TrackerProcess  # from the first worker on
 
-    def run(self) -> int:
+    def run(self) -> Ended:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         self._attempts = past.attempts
         try:
@@ -148,7 +168,7 @@ class Driver:
                 self._history = past
                 self._show({}, ["This sweep had ended already."])
                 self._tell_failure(None)
-                return self._exit_code()
+                return self._ended()
             self._display.say(*plan_lines(self._spec, self._space, self._folder))
             return self._sweep(past, *self._get_ready(past))
         finally:
@@ -191,7 +211,7 @@ class Driver:
 
     def _sweep(
         self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
-    ) -> int:
+    ) -> Ended:
         import ray
 
         try:
@@ -215,7 +235,7 @@ class Driver:
 
     def _watch(
         self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
-    ) -> int:
+    ) -> Ended:
         from orchestrator.workers.worker_config import WorkerConfig
 
         device = "cuda" if placement.gpus else "cpu"
@@ -355,16 +375,19 @@ class Driver:
         send(self._coordinator.interrupt, Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
-        """End the process at once; a second thread that comes waits for the first to do it."""
-        self._leaving.acquire()
-        self._display.close()
-        print(self._go_on(), flush=True)
-        stop_ray()
-        os._exit(SIGNAL_EXIT[self._signals.seen[-1]])
+        """Leave at once; a second thread that comes waits for the first to do it."""
+        with self._leaving:
+            self._signals.stop_watching()
+            self._display.close()
+            if not self._has_left:
+                print(self._go_on(), flush=True)
+            self._has_left = True
+            stop_ray()
+            self._signals.leave()
 
     # ------------------------------------------------------------------ the end
 
-    def _finish(self, result: SweepResult) -> int:
+    def _finish(self, result: SweepResult) -> Ended:
         self._display.close()
         if result.refusal:
             self._refuse(result.refusal, result.traceback)
@@ -388,7 +411,7 @@ class Driver:
         can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
-        return self._exit_code(stop, is_proven=not proof_error)
+        return self._ended(stop, proof_error)
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """End the sweep, since no step could be trained."""
@@ -421,14 +444,15 @@ class Driver:
             ),
         )
 
-    def _exit_code(self, stop: Stop | None = None, *, is_proven: bool = True) -> int:
-        return exit_code(
+    def _ended(self, stop: Stop | None = None, proof_error: str = "") -> Ended:
+        code = exit_code(
             completed=self._history.count(State.COMPLETED),
             failed=self._history.count(State.FAILED),
             stop=stop,
             signal_code=self._signals.exit_code if self._signals.seen else 0,
-            is_proven=is_proven,
+            is_proven=not proof_error,
         )
+        return Ended(folder=self._folder, exit_code=code, stop=stop, proof_error=proof_error)
 
     def _tell_failure(self, stop: Stop | None) -> None:
         """Print a traceback if trials failed alike and nothing else ended the sweep."""

@@ -21,6 +21,7 @@ from sweeps.core.secrets import scrub
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else Tune's thread starts another Ray once ours is stopped
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` is run for each worker, on a packed copy
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours is fed by the ledger
@@ -45,14 +46,26 @@ def import_ray(cluster: ClusterSpec) -> None:
         # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         let_segments_grow()  # in the workers, which take over this environment
+    # In a notebook it advises a package that only Ray's own tables would need.
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
     import ray  # noqa: F401
 
 
 def begin_ray(cluster: ClusterSpec) -> None:
-    """Start Ray or join a cluster in the background; does nothing if that was begun."""
+    """Start Ray or join a cluster in the background; does nothing if that was begun.
+
+    Raises:
+        SweepError: the program that runs the sweep has a Ray of its own.
+    """
     global _ray
     if _ray is None:
         import_ray(cluster)  # in this thread: another one might import at the same time
+        import ray
+
+        if ray.is_initialized():
+            raise SweepError(
+                "Ray runs in this process already, and a process has one: ray.shutdown() ends it"
+            )
         _ray = _Ray(cluster)
 
 

@@ -94,6 +94,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
         suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
         run_dir = f"outputs/{name}{suffix}"
         make_absolute(config, run_dir)
+        _keep_options(config, overrides, str(config.get("run_dir") or run_dir))
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
         config["sweep"]["when"] = {}
@@ -139,6 +140,18 @@ def _drop_options(config: DictConfig, overrides: Overrides) -> None:
         options = f"sweep.{name}_options"
         if f"sweep.{name}" in given and not any(key.startswith(options) for key in given):
             config.sweep[f"{name}_options"] = {}
+
+
+def _keep_options(config: DictConfig, overrides: Overrides, run_dir: str) -> None:
+    """Keep the options of a begun sweep's sampler and pruner if its file has others by now."""
+    there = begun_config(run_dir).get("sweep")
+    if not isinstance(there, Mapping):
+        return
+    for name in ("search", "pruner"):
+        options = f"{name}_options"
+        typed = any(key.startswith(f"sweep.{name}") for key in overrides.given)
+        if not typed and there.get(name) == config.sweep.get(name) and options in there:
+            config.sweep[options] = there[options]
 
 
 def _compose(overrides: Overrides) -> tuple[DictConfig, str]:

@@ -52,7 +52,16 @@ _DECIDES_SCHEDULE = (
     *("trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps"),
     *("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"),
 )
-_MOST_SCHEDULES = 1000  # combinations: a second or two
+# What decides which modules an adapter has and of which kind.
+_SHAPES_ADAPTER = tuple(
+    f"peft.{name}"
+    for name in (
+        *("method", "target_modules", "exclude_modules", "target_parameters", "modules_to_save"),
+        *("layers_to_transform", "lora_dropout", "use_dora", "bias", "lora_bias"),
+    )
+)
+_MOST_ADAPTERS = 16  # combinations: the model is built without its weights for each
+_MOST_SCHEDULES = 1000  # combinations that are gone through: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
 
@@ -124,10 +133,13 @@ def prepare_training(
     base = ""
     unknown: Sequence[Problem] = ()
     begun, told = folder_of(spec).has_begun, list[str]()
+    has_weights = False
     with findings.part():
         require_weights(spec.train.model)
+        has_weights = True
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
+        unknown = unknown or adapter_problems(spec, space)
         if begun:
             told, unknown = as_begun(unknown), ()
         findings.add(unknown)
@@ -137,6 +149,8 @@ def prepare_training(
         big = largest(spec.train, searched)
         if not unknown:  # else PEFT would say the same in other words
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
+            if not has_weights:
+                raise SweepError(f"By its config.json alone the model {room}.")
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
         fresh = data_fingerprint(spec.train)
@@ -167,6 +181,7 @@ def prepare_training(
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
         *step_notes(spec, space, examples),
         *rounding_notes(spec.train, searched),
+        *_loss_notes(spec),
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
         *told,
         *changes(past.driver, facts),
@@ -244,6 +259,39 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
             message = f"{problem.message} (The trial with {words}.)" if words else problem.message
             found.setdefault((str(problem.value), problem.key), replace(problem, message=message))
     return list(found.values())
+
+
+def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Adapters that PEFT refuses for the model, of those that the space can give."""
+    from trainers.model.loading import adapter_refusal
+
+    part = space.over(_SHAPES_ADAPTER)
+    seen: set[str] = set()
+    for values in islice(part.ends() if part.dimensions else (), _MOST_SCHEDULES):
+        train = read_train(config_of(spec, values))
+        peft = {**train.peft, "r": 1, "lora_dropout": bool(train.peft.get("lora_dropout")) / 2}
+        if train.trains_base or repr(peft) in seen:
+            continue
+        if why := adapter_refusal(train.model, peft):
+            words = ", ".join(f"{key}={value}" for key, value in values.items())
+            return [Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")]
+        seen.add(repr(peft))
+        if len(seen) == _MOST_ADAPTERS:
+            break
+    return []
+
+
+def _loss_notes(spec: Spec) -> list[str]:
+    """Say if the model is trained by another loss than it is measured by."""
+    from trainers.model.source import beyond_the_loss, load_config
+
+    what = beyond_the_loss(load_config(spec.train.model))
+    if what is None:
+        return []
+    return [
+        f"{spec.train.model.path} has {what}, which SFTTrainer's loss leaves out: eval_loss is the "
+        "model's own, and train_loss is not quite"
+    ]
 
 
 def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:

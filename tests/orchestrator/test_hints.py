@@ -92,6 +92,13 @@ def told_of_a_column(name: str) -> tuple[Any, Any]:
     return {*mapping.values()} - {"zz", "..."}, {name}
 
 
+def told_of_a_file(name: str) -> tuple[Any, Any]:
+    path = f"{name}.jsonl"
+    said = refusal(lambda: sort_overrides([f"data={path}"]))
+    assume("Write data=file " in said)  # not for what Hydra reads as several choices
+    return value_of(typed_after(said, "Write data=file ")), path.strip().strip("'\"")
+
+
 def told_of_a_text(name: str) -> tuple[Any, Any]:
     said = refusal(lambda: sort_overrides([f"tracking.project={name}"]))
     assume("As text it is written " in said)  # not for what may be meant as an expression
@@ -139,6 +146,7 @@ def told_of_uploads(name: str) -> tuple[Any, Any]:
     "told",
     [
         told_of_a_column,
+        told_of_a_file,
         told_of_a_text,
         told_of_a_list_of_one,
         told_of_modules,

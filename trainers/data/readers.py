@@ -23,7 +23,22 @@ from trainers.data.files import FORMATS
 _DELIMITERS = (",", ";", "\t", "|")
 # Keys of the one object in a file under which others keep the list of rows.
 _LISTS = ("data", "rows", "train", "examples", "instances", "records", "items", "results")
+_SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")
 _BATCH_ROWS = 1000
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One object of JSON; Python would take the last of two values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+_NOT_BLANK = re.compile(r"\S")
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 class FileRow(NamedTuple):
@@ -108,7 +123,7 @@ def _without_mark(content: bytes) -> bytes:
 def _is_row(line: bytes) -> bool:
     """Whether a line is one whole object, and not one that holds all the rows."""
     try:
-        value = json.loads(line)
+        value = _DECODER.decode(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and _held(value) is None
@@ -120,18 +135,36 @@ def _json_objects(path: Path, content: bytes) -> list[FileRow | BadRow] | None:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return None
-    decoder, at, values = json.JSONDecoder(), 0, []
+    at, line, values = 0, 1, []
     while at < len(text):
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
             return None
-        values.append((value, text.count("\n", 0, at) + 1))
-        at = end + len(text[end:]) - len(text[end:].lstrip())
+        values.append((value, line))
+        following = _NOT_BLANK.search(text, end)
+        end = following.start() if following else len(text)
+        line, at = line + text.count("\n", at, end), end
     held = _held(values[0][0]) if len(values) == 1 else None
     if held is not None:
+        _refuse_splits(path, values[0][0])
         return [_object(f"{path}: item {number}", row) for number, row in enumerate(held, 1)]
     return [_object(f"{path}:{line}", value) for value, line in values]
+
+
+def _refuse_splits(path: Path, value: Mapping[str, Any]) -> None:
+    """Refuse an object that holds the rows of several splits, of which one would be read."""
+    splits = [name for name in _SPLITS if _are_rows(value.get(name)) and value[name]]
+    if len(splits) > 1:
+        raise SweepError(
+            f"{path}: holds rows of several splits: {', '.join(splits)}. Write each to a file of "
+            "its own and say with data.path what is trained on, with data.eval_path what is "
+            "measured on"
+        )
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _held(value: object) -> list[Any] | None:
@@ -140,8 +173,7 @@ def _held(value: object) -> list[Any] | None:
         return None
     for key in _LISTS:
         rows = value.get(key)
-        is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        if is_rows and (rows or len(value) == 1):
+        if isinstance(rows, list) and _are_rows(rows) and (rows or len(value) == 1):
             return list(rows)
     columns = list(value.values())
     if all(isinstance(each, dict) for each in columns):  # pandas: column, then row
@@ -151,11 +183,15 @@ def _held(value: object) -> list[Any] | None:
         columns = [list(each.values()) for each in columns]
     elif not all(isinstance(each, list) and each for each in columns):
         return None
-    elif any(isinstance(cell, dict) for each in columns for cell in each):
-        return None  # messages of one row
+    elif any(_is_message(cell) for each in columns for cell in each):
+        return None  # they are one row's
     if len({len(each) for each in columns}) != 1:
         return None
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _is_message(cell: object) -> bool:
+    return isinstance(cell, dict) and ("role" in cell or "from" in cell)
 
 
 def _json_lines(path: Path, file: IO[bytes]) -> Found:
@@ -165,7 +201,7 @@ def _json_lines(path: Path, file: IO[bytes]) -> Found:
             continue
         where = f"{path}:{number}"
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = _DECODER.decode(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             yield BadRow(where, _json_fault(error))
         else:
@@ -174,7 +210,7 @@ def _json_lines(path: Path, file: IO[bytes]) -> Found:
 
 def _json_list(path: Path, content: bytes) -> Found:
     try:
-        values = json.loads(content.decode("utf-8"))
+        values = _DECODER.decode(content.decode("utf-8"))
     except json.JSONDecodeError as error:
         why = f"{error.msg} at column {error.colno}"
         raise SweepError(
@@ -218,8 +254,9 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
         named = re.fullmatch(r"sep=(.)\s*", first)  # a line that spreadsheet programs write
         if named:
             first, skipped = file.readline(), 1
-        delimiter = named[1] if named else _delimiter(first)
-        spaced = f"{delimiter} " in first and f"{delimiter}" != " "
+        delimiter = named[1] if named else _delimiter(path, first)
+        others = _cells(first, delimiter)[1:]
+        spaced = bool(others) and all(cell.startswith(" ") for cell in others)
         lines = itertools.chain([first] if first else [], file)
         reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
         header: list[str] | None = None
@@ -240,12 +277,23 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
                 yield FileRow(f"{path}:{start}", dict(zip(header, cells, strict=True)))
 
 
-def _delimiter(first: str) -> str:
+def _delimiter(path: Path, first: str) -> str:
     """The delimiter of the line that names the columns: the one that parts it most often."""
-    if "," in first and "\t" not in first and ";" not in first:
+    is_tabbed = decoding.suffix(path) in (".tsv", ".tab")
+    counts = {each: len(_cells(first, each)) for each in _DELIMITERS}
+    if is_tabbed and (counts["\t"] > 1 or max(counts.values()) <= 1):
+        return "\t"
+    if counts[","] > 1 and "\t" not in first and ";" not in first:
         return ","
-    counts = {each: len(next(csv.reader([first], delimiter=each), [])) for each in _DELIMITERS}
     return max(_DELIMITERS, key=lambda each: counts[each])
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    """The cells of a line; none if its quotes do not go with the delimiter."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _header(where: str, cells: list[str]) -> list[str]:

@@ -88,9 +88,27 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
     try:
         # PEFT asks by the old name. (catch_warnings would not be safe among threads.)
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # Patterns that PEFT itself adds for experts; the user's are checked in `lora_targets`.
+        warnings.filterwarnings("ignore", ".*did not match any targeted", RuntimeWarning)
         return in_training_type(get_peft_model(model, config))
     except ValueError as error:
-        raise SweepError(f"peft: {first_line(error)}") from error
+        raise SweepError(f"peft: {first_line(error)}{_way_out(str(error), peft)}") from error
+
+
+def _way_out(said: str, peft: Mapping[str, Any]) -> str:
+    """What to type where PEFT refuses one kind of a model's modules."""
+    if "ParamWrapper" in said:
+        return (
+            " Experts take no dropout: set peft.lora_dropout=0, or name the modules beside them, "
+            f"as in {commands.typed('peft.target_modules', ['q_proj', 'v_proj'])}"
+        )
+    found = re.search(r"Module '(\w+)' is incompatible", said)
+    if found is None:
+        return ""
+    left_out = peft.get("exclude_modules") or []
+    left_out = [left_out] if isinstance(left_out, str) else list(left_out)
+    word = commands.typed("peft.exclude_modules", [*left_out, found[1]])
+    return f" With target_modules=all-linear write {word}"
 
 
 def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:

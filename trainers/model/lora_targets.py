@@ -60,7 +60,7 @@ def _problems(
     for name in ("rank_pattern", "alpha_pattern"):
         value = peft.get(name)
         if isinstance(value, Mapping):
-            yield from _pattern_problems(name, value, names)
+            yield from _pattern_problems(name, value, _targeted(peft, names) or names)
 
 
 def _absent(
@@ -136,6 +136,15 @@ def _layers(names: Sequence[str], pattern: str) -> set[int]:
     return {int(found[1]) for each in names if (found := sought.fullmatch(each))}
 
 
+def _targeted(peft: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The modules that `peft.target_modules` names."""
+    targets = peft.get("target_modules") or _SHORTHAND
+    if isinstance(targets, str):
+        is_short = targets.lower() == _SHORTHAND
+        return [each for each in names if is_short or re.fullmatch(targets, each)]
+    return [each for each in names if any(_has([each], str(target)) for target in targets)]
+
+
 def _pattern_problems(
     name: str, patterns: Mapping[str, Any], names: Sequence[str]
 ) -> Iterator[Problem]:
@@ -148,7 +157,7 @@ def _pattern_problems(
             yield Problem(key=f"peft.{name}", value=pattern, message=message)
             continue
         if not any(sought.fullmatch(each) for each in names):
-            message = f"no module of the model matches it; there are {', '.join(last)}."
+            message = f"no module that has an adapter matches it; there are {', '.join(last)}."
             near = nearest(str(pattern), last)
             yield Problem(key=f"peft.{name}", value=pattern, message=message, nearest=near)
 

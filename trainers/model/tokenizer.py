@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.config.spec import ModelSpec
 from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
-from trainers.model.source import reading, source
+from trainers.model.source import embedded_tokens, load_config, reading, source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,10 +33,16 @@ def load_tokenizer(spec: ModelSpec, notes: list[str] | None = None) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(path, **source(spec))
     if template is not None:
         tokenizer.chat_template = template
-    if tokenizer.pad_token is None and (pad := _substitute_pad(tokenizer)) is not None:
+    most = embedded_tokens(load_config(spec))
+    before = tokenizer.pad_token
+    is_beyond = before is not None and most is not None and tokenizer.pad_token_id >= most
+    if (before is None or is_beyond) and (pad := _substitute_pad(tokenizer, most)) is not None:
         tokenizer.pad_token = pad
+        why = "the tokenizer has no pad token"
+        if is_beyond:
+            why = f"the model has no embedding for the tokenizer's pad token {before}"
         if notes is not None:
-            notes.append(f"the tokenizer has no pad token; {pad} pads instead")
+            notes.append(f"{why}; {pad} pads instead")
     return tokenizer
 
 
@@ -73,7 +80,7 @@ def _chat_template(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SweepError(
             f"model.chat_template = {path}: cannot be read ({error}). It is a file with a Jinja "
@@ -81,8 +88,8 @@ def _chat_template(path: str | None) -> str | None:
         ) from None
 
 
-def _substitute_pad(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Choose a token to pad with; eos only if there is no other.
+def _substitute_pad(tokenizer: PreTrainedTokenizerBase, most: int | None) -> str | None:
+    """Choose a token below `most` to pad with; eos only if there is no other.
 
     Code that masks padding by its token id would mask the end of each answer with it, and the
     model would not learn to stop.
@@ -91,4 +98,5 @@ def _substitute_pad(tokenizer: PreTrainedTokenizerBase) -> str | None:
     meant = [token for token in special if "pad" in token.lower()]
     reserved = [token for token in special if "reserved" in token.lower()]
     candidates = [*meant, tokenizer.unk_token, *reserved, tokenizer.eos_token]
-    return next((token for token in candidates if token is not None), None)
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in candidates if token}
+    return next((token for token, at in ids.items() if most is None or at < most), None)

@@ -16,7 +16,7 @@ from orchestrator.best.merge import export
 from orchestrator.best.model_card import train_again, write_best
 from orchestrator.config.command import Command
 from orchestrator.config.compose import compose_config
-from orchestrator.config.config_files import groups
+from orchestrator.config.config_files import CONF, groups
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.tracking.wandb_metrics import ranking_table
 from sweeps.config.spec import Spec
@@ -90,6 +90,22 @@ def test_the_command_trains_the_winner_again(words: list[str], values: dict[str,
         assert repeated.sweep.metric == spec.sweep.metric
         assert not repeated.sweep.space
         assert repeated.run_dir == str(Path(f"{spec.run_dir}-again").absolute())
+
+
+def test_the_command_needs_no_files_of_ones_own(tmp_path: Path) -> None:
+    base = (CONF / "sweep" / "base.yaml").read_text()
+    files = {
+        "sweep/base.yaml": base.replace("examples: 1600", "examples: 48"),
+        "data/mine.yaml": "defaults: [file, _self_]\npath: x.jsonl\nmax_length: 77\n",
+        "trainer/gentle.yaml": "defaults: [sft, _self_]\nmax_grad_norm: 0.25\n",
+    }
+    for name, text in files.items():
+        write_text(tmp_path / name, text)
+    words = [f"--config-dir={tmp_path}", "sweep=base", "data=mine", "trainer=gentle"]
+    config = config_of(spec_of(*words), {LR: 1e-3})
+    repeated = again(spec_of(*words), winner({LR: 1e-3}))
+    assert (config["budget"]["examples"], config["trainer"]["max_grad_norm"]) == (48, 0.25)
+    assert config_of(repeated, {}) == config
 
 
 def test_the_command_is_short() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -136,6 +137,7 @@ def test_once_ray_is_stopped_that_its_head_is_gone_says_nothing() -> None:
         wait_for(lambda: signals.seen)
         time.sleep(0.5)
         assert not left
+        assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_ctrl_c_twice_leaves_however_fast() -> None:

@@ -25,7 +25,7 @@ sweep:
   space:
     peft.r: choice(2, 4)
 """
-SHIPPED = "accumulation, asha, base, joint, lr_grid, optimizer, scheduler"
+SHIPPED = ", ".join(groups()["sweep"])
 
 
 @pytest.fixture

@@ -40,6 +40,18 @@ def test_a_searched_value_is_searched_though_the_file_has_another() -> None:
     assert notes == ""
 
 
+def test_a_key_that_is_fixed_and_searched_is_refused_unless_a_condition_may_leave_it() -> None:
+    for words in (["peft.r=8", "peft.r=4,16"], ["peft.r=4,16", "peft.r=8"]):
+        said = refused("sweep=lr_grid", *words)
+        assert said == "peft.r: is typed twice: as 8, and to be searched. Leave one of them out."
+    rows = "{peft.r: 8, peft.lora_alpha: 16}, {peft.r: 4, peft.lora_alpha: 8}"
+    said = refused("sweep=lr_grid", f"sweep.space.size=choice({rows})", "peft.r=8")
+    assert said.startswith("peft.r: is typed twice: as 8, and to be searched by size.")
+    key = "trainer.weight_decay"
+    names, _ = space_and_notes("sweep=joint", f"{key}=0.1", f"{key}=0.2,0.3")
+    assert key in names
+
+
 def test_a_list_keeps_the_rows_that_have_the_fixed_value() -> None:
     words = ["sweep=accumulation", "trainer.per_device_train_batch_size=8"]
     command = Command.read(words)

@@ -46,9 +46,10 @@ def values(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
         (PAIRS[0], PAIRS[:1]),
         ({"messages": TURNS}, [{"messages": TURNS}]),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, None),
+        ({"text": ["t"], "meta": [{"a": 1}]}, [{"text": "t", "meta": {"a": 1}}]),
         (PAIRS, PAIRS),
     ],
-    ids=["data", "none", "version", "columns", "pandas", "one", "messages", "chat_pair", "list"],
+    ids="data none version columns pandas one messages chat_pair nested list".split(),
 )
 def test_json_that_holds_its_rows_in_one_object(
     tmp_path: Path, content: object, expected: object, indent: int | None
@@ -56,6 +57,22 @@ def test_json_that_holds_its_rows_in_one_object(
     path = tmp_path / "a.json"
     path.write_text(json.dumps(content, indent=indent))
     assert values(path) == ([content] if expected is None else expected)
+
+
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES + '{"prompt": "p", "prompt": "q", "completion": "c"}\n')
+    *_, last = read("data.path", path, "auto")
+    assert last == BadRow(f"{path}:4", "not valid JSON: an object has the key 'prompt' twice")
+
+
+def test_an_object_of_several_splits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": PAIRS, "validation": [], "test": PAIRS}))
+    with pytest.raises(SweepError, match=r"a\.json: holds rows of several splits: train, test\. "):
+        list(read("data.path", path, "auto"))
+    path.write_text(json.dumps({"train": PAIRS, "test": []}))
+    assert values(path) == PAIRS
 
 
 def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
@@ -99,6 +116,25 @@ def test_tables_as_spreadsheets_write_them(
         {"prompt": "p0", "completion": "c0"},
         {"prompt": "p1", "completion": 'a; "b", c'},
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "row"),
+    [
+        ("a.tsv", "text\nyes, indeed\n", {"text": "yes, indeed"}),
+        ("a.tab", 'a\t"b, c, d"\n1,2\t3\n', {"a": "1,2", "b, c, d": "3"}),
+        ("a.csv", '"a, b",c\n1, 2\n', {"a, b": "1", "c": " 2"}),
+        ("a.csv", '"a", "b"\n"1", "2"\n', {"a": "1", "b": "2"}),
+        ("a.csv", '"a, b"|"c"\n1|2\n', {"a, b": "1", "c": "2"}),
+        ("a.csv", '"a;b";"c|d"\n1,5; x\n', {"a;b": "1,5", "c|d": " x"}),
+    ],
+)
+def test_a_columns_name_does_not_decide_how_cells_are_parted(
+    tmp_path: Path, name: str, text: str, row: dict[str, str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert values(path) == [row]
 
 
 def test_doubled_columns_are_refused(tmp_path: Path) -> None:

@@ -89,6 +89,11 @@ def test_tool_calls_are_learnt_verbatim_whatever_other_rows_have(tmp_path: Path)
     assert shown[3][0].startswith("<user>hi<assistant>hello")
 
 
+def test_a_template_that_knows_no_calls_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"rows\.jsonl:1: cannot be .*may know no tool calls"):
+        prepared(tmp_path, [call("weather", city="Paris")])
+
+
 def test_each_row_has_its_own_tools(tmp_path: Path) -> None:
     first = {**chat("a", "b"), "tools": [{"name": "clock", "parameters": {"zone": {"type": "s"}}}]}
     second = {**chat("a", "b"), "tools": [{"name": "weather", "strict": True}]}
@@ -106,6 +111,35 @@ def test_the_end_of_a_prompt_is_never_learnt(tmp_path: Path) -> None:
     assert any("rows: the prompt's last token would grow together" in x for x in report.notes)
     line_ends = [{"prompt": f"{p}\n", "completion": c} for p, c in pairs]
     assert not prepared(tmp_path, line_ends)[1].notes
+
+
+@pytest.mark.parametrize(
+    ("template", "learnt"),
+    [
+        (None, "\nHo\n<|im_end|>"),
+        # Without a token of its own between the turns, their line breaks grow together.
+        (
+            "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A:\\n' }}"
+            "{% generation %}{{ m.content }}{% endgeneration %}{{ '\\n\\n' }}"
+            "{% else %}{{ 'U:\\n' + m.content + '\\n\\n' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ 'A:\\n' }}{% endif %}",
+            "\nHo\n",
+        ),
+    ],
+    ids=["own", "plain"],
+)
+def test_a_turn_is_learnt_from_its_first_letter_to_its_last(
+    tmp_path: Path, template: str | None, learnt: str
+) -> None:
+    row = chat("Hi", "\nHo\n", "Hi", "\nHo\n", weight=0)
+    shown, report = prepared(tmp_path, [row], template=template, trainer=ASSISTANT_ONLY)
+    assert [each for _, each in shown] == [learnt]
+    assert any("2 rows: a turn's first or last token" in note for note in report.notes)
+    turns = chat("Hi", "Ho", "Hi", "\nHo\n")["messages"]
+    pair = {"prompt": turns[:3], "completion": turns[3:]}
+    ((text, after),), _ = prepared(tmp_path, [pair], template=template)
+    assert text.endswith(after)
+    assert after.startswith(learnt)
 
 
 def test_a_tokenizer_that_adds_its_own_eos_gives_one(tmp_path: Path) -> None:

@@ -124,7 +124,12 @@ def test_each_searched_list_is_looked_for_in_the_model() -> None:
         ({"layers_pattern": "layer"}, "layers_pattern", "layers"),
         ({"layers_to_transform": [0, 99]}, "layers_to_transform", None),
         ({"rank_pattern": {"q_porj": 4}}, "rank_pattern", "q_proj"),
-        ({"alpha_pattern": {"kproj": 4}}, "alpha_pattern", "k_proj"),
+        (
+            {"target_modules": "all-linear", "alpha_pattern": {"kproj": 4}},
+            "alpha_pattern",
+            "k_proj",
+        ),
+        ({"rank_pattern": {"o_proj": 4}}, "rank_pattern", None),  # there, and without an adapter
     ],
 )
 def test_names_that_the_model_lacks_are_named(
