@@ -133,8 +133,10 @@ def prepare_training(
     base = ""
     unknown: Sequence[Problem] = ()
     begun, told = folder_of(spec).has_begun, list[str]()
+    has_weights = False
     with findings.part():
         require_weights(spec.train.model)
+        has_weights = True
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
         unknown = unknown or adapter_problems(spec, space)
@@ -147,6 +149,8 @@ def prepare_training(
         big = largest(spec.train, searched)
         if not unknown:  # else PEFT would say the same in other words
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
+            if not has_weights:
+                raise SweepError(f"By its config.json alone the model {room}.")
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
         fresh = data_fingerprint(spec.train)

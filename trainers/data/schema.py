@@ -231,8 +231,9 @@ def _missing_columns(
     suggestion = _suggestion(theirs, found, first)
     some = theirs or ("question", "answer")
     begin = _alias("prompt", theirs) or some[0]
-    end = _alias("completion", theirs) or (some[1] if len(some) == 2 else "...")
-    open_one = {"prompt": begin, "completion": end} if len(some) > 1 else {"text": some[0]}
+    others = [name for name in some if name != begin]
+    end = _alias("completion", theirs) or (others[0] if others else None)
+    open_one = {"prompt": begin, "completion": end} if end else {"text": begin}
     example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",

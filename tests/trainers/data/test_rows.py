@@ -323,7 +323,8 @@ def test_one_bad_row_does_not_decide_what_the_others_are(tmp_path: Path) -> None
         ([{"content": "Hi"}], r"messages\[0\]\.role is missing, not text"),
         ([*CHAT, {"role": "user"}], r"messages\[2\]\.content is missing"),
         ([{"role": "user", "content": 3}], r"messages\[0\]\.content is the int 3"),
-        ([{"from": ["x"], "value": 1}], r"messages\[0\]\.content is the int 1"),
+        ([{"from": ["x"], "value": 1}], r"messages\[0\]\.role is a list, not text"),
+        ([{"from": "gpt", "value": 1}], r"messages\[0\]\.content is the int 1"),
     ],
 )
 def test_bad_messages_are_named(tmp_path: Path, messages: object, why: str) -> None:
