@@ -189,8 +189,9 @@ class _LanesSum(torch.autograd.Function):
                 grads[0],
                 grads[1].transpose(1, 2),
                 out=into if is_direct else None,
+                wanted=wanted,
             )
-            if into is not None and not is_direct:
+            if into is not None and back is not None and not is_direct:
                 into.copy_(back if mask is None else back.mul_(mask))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 
