@@ -139,7 +139,7 @@ def _small(config: Any, spec: ModelSpec) -> Any:
     given = type(config).from_dict(_narrowed(config), attn_implementation=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = {"dtype": torch.float32, "trust_remote_code": spec.trust_remote_code}
+        options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": spec.trust_remote_code}
         model = AutoModelForCausalLM.from_config(given, **options)
         for weight in model.parameters():  # sizes at which each layer matters
             if weight.dim() == 2:

@@ -56,8 +56,8 @@ class Equal:
         *,
         rounds: bool,
     ) -> None:
-        self._counts, self._a, self._b, self._scales = counts, a, b, scales
-        self._rounds = rounds
+        self._counts, self._scales, self._rounds = list(counts), scales, rounds
+        self._a, self._b = a, b
 
     def add(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add scale B A x to `target` [tokens, out]; returns `low`."""
@@ -146,12 +146,15 @@ class Equal:
 class Looped(Equal):
     """Lanes with unlike numbers of tokens, lane by lane; `low` is [r, tokens]."""
 
+    @cached_property
+    def _each(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """A, B and scale of each lane."""
+        return list(zip(self._a.unbind(), self._b.unbind(), self._scales.values, strict=True))
+
     def add(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         low = x.new_empty(self._a.shape[1], len(x))
-        for a, b, scale, own, few, into in zip(
-            self._a.unbind(),
-            self._b.unbind(),
-            self._scales.values,
+        for (a, b, scale), own, few, into in zip(
+            self._each,
             x.split(self._counts),
             low.split(self._counts, 1),
             target.split(self._counts),
@@ -176,10 +179,8 @@ class Looped(Equal):
     ) -> torch.Tensor | None:
         out = torch.empty_like(x) if out is None else out
         of_a, of_b = low.new_empty(grads_a.shape), low.new_empty(grads_b.shape)
-        for a, b, scale, high, own, few, to_a, to_b, to_x in zip(
-            self._a.unbind(),
-            self._b.unbind(),
-            self._scales.values,
+        for (a, b, scale), high, own, few, to_a, to_b, to_x in zip(
+            self._each,
             above.split(self._counts),
             x.split(self._counts),
             low.split(self._counts, 1),
