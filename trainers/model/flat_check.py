@@ -139,8 +139,8 @@ def _small(config: Any, spec: ModelSpec) -> Any:
     given = type(config).from_dict(_narrowed(config), attn_implementation=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": spec.trust_remote_code}
-        model = AutoModelForCausalLM.from_config(given, **options)
+        options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+        model = AutoModelForCausalLM.from_config(given, dtype=torch.float32, **options)
         for weight in model.parameters():  # sizes at which each layer matters
             if weight.dim() == 2:
                 weight.data.normal_(std=weight.shape[-1] ** -0.5)
