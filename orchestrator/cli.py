@@ -7,8 +7,9 @@ import errno
 import logging
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator import __version__
 from orchestrator.cluster.surroundings import name_user
@@ -24,8 +25,11 @@ from orchestrator.config.config_files import (
 from sweeps.core.errors import SweepError, nearest
 from sweeps.core.secrets import scrub
 
+Parsed = TypeVar("Parsed")
+
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
+    "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
 }
@@ -40,8 +44,8 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
+_PARSED = ("show", "status", "export")  # these have options, and help of their own
 _HELP = ("-h", "--help", "help")
-_FOLDER_VERBS = ("status", "export")  # argparse helps with these
 _PLAN_HELP = """\
 usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
 
@@ -80,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
 def _dispatch(argv: list[str]) -> int:
     own, argv = take_config_dir(argv)
     first = argv[0] if argv else ""
-    if any(word in _HELP for word in argv) and first not in _FOLDER_VERBS:
+    if first in _HELP or (first not in _PARSED and any(word in _HELP for word in argv)):
         print(_PLAN_HELP if first == "plan" else help_text(own))
         return 0
     if not argv:
@@ -99,6 +103,11 @@ def _dispatch(argv: list[str]) -> int:
 
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
+    if first == "show":
+        from orchestrator.show import parser, show
+
+        shown, words = _parse(parser().parse_known_args, argv[1:])
+        return show(with_config_dir(own, words), shown)
     if first == "plan":
         from orchestrator.plan import plan
 
@@ -122,7 +131,7 @@ def _status_arguments(argv: Sequence[str]) -> Path:
 
     parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
     parser.add_argument("run_dir")
-    return fetched(_parse(parser, argv).run_dir)
+    return fetched(_parse(parser.parse_args, argv).run_dir)
 
 
 def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -130,12 +139,12 @@ def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir")
     parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
     parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
-    return _parse(parser, argv)
+    return _parse(parser.parse_args, argv)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def _parse(parse: Callable[[Sequence[str]], Parsed], argv: Sequence[str]) -> Parsed:
     try:
-        return parser.parse_args(list(argv))
+        return parse(argv)
     except SystemExit as error:  # argparse's own code is 2; ours for usage is 1
         raise SystemExit(1 if error.code else 0) from None
 

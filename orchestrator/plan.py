@@ -25,14 +25,17 @@ from orchestrator.config.prepare import dry_run_line, prepare_training
 from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.row_view import legend, row_view
 from orchestrator.tracking.tracker import look_for_server
 from sweeps.config.spec import Spec
+from sweeps.core.commands import command_line
 from sweeps.ledger.history import History, read_history
 from sweeps.search.pruning import misled
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 
 _LARGE_GRID = 1000
+_ROWS, _LETTERS = 2, 600  # shown of the data
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -46,6 +49,8 @@ def plan(argv: Sequence[str]) -> int:
 def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
+    from trainers.preview import first_rows
+
     refuse_another(folder, spec)
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
@@ -74,7 +79,12 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
             ready, past, place_of_step, device, spec.strategy, packed=packed, more=expected
         )
         lines = [*ready.lines, *about, step, tracking.result()]
-    display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
+        rows = first_rows(spec.train, ready.data.train, _ROWS)
+    display.say(*plan_lines(spec, space, folder), *lines)
+    console = display.console
+    display.say(f"the first rows to train on, {legend(console)}")
+    display.show(*(row_view(row, console, _LETTERS) for row in rows))
+    display.say(f"more of them: {command_line(['show', *argv])}", "nothing was started")
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sweeps.config.spec import BudgetSpec, Strategy, TrainSpec
 from sweeps.core import fault_injection
+from sweeps.core.commands import typed
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import Decision, Report
@@ -21,6 +22,7 @@ from sweeps.storage.durable_writes import remove_tree
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import PreparedData
 from trainers.data.preparation import lengths
+from trainers.model.source import has_experts, load_config
 from trainers.trial.failures import DivergedError, is_out_of_memory
 from trainers.trial.meters import PeakMemory, free_memory, held_mb
 from trainers.trial.ranks import FirstSpeaks, Ranks
@@ -166,4 +168,20 @@ def failed_step(error: Exception, train: TrainSpec) -> tuple[str, str]:
     if isinstance(error, SweepError | DivergedError):
         return f"{what} fails: {first}", ""
     text = scrub("".join(traceback.format_exception(error)))
-    return f"{what} fails: {type(error).__name__}: {first}", text
+    return f"{what} fails: {type(error).__name__}: {first}{_about_experts(error, train)}", text
+
+
+def _about_experts(error: Exception, train: TrainSpec) -> str:
+    """What to type where TRL or PEFT trip over the routers of a mixture of experts."""
+    try:
+        if not has_experts(load_config(train.model)):
+            return ""
+    except SweepError:
+        return ""
+    if "'tuple' object" in str(error):
+        word = typed("peft.exclude_modules", ["router"])
+        return f". PEFT cannot adapt a router that returns several values: {word} leaves it out"
+    if isinstance(error, IndexError) or "num_experts" in str(error):
+        word = typed("trainer.router_aux_loss_coef", 0.0)
+        return f". SFTTrainer cannot compute the loss of this model's routers: {word} leaves it out"
+    return ""

@@ -107,8 +107,9 @@ def train_again(spec: Spec, found: Best) -> str | None:
     except UnwritableError:
         return None
     # What the winner does not read is a part of its config, and of its key, all the same.
-    is_unread = [any(is_within(key, (w.partition("=")[0],)) for key in unread) for w in words]
-    return command_line([f"++{w}" if no else w for w, no in zip(words, is_unread, strict=True)])
+    forced = [key for word in words if "." in (key := word.partition("=")[0])]
+    forced = [key for key in forced if any(is_within(each, [key]) for each in unread)]
+    return command_line([f"++{w}" if w.partition("=")[0] in forced else w for w in words])
 
 
 def _differences(default: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:

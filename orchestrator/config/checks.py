@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from orchestrator.cluster.gpus import gpu_problems
+from orchestrator.config.decisions import UNREAD
 from orchestrator.storage.run_dir import place_problems
 from sweeps.config.keys import FACTS, STRATEGY, may_change, search_refusal
 from sweeps.config.spec import Spec
@@ -61,6 +62,8 @@ def is_of_here(problem: Problem) -> bool:
 def with_search(config: Mapping[str, Any], problem: Problem) -> Problem:
     """The problem, with the way to search if its value is a list or a mapping of values to try."""
     key, value = problem.key, problem.value
+    if UNREAD in problem.message:
+        return problem
     if not isinstance(value, Mapping | list):
         value = lookup(config, key)
     if not isinstance(value, Mapping | list) or search_refusal(key) != "":

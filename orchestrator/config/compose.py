@@ -145,7 +145,9 @@ def _drop_options(config: DictConfig, overrides: Overrides) -> None:
 def _keep_options(config: DictConfig, overrides: Overrides, run_dir: str) -> None:
     """Keep the options of a begun sweep's sampler and pruner if its file has others by now."""
     there = begun_config(run_dir).get("sweep")
-    for name in ("search", "pruner") if isinstance(there, Mapping) else ():
+    if not isinstance(there, Mapping):
+        return
+    for name in ("search", "pruner"):
         options = f"{name}_options"
         typed = any(key.startswith(f"sweep.{name}") for key in overrides.given)
         if not typed and there.get(name) == config.sweep.get(name) and options in there:

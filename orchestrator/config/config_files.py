@@ -40,7 +40,7 @@ def take_config_dir(argv: Sequence[str]) -> tuple[Path | None, list[str]]:
             found.append(value if sign else next(words, ""))
         else:
             rest.append(word)
-    folders = {Path(text).expanduser().absolute() for text in found if text}
+    folders = {Path(os.path.expanduser(text)).absolute() for text in found if text}
     if "" in found:
         raise _refused(None, f"names no folder. {_FORM}")
     if len(folders) > 1:
@@ -97,7 +97,7 @@ def hiding(own: Path | None) -> list[str]:
 def path_problem(group: str, choice: str, own: Path | None) -> Problem | None:
     """What to do with a file that was named by its path; None if `choice` is no path."""
     choice = choice.strip().strip("'\"")
-    path = Path(choice).expanduser().absolute()
+    path = Path(os.path.expanduser(choice)).absolute()
     is_there = os.path.isfile(path)  # a Path raises OSError if its name is too long
     if path.suffix not in (".yaml", ".yml") and not ("/" in choice and is_there):
         return None

@@ -19,8 +19,8 @@ from sweeps.space.space import Choice, Dimension, Space, set_by
 
 # data.source -> the keys of `data` that it does not read.
 _UNREAD = {
-    "docstrings": "path name revision split format encoding columns eval_path eval_split".split(),
-    "file": "name revision split eval_split".split(),
+    "docstrings": "path name revision split format encoding columns eval_path".split(),
+    "file": "name revision split".split(),
     "hub": "format encoding eval_path".split(),
 }
 # What not every optimizer, schedule or trial reads.
@@ -31,6 +31,7 @@ _CONDITIONAL = tuple(
         *("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"),
     )
 )
+UNREAD = "no trial reads it"
 _EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
 
@@ -65,8 +66,10 @@ class Decisions:
         self._settle_trainer()
         self._settle_conditions()
         self._settle_first()
-        self.problems += [*self._unread_data(), *self._unread_address()]
-        self.problems = [each for each in self.problems if not is_within(each.key, self.forced)]
+        self.problems += [*self._unread_data(), *self._unread_places()]
+        forced = [each for each in self.problems if is_within(each.key, self.forced)]
+        self.notes += [f"set by ++ all the same: {each}" for each in forced]
+        self.problems = [each for each in self.problems if each not in forced]
 
     def leave_as_begun(self) -> None:
         """Turn what was decided into notes: the sweep began when nothing of it was decided."""
@@ -145,8 +148,8 @@ class Decisions:
                 self.notes.append(f"{name} is not searched: peft.method=full trains no adapter")
         for each in sorted(filter(_is_adapters, self.fixed | self.typed)):
             message = (
-                "no trial reads it, since peft.method=full trains no adapter: leave it out, or "
-                "take peft=lora."
+                f"{UNREAD}, since peft.method=full trains no adapter: leave it out, or take "
+                "peft=lora."
             )
             self.problems.append(Problem(key=each, message=message))
 
@@ -171,7 +174,7 @@ class Decisions:
         for key in sorted(asked & (self.fixed | self.typed)):
             is_noted = key == "trainer.warmup_steps" or lookup(self.config, key) in _EMPTY
             if (reason := reasons[key]) and (key in self.typed or not is_noted):
-                message = f"no trial reads it: {reason}. Leave it out."
+                message = f"{UNREAD}: {reason}. Leave it out."
                 self.problems.append(Problem(key=key, message=message))
 
     def _settle_conditions(self) -> None:
@@ -224,7 +227,7 @@ class Decisions:
             )
             yield Problem(key=key, value=lookup(self.config, key), message=message)
 
-    def _unread_address(self) -> Iterator[Problem]:
+    def _unread_places(self) -> Iterator[Problem]:
         key, kind = "cluster.address", lookup(self.config, "cluster.kind")
         value = lookup(self.config, key)
         if kind == "local" and key in self.fixed and value not in _EMPTY:

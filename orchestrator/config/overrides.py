@@ -7,6 +7,7 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,11 +45,16 @@ _SECTIONS = {
     **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
 }
 _SECRET_REASON = "its value has a character that must be quoted"
-_TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
+_TEXTS = (
+    "name",
+    "model.",
+    "data.",
+    "tracking.",
+    "trainer.optim_args",
+)  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
-# What other tools call a group of ours.
 _SPACE_FORM = "is written {key: choice(a, b), ...}."
 
 
@@ -163,7 +169,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
             return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
-        return Problem(key=key, message=message + _as_text(key, text))
+        return Problem(key=key, message=message + (_as_literal(key, text) or _as_text(key, text)))
     group = key.split("@")[0]
     if group in known:
         return _take_group(word, prefix, group, text, known[group], is_search, into)
@@ -177,7 +183,6 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         into.space[key] = text
     elif prefix == "~":
         into.for_hydra.append(word)
-        into.forced |= {key} if prefix == "++" else set()
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
         section = key.split(".")[0]
@@ -187,6 +192,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         # Hydra's own + refuses a key that is there; a value is set in either case.
         # `sweeps.config.validation` finds unknown names.
         into.for_hydra.append(f"++{word.removeprefix(prefix)}")
+        into.forced |= {key} if prefix == "++" else set()
     return None
 
 
@@ -208,6 +214,16 @@ def _as_text(key: str, text: str) -> str:
     if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
     return f" As text it is written {typed(key, text)}"
+
+
+def _as_literal(key: str, text: str) -> str:
+    """How a mapping or list of Python or JSON is written."""
+    try:
+        value = ast.literal_eval(text.strip())
+        is_known = isinstance(value, dict | list) and not is_secret_key(key)
+        return f" It is written {typed(key, value)}" if is_known else ""
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""  # UnwritableError is a ValueError
 
 
 def _cut(word: str) -> tuple[str, str, str]:

@@ -130,7 +130,9 @@ def _uninterpolated(value: Any) -> Any:
 
 def begun_config(run_dir: str) -> dict[str, Any]:
     """The sweep.yaml of the sweep that began in `run_dir`; empty if none did."""
-    folder = local_folder(run_dir) if is_uri(run_dir) else RunFolder(Path(run_dir).expanduser())
+    folder = (
+        local_folder(run_dir) if is_uri(run_dir) else RunFolder(Path(os.path.expanduser(run_dir)))
+    )
     found: Any = None
     with suppress(OSError, ValueError, yaml.YAMLError, RuntimeError):
         if folder.has_begun:

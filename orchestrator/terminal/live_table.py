@@ -84,9 +84,13 @@ class Display:
 
     def say(self, *lines: str) -> None:
         """Print lines that stay: above the live table, or among the plain lines."""
+        self.show(*map(Text, lines))
+
+    def show(self, *texts: Text) -> None:
+        """The same for styled lines."""
         try:
-            for line in lines:
-                self.console.print(Text(line), soft_wrap=True)
+            for text in texts:
+                self.console.print(text, soft_wrap=True)
         except OSError:  # the terminal is gone (EIO after a hang-up)
             self.console.quiet = True
 

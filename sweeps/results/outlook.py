@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.core.commands import changed, written
-from sweeps.core.trial import State
+from sweeps.core.commands import changed, in_a_shell, written
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import config_ranks
 from sweeps.space.parser import space_of
 from sweeps.space.space import Choice, Dimension, Interval
 
-_EVIDENCE = (State.COMPLETED, State.PRUNED, State.DIVERGED)  # of a value that was tried
 _NEAR = 0.1  # of an interval: as near to its end, it is the end that stops the search
 _TOP = 3  # trials whose curves are looked at
 _STILL_FALLS = 0.02  # of the whole fall, over the last evaluation
@@ -44,8 +41,8 @@ def _edges(history: History, best: Record) -> Iterator[Hint]:
         value = best.values.get(name)
         if not _are_numbers([value, *(dimension.options if isinstance(dimension, Choice) else ())]):
             continue
-        records = [r for r in history.trials.values() if r.state in _EVIDENCE and name in r.values]
-        tried = {record.values[name] for record in records}
+        ended = [r.values for r in history.trials.values() if r.state.is_finished()]
+        tried = {values[name] for values in ended if name in values}
         ends = ((min(tried), False), (max(tried), True)) if len(tried) > 1 else ()
         for end, is_high in ends:
             words = _beyond(history, dimension, value, is_high) if value == end else None
@@ -125,7 +122,7 @@ def _command(history: History, words: Sequence[str]) -> str:
     """The sweep's own command with other words; in a folder of its own where it must be one."""
     command, is_same = history.driver.command, words[0].startswith("sweep.trials=")
     if not command:
-        return shlex.join(words)
+        return " ".join(map(in_a_shell, words))
     return changed(command, words, "" if is_same else "-next")
 
 

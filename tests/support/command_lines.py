@@ -226,6 +226,7 @@ class _Line:
     space: Space
     when: dict[str, tuple[str, Any]]
     taken: set[str] = field(default_factory=set)
+    forced: set[str] = field(default_factory=set)
     refused: str = ""
 
 
@@ -258,6 +259,7 @@ def _fix(draw: Draw, line: _Line, key: str, value: Any) -> None:
     sign = draw(st.sampled_from(["", "", "", "+", "++"])) if key.split(".")[0] != "data" else ""
     line.words.append(f"{sign}{key}={typed(draw, value)}")
     line.taken.add(key)
+    line.forced |= {key} if sign == "++" else set()
     set_key(line.config, key, value)
     other = {"sweep.budget.examples": "epochs", "sweep.budget.epochs": "examples"}.get(key)
     if other:
@@ -335,7 +337,7 @@ def _settled(draw: Draw, line: _Line) -> None:
                 del line.space[name]
             del line.when[name]
     _settle_unread(line)
-    is_counted = all(isinstance(each, Options) or each.whole for each in line.space.values())
+    is_counted = all(isinstance(each, Options) for each in line.space.values())
     if not is_counted or draw(st.integers(0, 4)) == 4:
         search = draw(st.sampled_from(["random", "tpe"]))
         trials = draw(st.integers(2, 20))
@@ -348,10 +350,13 @@ _ADAM = ("trainer.adam_beta1", "trainer.adam_beta2", "trainer.adam_epsilon")
 
 def _settle_unread(line: _Line) -> None:
     """What is typed and would be read by no trial is refused."""
-    if line.taken.intersection(_ADAM) and not any(
+    typed_keys = line.taken - line.forced
+    if typed_keys.intersection(_ADAM) and not any(
         str(optim).startswith("adamw") for optim in _values(line, "trainer.optim")
     ):
-        _refuse(line, "|".join(re.escape(key) for key in _ADAM if key in line.taken))
+        _refuse(line, "|".join(re.escape(key) for key in _ADAM if key in typed_keys))
+    if "data.eval_fraction" in typed_keys and line.config["data"]["eval_path"]:
+        _refuse(line, re.escape("data.eval_fraction"))
     key = "trainer.warmup_steps"
     if key in line.space and set(_values(line, "trainer.lr_scheduler_type")) == {"constant"}:
         _refuse(line, re.escape(key))
@@ -426,6 +431,7 @@ def _name_path(draw: Draw, line: _Line) -> str:
     else:
         line.words.append("data=file")
         line.config["data"] = base_config("base", data="file")["data"]
+        line.config["data"]["max_length"] = 512  # the default is lowered to the model's
         if key == "data.eval_path":
             line.words.append("data.path=train.jsonl")
             set_key(line.config, "data.path", "train.jsonl")

@@ -36,6 +36,7 @@ class DataCase:
         rows: what the rows mean, in the order in which they are read.
         refused: a pattern of what the refusal names; "" if the files have to be accepted.
         told: words that the report has to have.
+        adds: what the tokenizer puts around a text: nothing, "bos", or "bos eos".
         kind: shape, format and damage, for statistics.
     """
 
@@ -47,6 +48,7 @@ class DataCase:
     kind: str
     refused: str = ""
     told: tuple[str, ...] = ()
+    adds: str = ""
 
 
 # ---------------------------------------------------------------------- texts
@@ -92,6 +94,7 @@ class Table:
         values: column -> value of each row; a column that a row lacks is absent.
         columns: `data.columns`.
         learnt: the columns whose damage makes a row unusable.
+        is_typed: each column has one type, as Parquet needs it.
     """
 
     shape: str
@@ -102,6 +105,7 @@ class Table:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     template: str = OWN
     told: tuple[str, ...] = ()
+    is_typed: bool = True
 
 
 _ODD_NAMES = (
@@ -125,7 +129,7 @@ def _texts_table(draw: Draw, count: int) -> Table:
     return Table(
         shape="text",
         values=[{name: text} for text in found],
-        meant=[Meant(completion=text) for text in found],
+        meant=[Meant(completion=text, is_text=True) for text in found],
         learnt=(name,),
         columns={} if name == "text" else {"text": name},
     )
@@ -173,7 +177,10 @@ def _schema_table(draw: Draw, count: int) -> Table:
         completion = draw(FILLED)
         filled = [cell for cell in cells.values() if cell]
         prompt = "\n\n".join(filled) + end if filled else ""
-        values.append({**cells, answer: completion})
+        kept = cells
+        if values and filled:  # an empty column may be absent, but not all of them
+            kept = {part: each for part, each in cells.items() if each or draw(st.booleans())}
+        values.append({**kept, answer: completion})
         meant.append(Meant(prompt=prompt, completion=completion))
     return Table(shape="schema", values=values, meant=meant, learnt=(answer,), told=(known,))
 
@@ -223,6 +230,8 @@ def _turns(draw: Draw, template: str, *, nulls: bool) -> list[Turn]:
         found.append(Turn(role="system", content=draw(ANY)))
     for _ in range(draw(st.integers(1, 3))):
         found.append(Turn(role="user", content=draw(ANY)))
+        if draw(st.integers(0, 9)) == 9:  # a role of their own goes to the template as it is
+            found.append(Turn(role="critic", content=draw(ANY)))
         if template == RICH and draw(st.booleans()):
             arguments = _ARGUMENTS if nulls else _ARGUMENTS.map(_without_nulls)
             given = st.one_of(arguments, arguments.map(json.dumps))
@@ -288,6 +297,7 @@ def _chats_table(draw: Draw, count: int) -> Table:
                 for turn in turns[:-1]
             ] + turns[-1:]
         given = next(i for i in reversed(range(len(turns))) if turns[i].role == "user") + 1
+        given += turns[given].role == "critic"
         given = given if is_pair else 0
         written = [_written_turn(draw, turn, sharegpt=sharegpt, plain=plain) for turn in turns]
         apart = apart_systems and turns[0].role == "system" and turns[0].content != ""
@@ -311,6 +321,8 @@ def _chats_table(draw: Draw, count: int) -> Table:
             row["tools"] = json.dumps(tools) if plain else tools
         values.append(row)
         meant.append(Meant(turns=tuple(turns), given=given, tools=tools))
+    if any(turn.role == "critic" for row in meant for turn in row.turns):
+        words.add("roles that go to the chat template as they are: critic")
     told = sorted(words) + ([f"keys of messages not used: {note}"] if note else [])
     known = is_pair or name in ("messages", "conversations", "conversation")
     return Table(
@@ -322,6 +334,7 @@ def _chats_table(draw: Draw, count: int) -> Table:
         trainer={"assistant_only_loss": True} if assistant_only else {},
         template=template,
         told=tuple(told),
+        is_typed=plain,
     )
 
 
@@ -593,6 +606,8 @@ def data_cases(draw: Draw, *, valid: bool | None = None) -> DataCase:
         format_ = "json"
     if damage in ("cells", "doubled"):
         format_ = "csv"
+    if format_ == "parquet" and not table.is_typed:
+        format_ = "json"
     if damage == "values":
         table = _damaged_values(draw, table, at) or table
     names = draw(st.sampled_from([["rows"], ["rows"], ["my rows"], ["größe=1"], ["a-0", "a-1"]]))
@@ -626,6 +641,7 @@ def data_cases(draw: Draw, *, valid: bool | None = None) -> DataCase:
         rows=tuple(table.meant),
         told=told,
         kind=f"{table.shape}, {parts[-1][0].format}",
+        adds=draw(st.sampled_from(["", "", "", "bos", "bos eos"])),
     )
     case = _with_length(draw, case)
     if damage:
@@ -660,6 +676,8 @@ def _broken(
         for place in part.places
     ]
     broken = replace(case, kind=kind, refused=places[at])
+    if table.shape == "sharegpt":  # known by what its cells hold, if there is one left
+        broken = replace(broken, refused=f"{broken.refused}|has the columns")
     if damage == "values":
         return _skipping(draw, broken, at)
     if damage == "columns":

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODEL = Path(__file__).parents[2] / "trainers" / "tiny_llama"
 EOS = "<|eos|>"
+BOS_ID = 1
 MASKED = -100
 
 Pieces = list[tuple[str, bool]]  # text, and whether it is learnt
@@ -40,14 +41,15 @@ class Meant:
     """A row as its author meant it: a text, a prompt and its completion, or a chat.
 
     Attributes:
-        prompt: "" if the row is a text.
         completion: the text that is learnt; None for a chat.
+        is_text: there is no prompt, not even an empty one.
         turns: of a chat; the first `given` of them are a prompt.
         tools: what the chat template gets.
     """
 
     prompt: str = ""
     completion: str | None = None
+    is_text: bool = False
     turns: tuple[Turn, ...] = ()
     given: int = 0
     tools: Any = None
@@ -147,10 +149,17 @@ def labels(
     max_length: int,
     assistant_only: bool = False,
     completion_only: bool = True,
+    begins: bool = False,
 ) -> tuple[list[int], list[int]]:
-    """The row's token ids, and their labels: the token itself, or -100 where it is not learnt."""
+    """The row's token ids, and their labels: the token itself, or -100 where it is not learnt.
+
+    Args:
+        begins: the tokenizer puts its bos token before a text, which belongs to the prompt.
+    """
     if row.completion is not None:
         ids, learnt = _pair(row.prompt, row.completion, completion_only=completion_only)
+        if begins:
+            ids, learnt = [BOS_ID, *ids], [row.is_text or not completion_only, *learnt]
     else:
         parts = pieces(
             row, template, assistant_only=assistant_only, completion_only=completion_only

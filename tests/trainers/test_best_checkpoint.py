@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from dataclasses import replace
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
+from support import packs
 from support.training import (
     LORA,
     REFERENCE,
@@ -232,3 +235,22 @@ def test_what_was_trained_under_autocast_is_proven(tmp_path: Path) -> None:
     trained = run(tmp_path, spec)
     assemble(trained.checkpoints[6], tmp_path / "best", spec.model)
     prove(tmp_path / "best", spec, prepared(), expected=last_loss(trained), device="cpu")
+
+
+@pytest.mark.parametrize("engine", ["packed", "solo"])
+def test_best_names_its_base_by_the_whole_path_and_loads_from_any_folder(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = packs.small(evaluations=1)
+    if engine == "packed":
+        packs.pack(tmp_path, [spec], examples=8).finish()
+    else:
+        packs.alone(tmp_path, spec, examples=8)
+    saved = packs.task(tmp_path, spec, 0, 8).folder.checkpoints(packs.key(0))
+    assemble(next(saved.glob("step-*")), tmp_path / "best", spec.model)
+    config = json.loads((tmp_path / "best" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == spec.model.path
+    assert Path(spec.model.path).is_absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "best")) is not None

@@ -22,6 +22,7 @@ _OTHER_ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "function": "tool",
     "function_response": "tool",

@@ -16,7 +16,7 @@ from sweeps.core.errors import ConfigError, Problem, SweepError
 from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, split
-from trainers.data.tokenization import Tokenizing
+from trainers.data.tokenization import Tokenizing, roles
 from trainers.model.source import context_tokens, embedded_tokens, load_config
 from trainers.model.tokenizer import IGNORED, load_tokenizer
 
@@ -42,6 +42,7 @@ class DataReport:
         overlap_prompts: evaluation rows whose prompt is a training row's too.
         notes: other things that a user should know.
         stops: ids of the tokens at which generation stops; empty in reports of older versions.
+        turns: role -> turns of chats, of all rows.
     """
 
     source: str
@@ -62,6 +63,7 @@ class DataReport:
     overlap_prompts: int
     notes: tuple[str, ...] = ()
     stops: tuple[int, ...] = ()
+    turns: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The report for a person; counts of zero are left out."""
@@ -72,6 +74,9 @@ class DataReport:
             f"  {self.train_tokens:,} training tokens, {self.mean_tokens:.0f} a row (longest "
             f"{self.max_tokens:,}); {self.eval_labelled_tokens:,} labelled evaluation tokens",
         ]
+        if self.turns:
+            counts = ", ".join(f"{role} {count:,}" for role, count in self.turns.items())
+            lines.append(f"  turns: {counts}")
         warned = {
             f"{self.skipped_rows:,} bad rows skipped": self.skipped_rows,
             f"{self.truncated_rows:,} rows ({self.truncated_share:.1%}) cut at "
@@ -93,6 +98,27 @@ class DataReport:
         return cls(**{**data, **tuples})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Tokenized rows before the cut.
+
+    Attributes:
+        rows: split -> its rows, as token ids and labels.
+        places: split -> the file and line of each row.
+        raw: the rows as they were read, without those that could not be tokenized.
+        parts: the same rows, split.
+        tokenizing: what made them.
+        notes: what a user should know of them.
+    """
+
+    rows: Mapping[str, Dataset]
+    places: Mapping[str, Sequence[str]]
+    raw: RawData
+    parts: Split
+    tokenizing: Tokenizing
+    notes: Sequence[str]
+
+
 def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
     """Make the splits `train`, `eval` and, if asked for, `test`, as token ids and labels.
 
@@ -100,6 +126,11 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
         ConfigError, SweepError: max_length beyond the model's context, a tokenizer that cannot do
             what the rows need, an empty split, too many rows cut, or no labels left.
     """
+    return counted(train.data, tokenized_whole(train, raw))
+
+
+def tokenized_whole(train: TrainSpec, raw: RawData) -> Whole:
+    """Split and tokenize raw rows; raises as `tokenized`."""
     _refuse_long_context(train)
     parts = split(train.data, raw)
     notes = _source_notes(raw, train.data)
@@ -110,24 +141,33 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
         is_chat=raw.layout.is_chat,
         has_completions="completion" in raw.layout.columns,
     )
-    limit = train.data.max_length
     given = {"train": parts.train, "eval": parts.evaluation, "test": parts.test or []}
     bad: list[BadRow] = []
     whole = {name: tokenizing.tokenized(part, bad) for name, part in given.items() if part}
     raw = _without(raw, bad, train.data)
     _refuse_none_left(whole, bad, train.data, raw)
-    places = {each.where for each in bad}
-    for name, part in whole.items():
-        kept = [row.where for row in given[name] if row.where not in places]
-        _refuse_unembedded(train, tokenizer, part, kept)
-    _refuse_truncation(train.data, whole)
-    cut = {name: tokenizing.cut(part, limit, name) for name, part in whole.items()}
-    for name, part in cut.items():
-        _refuse_masked(name, part, before=len(whole[name]), limit=limit)
     every = [row for part in given.values() for row in part]
     notes += [*tokenizing.notes, *tokenizing.template_notes(every), *tokenizing.seam_notes()]
-    report = _report(train.data, raw, parts, whole, cut, notes)
-    return cut, dataclasses.replace(report, stops=tokenizing.stops)
+    left_out = {each.where for each in bad}
+    places = {
+        name: [row.where for row in part if row.where not in left_out]
+        for name, part in given.items()
+    }
+    for name, part in whole.items():
+        _refuse_unembedded(train, tokenizer, part, places[name])
+    return Whole(
+        rows=whole, places=places, raw=raw, parts=parts, tokenizing=tokenizing, notes=notes
+    )
+
+
+def counted(spec: DataSpec, found: Whole) -> tuple[dict[str, Dataset], DataReport]:
+    """Cut the rows of each split, and count them; raises as `tokenized`."""
+    whole, limit = found.rows, spec.max_length
+    _refuse_truncation(spec, whole)
+    cut = {name: found.tokenizing.cut(part, limit, name) for name, part in whole.items()}
+    for name, part in cut.items():
+        _refuse_masked(name, part, before=len(whole[name]), limit=limit)
+    return cut, _report(spec, found, cut)
 
 
 def _without(raw: RawData, bad: list[BadRow], spec: DataSpec) -> RawData:
@@ -202,13 +242,11 @@ def labelled_tokens(dataset: Dataset) -> int:
 
 def _report(
     spec: DataSpec,
-    raw: RawData,
-    parts: Split,
-    whole: Mapping[str, Dataset],
+    found: Whole,
     cut: Mapping[str, Dataset],
-    notes: list[str],
 ) -> DataReport:
-    truncated, count = _truncated(spec, whole)
+    raw = found.raw
+    truncated, count = _truncated(spec, found.rows)
     train_lengths = lengths(cut["train"])
     return DataReport(
         source=raw.source,
@@ -226,8 +264,10 @@ def _report(
         truncated_rows=truncated,
         truncated_share=truncated / count,
         masked_rows=count - sum(len(part) for part in cut.values()),
-        overlap_prompts=parts.overlap_prompts,
-        notes=tuple(notes),
+        overlap_prompts=found.parts.overlap_prompts,
+        notes=tuple(found.notes),
+        stops=found.tokenizing.stops,
+        turns=roles(row.values for row in [*raw.train_rows, *(raw.evaluation_rows or ())]),
     )
 
 

@@ -283,7 +283,7 @@ def _delimiter(path: Path, first: str) -> str:
     counts = {each: len(_cells(first, each)) for each in _DELIMITERS}
     if is_tabbed and (counts["\t"] > 1 or max(counts.values()) <= 1):
         return "\t"
-    if "," in first and "\t" not in first and ";" not in first:
+    if counts[","] > 1 and "\t" not in first and ";" not in first:
         return ","
     return max(_DELIMITERS, key=lambda each: counts[each])
 

@@ -31,7 +31,7 @@ _OTHER_NAMES = {
     "completion": tuple(
         "response output answer target targets solution summary highlights chosen".split()
     ),
-    "messages": ("conversations", "conversation", "chat", "dialog"),
+    "messages": ("conversations", "conversation", "chat", "dialog", "chosen"),
     "text": ("content", "document", "body"),
 }
 
@@ -58,7 +58,8 @@ class Layout:
 
     @property
     def words(self) -> str:
-        return f"{self.shape} ({'chat' if self.is_chat else 'text'})"
+        chat = "chat with tools" if "tools" in self.columns else "chat"
+        return f"{self.shape} ({chat if self.is_chat else 'text'})"
 
 
 def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
@@ -71,13 +72,13 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     if problems := _mapping_problems(spec.columns, theirs):
         raise ConfigError(problems)
     columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
-    shape, schema = _shape(columns, spec.columns), None
+    shape, schema = _shape(columns, spec.columns, rows), None
     if shape is None and not spec.columns:
         schema = known(theirs, [row.values for row in rows])
         columns |= schema.columns if schema else {}
-        shape = _shape(columns, columns)
+        shape = _shape(columns, columns, rows)
     if shape is None:
-        raise ConfigError([_missing_columns(spec, theirs, columns)])
+        raise ConfigError([_missing_columns(spec, theirs, columns, rows[0].values)])
     is_chat = _is_chat(shape, columns, rows)
     if not is_chat and (asked := [ours for ours in _OF_CHATS if ours in spec.columns]):
         key, message = f"data.columns.{asked[0]}", "is read with chats only; these rows are text."
@@ -167,11 +168,22 @@ def describe(spec: DataSpec) -> str:
     return f"{spec.path}{name}{revision}, split {spec.split}"
 
 
-def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
-    """Choose a shape whose columns are there, first one that `data.columns` asks for."""
+def _shape(
+    columns: Mapping[str, str], asked: Mapping[str, str], rows: Sequence[FileRow]
+) -> str | None:
+    """Choose a shape whose columns are there, first one that `data.columns` asks for.
+
+    Of several it is the one of most rows, so that one odd row is not taken for the rule.
+    """
     present = [shape for shape, fields in SHAPES.items() if all(ours in columns for ours in fields)]
+    if len(present) > 1:
+        present.sort(key=lambda shape: -sum(_has(row, columns, shape) for row in rows))
     present.sort(key=lambda shape: not any(ours in asked for ours in SHAPES[shape]))
     return present[0] if present else None
+
+
+def _has(row: FileRow, columns: Mapping[str, str], shape: str) -> bool:
+    return all(row.values.get(columns[ours]) is not None for ours in SHAPES[shape])
 
 
 def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
@@ -211,13 +223,17 @@ def _unknown_column(key: str, name: str, theirs: Sequence[str]) -> Problem:
     return Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
 
 
-def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str]) -> Problem:
+def _missing_columns(
+    spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+) -> Problem:
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
-    suggestion = _suggestion(theirs, found)
-    first = _alias("prompt", theirs) or (theirs[0] if theirs else "question")
-    second = _alias("completion", theirs) or (theirs[1] if len(theirs) == 2 else "...")
-    open_one = {"prompt": first, "completion": second}
+    suggestion = _suggestion(theirs, found, first)
+    some = theirs or ("question", "answer")
+    begin = _alias("prompt", theirs) or some[0]
+    others = [name for name in some if name != begin]
+    end = _alias("completion", theirs) or (others[0] if others else None)
+    open_one = {"prompt": begin, "completion": end} if end else {"text": begin}
     example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",
@@ -226,11 +242,14 @@ def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, 
     )
 
 
-def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
-    """Guess a mapping that would work from the names; empty if there is none."""
-    for fields in SHAPES.values():
+def _suggestion(
+    theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+) -> dict[str, str]:
+    """Guess a mapping that would work from the names and the first row; empty if there is none."""
+    for shape, fields in SHAPES.items():
         guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
-        if all(guess.values()):
+        lists = [isinstance(first.get(name), list) for name in guess.values() if name]
+        if all(guess.values()) and set(lists) == {shape == "messages"}:
             return {ours: name for ours, name in guess.items() if name and ours != name}
     return {}
 

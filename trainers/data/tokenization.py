@@ -14,7 +14,8 @@ import copy
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -415,6 +416,13 @@ def _common(ids: Sequence[int], others: Sequence[int]) -> int:
 def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as templates expect it: content is there, our own mark is not."""
     return {"content": None} | {key: value for key, value in message.items() if key != "train"}
+
+
+def roles(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the turns of chats by role, the most frequent first; empty for text."""
+    chats = (row for row in rows if not isinstance(row.get("prompt", row.get("text")), str))
+    counts = Counter(turn["role"] for row in chats for turn in _conversation(row))
+    return dict(counts.most_common())
 
 
 def _conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,7 @@ _WAYS_OUT: dict[Kind, str] = {
 
 def is_local(path: str) -> bool:
     """Whether `path` is a folder on this disk and not a Hub id."""
-    return Path(path).expanduser().is_dir()
+    return Path(os.path.expanduser(path)).is_dir()
 
 
 def is_reachable() -> bool:

@@ -166,6 +166,10 @@ def _run(
         return f"refuses these arguments: {error}"
     if not all(math.isfinite(each) and 0 <= each <= 1 + 1e-6 for each in factors):
         return f"leaves the range from 0 to trainer.learning_rate = {learning_rate:g}"
+    if max(factors) == 0 and steps == 1:
+        return "keeps the rate at 0 for its only step: raise sweep.budget, or set " + typed(
+            "trainer.warmup_steps", 0
+        )
     if max(factors) == 0:
         return f"keeps the rate at 0 for all {steps} steps: set trainer.warmup_steps=0"
     return None

@@ -20,7 +20,7 @@ def notes(*words: str, examples: int) -> list[str]:
 @pytest.mark.parametrize("engine", ["packed", "solo"])
 def test_a_budget_below_one_step_is_said_for_every_combination(engine: str) -> None:
     words = [f"engine={engine}", "trainer.per_device_train_batch_size=2,8"]
-    words.append("trainer.gradient_accumulation_steps=1,4")
+    words += ["trainer.gradient_accumulation_steps=1,4", "trainer.warmup_steps=0"]
     assert notes(*words, examples=32) == []
     (note,) = notes(*words, examples=31)
     assert "31 examples, less than one optimizer step of 32 (the trial with " in note
@@ -29,6 +29,11 @@ def test_a_budget_below_one_step_is_said_for_every_combination(engine: str) -> N
     assert "less than one optimizer step of 8" in note  # the first to which it happens
     spec, space = read("sweep=base", *words)
     assert schedule_problems(spec, space, 4) == []
+
+
+def test_a_warm_up_that_takes_the_only_step_is_refused() -> None:
+    (problem,) = schedule_problems(*read("sweep=base"), 4)
+    assert "keeps the rate at 0 for its only step: raise sweep.budget" in str(problem)
 
 
 def test_a_budget_below_one_step_without_a_search() -> None:

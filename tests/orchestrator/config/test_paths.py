@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,19 @@ def test_data_files_are_not_searched_and_what_it_says_can_be_pasted(here: Path) 
 def test_a_choice_of_models_says_why_it_is_none(here: Path) -> None:
     with pytest.raises(ConfigError, match="run one sweep for each value"):
         composed("model=hub", "model.path=a/b,c/d")
+
+
+def test_text_with_an_equal_sign_is_shown_as_it_is_written() -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("trainer.optim=sgd", "trainer.optim_args=momentum=0.9")
+    word = shlex.split(str(error.value).partition("As text it is written ")[2])[0]
+    assert composed("trainer.optim=sgd", word)[0]["trainer"]["optim_args"] == "momentum=0.9"
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data.path", "model.path", "storage", "data", "sweep"])
+def test_a_home_of_nobody_is_no_traceback(key: str, here: Path) -> None:
+    with suppress(ConfigError):
+        composed(FILE, f"{key}=~nobody.there/x.yaml")
 
 
 def test_other_text_that_cannot_be_read_is_shown_as_it_is_written(here: Path) -> None:

@@ -89,6 +89,12 @@ def test_what_some_trial_reads_or_what_is_forced_is_taken(words: list[str]) -> N
     assert refused(*words) == []
 
 
+def test_what_is_forced_is_told() -> None:
+    (note,) = Command.read(["sweep=base", "++data.path=x.jsonl"]).space.notes
+    assert note.startswith("set by ++ all the same: data.path = ")
+    assert "is not read by data=docstrings" in note
+
+
 def test_what_a_file_searches_and_no_trial_reads_leaves_the_space() -> None:
     decided = Decisions(
         config={

@@ -432,7 +432,7 @@ def test_rows_with_tokens_beyond_the_embedding_are_refused_with_the_way_out(
         data_dataset.prepare(train_spec(path, model=model), tmp_path / "other")
     said = str(refused.value)
     assert "1 of " in said
-    assert "'<|new|>' in rows.jsonl:8 has the id 4,096" in said
+    assert f"'<|new|>' in {path}:8 has the id 4,096" in said
     assert "has embeddings for 4,096 tokens" in said
     assert "resize_token_embeddings" in said
     assert "peft.modules_to_save=[embed_tokens]" in said

@@ -22,6 +22,7 @@ def one(message: dict[str, Any]) -> dict[str, Any]:
         ("Human", "user"),
         ("GPT", "assistant"),
         ("chatgpt", "assistant"),
+        ("AI", "assistant"),
         ("Assistant", "assistant"),
         ("function", "tool"),
         ("observation", "tool"),

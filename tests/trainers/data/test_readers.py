@@ -125,6 +125,7 @@ def test_tables_as_spreadsheets_write_them(
         ("a.tab", 'a\t"b, c, d"\n1,2\t3\n', {"a": "1,2", "b, c, d": "3"}),
         ("a.csv", '"a, b",c\n1, 2\n', {"a, b": "1", "c": " 2"}),
         ("a.csv", '"a", "b"\n"1", "2"\n', {"a": "1", "b": "2"}),
+        ("a.csv", '"a, b"|"c"\n1|2\n', {"a, b": "1", "c": "2"}),
         ("a.csv", '"a;b";"c|d"\n1,5; x\n', {"a;b": "1,5", "c|d": " x"}),
     ],
 )

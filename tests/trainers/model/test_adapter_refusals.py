@@ -1,4 +1,4 @@
-"""Adapters that PEFT refuses for a model are found before the start, for each searched value."""
+"""What libraries refuse of models of other shapes is found before the start, with a way out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import shlex
 import pytest
 from support.config_reading import read
 from support.tiny_archs import tiny
+from support.training import train_spec
 
 from orchestrator.config.prepare import adapter_problems
+from trainers.dry_run import failed_step
 from trainers.model.loading import adapter_refusal
+from trainers.model.source import beyond_the_loss, load_config
 
 LORA = {"method": "lora", "r": 4}
 
@@ -48,3 +51,31 @@ def test_nothing_is_built_for_what_no_adapter_depends_on(
     monkeypatch.setattr("trainers.model.loading.skeleton", None)
     spec, space = read("sweep=base", word)
     assert adapter_problems(spec, space) == []
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (AttributeError("no attribute 'num_experts'"), "trainer.router_aux_loss_coef=0.0 leaves"),
+        (IndexError("tuple index out of range"), "trainer.router_aux_loss_coef=0.0 leaves"),
+        (AttributeError("'tuple' object has no attribute 'dtype'"), "'peft.exclude_modules=[rout"),
+    ],
+)
+def test_what_libraries_trip_over_in_experts_is_answered(error: Exception, word: str) -> None:
+    assert word in failed_step(error, train_spec(model=tiny("granitemoe")))[0]
+    assert word not in failed_step(error, train_spec())[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("recurrent_gemma", "logits_soft_cap=5"),
+        ("modernbert_decoder", "a layer before its head"),
+        ("gemma2", None),
+        ("granite", None),
+    ],
+)
+def test_a_loss_that_is_not_the_models_is_said(name: str, what: str | None) -> None:
+    found = beyond_the_loss(load_config(tiny(name)))
+    assert (found or "").startswith(what or "")
+    assert bool(found) == bool(what)
