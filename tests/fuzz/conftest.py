@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 COUNTED = "what became of them"
 
 
+class Counted:
+    """The cases that went well, by what became of them; hypothesis may draw one again."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self._outcomes: Counter[str] = Counter()
+
+    def is_new(self, case: object) -> bool:
+        return hash(repr(case)) not in self._seen
+
+    def add(self, case: object, outcome: str) -> None:
+        self._seen.add(hash(repr(case)))
+        self._outcomes[outcome] += 1
+
+    def __str__(self) -> str:
+        total = self._outcomes.total()
+        shares = [f"{words} {each / total:.1%}" for words, each in self._outcomes.most_common()]
+        return f"{total:,} different cases: {', '.join(shares)}"
+
+
 @pytest.fixture
-def counted(request: pytest.FixtureRequest) -> Iterator[Callable[[object, str], None]]:
-    """Count a case by what became of it; hypothesis may draw the same one again."""
-    found: Counter[str] = Counter()
-    seen: set[int] = set()
-
-    def count(case: object, outcome: str) -> None:
-        seen.add(hash(repr(case)))
-        found[outcome] += 1
-
-    yield count
-    total = sum(found.values()) or 1
-    shares = ", ".join(f"{words} {number / total:.1%}" for words, number in found.most_common())
-    text = f"{total:,} cases, {len(seen):,} of them different: {shares}"
-    request.node.user_properties.append((COUNTED, text))
+def counted(request: pytest.FixtureRequest) -> Iterator[Counted]:
+    found = Counted()
+    yield found
+    request.node.user_properties.append((COUNTED, str(found)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -153,7 +153,7 @@ def _role(theirs: str) -> str:
 def _message(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SweepError(f"{name} is {kind(value)}, not {{role: ..., content: ...}}")
-    if "from" in value and "value" in value and "role" not in value:  # ShareGPT's words
+    if "from" in value and "role" not in value:  # ShareGPT's words; a call has no value
         value = {_SHAREGPT.get(key, key): each for key, each in value.items()}
     message = {key: value[key] for key in _KEPT if value.get(key) is not None}
     theirs = read_text(f"{name}.role", message.get("role"))

@@ -76,6 +76,7 @@ def test_calls_in_older_words_become_tool_calls() -> None:
     calls = [{"type": "function", "function": function}]
     old = {"role": "assistant", "content": None, "function_call": function}
     assert one(old) == {"role": "assistant", "tool_calls": calls}
+    assert one({"from": "gpt", "tool_calls": calls}) == {"role": "assistant", "tool_calls": calls}
     text = '{"name": "clock", "arguments": {"zone": "UTC"}}'
     assert one({"from": "function_call", "value": text}) == {
         "role": "assistant",
