@@ -141,19 +141,19 @@ def test_no_shipped_default_is_a_mapping_that_an_override_would_be_merged_with()
 PROOF = {"eval_loss": 8.0, "eval_tokens": 1000.0}
 
 
-def ended(metric: str) -> Sweep:
+def ended(metric: str, **space: Any) -> Sweep:
     """Two trials: the one that is better by eval_loss is worse by train_loss."""
-    sweep = Sweep(metric=metric)
+    sweep = Sweep(space, metric=metric)
     sweep.add(events.Report(trial="base", attempt=1, **BASE, decision="continue"))
     for rate, value in ((1e-3, 2.0), (1e-4, 3.0)):
         sweep.trial({LR: rate}, [value + 1, value], totals={"steps": 8})
     return sweep
 
 
-def written_best(root: Path, metric: str) -> tuple[str, dict[str, Any]]:
+def written_best(root: Path, metric: str, **space: Any) -> tuple[str, dict[str, Any]]:
     """README.md and trial.yaml of best/."""
     folder = RunFolder(root)
-    history = ended(metric).history()
+    history = ended(metric, **space).history()
     found = best(history)
     assert found is not None
     folder.best_draft.mkdir(parents=True)
@@ -200,6 +200,14 @@ def test_the_card_of_a_sweep_by_eval_loss_names_it_once(tmp_path: Path) -> None:
     assert "ranked" not in card
     assert "train_loss" not in card
     assert "train_loss" not in facts
+
+
+def test_the_card_says_where_a_wider_sweep_may_find_more(tmp_path: Path) -> None:
+    card, _ = written_best(tmp_path / "edge", "eval_loss", **{LR: "choice(1e-4, 1e-3)"})
+    assert f"{LR}: the best value, 0.001, is the highest that was tried." in card
+    assert f"```sh\n{LR}=0.0001,0.001,0.01\n```\n\n## Load it" in card
+    card, _ = written_best(tmp_path / "no_edge", "eval_loss")
+    assert " |\n\n## Load it" in card
 
 
 def test_tables_name_what_was_ranked_by(tmp_path: Path) -> None:
