@@ -156,7 +156,7 @@ def help_text(own: Path | None = None) -> str:
         "",
         "  python -m orchestrator sweep=lr_grid      8 trials on an embedded model, no download",
         "  python -m orchestrator sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b",
-        "  python -m orchestrator plan sweep=asha cluster=ray cluster.address=auto",
+        "  python -m orchestrator plan sweep=asha cluster=ray",
         "",
         "Verbs (anything else is an override, key=value):",
         *(f"  {verb:<8}{text}" for verb, text in VERBS.items()),

@@ -142,7 +142,7 @@ def peft_problems(
     """
     method = peft.get("method", "lora")
     if method not in METHODS:
-        message = f"is one of {', '.join(METHODS)}."
+        message = f"must be one of {', '.join(METHODS)}."
         hint = nearest(str(method), METHODS)
         return [Problem(key="peft.method", value=method, message=message, nearest=hint)]
     problems = _quantization_problems(method, model)
@@ -197,7 +197,7 @@ def _value_problems(peft: Mapping[str, Any], typed: Collection[str] | None) -> l
         try:
             _kind(name).read(value)
         except ValueError:
-            message = f"is {wanted}" if wanted else f"must be {_kind(name).words}."
+            message = f"must be {wanted or _kind(name).words}."
             message += _as_list(name, value)
             found.append(Problem(key=f"peft.{name}", value=repr(value), message=message))
     return found
@@ -271,7 +271,8 @@ def _target_problems(peft: Mapping[str, Any]) -> list[Problem]:
             return [Problem(key=key, value=targets, message="holds names of modules")]
         trains_head = any(target.rpartition(".")[2] == _HEAD for target in targets)
     else:
-        return [Problem(key=key, value=repr(targets), message="is all-linear, a name, or a list")]
+        message = "must be all-linear, a name, or a list"
+        return [Problem(key=key, value=repr(targets), message=message)]
     if not trains_head:
         return []
     message = "an adapter on lm_head would never be trained: take it out, or use modules_to_save"

@@ -208,7 +208,7 @@ def test_flash_attention_is_taken_where_it_is_installed(monkeypatch: pytest.Monk
         ({"dtype": "float16"}, "cpu", "loses small gradients; float32 or bfloat16"),
         ({"attn_implementation": "flash_attention_2"}, "cpu", "needs a CUDA device.*sdpa or eager"),
         ({"attn_implementation": "flash_attention_2"}, "cuda", "flash_attn, which is not inst"),
-        ({"attn_implementation": "spda"}, "cpu", r"is one of auto.* Did you mean sdpa\?"),
+        ({"attn_implementation": "spda"}, "cpu", r"must be one of auto.* Did you mean sdpa\?"),
     ],
 )
 def test_what_a_device_cannot_do_is_refused(
