@@ -268,7 +268,7 @@ def _meant(group: str, choice: str) -> str:
     """What to type for a file, a model or a mode that is given as a group's choice."""
     if group == "tracking" and choice in ("online", "wandb_online"):
         return " tracking=wandb is online if there is a key for it."
-    choice = choice.strip().strip("'\"")
+    choice = _unquoted(choice)
     if group == "sweep" and choice in get_args(SearchName):
         return f" Write {typed('sweep.search', choice)}"
     if group == "peft" and choice == "dora":

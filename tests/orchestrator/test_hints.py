@@ -96,7 +96,7 @@ def told_of_a_file(name: str) -> tuple[Any, Any]:
     path = f"{name}.jsonl"
     said = refusal(lambda: sort_overrides([f"data={path}"]))
     assume("Write data=file " in said)  # not for what Hydra reads as several choices
-    return value_of(typed_after(said, "Write data=file ")), path.strip().strip("'\"")
+    return value_of(typed_after(said, "Write data=file ")), path.strip()
 
 
 def told_of_a_text(name: str) -> tuple[Any, Any]:
