@@ -26,7 +26,7 @@ def expected_lines(spec: Spec, space: Space, tokens: float, step: DryRun) -> lis
     hours *= spec.engine.devices_per_trial
     most = "at most" if spec.sweep.search == "quick" else "about"
     line = f"expected: {most} {_hours(hours, spec.cluster.price_per_device_hour)}"
-    line += f" for {trials:,} trials at the speed of that step"
+    line += f" for {trials:,} trial{'' if trials == 1 else 's'} at the speed of that step"
     if share < 1:
         line += f", of which {spec.sweep.pruner} is to save {1 - share:.0%}"
     if spec.engine.devices_per_trial == 1:

@@ -9,7 +9,7 @@ from orchestrator.cluster.placement import Placement
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
-from sweeps.core.errors import Problem
+from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.search.quick import abreast
 from sweeps.space.space import Space
 
@@ -59,6 +59,8 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     if lanes == 1:
         return EngineChoice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
     why = f"engine: packed, up to {lanes} trials share a device and its base model"
+    if padding := _padding(spec):
+        why += f", rows padded to the longest ({padding})"
     if reasons:
         why += f"; alone where {'; '.join(reasons)}"
     return EngineChoice(lanes=lanes, why=why)
@@ -67,6 +69,16 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
 def engine_line(engine: EngineChoice, placement: Placement) -> str:
     """The line on the engine, and on how many workers train at once where."""
     return f"{engine.why}; {placement.where}"
+
+
+def _padding(spec: Spec) -> str:
+    """Why the rows of lanes are padded, as far as the model's config says."""
+    from trainers.model.flat_check import obstacle
+
+    try:
+        return obstacle(spec.train.model)
+    except (SweepError, ConfigError):
+        return ""  # reported by the check of the model
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:

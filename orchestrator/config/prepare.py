@@ -61,7 +61,7 @@ _SHAPES_ADAPTER = tuple(
     )
 )
 _MOST_ADAPTERS = 16  # combinations: the model is built without its weights for each
-_MOST_SCHEDULES = 1000  # combinations: a second or two
+_MOST_SCHEDULES = 1000  # combinations that are gone through: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
 
@@ -133,8 +133,10 @@ def prepare_training(
     base = ""
     unknown: Sequence[Problem] = ()
     begun, told = folder_of(spec).has_begun, list[str]()
+    has_weights = False
     with findings.part():
         require_weights(spec.train.model)
+        has_weights = True
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
         unknown = unknown or adapter_problems(spec, space)
@@ -147,6 +149,8 @@ def prepare_training(
         big = largest(spec.train, searched)
         if not unknown:  # else PEFT would say the same in other words
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
+            if not has_weights:
+                raise SweepError(f"By its config.json alone the model {room}.")
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
         fresh = data_fingerprint(spec.train)
@@ -261,16 +265,20 @@ def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
     """Adapters that PEFT refuses for the model, of those that the space can give."""
     from trainers.model.loading import adapter_refusal
 
-    found = []
     part = space.over(_SHAPES_ADAPTER)
-    for values in islice(part.ends() if part.dimensions else (), _MOST_ADAPTERS):
+    seen: set[str] = set()
+    for values in islice(part.ends() if part.dimensions else (), _MOST_SCHEDULES):
         train = read_train(config_of(spec, values))
-        if not train.trains_base and (why := adapter_refusal(train.model, train.peft)):
+        peft = {**train.peft, "r": 1, "lora_dropout": bool(train.peft.get("lora_dropout")) / 2}
+        if train.trains_base or repr(peft) in seen:
+            continue
+        if why := adapter_refusal(train.model, peft):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
-            found.append(
-                Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")
-            )
-    return found[:1]
+            return [Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")]
+        seen.add(repr(peft))
+        if len(seen) == _MOST_ADAPTERS:
+            break
+    return []
 
 
 def _loss_notes(spec: Spec) -> list[str]:

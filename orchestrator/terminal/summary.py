@@ -14,6 +14,7 @@ from orchestrator.best.model_card import is_ready, proof_of
 from orchestrator.config.device_hours import used_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knobs_grid
+from orchestrator.terminal.progress import planned_configs, planned_trials
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
 from sweeps.core.commands import UnwritableError, command_line, in_a_shell, typed
 from sweeps.core.naming import trial_name
@@ -106,7 +107,10 @@ def verdicts(history: History) -> list[str]:
 
 
 def hints(history: History) -> list[RenderableType]:
-    """What a wider or longer sweep may find, each with its command."""
+    """What a wider or longer sweep may find, each with its command, once this one has ended."""
+    total = planned_trials(history, planned_configs(history.spec))
+    if history.unfinished() or len(history.trials) < (total or 0):
+        return []
     return [
         part
         for hint in outlook(history)

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.core.commands import changed, in_a_shell, written
-from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import config_ranks
 from sweeps.space.parser import space_of
 from sweeps.space.space import Choice, Dimension, Interval
 
-_EVIDENCE = (State.COMPLETED, State.PRUNED, State.DIVERGED)  # of a value that was tried
 _NEAR = 0.1  # of an interval: as near to its end, it is the end that stops the search
 _TOP = 3  # trials whose curves are looked at
 _STILL_FALLS = 0.02  # of the whole fall, over the last evaluation
@@ -43,8 +41,8 @@ def _edges(history: History, best: Record) -> Iterator[Hint]:
         value = best.values.get(name)
         if not _are_numbers([value, *(dimension.options if isinstance(dimension, Choice) else ())]):
             continue
-        records = [r for r in history.trials.values() if r.state in _EVIDENCE and name in r.values]
-        tried = {record.values[name] for record in records}
+        ended = [r.values for r in history.trials.values() if r.state.is_finished()]
+        tried = {values[name] for values in ended if name in values}
         ends = ((min(tried), False), (max(tried), True)) if len(tried) > 1 else ()
         for end, is_high in ends:
             words = _beyond(history, dimension, value, is_high) if value == end else None

@@ -211,7 +211,7 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         "rows to train on",
         "budget: 64 examples a trial",
         "the first rows to train on, as the model sees them; what it learns is in [[ ]]",
-        "<|eos|>]]",
+        '"""<|eos|>]]',
         "more of them: python -m orchestrator show data.limit=120",
         "nothing was started",
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from trainers.data.dataset import PreparedData
 from trainers.dry_run import Train, dry_run, failed_step
 from trainers.memory_estimate import Needs, needs
 from trainers.model.loading import choose
+from trainers.model.source import resolve_path
 from trainers.packed.compatibility import settings
 from trainers.packed.engine import train_alone
 from trainers.packed.frozen_base import Base
@@ -196,6 +198,19 @@ def test_changed_libraries_and_code_are_said_and_go_on() -> None:
 @pytest.mark.parametrize(("mb", "words"), [(0.25, "0.2 MB"), (2048, "2.0 GB")])
 def test_sizes_are_for_people(mb: float, words: str) -> None:
     assert size(mb) == words
+
+
+@pytest.mark.slow
+def test_memory_is_told_from_the_config_alone_where_the_weights_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unweighted = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(resolve_path("tiny"), tmp_path / "model", ignore=unweighted)
+    words = ["model=hub", f"model.path={tmp_path / 'model'}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["plan", "sweep=quick", "tracking=off", "sweep.budget.examples=64", *words]) == 1
+    said = capsys.readouterr().err
+    assert "this folder holds no *.safetensors" in said
+    assert "By its config.json alone the model needs at least" in said
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import PreparedData
 from trainers.model.tokenizer import load_tokenizer
-from trainers.packed import engine, frozen_base
+from trainers.packed import engine, frozen_base, micro_batches
 from trainers.packed.dropout import Stream
 from trainers.packed.engine import Engine
 from trainers.trial import evaluation
@@ -173,10 +173,12 @@ def fake_engine(
     watch: Watch,
     *,
     dtype: torch.dtype = torch.float32,
+    pads: bool = False,
 ) -> Engine:
     """An engine on the fake device, with a lane for each trial.
 
     Args:
+        pads: its passes are padded.
         dtype: of the base; in bfloat16 lanes compute in it, too, as under autocast.
     """
 
@@ -199,7 +201,7 @@ def fake_engine(
             return real(tensor, device)
 
     monkeypatch.setattr(frozen_base, "load_base", load)
-    for module in (frozen_base, evaluation):
+    for module in (frozen_base, evaluation, micro_batches):
         monkeypatch.setattr(module, "sent", sent)
     # `meta` has no autocast; the base and what lanes compute with are of one type here anyway.
     for module in (frozen_base, evaluation):
@@ -216,7 +218,7 @@ def fake_engine(
     monkeypatch.setattr(frozen_base.Base, "adapter", adapter)
     monkeypatch.setattr(engine, "fingerprint_base", lambda _: "")
     monkeypatch.setattr(engine.Builder, "_stream", lambda _, train, __: _FakeStream(train))
-    made = Engine(specs[0], data, device="meta")
+    made = Engine(specs[0], data, device="meta", pads=pads)
     made._base.computes = None if dtype == torch.float32 else dtype
     root = scratch()
     for place, spec in enumerate(specs):

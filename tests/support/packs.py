@@ -64,6 +64,20 @@ def short_rows() -> PreparedData:
     )
 
 
+@functools.cache
+def unlike_rows() -> PreparedData:
+    """Rows of 2 to 60 tokens, most of them short."""
+    draw = np.random.default_rng(7)
+
+    def rows(count: int) -> Dataset:
+        lengths = np.clip(np.exp(draw.normal(2.2, 0.9, count)).astype(int), 2, 60)
+        ids = [draw.integers(3, 60, length).tolist() for length in lengths]
+        return Dataset.from_dict({"input_ids": ids, "labels": ids})
+
+    train, evaluation = rows(120), rows(24)
+    return PreparedData(train=train, evaluation=evaluation, test=None, fingerprint="", report=None)
+
+
 def small(
     *,
     peft: Mapping[str, Any] | None = None,
@@ -134,10 +148,11 @@ def pack(
     examples: int = EXAMPLES,
     data: PreparedData | None = None,
     device: str = "cpu",
+    pads: bool = False,
 ) -> Pack:
-    """A pack with a lane for each trial."""
+    """A pack with a lane for each trial; flat if the model can be, however small it is."""
     torch.set_num_threads(1)
-    engine = Engine(specs[0], data or short_rows(), device=device)
+    engine = Engine(specs[0], data or short_rows(), device=device, pads=pads)
     made = Pack(root, engine, [], [], {}, examples, device)
     for place, spec in enumerate(specs):
         made.attach(spec, seen[place] if seen else None)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sweeps.core.errors import SweepError
 from trainers.model.lora import adapt
+from trainers.model.ragged_products import Scales
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -157,7 +158,7 @@ class Bank:
         self.grads = torch.empty_like(self.weights)
         self._cast: torch.Tensor | None = None  # the weights in the type that matmuls compute in
         self._cast_is_old = True
-        self._views: dict[object, torch.Tensor | float] = {}
+        self._views: dict[object, torch.Tensor | Scales] = {}
 
     def add(self, slot: Slot, values: torch.Tensor) -> None:
         """Give `slot` a place, with the weights `values` [numel]."""
@@ -214,23 +215,15 @@ class Bank:
             self._views[key] = found
         return found
 
-    def scaling(
-        self, module: str, first: int, last: int, keep: tuple[float, ...] = ()
-    ) -> torch.Tensor | float:
-        """alpha / r of lanes first:last, divided by `keep` if given.
-
-        One number if it is the same for all lanes, else [lanes, 1, 1].
-        """
+    def scaling(self, module: str, first: int, last: int, keep: tuple[float, ...] = ()) -> Scales:
+        """alpha / r of lanes first:last, divided by `keep` if given."""
         key = (module, first, last, keep)
         found = self._views.get(key)
-        if found is None:
+        if not isinstance(found, Scales):
             values = [slot.scaling[module] for slot in self.slots[first:last]]
             if keep:
                 values = [value / share for value, share in zip(values, keep, strict=True)]
-            found = values[0]
-            if len(set(values)) > 1:
-                found = torch.tensor(values, device=self.weights.device)[:, None, None]
-            self._views[key] = found
+            found = self._views[key] = Scales(tuple(values), self.weights.device)
         return found
 
 

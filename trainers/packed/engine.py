@@ -50,13 +50,20 @@ class Engine:
     Args:
         train: any of the trials; what all of them share is read from it.
         base: the base model of an earlier engine, whose trials shared the same.
+        pads: see `Base`; of no use with an earlier engine's base.
     """
 
     def __init__(
-        self, train: TrainSpec, data: PreparedData, *, device: str, base: Base | None = None
+        self,
+        train: TrainSpec,
+        data: PreparedData,
+        *,
+        device: str,
+        base: Base | None = None,
+        pads: bool | None = None,
     ) -> None:
         memory, self._clock = PeakMemory(device), Stopwatch()
-        self._base = base or Base(train, settings(train), device)
+        self._base = base or Base(train, settings(train), device, pads=pads)
         self._fingerprint = fingerprint_base(train.model)
         self._builder = Builder(
             base=self._base,

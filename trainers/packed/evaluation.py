@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from trainers.packed.frozen_base import Base, Groups, parts_of
 from trainers.packed.lane import Lane
-from trainers.trial.evaluation import Measured, Rows, computing_in
+from trainers.packed.micro_batches import Placing, sent_together
+from trainers.trial.evaluation import Batch, Measured, Rows, computing_in
 
 
 class Evaluation:
@@ -50,22 +52,35 @@ class Evaluation:
 
     def _sums(self, lanes: Sequence[Lane]) -> torch.Tensor:
         """Sums of -log p, [lanes], float64."""
-        device = self._base.device
-        totals = torch.zeros(len(lanes), dtype=torch.float64, device=device)
-        for each in self._rows.batches:
-            batch = each.on(device)
-            rows, tokens = batch.ids.shape
-            size = max(1, self._rows.pass_tokens // (rows * tokens))
+        totals = torch.zeros(len(lanes), dtype=torch.float64, device=self._base.device)
+        for batch in self._rows.batches:
+            is_flat = self._base.is_worth_it([batch.lengths], batch.ids.numel())
+            tokens = sum(batch.lengths) if is_flat else batch.ids.numel()
+            size = max(1, self._rows.pass_tokens // tokens)
             for start in range(0, len(lanes), size):
                 some = lanes[start : start + size]
-                many = len(some)
-                first = torch.arange(many, device=device)[:, None] * (rows * tokens)  # of a lane
-                with self._base.passing(parts_of(some, rows=rows), tokens):
-                    losses = self._base.losses(
-                        batch.ids.repeat(many, 1),
-                        (batch.index + first).flatten(),
-                        batch.targets.repeat(many),
-                    )
-                for place, own in enumerate(losses.chunk(many)):
+                losses = self._losses_of(some, batch, is_flat)
+                for place, own in enumerate(losses.chunk(len(some))):
                     totals[start + place] += own.sum(dtype=torch.float64)
         return totals
+
+    def _losses_of(self, lanes: Sequence[Lane], batch: Batch, is_flat: bool) -> torch.Tensor:
+        """-log p of each target of a batch, lane after lane."""
+        device, many = self._base.device, len(lanes)
+        rows, tokens = batch.ids.shape
+        padded = None if is_flat else ([rows] * many, tokens)
+        placing = Placing([batch.lengths] * many, device, padded)
+        ids = np.zeros(placing.total, dtype=np.int64)
+        own = batch.ids.numpy()
+        if padded is None:
+            own = own[np.arange(tokens) < np.array(batch.lengths)[:, None]]
+        ids[: many * own.size] = np.tile(own.ravel(), many)
+        row, place = np.divmod(batch.index.numpy(), tokens)
+        index = placing.starts.reshape(many, rows)[:, row] + place
+        found = sent_together(
+            [ids, index.ravel(), np.tile(batch.targets.numpy(), many), *placing.arrays()], device
+        )
+        ids_there, index_there, targets = (next(found) for _ in range(3))
+        inputs = placing.inputs(ids_there, list(found))
+        with self._base.passing(parts_of(lanes, placing.counts), inputs):
+            return self._base.losses(inputs, index_there, targets)

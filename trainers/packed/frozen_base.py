@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from sweeps.config.spec import TrainSpec
+from sweeps.config.spec import ModelSpec, TrainSpec
+from trainers.model import flat_attention, flat_check
 from trainers.model.loading import choose_for, load_base
 from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.packed.adapter_bank import Adapter, fresh
 from trainers.packed.lane import Lane
 from trainers.packed.layer import Part, Pass, Switch
 from trainers.packed.lm_head import Head
-from trainers.packed.micro_batches import MicroBatch
+from trainers.packed.micro_batches import Inputs, MicroBatch, Placing, sent_together
 from trainers.sft.config import CHECKPOINTING
 from trainers.trial.evaluation import (
     Batch,
@@ -32,13 +35,27 @@ from trainers.trial.meters import free_memory
 
 Value = TypeVar("Value")
 
+# On a CPU, what a lane of unlike length costs in each layer, in weights that one token is
+# multiplied with: measured with `benchmarks/packing.py`. A row costs a third of it, in attention.
+_PIECE = 200_000
+
 log = logging.getLogger(__name__)
 
 
 class Base:
-    """The frozen model of all lanes of a device."""
+    """The frozen model of all lanes of a device.
 
-    def __init__(self, train: TrainSpec, chosen: SimpleNamespace, device: str) -> None:
+    Attributes:
+        is_flat: the rows of a pass may lie one after another, without padding.
+
+    Args:
+        pads: whether rows are padded to the longest of a pass, if the model can do without; None
+            leaves it to what costs less.
+    """
+
+    def __init__(
+        self, train: TrainSpec, chosen: SimpleNamespace, device: str, *, pads: bool | None = None
+    ) -> None:
         self.device = torch.device(device)
         self.model: Any = load_base(train.model, device)
         self.model.requires_grad_(False)
@@ -53,10 +70,39 @@ class Base:
         self._again = bool(getattr(chosen, CHECKPOINTING))
         self._pad = pad_id(train.model)
         self._options = getattr(chosen, f"{CHECKPOINTING}_kwargs")
+        self.is_flat = not pads and not self._padding(train.model)
+        self._weighs = pads is None and self.device.type == "cpu"
         self._recompute()
         if self._again:
             self.model.enable_input_require_grads()
         self.model.train()
+
+    def is_worth_it(self, lengths: Sequence[Sequence[int]], padded: int) -> bool:
+        """Whether a pass is to be flat: it may be, and padding costs more than what it saves.
+
+        Args:
+            lengths: of the rows of each lane.
+            padded: tokens of the padded pass.
+        """
+        if not self.is_flat or not self._weighs:
+            return self.is_flat
+        counts = [sum(own) for own in lengths]
+        pieces = sum(map(len, lengths)) / 3 + (len(counts) if len(set(counts)) > 1 else 0)
+        return (padded - sum(counts)) * self._weights > _PIECE * pieces
+
+    @cached_property
+    def _weights(self) -> float:
+        """Weights of a linear layer, on average."""
+        head = self.model.get_output_embeddings()
+        layers = (each for each in self._modules.values() if hasattr(each, "in_features"))
+        sizes = [each.in_features * each.out_features for each in layers if each is not head]
+        return float(np.mean(sizes)) if sizes else math.inf
+
+    def _padding(self, spec: ModelSpec) -> str:
+        """Why the rows of this model are padded; empty if they need not be."""
+        if found := flat_check.settle(self.model, spec):
+            log.info("rows are padded to the longest of a pass: %s", found)
+        return found
 
     def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
         """Make the adapter that SFTTrainer begins with; see `adapter_bank.fresh`."""
@@ -77,17 +123,19 @@ class Base:
             self.switch.hook(name, self._modules[name])
 
     @contextmanager
-    def passing(self, parts: list[Part], tokens: int, *, trains: bool = False) -> Iterator[Pass]:
-        """Within, the rows of the model's batch belong to lanes as `parts` say."""
+    def passing(self, parts: list[Part], inputs: Inputs, *, trains: bool = False) -> Iterator[Pass]:
+        """Within, the tokens of a pass belong to lanes as `parts` say."""
         self.switch.now = Pass(
             parts=parts,
-            tokens=tokens,
+            tokens=inputs.ids.numel(),
             computes=self.computes,
             trains=trains,
             again=trains and self._again,
         )
+        layout = inputs.layout
         try:
-            yield self.switch.now
+            with flat_attention.laid_out(layout) if layout is not None else nullcontext():
+                yield self.switch.now
         finally:
             self.switch.now = None
 
@@ -99,37 +147,40 @@ class Base:
         Returns:
             For each lane its share of its window's loss, and the share of tokens predicted best.
         """
-        parts = parts_of(lanes, batches=batches)
-        plan = _Plan(lanes, batches, self._pad)
-        with self.passing(parts, plan.tokens, trains=True) as now:
+        rows, tokens = (lane.bank.shape.rows for lane in lanes), max(b.tokens for b in batches)
+        is_flat = self.is_worth_it([batch.lengths for batch in batches], sum(rows) * tokens)
+        plan = _Plan(lanes, batches, self._pad, self.device, is_flat=is_flat)
+        with self.passing(plan.parts, plan.inputs, trains=True) as now:
             losses, hits = self._forward(plan)
             now.goes_back = True
             losses.sum().backward()
         return losses.detach(), hits
 
     def _forward(self, plan: _Plan) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, index, targets, owner, window, own = plan.tensors(self.device)
         with computing_in(self.computes, self.device):
-            loss, is_first = self._head.score(self._hidden(ids, index), targets)
-        sums = torch.zeros_like(window)
+            hidden = self._hidden(plan.inputs, plan.index)
+            loss, is_first = self._head.score(hidden, plan.targets)
+        sums = torch.zeros_like(plan.window_labels)
         return (
-            sums.index_add(0, owner, loss) / window,
-            sums.index_add(0, owner, is_first.to(sums.dtype)) / own,
+            sums.index_add(0, plan.owner, loss) / plan.window_labels,
+            sums.index_add(0, plan.owner, is_first.to(sums.dtype)) / plan.labels,
         )
 
-    def losses(self, ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def losses(self, inputs: Inputs, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """-log p of each target, [targets]; `index` says which of all positions predicts it."""
         if self._measures_by_head:
-            return self._head.losses(self._hidden(ids, index), targets)
-        logits = labelled_logits(self.model, Batch(ids=ids, index=index, targets=targets))
-        return minus_log_p(logits, targets)
+            return self._head.losses(self._hidden(inputs, index), targets)
+        batch = Batch(ids=inputs.ids, index=index, targets=targets)
+        return minus_log_p(labelled_logits(self.model, batch, **inputs.options), targets)
 
-    def _hidden(self, ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    def _hidden(self, inputs: Inputs, index: torch.Tensor) -> torch.Tensor:
         """Compute the last hidden states of some positions of all rows, [positions, features].
 
-        Rows are padded on the right and attention is causal: no mask is needed.
+        No mask is needed: attention is causal, and knows the rows of a flat pass; in a padded one
+        rows are padded on the right.
         """
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        found = self.model.base_model(input_ids=inputs.ids, use_cache=False, **inputs.options)
+        hidden = found.last_hidden_state
         return hidden.reshape(-1, hidden.shape[-1]).index_select(0, index)
 
 
@@ -184,56 +235,84 @@ class Groups:
 
 
 class _Plan:
-    """The rows of lanes as one batch, built on the host and sent at once."""
+    """The rows of lanes as one pass, built on the host and sent at once.
 
-    def __init__(self, lanes: Sequence[Lane], batches: Sequence[MicroBatch], pad: int) -> None:
-        self.tokens = max(batch.tokens for batch in batches)
-        self._ids = np.full((sum(lane.bank.shape.rows for lane in lanes), self.tokens), pad)
-        index, targets, owner = [], [], []
-        row = 0
-        for place, (lane, batch) in enumerate(zip(lanes, batches, strict=True)):
-            for offset, (ids, labels) in enumerate(batch.rows):
-                self._ids[row + offset, : len(ids)] = ids
-                where = np.flatnonzero(labels[1:] != IGNORED)
-                index.append(where + (row + offset) * self.tokens)
-                targets.append(labels[1:][where])
-                owner.append(np.full(len(where), place))
-            row += lane.bank.shape.rows
-        self._of_labels = np.stack([np.concatenate(each) for each in (index, targets, owner)])
+    Attributes:
+        index, targets, owner: position, target and lane of each label.
+        window_labels, labels: their numbers in each lane's window and micro-batch, at least 1.
+    """
+
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        batches: Sequence[MicroBatch],
+        pad: int,
+        device: torch.device,
+        *,
+        is_flat: bool,
+    ) -> None:
+        held = [0 if is_flat else lane.bank.shape.rows for lane in lanes]
+        padded = None if is_flat else (held, max(batch.tokens for batch in batches))
+        placing = Placing([batch.lengths for batch in batches], device, padded)
+        self.parts = parts_of(lanes, placing.counts)
+        is_ragged = is_flat and device.type != "cpu"
+        found = sent_together(
+            [
+                *_tokens(batches, placing, pad),
+                *(batch.kept if is_flat else None for batch in batches),
+                *(np.cumsum(part.counts) if is_ragged else None for part in self.parts),
+                *placing.arrays(),
+            ],
+            device,
+        )
+        ids, self.index, self.targets, self.owner = (next(found) for _ in range(4))
+        kept = [next(found) for _ in batches]
+        first = 0
+        for part in self.parts:
+            some = slice(first, first + part.lanes)
+            part.streams = [lane.stream for lane in lanes[some]]
+            part.shapes = [(len(batch.rows), batch.tokens) for batch in batches[some]]
+            part.kept, part.rows = kept[some], held[first]
+            if not any(stream.probability for stream in part.streams):
+                part.streams = None
+            ends = next(found)
+            part.ends = None if ends is None else ends.to(torch.int32)
+            first += part.lanes
+        self.inputs = placing.inputs(ids, list(found))
         counts = [[batch.window_labels for batch in batches], [batch.labels for batch in batches]]
-        self._counts = np.maximum(np.array(counts, dtype=np.float32), 1)
-
-    def tensors(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        """Copy the plan to `device`.
-
-        Returns:
-            Token ids [rows, tokens]; position, target and lane of each label; numbers of labels of
-            each lane's window and micro-batch.
-        """
-        arrays = (self._ids.astype(np.int64), self._of_labels.astype(np.int64), self._counts)
-        ids, of_labels, counts = (sent(torch.from_numpy(array), device) for array in arrays)
-        return ids, *of_labels, *counts
+        self.window_labels, self.labels = sent(
+            torch.from_numpy(np.maximum(np.array(counts, dtype=np.float32), 1)), device
+        )
 
 
-def parts_of(
-    lanes: Sequence[Lane], *, batches: Sequence[MicroBatch] | None = None, rows: int | None = None
-) -> list[Part]:
-    """Group neighbouring lanes by bank, with their training micro-batches or `rows` rows each."""
+def _tokens(
+    batches: Sequence[MicroBatch], placing: Placing, pad: int
+) -> tuple[np.ndarray[Any, Any], ...]:
+    """Token ids of a pass; position, target and lane of each label."""
+    ids = np.full(placing.total, pad)
+    index, targets, owner = [], [], []
+    starts = iter(placing.starts)
+    for place, batch in enumerate(batches):
+        for row, labels in batch.rows:
+            start = next(starts)
+            ids[start : start + len(row)] = row
+            where = np.flatnonzero(labels[1:] != IGNORED)
+            index.append(where + start)
+            targets.append(labels[1:][where])
+            owner.append(np.full(len(where), place))
+    return ids, *(np.concatenate(each) for each in (index, targets, owner))
+
+
+def parts_of(lanes: Sequence[Lane], counts: Sequence[int]) -> list[Part]:
+    """Group neighbouring lanes by bank; each has `counts` tokens of a pass."""
     parts: list[Part] = []
-    row = 0
-    for place, lane in enumerate(lanes):
+    begin = 0
+    for lane, count in zip(lanes, counts, strict=True):
         bank = lane.bank
         slot = next(i for i, each in enumerate(bank.slots) if each is lane.slot)
-        own = rows or bank.shape.rows
         if not parts or parts[-1].bank is not bank or parts[-1].last != slot:
-            parts.append(Part(bank=bank, first=slot, last=slot, row=row, rows=own))
+            parts.append(Part(bank=bank, first=slot, last=slot, begin=begin, counts=[]))
         parts[-1].last = slot + 1
-        if batches is not None:
-            shape = (len(batches[place].rows), batches[place].tokens)
-            parts[-1].shapes = [*parts[-1].shapes, shape]
-            parts[-1].streams = [*(parts[-1].streams or []), lane.stream]
-        row += own
-    for part in parts:
-        if part.streams is not None and not any(each.probability for each in part.streams):
-            part.streams = None
+        parts[-1].counts.append(count)
+        begin += count
     return parts

@@ -1,28 +1,27 @@
-"""Adds the lanes' adapters to a linear layer of the base: each lane's A and B on its own rows.
+"""Adds the lanes' adapters to a linear layer of the base: each lane's A and B on its own tokens.
 
-    rows of the batch     lane 0   lane 0   lane 1   lane 1   lane 2        (x: [rows, tokens, in])
-    base layer            ------------ one matmul over all rows ------------
-    bank 0 (r=8, 2 rows)  [lanes 0, 1: batched matmuls]
-    bank 1 (r=4, 1 row)                                       [lane 2: one]
+    tokens of the pass    lane 0      lane 1   lane 2           (x: [1, tokens, in])
+    base layer            --- one matmul over all tokens ---
+    bank 0 (r=8)          [lanes 0, 1: theirs]
+    bank 1 (r=4)                               [lane 2: its own]
 
-Lanes of one bank are neighbours in the batch, so their rows are one view
-[lanes, rows x tokens, in]. Gradients go straight into the bank: no graph node, no copy.
+Lanes of one bank are neighbours in the pass. In a padded pass, x is [rows, tokens, in], and the
+rows of lanes lie one after another as their tokens do here. Gradients go straight into the bank:
+no graph node, no copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from trainers.model.ragged_products import Equal, Scales, products
 from trainers.packed.adapter_bank import Bank
 from trainers.packed.dropout import Stream
-
-# BLAS on a CPU takes three times as long for a product with few columns as for the transposed one.
-# So a product with a side of r is computed with r rows.
-_FEW = 16
 
 
 @dataclass(kw_only=True)
@@ -31,37 +30,51 @@ class Part:
 
     Attributes:
         first, last: their slots in the bank.
-        row: their first row in the batch; each lane has `rows` rows.
-        shapes: (rows, tokens) of each lane's own micro-batch, without the padding of this batch.
+        begin: their first token in the pass.
+        counts: the tokens of each lane, padding of the pass included.
+        ends: where each lane's tokens end, counted from `begin`, on the device; None on a CPU.
+        rows: of each lane in a padded pass; 0 in a flat one.
+        shapes: (rows, tokens) of each lane's own micro-batch, padded as SFTTrainer pads it.
+        kept: of each lane of a flat pass, where its tokens lie in that micro-batch; None if there
+            is no padding in it.
         streams: the dropout of each lane; None if no lane has any, or in an evaluation.
     """
 
     bank: Bank
     first: int
     last: int
-    row: int
-    rows: int
+    begin: int
+    counts: list[int]
+    ends: torch.Tensor | None = None
+    rows: int = 0
     shapes: Sequence[tuple[int, int]] = ()
+    kept: Sequence[torch.Tensor | None] = ()
     streams: Sequence[Stream] | None = None
+
+    @cached_property
+    def tokens(self) -> int:
+        return sum(self.counts)
+
+    def own(self, flat: torch.Tensor) -> torch.Tensor:
+        """View the lanes' tokens of a pass, [tokens of the pass, features]."""
+        return flat.narrow(0, self.begin, self.tokens)
 
     @property
     def lanes(self) -> int:
         return self.last - self.first
 
-    def scale(self, module: str) -> torch.Tensor | float:
-        """The factor of the lanes' B A x: alpha / r, and 1 / (1 - p) if dropout is drawn.
-
-        One number if the lanes agree, else [lanes, 1, 1].
-        """
+    def scales(self, module: str) -> Scales:
+        """The factors of the lanes' B A x: alpha / r, and 1 / (1 - p) if dropout is drawn."""
         keep = [1 - each.probability for each in self.streams or ()]
         return self.bank.scaling(module, self.first, self.last, tuple(keep))
 
 
 @dataclass(kw_only=True)
 class Pass:
-    """Says which rows of a batch belong to which lanes.
+    """Says which tokens of a pass belong to which lanes.
 
     Attributes:
+        tokens: of the whole pass, padding included.
         computes: the number type of autocast; None without it.
         trains: gradients are wanted.
         again: activations are computed anew in the backward pass.
@@ -69,11 +82,16 @@ class Pass:
     """
 
     parts: list[Part]
-    tokens: int  # of a row, padding included
+    tokens: int
     computes: torch.dtype | None = None
     trains: bool = False
     again: bool = False
     goes_back: bool = False
+
+    @cached_property
+    def is_whole(self) -> bool:
+        """Whether each token is some lane's."""
+        return sum(part.tokens for part in self.parts) == self.tokens
 
 
 @dataclass
@@ -101,30 +119,27 @@ class Switch:
 
 
 def _lane_by_lane(switch: Switch, module: torch.nn.Module) -> None:
-    """Run a layer on each lane's rows alone: LLM.int8() quantizes by the batch's largest value."""
+    """Run a layer on each lane's tokens alone: LLM.int8() quantizes by the largest value."""
     whole = module.forward
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if switch.now is None:
             return whole(x)
-        sizes = [part.rows for part in switch.now.parts for _ in range(part.lanes)]
-        rows = x.view(-1, switch.now.tokens, x.shape[-1]).split(sizes)
-        return torch.cat([whole(lane) for lane in rows]).view(*x.shape[:-1], -1)
+        counts = [count for part in switch.now.parts for count in part.counts]
+        lanes = x.view(-1, x.shape[-1]).split(counts)
+        return torch.cat([whole(lane) for lane in lanes]).view(*x.shape[:-1], -1)
 
     module.forward = forward
 
 
 class _LanesSum(torch.autograd.Function):
-    """Computes base + scaling B A dropout(x) of each lane; gradients of A, B go to the banks.
-
-    A scale that a part's lanes share is a factor of a matmul; different scales go into `low`.
-    """
+    """Computes base + scaling B A dropout(x) of each lane; gradients of A, B go to the banks."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        base: torch.Tensor,  # [rows, tokens, out], or [rows x tokens, out]
-        x: torch.Tensor,  # [rows, tokens, in], likewise
+        base: torch.Tensor,  # [1, tokens, out], [rows, tokens, out], or flat
+        x: torch.Tensor,  # [1, tokens, in], likewise
         anchor: torch.Tensor,
         now: Pass,
         name: str,
@@ -135,27 +150,19 @@ class _LanesSum(torch.autograd.Function):
         result = base if fresh else base.clone()
         flat_x, flat_result = x.reshape(-1, x.shape[-1]), result.view(-1, result.shape[-1])
         kept: list[torch.Tensor | None] = [x]
+        ctx.products = []
         for part in now.parts:
             if not part.bank.has(name):
                 kept += [None, None]
+                ctx.products.append(None)
                 continue
             ours = _own(part, now, flat_x, name)
             mask = _mask(part, now, name, ours, _memory_order(x))
-            dropped = ours if mask is None else ours * mask
-            a = part.bank.view(name, "A", part.first, part.last, ours.dtype)  # [lanes, r, in]
-            b = part.bank.view(name, "B", part.first, part.last, ours.dtype)  # [lanes, out, r]
-            scale = part.scale(name)
-            low = torch.bmm(a, dropped.transpose(1, 2))  # [lanes, r, rows x tokens]
-            target = _rows(part, now, flat_result)
-            if not _adds_in_place(ours, target, now):  # rounded where PEFT rounds
-                added = torch.bmm(low.transpose(1, 2), b.transpose(1, 2))
-                target += (added * scale).to(ours.dtype)
-            elif isinstance(scale, float):
-                target.baddbmm_(low.transpose(1, 2), b.transpose(1, 2), alpha=scale)
-            else:
-                low = low.mul_(scale)
-                target.baddbmm_(low.transpose(1, 2), b.transpose(1, 2))
+            target = part.own(flat_result)
+            of = _products(part, name, ours.dtype, _rounds(ours, target, now))
+            low = of.add(target, ours if mask is None else ours * mask)
             kept += [low, mask]
+            ctx.products.append(of)
         ctx.save_for_backward(*kept)
         ctx.now, ctx.name = now, name
         return result
@@ -168,82 +175,56 @@ class _LanesSum(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1]
         grad_x = None
         if wanted:  # a bank may have no adapter here
-            is_whole = all(low is not None for low in kept[::2])
+            is_whole = now.is_whole and all(low is not None for low in kept[::2])
             grad_x = torch.empty_like(flat_x) if is_whole else torch.zeros_like(flat_x)
-        for part, low, mask in zip(now.parts, kept[::2], kept[1::2], strict=True):
+        lanes = zip(now.parts, ctx.products, kept[::2], kept[1::2], strict=True)
+        for part, of, low, mask in lanes:
             if low is None:
                 continue
             ours = _own(part, now, flat_x, name)
-            dropped = ours if mask is None else ours * mask
-            above = _rows(part, now, flat_grad).to(ours.dtype).transpose(1, 2)  # [lanes, out, ...]
-            a = part.bank.view(name, "A", part.first, part.last, ours.dtype)
-            b = part.bank.view(name, "B", part.first, part.last, ours.dtype)
-            scale, of_b = part.scale(name), 1.0  # of_b: what `low` lacks of the gradient of B
-            if not _adds_in_place(ours, grad, now):
-                above = (above * scale).to(ours.dtype)
-                grad_low = torch.bmm(b.transpose(1, 2), above)  # as `low`
-            elif isinstance(scale, float):
-                of_b = scale
-                nothing = low.new_empty(())
-                grad_low = torch.baddbmm(nothing, b.transpose(1, 2), above, beta=0, alpha=scale)
-            else:
-                grad_low = torch.bmm(b.transpose(1, 2), above).mul_(scale)
-            _accumulate(part, name, "B", above, low.transpose(1, 2), of_b)
-            _accumulate(part, name, "A", grad_low, dropped)
-            if grad_x is not None:
-                target = _rows(part, now, grad_x)
-                if mask is None and target.dtype == ours.dtype:
-                    torch.bmm(grad_low.transpose(1, 2), a, out=target)
-                else:
-                    back = torch.bmm(grad_low.transpose(1, 2), a)
-                    target.copy_(back if mask is None else back.mul_(mask))
+            above = part.own(flat_grad).to(ours.dtype)
+            grads = [part.bank.view(name, side, part.first, part.last, None) for side in ("A", "B")]
+            into = None if grad_x is None else part.own(grad_x)
+            is_direct = mask is None and into is not None and into.dtype == ours.dtype
+            back = of.back(
+                above,
+                ours if mask is None else ours * mask,
+                low,
+                grads[0],
+                grads[1].transpose(1, 2),
+                out=into if is_direct else None,
+                wanted=wanted,
+            )
+            if into is not None and back is not None and not is_direct:
+                into.copy_(back if mask is None else back.mul_(mask))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 
 
-def _adds_in_place(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
-    """Whether B A x is added to the base's result by the matmul itself.
+def _products(part: Part, name: str, dtype: torch.dtype, rounds: bool) -> Equal:
+    """The products with the lanes' A and B of a module."""
+    a = part.bank.view(name, "A", part.first, part.last, dtype)
+    b = part.bank.view(name, "B", part.first, part.last, dtype).transpose(1, 2)
+    return products(part.counts, part.ends, a, b, part.scales(name), rounds=rounds)
 
-    PEFT rounds it to half precision first. So does this layer without autocast, and always in
+
+def _rounds(ours: torch.Tensor, target: torch.Tensor, now: Pass) -> bool:
+    """Whether B A x is rounded before it is added to the base's result.
+
+    PEFT rounds it to half precision. So does this layer without autocast, and always in
     evaluations: PEFT measures the best checkpoint again.
     """
     is_exact = ours.dtype == torch.float32 or (now.computes is not None and now.trains)
-    return is_exact and ours.dtype == target.dtype
-
-
-def _accumulate(
-    part: Part,
-    name: str,
-    side: str,
-    left: torch.Tensor,
-    right: torch.Tensor,
-    scale: float = 1.0,
-) -> None:
-    """Add scale x left @ right to the gradients of the part's lanes."""
-    grads = part.bank.view(name, side, part.first, part.last, None)
-    if right.shape[-1] < _FEW and right.device.type == "cpu":
-        turned = torch.bmm(right.transpose(1, 2), left.transpose(1, 2)).transpose(1, 2)
-        grads.add_(turned, alpha=scale)
-    elif left.dtype == torch.float32 == grads.dtype:
-        grads.baddbmm_(left, right, alpha=scale)
-    else:
-        grads.add_(torch.bmm(left, right), alpha=scale)
-
-
-def _rows(part: Part, now: Pass, flat: torch.Tensor) -> torch.Tensor:
-    """View the part of a batch [rows x tokens, features] as [lanes, rows x tokens, features]."""
-    begin, length = part.row * now.tokens, part.rows * now.tokens
-    return flat[begin : begin + part.lanes * length].view(part.lanes, length, flat.shape[-1])
+    return not is_exact or ours.dtype != target.dtype
 
 
 def _own(part: Part, now: Pass, flat: torch.Tensor, name: str) -> torch.Tensor:
-    """The part's inputs [lanes, rows x tokens, in], in the type that its matmuls compute in."""
-    total = max(each.row + each.rows * each.lanes for each in now.parts) * now.tokens
-    if flat.shape[0] != total:
+    """The part's inputs [tokens, in], in the type that its matmuls compute in."""
+    if flat.shape[0] != now.tokens:
         raise RuntimeError(
-            f"{name} is given {flat.shape[0]} positions where the batch has {total}: this model's "
-            "layers cannot be shared by lanes. engine=solo trains it"
+            f"{name} is given {flat.shape[0]} positions where the batch has {now.tokens}: this "
+            "model's layers cannot be shared by lanes. engine=solo trains it"
         )
-    return _rows(part, now, flat).to(now.computes or part.bank.weights.dtype)
+    return part.own(flat).to(now.computes or part.bank.weights.dtype)
 
 
 def _memory_order(x: torch.Tensor) -> tuple[int, ...]:
@@ -255,28 +236,37 @@ def _memory_order(x: torch.Tensor) -> tuple[int, ...]:
     if x.dim() != 3:
         return (0, 1, 2)
     strides = x.stride()
+    if x.shape[0] == 1:  # whose stride says nothing
+        return (0, 1, 2) if strides[1] >= strides[2] else (0, 2, 1)
     return tuple(sorted(range(3), key=strides.__getitem__, reverse=True))
 
 
 def _mask(
     part: Part, now: Pass, name: str, ours: torch.Tensor, order: tuple[int, ...]
 ) -> torch.Tensor | None:
-    """Dropout of the part's lanes: 1 where an input is kept, else 0, [lanes, rows x tokens, in].
+    """Dropout of the part's lanes: 1 where an input is kept, else 0, [tokens, in].
 
-    Kept inputs grow by 1 / (1 - p), which is part of the lanes' scale. None without any dropout.
+    It is drawn at the shape of each lane's own micro-batch. Kept inputs grow by 1 / (1 - p), which
+    is part of the lanes' scale. None without any dropout.
     """
     if part.streams is None:
         return None
     mask = torch.ones(ours.shape, dtype=torch.uint8, device=ours.device)
-    by_row = mask.view(part.lanes, part.rows, now.tokens, ours.shape[-1])
-    for place, (stream, (rows, tokens)) in enumerate(zip(part.streams, part.shapes, strict=True)):
-        if stream.probability:
-            by_row[place, :rows, :tokens] = stream.mask(
-                name,
-                (rows, tokens, ours.shape[-1]),
-                part.bank.shape.dtype,
-                again=now.again,
-                goes_back=now.goes_back,
-                order=order,
-            )
+    for place, own in enumerate(mask.split(part.counts)):
+        stream, (rows, tokens) = part.streams[place], part.shapes[place]
+        if not stream.probability:
+            continue
+        drawn = stream.mask(
+            name,
+            (rows, tokens, ours.shape[-1]),
+            part.bank.shape.dtype,
+            again=now.again,
+            goes_back=now.goes_back,
+            order=order,
+        )
+        kept = part.kept[place] if part.kept else None
+        if kept is not None:
+            torch.index_select(drawn.reshape(-1, ours.shape[-1]), 0, kept, out=own)
+        else:
+            own.view(part.rows or rows, -1, ours.shape[-1])[:rows, :tokens] = drawn
     return mask

@@ -47,11 +47,13 @@ class Batch:
         ids: [rows, tokens].
         index: of each label, the position in `ids` that predicts it, counted through all rows.
         targets: of each label, its token id.
+        lengths: tokens of each row.
     """
 
     ids: torch.Tensor
     index: torch.Tensor
     targets: torch.Tensor
+    lengths: tuple[int, ...] = ()
 
     def on(self, device: torch.device) -> Batch:
         """This batch on a device; the host does not wait for a GPU."""
@@ -59,6 +61,7 @@ class Batch:
             ids=sent(self.ids, device),
             index=sent(self.index, device),
             targets=sent(self.targets, device),
+            lengths=self.lengths,
         )
 
 
@@ -128,12 +131,15 @@ class Rows:
         return Measured(loss=loss, tokens=self.tokens)
 
 
-def labelled_logits(model: Any, batch: Batch) -> torch.Tensor:
+def labelled_logits(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
     """Compute the logits of the positions that have a target, [targets, vocabulary].
 
     Other positions, of prompts and padding, never reach the model's head: with small models and
     large vocabularies the head is most of the work and of the memory. No mask is needed: rows are
     padded on the right, and a token sees those before it.
+
+    Args:
+        options: what the model takes beside token ids.
     """
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head is not None else None
@@ -148,7 +154,7 @@ def labelled_logits(model: Any, batch: Batch) -> torch.Tensor:
 
     hook = head.register_forward_pre_hook(choose) if head is not None else None
     try:
-        logits = model(input_ids=batch.ids, use_cache=False).logits
+        logits = model(input_ids=batch.ids, use_cache=False, **options).logits
     finally:
         if hook is not None:
             hook.remove()
@@ -254,4 +260,5 @@ def _pad(rows: list[Row], pad_token_id: int) -> Batch:
         ids=ids,
         index=is_next.flatten().nonzero()[:, 0],
         targets=labels[:, 1:][is_next[:, :-1]],
+        lengths=tuple(len(ids) for ids, _ in rows),
     )

@@ -21,6 +21,7 @@ from support.packs import (
     short_rows,
     small,
     small_base,
+    unlike_rows,
 )
 from support.training import Recorder, stop_at
 from torch.overrides import TorchFunctionMode
@@ -32,6 +33,7 @@ from sweeps.storage.run_folder import RunFolder
 from trainers.best_checkpoint import load_trained
 from trainers.model.loading import load_base
 from trainers.packed.checkpoint import commit, first_state
+from trainers.packed.compatibility import settings
 from trainers.packed.frozen_base import Base
 from trainers.trial.checkpoint import verify
 from trainers.trial.evaluation import Measured, rows_for
@@ -87,6 +89,23 @@ def test_unlike_lanes_equal_their_solo_runs(tmp_path: Path) -> None:
         ]
         assert list(made.seen[place].rows[-1]) == list(theirs.rows[-1])
         assert set(made.seen[place].reports[-1].metrics) == set(theirs.reports[-1].metrics)
+
+
+def test_rows_of_very_unlike_length_flat_padded_and_alone(tmp_path: Path) -> None:
+    """Dropout and lanes' scales too: it is drawn as SFTTrainer draws it, for its own padding."""
+    specs = [
+        small(peft={"lora_dropout": dropout, "lora_alpha": alpha}, per_device_train_batch_size=rows)
+        for dropout, alpha, rows in ((0.1, 8, 4), (0.3, 8, 4), (0.0, 4, 4), (0.1, 8, 1))
+    ]
+    flat, padded = (
+        pack(tmp_path / str(pads), specs, data=unlike_rows(), pads=pads).finish()
+        for pads in (False, True)
+    )
+    assert (flat.engine._base.is_flat, padded.engine._base.is_flat) == (True, False)
+    for place, spec in enumerate(specs):
+        theirs = alone(tmp_path / f"solo-{place}", spec, data=unlike_rows())
+        assert_same(flat.seen[place], theirs)
+        assert_same(padded.seen[place], theirs)
 
 
 def test_the_base_is_measured_without_any_lane_and_once(tmp_path: Path) -> None:
@@ -503,3 +522,13 @@ def test_reports_and_stops_fall_as_they_do_solo(tmp_path: Path) -> None:
 
 def told(reports: list[Report]) -> list[tuple[int, int, int, int]]:
     return [(each.index, each.step, each.examples, each.tokens) for each in reports]
+
+
+def test_rows_are_padded_if_that_costs_less() -> None:
+    base = Base(small(), settings(small()), "cpu")
+    unlike = [[50, 4, 3], [6, 7, 2]]
+    assert base.is_flat
+    assert not base.is_worth_it(unlike, 2 * 3 * 50)  # layers are very small
+    base._weights = 10**6
+    assert base.is_worth_it(unlike, 2 * 3 * 50)
+    assert not base.is_worth_it([[9, 9], [9, 9]], 4 * 9)
