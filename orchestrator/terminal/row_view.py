@@ -41,7 +41,7 @@ def row_view(row: Preview, console: Console, most: int | None = None) -> Text:
         else:
             body.append(plain.join(_BRACKETS) if learnt else plain)
     lines = body.split("\n", allow_blank=True)
-    return shown + Text("\n").join(Text(_MARGIN, style="dim") + line for line in lines)
+    return shown + Text("\n").join(Text.assemble((_MARGIN, "dim"), line) for line in lines)
 
 
 def _has_colour(console: Console) -> bool:
