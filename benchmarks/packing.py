@@ -42,7 +42,8 @@ from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
 from sweeps.core.trial import Decision
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import order
-from trainers.model import cache, flat_attention
+from trainers.flat import attention as flat_attention
+from trainers.model import cache
 from trainers.packed.compatibility import settings
 from trainers.packed.engine import Engine
 from trainers.packed.frozen_base import Base

@@ -73,7 +73,7 @@ def engine_line(engine: EngineChoice, placement: Placement) -> str:
 
 def _padding(spec: Spec) -> str:
     """Why the rows of lanes are padded, as far as the model's config says."""
-    from trainers.model.flat_check import obstacle
+    from trainers.flat.check import obstacle
 
     try:
         return obstacle(spec.train.model)
