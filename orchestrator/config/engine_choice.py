@@ -59,7 +59,7 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     if lanes == 1:
         return EngineChoice(lanes=1, why="engine: solo, one trial on each device (engine.lanes=1)")
     why = f"engine: packed, up to {lanes} trials share a device and its base model"
-    if padding := _padding(spec):
+    if padding := _padding(spec, space):
         why += f", rows padded to the longest ({padding})"
     if reasons:
         why += f"; alone where {'; '.join(reasons)}"
@@ -71,12 +71,13 @@ def engine_line(engine: EngineChoice, placement: Placement) -> str:
     return f"{engine.why}; {placement.where}"
 
 
-def _padding(spec: Spec) -> str:
+def _padding(spec: Spec, space: Space) -> str:
     """Why the rows of lanes are padded, as far as the model's config says."""
     from trainers.flat.check import obstacle
 
     try:
-        return obstacle(spec.train.model)
+        _, values = next(_variants(spec, space))
+        return obstacle(read_train(config_of(spec, values)).model)
     except (SweepError, ConfigError):
         return ""  # reported by the check of the model
 

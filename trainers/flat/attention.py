@@ -25,13 +25,13 @@ NAME = "flat_rows"  # transformers asks more of names with sdpa or flash in them
 # What SDPA does not do: the model's own eager attention computes it.
 _EAGER = ("softcap", "s_aux", "position_bias")
 _MULTIPLE = 32  # of the tokens of a group on a GPU
-_CALL = 2400  # pairs of tokens whose attention takes a CPU as long as a call of its own
 
 try:
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 except ImportError:  # an older torch
-    varlen_attn = None  # type: ignore[assignment]
-_TAKES = set(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else set()
+    varlen = None  # type: ignore[assignment]
+_KERNEL: Any = getattr(varlen, "varlen_attn", None)
+_TAKES = set(inspect.signature(_KERNEL).parameters) if _KERNEL is not None else set()
 
 
 @dataclass(frozen=True)
@@ -96,22 +96,20 @@ def grouped(
 ) -> tuple[list[tuple[int, int]], list[np.ndarray[Any, Any]]]:
     """Group rows of similar length: groups, places, back and ends of a Layout.
 
-    On a CPU a call costs as much as attention to some 50 tokens, and short rows are joined; no
-    arrays if rows lie as they are attended to. On a GPU groups are few, and their tokens multiples
-    of 32, so that there are few shapes.
+    On a CPU a call for each row costs no more than to gather and pad rows: groups are neighbours of
+    equal length, without any arrays. On a GPU groups are few, and their tokens multiples of 32, so
+    that there are few shapes.
     """
-    multiple = 1 if is_cpu else _MULTIPLE
-    joins = _joins_on_cpu if is_cpu else _joins_on_gpu
+    if is_cpu:
+        return _cut(lengths), []
     groups: list[tuple[int, int]] = []
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for row in order:
-        tokens = -(-lengths[row] // multiple) * multiple
-        if groups and joins(groups[-1][1], tokens):
+        tokens = -(-lengths[row] // _MULTIPLE) * _MULTIPLE
+        if groups and 2 * tokens >= groups[-1][1]:
             groups[-1] = (groups[-1][0] + 1, groups[-1][1])
         else:
             groups.append((1, tokens))
-    if is_cpu and (len(plain := _cut(lengths)) <= len(groups)):
-        return plain, []
     ends = np.cumsum([0, *lengths])
     places, back = [], np.empty(ends[-1], dtype=np.int64)
     sizes = [tokens for rows, tokens in groups for _ in range(rows)]
@@ -121,16 +119,7 @@ def grouped(
         places.append(ends[row] + np.minimum(np.arange(tokens), lengths[row] - 1))
         back[ends[row] : ends[row + 1]] = at + np.arange(lengths[row])
         at += tokens
-    arrays = [np.concatenate(places), back]
-    return groups, arrays if is_cpu else [*arrays, ends]
-
-
-def _joins_on_cpu(tokens: int, fewer: int) -> bool:
-    return tokens * tokens - fewer * fewer <= _CALL
-
-
-def _joins_on_gpu(tokens: int, fewer: int) -> bool:
-    return 2 * fewer >= tokens
+    return groups, [np.concatenate(places), back, ends]
 
 
 def _cut(lengths: Sequence[int]) -> list[tuple[int, int]]:
@@ -279,8 +268,7 @@ def _by_kernel(
         flat[1:] = [each.repeat_interleave(groups, dim=1) for each in flat[1:]]
     longest = max(layout.lengths)
     left = window - 1 if window is not None and window < longest else -1
-    kernel: Any = varlen_attn
-    found: torch.Tensor = kernel(
+    found: torch.Tensor = _KERNEL(
         *flat,
         layout.ends,
         layout.ends,

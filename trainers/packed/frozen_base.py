@@ -37,7 +37,7 @@ from trainers.trial.meters import free_memory
 Value = TypeVar("Value")
 
 # On a CPU, what a lane of unlike length costs in each layer, in weights that one token is
-# multiplied with: measured with `benchmarks/packing.py`. A row costs a third of it, in attention.
+# multiplied with: measured with `benchmarks/packing.py`. A row costs half of it, in attention.
 _PIECE = 200_000
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ class Base:
         if not self.is_flat or not self._weighs:
             return self.is_flat
         counts = [sum(own) for own in lengths]
-        pieces = sum(map(len, lengths)) / 3 + (len(counts) if len(set(counts)) > 1 else 0)
+        pieces = sum(map(len, lengths)) / 2 + (len(counts) if len(set(counts)) > 1 else 0)
         return (padded - sum(counts)) * self._weights > _PIECE * pieces
 
     @cached_property

@@ -89,9 +89,9 @@ class Pass:
     goes_back: bool = False
 
     @cached_property
-    def is_whole(self) -> bool:
-        """Whether each token is some lane's."""
-        return sum(part.tokens for part in self.parts) == self.tokens
+    def lanes_tokens(self) -> int:
+        """Tokens that are some lane's: those before what fills up a pass of a GPU."""
+        return sum(part.tokens for part in self.parts)
 
 
 @dataclass
@@ -175,8 +175,10 @@ class _LanesSum(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1]
         grad_x = None
         if wanted:  # a bank may have no adapter here
-            is_whole = now.is_whole and all(low is not None for low in kept[::2])
+            is_whole = all(low is not None for low in kept[::2])
             grad_x = torch.empty_like(flat_x) if is_whole else torch.zeros_like(flat_x)
+            if now.lanes_tokens < now.tokens:  # what fills up a pass
+                grad_x[now.lanes_tokens :].zero_()
         lanes = zip(now.parts, ctx.products, kept[::2], kept[1::2], strict=True)
         for part, of, low, mask in lanes:
             if low is None:

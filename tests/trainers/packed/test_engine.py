@@ -528,6 +528,7 @@ def test_rows_are_padded_if_that_costs_less() -> None:
     base = Base(small(), settings(small()), "cpu")
     unlike = [[50, 4, 3], [6, 7, 2]]
     assert base.is_flat
+    base._weights = 10**3
     assert not base.is_worth_it(unlike, 2 * 3 * 50)  # layers are very small
     base._weights = 10**6
     assert base.is_worth_it(unlike, 2 * 3 * 50)
