@@ -146,7 +146,7 @@ def test_what_the_coordinator_tells_at_the_end_decides(
     driver = Driver(command.spec, command.space, RunFolder(tmp_path), ["sweep=base"], Signals())
     driver._history = sweep.history()
     driver._tracker = NoTracker()
-    assert driver._finish(SweepResult(**told)) == code
+    assert driver._finish(SweepResult(**told)).exit_code == code
     said = " ".join(capsys.readouterr().out.split())
     assert says in said
     assert "orchestrator export" not in said
