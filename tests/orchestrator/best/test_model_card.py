@@ -76,7 +76,7 @@ def again(spec: Spec, found: Best) -> Spec:
         (["sweep.budget.epochs=0.5", "sweep.evaluations=3", "seed=7"], {}),
         (["sweep=joint"], {"trainer.lr_scheduler_type": "cosine", "trainer.optim": "sgd"}),
         (["trainer.adam_beta1=0.8", "trainer.optim=adamw_torch,sgd"], {"trainer.optim": "sgd"}),
-        (["data=file", "data.path=a", "++data.name=b", "++peft.r=2", "peft=full"], {}),
+        (["data=file", "data.path=a", "++data.name=b"], {}),
         (["run_dir=outputs/my sweep", "sweep.metric=train_loss"], {LR: 1}),
     ],
 )
