@@ -14,6 +14,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def read_sweep(words: tuple[str, ...], reports: int, trials: int = 20_000) -> tu
 def write_ledger(root: Path, words: tuple[str, ...], trials: int, reports: int) -> None:
     """Trials as a driver would have written them, one after another, a checkpoint at the end."""
     from sweeps.core.trial import fingerprint
+    from sweeps.ledger import events
     from sweeps.search.samplers import NOTING_PRUNERS
+    from sweeps.search.study import Suggestion
 
     spec, space = read_sweep(words, reports)
     root.mkdir(parents=True)
@@ -82,27 +85,28 @@ def write_ledger(root: Path, words: tuple[str, ...], trials: int, reports: int) 
     grid = space.grid() if spec.sweep.search == "grid" else None
     with open(root / "ledger.jsonl", "w", encoding="utf-8") as file:
 
-        def add(event: str, **fields: Any) -> None:
-            line = {"event": event, "time": round(1.7e9 + file.tell() / 1000, 3), **fields}
-            file.write(json.dumps(line) + "\n")
+        def add(event: events.Event) -> None:
+            timed = replace(event, time=round(1.7e9 + file.tell() / 1000, 3))
+            file.write(json.dumps(timed.to_json()) + "\n")
 
-        add("sweep", name="load", spec=spec.public)
-        add("attempt", number=1, spec=spec.public, host="box", pid=1, examples=1600)
+        add(events.Sweep(name="load", spec=spec.public))
+        add(events.Attempt(number=1, spec=spec.public, host="box", pid=1, examples=1600))
         for number in range(trials):
             picked = next(grid) if grid is not None else picked_by_chance(draw)
             values, key = space.values(picked), fingerprint([number])
-            ask = {"config": number, "choices": picked, "by_hand": False, "params": values}
-            add("ask", trial=key, number=number, repeat=0, seed=0, **ask)
-            add("start", trial=key, attempt=1, worker="box:2", device="cpu", step=0)
+            asked = Suggestion(number, picked, values).to_json()
+            of = {"trial": key, "attempt": 1}
+            add(events.Ask(trial=key, number=number, repeat=0, seed=0, **asked))
+            add(events.Start(**of, worker="box:2", device="cpu", step=0))
             floor = 1.0 + draw.random()
             for index in range(1, reports + 1):
-                report = {**a_report(index, floor), "decision": "continue"}
+                report = events.Report(**of, **a_report(index, floor), decision="continue")
                 if spec.sweep.pruner in NOTING_PRUNERS:
-                    report["noted"] = noted(index, report["metrics"]["eval_loss"])
-                add("report", trial=key, attempt=1, **report)
-            add("checkpoint", trial=key, attempt=1, step=10 * index, path="x", bytes=1000)
+                    report = replace(report, noted=noted(index, report.metrics["eval_loss"]))
+                add(report)
+            add(events.Checkpoint(**of, step=10 * index, path="x", bytes=1000))
             totals = {"steps": 200, "seconds": 9.0, "tokens": 32000, "examples": 1600}
-            add("end", trial=key, attempt=1, state="completed", kind="", reason="", totals=totals)
+            add(events.End(**of, state="completed", totals=totals))
 
 
 def picked_by_chance(draw: random.Random) -> dict[str, Any]:

@@ -37,12 +37,12 @@ def main() -> None:
 def stages(run_dir: Path, cost: Cost) -> Mapping[str, float]:
     """Where the wall clock went, by the times in the ledger."""
     events = ledger(run_dir)
-    rehearsed = next(e["time"] for e in events if e["event"] == "attempt")
+    dry_run = next(e["time"] for e in events if e["event"] == "attempt")
     starts = [e["time"] for e in events if e["event"] == "start"]
     ends = [e["time"] for e in events if e["event"] == "end"]
     return {
-        "config, data, Ray, workers start, one step": rehearsed - cost.began,
-        "first trial starts": min(starts) - rehearsed,
+        "config, data, Ray, workers start, one step": dry_run - cost.began,
+        "first trial starts": min(starts) - dry_run,
         "training": max(ends) - min(starts),
         "best proven, books closed": cost.began + cost.seconds - max(ends),
     }

@@ -108,6 +108,7 @@ def sweep(
     from orchestrator.cluster.placement import live_slots, place
     from orchestrator.coordinator.handle import start_coordinator
     from orchestrator.workers.pool import Workers
+    from sweeps.ledger.events import Attempt
 
     orchestrator.workers.worker.Worker = stand_in(root / "times")  # type: ignore[misc]
     spec, space = read_sweep(words, REPORTS, trials)
@@ -116,7 +117,7 @@ def sweep(
     (root / "times").mkdir()
     placement = place(spec.engine, spec.cluster, workers)
     coordinator = start_coordinator(spec, space, run_dir)
-    coordinator.begin({"host": "box", "pid": 1})
+    coordinator.begin(Attempt(host="box", pid=1))
     slots = live_slots(spec.engine, placement.gpus, workers)
     assert slots() == workers, f"the nodes hold {slots()} workers"
     tune = Workers(coordinator, None, placement, slots, root / "tune")

@@ -1,20 +1,25 @@
 """Training alone: lanes of a pack beside one LoRA run on the same rows, and beside one at a time.
 
-    python -m benchmarks.packing                   # 1 M parameters, rows of 20 tokens; minutes
-    python -m benchmarks.packing --device cuda     # Llama-3.2-1B's shape in bf16, rows of 512
+    python -m benchmarks.packing                   # 1 M parameters, three kinds of rows; 40 minutes
+    python -m benchmarks.packing --lengths chat --lanes-at apart --lanes 8 --micro-batches 4
+    python -m benchmarks.packing --device cuda     # Llama-3.2-1B's shape in bf16
     python -m benchmarks.packing --output FILE     # each line goes there too, once it is known
 
-On a GPU it ends after --minutes 7.5, and says what it has left out.
+Rows are all of one length (`equal`), as long as the embedded data's (`docstrings`), or as chats are
+(`chat`: lognormal). Trials see them in one order (`same`: each lane has the same rows at the same
+time) or each in an order of its own (`apart`: other seeds, other batch sizes, refilled lanes).
+Tokens are those of the rows; what pads them is not counted.
 
-Nothing is evaluated, logged or saved while it is timed. `one batch` is the limit: a plain PEFT
-model, all rows of all lanes as one micro-batch of one adapter. `one at a time` is the same model
-with the rows of one lane, in a bare loop. Both have the pack's own head, attention, threads and
-AdamW. Weights are random: speed does not depend on them. MiB is the peak of the device; on a CPU of
-this process, with what else it holds.
+`of the limit`: beside a plain PEFT model with all rows of all lanes as one micro-batch of one
+adapter, without padding. `times padded`: beside the same pack with its rows padded to the longest
+of all lanes. `times one`: beside a plain model with the rows of one lane, padded to their longest,
+in a bare loop. All have the pack's own head, threads and AdamW. On a CPU the seconds are those of
+forward and backward passes, `optimizer` says which share of a pack's step they leave out; on a GPU,
+which runs behind the program, those of whole steps.
 
-Rows of one length flatter a pack: nothing is padded. The second table has rows as chats have them,
-of lengths that are distributed lognormally, and trials that each see them in an order of their own,
-so that a pack pads to the longest row of all lanes. Its tokens are those of the rows, no padding.
+Nothing is evaluated, logged or saved while it is timed. Weights are random: speed does not depend
+on them. MiB is the peak of the device; on a CPU of this process, with what else it holds. On a GPU
+it ends after --minutes 7.5, and says what it has left out.
 """
 
 from __future__ import annotations
@@ -24,8 +29,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +42,23 @@ from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
 from sweeps.core.trial import Decision
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import order
+from trainers.flat import attention as flat_attention
 from trainers.model import cache
 from trainers.packed.compatibility import settings
 from trainers.packed.engine import Engine
 from trainers.packed.frozen_base import Base
 from trainers.packed.lm_head import Head
+from trainers.packed.micro_batches import Inputs, Placing, sent_together
 from trainers.trial.failures import is_out_of_memory
 from trainers.trial.meters import PeakMemory, free_memory
 from trainers.trial.task import Task
 
+LENGTHS = ("equal", "docstrings", "chat")
+LANES_AT = ("same", "apart")
 _ROWS = 4096
 _FOREVER = 10**6  # examples of a trial: none ends while it is timed
 _SPREAD = 0.9  # of the logarithm of a chat's length
-_MEAN = 243 / 512  # of chats, in lengths of the equal rows
-_LONGEST = 2  # the same; longer ones are cut off
+_MEAN, _LONGEST = 243, 1024  # tokens of chats
 _GROWTH = 2.2  # times that a row of a table takes, with twice the lanes, of the one before
 
 
@@ -60,7 +68,7 @@ class Setup:
 
     device: str
     shape: dict[str, int]  # of the Llama
-    tokens: int  # of a row
+    equal: int  # tokens of a row, if all have one length
     micro_batches: tuple[int, ...]
     lanes: tuple[int, ...]
     steps: int  # of one timing
@@ -73,19 +81,19 @@ LAPTOP = Setup(
     device="cpu",
     shape={"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "vocab_size": 2048}
     | {"num_attention_heads": 4, "num_key_value_heads": 4},
-    tokens=20,
-    micro_batches=(4,),
-    lanes=(1, 2, 4, 8, 16, 32),
-    steps=10,
+    equal=20,
+    micro_batches=(1, 4),
+    lanes=(1, 4, 8, 16),
+    steps=4,
     rounds=5,
 )
 GPU = Setup(
     device="cuda",
     shape={"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
     | {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "vocab_size": 128256},
-    tokens=512,
+    equal=512,
     micro_batches=(1, 4),
-    lanes=(1, 2, 4, 8, 16, 32),
+    lanes=(1, 4, 8, 16, 32),
     steps=4,
     rounds=3,
     minutes=7.5,
@@ -165,32 +173,39 @@ def random_base(setup: Setup, folder: Path) -> ModelSpec:
     return ModelSpec(path=str(folder))
 
 
-def random_rows(setup: Setup) -> Any:
-    """Prepared data: rows of one length, all tokens labelled."""
-    from datasets import Dataset
-
-    from trainers.data.dataset import PreparedData
-
-    draw = np.random.default_rng(0)
-    rows = draw.integers(3, 2000, (_ROWS, setup.tokens)).tolist()
-    train = Dataset.from_dict({"input_ids": rows, "labels": rows})
-    few = train.select(range(8))
-    return PreparedData(train=train, evaluation=few, test=None, fingerprint="", report=None)  # type: ignore[arg-type]
-
-
-def chat_rows(setup: Setup) -> Any:
-    """The same, with rows of lengths as chats have them."""
-    from datasets import Dataset
-
-    from trainers.data.dataset import PreparedData
-
+def lengths_of(kind: str, setup: Setup) -> list[int]:
+    """Tokens of the rows of a kind."""
+    if kind == "equal":
+        return [setup.equal] * _ROWS
+    if kind == "docstrings":
+        return _docstrings()
     draw = np.random.default_rng(0)
     spread = np.exp(_SPREAD * draw.standard_normal(_ROWS))
     lengths, scale = spread, 1.0
     for _ in range(50):  # to that mean, after the longest were cut off
-        scale *= _MEAN * setup.tokens / lengths.mean()
-        lengths = np.clip(np.round(scale * spread), 3, _LONGEST * setup.tokens)
-    rows = [draw.integers(3, 2000, int(length)).tolist() for length in lengths]
+        scale *= _MEAN / lengths.mean()
+        lengths = np.clip(np.round(scale * spread), 3, _LONGEST)
+    return [int(length) for length in lengths]
+
+
+def _docstrings() -> list[int]:
+    from trainers.data.rows import read
+    from trainers.model.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(ModelSpec(path="tiny"))
+    rows = read(DataSpec(source="docstrings", limit=_ROWS)).train
+    texts = [f"{row['prompt']}{row['completion']}" for row in rows]
+    return [min(len(ids), 511) + 1 for ids in tokenizer(texts)["input_ids"]]
+
+
+def random_rows(lengths: Sequence[int]) -> Any:
+    """Prepared data: random rows of these lengths, all tokens labelled."""
+    from datasets import Dataset
+
+    from trainers.data.dataset import PreparedData
+
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(3, 2000, length).tolist() for length in lengths]
     train = Dataset.from_dict({"input_ids": rows, "labels": rows})
     few = train.select(range(8))
     return PreparedData(train=train, evaluation=few, test=None, fingerprint="", report=None)  # type: ignore[arg-type]
@@ -199,7 +214,7 @@ def chat_rows(setup: Setup) -> Any:
 def trial(setup: Setup, model: ModelSpec, rows: int, rank: int = 8) -> TrainSpec:
     return TrainSpec(
         model=model,
-        data=DataSpec(source="docstrings", max_length=_LONGEST * setup.tokens),
+        data=DataSpec(source="docstrings", max_length=_LONGEST),
         peft={"method": "lora", "r": rank, "lora_alpha": 2 * rank, "target_modules": "all-linear"},
         trainer={
             "learning_rate": 1e-4,
@@ -214,73 +229,98 @@ def trial(setup: Setup, model: ModelSpec, rows: int, rank: int = 8) -> TrainSpec
     )
 
 
-def packed(
-    setup: Setup, specs: Sequence[TrainSpec], data: Any, root: Path, engine: Engine | None = None
-) -> Callable[[], None]:
-    """A pack of these trials; a call is one optimizer step of each.
+@dataclass
+class Arm:
+    """One way to train, and what it has done so far."""
 
-    Args:
-        engine: that has the first of them as lanes already.
-    """
-    engine = engine or Engine(
-        specs[0], data, device=setup.device, base=_loaded_once(setup, specs[0])
-    )
-    for place, spec in enumerate(specs):
-        key = f"{place:010x}"
-        if key in engine.keys:
-            continue
-        task = Task(
-            key=key,
-            train=replace(spec, seed=place),
-            examples=_FOREVER,
-            folder=RunFolder(root),
-            device=setup.device,
+    step: Callable[[], None] = lambda: None  # a micro-step of each trial, and its optimizer's
+    tokens: int = 0  # of rows
+    passes_s: float = 0.0  # forward and backward
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.passes_s += time.perf_counter() - began
+
+
+class Packs:
+    """The packs of a table: on a GPU one that grows, since a lane takes longer to make than to
+    time."""
+
+    def __init__(self, setup: Setup, data: Any, root: Path, *, pads: bool, apart: bool) -> None:
+        self._setup, self._data, self._root = setup, data, root
+        self._pads, self._apart = pads, apart
+        self._bases: dict[str, Base] = {}
+        self._engine: Engine | None = None
+
+    def of(self, specs: Sequence[TrainSpec]) -> Arm:
+        """A pack of these trials, some of which the one before may have as lanes already."""
+        arm, setup = Arm(), self._setup
+        before = self._engine if setup.device == "cuda" else None
+        engine = self._engine = before or Engine(
+            specs[0], self._data, device=setup.device, base=self._base(specs[0]), pads=self._pads
         )
-        engine.attach(task, Silent())
+        for place, spec in enumerate(specs):
+            key = f"{place:010x}"
+            if key in engine.keys:
+                continue
+            task = Task(
+                key=key,
+                train=replace(spec, seed=place if self._apart else 0),
+                examples=_FOREVER,
+                folder=RunFolder(self._root),
+                device=setup.device,
+            )
+            engine.attach(task, Silent())
+        train_pass = type(engine._base).train_pass
 
-    def step() -> None:
-        ended = engine.advance()
-        assert not ended, ended
+        def passed(lanes: Any, batches: Any) -> Any:
+            with arm.passing():
+                found = train_pass(engine._base, lanes, batches)
+            arm.tokens += sum(len(ids) for batch in batches for ids, _ in batch.rows)
+            return found
 
-    return step
+        def step() -> None:
+            engine._base.train_pass = passed  # type: ignore[method-assign]
+            ended = engine.advance()
+            assert not ended, ended
 
+        arm.step = step
+        return arm
 
-_bases: dict[str, Base] = {}
-
-
-def _loaded_once(setup: Setup, spec: TrainSpec) -> Base | None:
-    """On a GPU, where loading takes longer than what is timed, all packs have one base."""
-    if setup.device == "cpu":
-        return None
-    if spec.model.path not in _bases:
-        _bases[spec.model.path] = Base(spec, settings(spec), setup.device)
-    return _bases[spec.model.path]
-
-
-def plain(setup: Setup, spec: TrainSpec, data: Any) -> Callable[[], None]:
-    """A plain PEFT model and AdamW; a call is one optimizer step on a micro-batch."""
-    train = _plain(setup, spec)
-    ids = torch.tensor(data.train[: spec.batch_size]["input_ids"], device=setup.device)
-    targets = ids[:, 1:].flatten()
-
-    def step() -> None:
-        train(ids, None, targets)
-
-    return step
+    def _base(self, spec: TrainSpec) -> Base | None:
+        """On a GPU, where loading takes longer than what is timed, all packs have one base."""
+        if self._setup.device == "cpu":
+            return None
+        if spec.model.path not in self._bases:
+            made = Base(spec, settings(spec), self._setup.device, pads=self._pads)
+            self._bases[spec.model.path] = made
+        return self._bases[spec.model.path]
 
 
-Train = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor], None]
+def micro_batches(data: Any, rows: int, seeds: Sequence[int]) -> Iterator[list[list[int]]]:
+    """The next micro-batches of trials with these seeds, as one list of rows."""
+    ids: list[list[int]] = data.train["input_ids"][:]
+    orders = {seed: order(len(ids), 400 * rows, seed) for seed in seeds}
+    for start in range(0, 400 * rows, rows):
+        yield [ids[row] for seed in seeds for row in orders[seed][start : start + rows]]
 
 
-def _plain(setup: Setup, spec: TrainSpec) -> Train:
-    """Takes a step on token ids [rows, tokens]; on all positions but the last of each row, or on
-    those of an index into all positions; and the targets of those."""
+def plain(
+    setup: Setup, spec: TrainSpec, batches: Iterator[list[list[int]]], *, is_flat: bool
+) -> Arm:
+    """A plain PEFT model and AdamW: rows without padding, or padded to their longest."""
     from trainers.model.loading import load_base
     from trainers.model.lora import adapt
 
-    on_cpu = setup.device == "cpu"
+    on_cpu, arm = setup.device == "cpu", Arm()
+    device = torch.device(setup.device)
     base = load_base(spec.model, "cpu") if on_cpu else cache.base_for(spec, setup.device)
     head, model = Head(base), adapt(base, spec.peft)
+    if is_flat:
+        flat_attention.register()
+        base.set_attn_implementation(flat_attention.NAME)
     model.train()
     if setup.recomputes:
         base.gradient_checkpointing_enable()
@@ -288,57 +328,41 @@ def _plain(setup: Setup, spec: TrainSpec) -> Train:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4)
 
-    def step(ids: torch.Tensor, index: torch.Tensor | None, targets: torch.Tensor) -> None:
-        with torch.autocast(setup.device, torch.bfloat16, enabled=setup.device == "cuda"):
-            hidden = base.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            if index is None:
-                hidden = hidden[:, :-1]
-            hidden = hidden.reshape(-1, hidden.shape[-1])
-            losses, _ = head.score(hidden if index is None else hidden[index], targets)
-        losses.mean().backward()
+    def loss(inputs: Inputs, index: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(setup.device, torch.bfloat16, enabled=not on_cpu):
+            found = base.base_model(input_ids=inputs.ids, use_cache=False, **inputs.options)
+            hidden = found.last_hidden_state.flatten(0, 1).index_select(0, index)
+            return head.score(hidden, targets)[0].mean()
+
+    def step() -> None:
+        rows = next(batches)
+        with arm.passing():
+            lengths = [len(row) for row in rows]
+            longest = max(lengths)
+            placing = Placing([lengths], device, None if is_flat else ([len(rows)], longest))
+            ids = np.zeros(placing.total, dtype=np.int64)
+            starts = placing.starts[: len(rows)]
+            for start, row in zip(starts, rows, strict=True):
+                ids[start : start + len(row)] = row
+            index = [
+                start + np.arange(len(row) - 1) for start, row in zip(starts, rows, strict=True)
+            ]
+            targets = np.concatenate([row[1:] for row in rows])
+            arrays = [ids, np.concatenate(index), targets, *placing.arrays()]
+            there = list(sent_together(arrays, device))
+            inputs = placing.inputs(there[0], there[3:])
+            if inputs.layout is None:
+                loss(inputs, there[1], there[2]).backward()
+            else:
+                with flat_attention.laid_out(inputs.layout):
+                    loss(inputs, there[1], there[2]).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        arm.tokens += sum(lengths)
 
-    return step
-
-
-class Chats:
-    """Micro-batches of trials that each see the rows in an order of their own."""
-
-    def __init__(self, data: Any, rows: int, device: str) -> None:
-        self._ids: list[list[int]] = data.train["input_ids"][:]
-        self._rows, self._device = rows, device
-
-    def of(self, seed: int) -> Iterator[list[list[int]]]:
-        """Of one trial, one after another."""
-        seen = order(len(self._ids), 100 * self._rows, seed)
-        for start in range(0, len(seen), self._rows):
-            yield [self._ids[row] for row in seen[start : start + self._rows]]
-
-    def of_all(self, lanes: int) -> Iterator[list[list[int]]]:
-        """The next of each trial, as one."""
-        for many in zip(*(self.of(seed) for seed in range(lanes)), strict=True):
-            yield [row for micro_batch in many for row in micro_batch]
-
-    def train(
-        self, setup: Setup, spec: TrainSpec, batches: Iterator[list[list[int]]]
-    ) -> tuple[Callable[[], None], Callable[[], int]]:
-        """A plain PEFT model on these, padded on the right; and the tokens it has seen."""
-        step, seen = _plain(setup, spec), 0
-
-        def act() -> None:
-            nonlocal seen
-            rows = next(batches)
-            longest = max(map(len, rows))
-            ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-            places = [p * longest + t for p, row in enumerate(rows) for t in range(len(row) - 1)]
-            targets = torch.tensor([token for row in rows for token in row[1:]])
-            index = torch.tensor(places)
-            step(*(tensor.to(self._device) for tensor in (ids, index, targets)))
-            seen += sum(map(len, rows))
-
-        return act, lambda: seen
+    arm.step = step
+    return arm
 
 
 def sft_trainer(setup: Setup, spec: TrainSpec, data: Any, root: Path) -> str:
@@ -355,157 +379,111 @@ def sft_trainer(setup: Setup, spec: TrainSpec, data: Any, root: Path) -> str:
         folder=RunFolder(root),
         device=setup.device,
     )
-    seconds = sft_trainer.train(task, data, Silent()).totals["seconds"]
-    speed = steps * spec.batch_size * setup.tokens / seconds
-    return (
-        f"SFTTrainer, one at a time: {speed:,.0f} tokens/s, {1000 * seconds / steps:.1f} ms a step"
-    )
+    totals = sft_trainer.train(task, data, Silent()).totals
+    speed = totals["tokens"] / totals["seconds"]
+    step_ms = 1000 * totals["seconds"] / steps
+    return f"SFTTrainer, one at a time: {speed:,.0f} tokens/s, {step_ms:.1f} ms a step"
 
 
-def timed(setup: Setup, step: Callable[[], None]) -> float:
-    """Seconds of a step."""
+@dataclass(frozen=True)
+class Timing:
+    """One timing of an arm."""
+
+    tokens: int
+    seconds: float
+    passes_s: float
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, of passes on a CPU and of whole steps on a GPU."""
+        return self.tokens / self.passes_s
+
+    @property
+    def optimizer_share(self) -> float:
+        return 1 - self.passes_s / self.seconds
+
+
+def timed(setup: Setup, arm: Arm) -> Timing:
+    """Some steps of an arm."""
+    tokens, passes_s = arm.tokens, arm.passes_s
     began = time.perf_counter()
     for _ in range(setup.steps):
-        step()
+        arm.step()
     if setup.device == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - began) / setup.steps
-
-
-def compare(
-    setup: Setup, arms: dict[str, Callable[[], Callable[[], None]]]
-) -> dict[str, tuple[float, float]]:
-    """Seconds of a step (median of alternating rounds) and peak MiB of each arm; 0 where it does
-    not fit."""
-    seconds, peaks = rounds(setup, arms)
-    medians = {name: statistics.median(s) if s else 0.0 for name, s in seconds.items()}
-    return {name: (medians[name], peaks[name]) for name in arms}
+    seconds = time.perf_counter() - began
+    passes_s = arm.passes_s - passes_s if setup.device == "cpu" else seconds
+    return Timing(arm.tokens - tokens, seconds, passes_s)
 
 
 def rounds(
-    setup: Setup, arms: dict[str, Callable[[], Callable[[], None]]]
-) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Of each arm the seconds of a step in each round, none where it does not fit; and its peak
-    MiB."""
+    setup: Setup, arms: dict[str, Callable[[], Arm]]
+) -> tuple[dict[str, list[Timing]], dict[str, float]]:
+    """Timings of each arm, which take turns, none if it does not fit; and its peak MiB."""
     built, peaks = {}, dict.fromkeys(arms, 0.0)
     for name, build in arms.items():
         free_memory()
         memory = PeakMemory(setup.device)
         try:
-            step = build()
-            timed(setup, step)  # caches and allocators warm up
+            arm = build()
+            timed(setup, arm)  # caches and allocators warm up
             # A GPU's is of this process alone, and the base that plain models start from stays.
             peaks[name] = memory.mb - (cache.held_mb() if setup.device == "cuda" else 0)
-            built[name] = step
+            built[name] = arm
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    found: dict[str, list[Timing]] = {name: [] for name in arms}
     for _ in range(setup.rounds):
-        for name, step in built.items():
-            seconds[name].append(timed(setup, step))
-    return seconds, peaks
+        for name, arm in built.items():
+            found[name].append(timed(setup, arm))
+    return found, peaks
 
 
-HEAD = ("lanes", "tokens/s", "ms a lane-step", "of one batch", "times one at a time", "MiB")
+HEAD = (
+    *("lanes", "tokens/s", "ms a lane-step", "optimizer", "of the limit", "times padded"),
+    *("times one", "MiB"),
+)
+
+
+def ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> str:
+    """How many times as fast, median of the rounds, and the lowest and highest."""
+    if not ours or not theirs:
+        return "-"
+    found = [one.speed / other.speed for one, other in zip(ours, theirs, strict=True)]
+    return f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
 
 def by_lanes(
-    setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int
+    setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int, *, apart: bool
 ) -> Iterator[Callable[[], Sequence[object]]]:
-    """Tokens a second for each number of lanes, beside the limit and one at a time."""
-    per_lane = rows * setup.tokens
+    """Tokens a second for each number of lanes, beside the other ways to train."""
     spec = trial(setup, model, rows)
-    packs = Packs(setup)
+    packs = {
+        name: Packs(setup, data, root / name, pads=name == "padded", apart=apart)
+        for name in ("flat", "padded")
+    }
 
     def row(lanes: int) -> Sequence[object]:
+        seeds = range(lanes) if apart else [0] * lanes
         arms = {
-            "packed": lambda: packs.of([spec] * lanes, data, root),
-            "limit": lambda: plain(setup, trial(setup, model, rows * lanes), data),
-            "one": lambda: plain(setup, spec, data),
+            "flat": lambda: packs["flat"].of([spec] * lanes),
+            "padded": lambda: packs["padded"].of([spec] * lanes),
+            "limit": lambda: plain(setup, spec, micro_batches(data, rows, seeds), is_flat=True),
+            "one": lambda: plain(setup, spec, micro_batches(data, rows, [0]), is_flat=False),
         }
-        found = compare(setup, arms)
-        (step_s, peak), (limit_s, _), (one_s, _) = (found[name] for name in arms)
+        found, peaks = rounds(setup, arms)
+        ours = found["flat"]
+        if not ours:
+            return (lanes, "does not fit", *"-" * 6)
+        steps = [1000 * each.seconds / setup.steps / lanes for each in ours]
         return (
             lanes,
-            f"{lanes * per_lane / step_s:,.0f}" if step_s else "does not fit",
-            f"{1000 * step_s / lanes:.2f}",
-            f"{limit_s / step_s:.2f}" if limit_s and step_s else "-",
-            f"{lanes * one_s / step_s:.2f}" if step_s else "-",
-            f"{peak:,.0f}",
-        )
-
-    return (lambda lanes=lanes: row(lanes) for lanes in setup.lanes)  # type: ignore[misc]
-
-
-class Packs:
-    """The packs of a table: on a GPU one that grows, since a lane takes longer to make than to
-    time."""
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self.engine: Engine | None = None
-
-    def of(self, specs: Sequence[TrainSpec], data: Any, root: Path) -> Callable[[], None]:
-        before = self.engine if self._setup.device == "cuda" else None
-        self.engine = before or Engine(
-            specs[0],
-            data,
-            device=self._setup.device,
-            base=_loaded_once(self._setup, specs[0]),
-        )
-        return packed(self._setup, specs, data, root, self.engine)
-
-    def tokens(self) -> int:
-        """That all lanes have seen."""
-        assert self.engine is not None
-        return sum(lane.record.tokens for lane in self.engine._lanes)
-
-
-def by_lanes_of_chats(
-    setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int
-) -> Iterator[Callable[[], Sequence[object]]]:
-    """The same for rows of unlike lengths, by their own tokens."""
-    spec = trial(setup, model, rows)
-    packs, chats = Packs(setup), Chats(data, rows, setup.device)
-
-    def row(lanes: int) -> Sequence[object]:
-        seen: dict[str, list[int]] = {name: [] for name in ("packed", "limit", "one")}
-
-        def noted(name: str, act: Callable[[], None], tokens: Callable[[], int]) -> Any:
-            """Note the tokens that each round has seen."""
-            calls = count(1)
-
-            def step() -> None:
-                act()
-                if next(calls) % setup.steps == 0:
-                    seen[name].append(tokens())
-
-            return step
-
-        arms = {
-            "packed": lambda: noted("packed", packs.of([spec] * lanes, data, root), packs.tokens),
-            "limit": lambda: noted("limit", *chats.train(setup, spec, chats.of_all(lanes))),
-            "one": lambda: noted("one", *chats.train(setup, spec, chats.of(0))),
-        }
-        seconds, peaks = rounds(setup, arms)
-        speeds = {
-            name: statistics.median(
-                tokens / (setup.steps * each)
-                for tokens, each in zip(np.diff(seen[name]), seconds[name], strict=True)
-            )
-            if seconds[name]
-            else 0.0
-            for name in arms
-        }
-        ours, limit, one = speeds.values()
-        return (
-            lanes,
-            f"{ours:,.0f}" if ours else "does not fit",
-            f"{1000 * statistics.median(seconds['packed']) / lanes:.2f}" if ours else "-",
-            f"{ours / limit:.2f}" if limit and ours else "-",
-            f"{ours / one:.2f}" if one and ours else "-",
-            f"{peaks['packed']:,.0f}",
+            f"{statistics.median(each.speed for each in ours):,.0f}",
+            f"{statistics.median(steps):.2f}",
+            f"{statistics.median(each.optimizer_share for each in ours):.0%}",
+            *(ratio(ours, found[name]) for name in ("limit", "padded", "one")),
+            f"{peaks['flat']:,.0f}",
         )
 
     return (lambda lanes=lanes: row(lanes) for lanes in setup.lanes)  # type: ignore[misc]
@@ -526,25 +504,33 @@ def unlike(setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int) -> 
         "the same, micro-batches half and one and a half": mixed,
     }
     arms = {
-        name: (lambda specs=specs: packed(setup, specs, data, root))
+        name: (
+            lambda name=name, specs=specs: Packs(
+                setup, data, root / str(len(name)), pads=False, apart=True
+            ).of(specs)
+        )
         for name, specs in packs.items()
     }
-    found = compare(setup, arms)
-    lines: list[Sequence[object]] = [("8 lanes", "tokens/s", "MiB")]
-    for name, specs in packs.items():
-        seconds, peak = found[name]
-        tokens = sum(spec.batch_size for spec in specs) * setup.tokens
-        lines.append(
-            (name, f"{tokens / seconds:,.0f}" if seconds else "does not fit", f"{peak:,.0f}")
-        )
+    found, peaks = rounds(setup, arms)
+    lines: list[Sequence[object]] = [("8 lanes apart", "tokens/s", "MiB")]
+    for name, timings in found.items():
+        speed = f"{statistics.median(t.speed for t in timings):,.0f}" if timings else "does not fit"
+        lines.append((name, speed, f"{peaks[name]:,.0f}"))
     return table(*lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.packing",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--lanes", type=int, nargs="*")
-    parser.add_argument("--micro-batches", type=int, nargs="*")
+    parser.add_argument("--lengths", choices=LENGTHS, nargs="+", default=LENGTHS)
+    parser.add_argument("--lanes-at", choices=LANES_AT, nargs="+", default=LANES_AT)
+    parser.add_argument("--lanes", type=int, nargs="+")
+    parser.add_argument("--micro-batches", type=int, nargs="+")
+    parser.add_argument("--rounds", type=int, help="timings of each way, in turns")
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing in all")
     parser.add_argument("--output", type=Path, metavar="FILE", help="append each line to it, too")
     parser.add_argument("--minutes", type=float, help="end before that; on a GPU 7.5")
@@ -555,31 +541,31 @@ def main() -> None:
         setup,
         lanes=tuple(asked.lanes or setup.lanes),
         micro_batches=tuple(asked.micro_batches or setup.micro_batches),
+        rounds=asked.rounds or setup.rounds,
         recomputes=asked.recompute,
     )
     pages = Pages(output=asked.output, minutes=asked.minutes or setup.minutes)
     if asked.device == "cuda":  # first: a run that is cut short has said where it ran
         pages.write(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as folder:
-        model, data = random_base(setup, Path(folder, "base")), random_rows(setup)
-        for rows in setup.micro_batches:
-            what = f"micro-batch {rows}, rows of {setup.tokens} tokens, r=8 on all linear layers"
-            pages.write(f"\n{what}\n")
-            pages.table(HEAD, by_lanes(setup, model, data, Path(folder, "equal"), rows))
-            chats = chat_rows(setup)
-            lengths = np.array([len(ids) for ids in chats.train["input_ids"]])
-            what = f"mean {lengths.mean():.0f}, median {np.median(lengths):.0f}, at most"
-            pages.write(
-                f"\nthe same, rows of unlike lengths ({what} {lengths.max()} tokens), trials out "
-                "of step\n"
-            )
-            place = Path(folder, "chats")
-            pages.table(HEAD, by_lanes_of_chats(setup, model, chats, place, rows))
-            if pages.has_time(60):
-                place = Path(folder, str(rows))
-                pages.write(f"\n{sft_trainer(setup, trial(setup, model, rows), data, place)}")
-            if pages.has_time(60):
-                pages.write(f"\n{unlike(setup, model, data, Path(folder, 'unlike'), rows)}\n")
+        model = random_base(setup, Path(folder, "base"))
+        for kind in asked.lengths:
+            lengths = lengths_of(kind, setup)
+            data = random_rows(lengths)
+            what = f"mean {np.mean(lengths):.0f}, median {np.median(lengths):.0f}, at most"
+            pages.write(f"\n## {kind}: rows of {what} {max(lengths)} tokens")
+            for rows in setup.micro_batches:
+                for at in asked.lanes_at:
+                    pages.write(f"\nmicro-batch {rows}, lanes {at}, r=8 on all linear layers\n")
+                    place = Path(folder, f"{kind}-{rows}-{at}")
+                    pages.table(
+                        HEAD, by_lanes(setup, model, data, place, rows, apart=at == "apart")
+                    )
+                place = Path(folder, f"{kind}-{rows}")
+                if pages.has_time(60):
+                    pages.write(f"\n{sft_trainer(setup, trial(setup, model, rows), data, place)}")
+                if kind == "equal" and pages.has_time(60):
+                    pages.write(f"\n{unlike(setup, model, data, place / 'unlike', rows)}\n")
     if asked.device == "cpu":
         pages.write(machine())
 

@@ -6,15 +6,30 @@ import argparse
 import errno
 import logging
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from orchestrator import __version__
+from orchestrator.cluster.surroundings import name_user
+from orchestrator.config.config_files import (
+    CONF,
+    OPTION,
+    first_comment,
+    groups,
+    sweep_files,
+    take_config_dir,
+    with_config_dir,
+)
 from sweeps.core.errors import SweepError, nearest
 from sweeps.core.secrets import scrub
 
+Parsed = TypeVar("Parsed")
+
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
+    "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
 }
@@ -29,7 +44,19 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
+_PARSED = ("show", "status", "export")  # these have options, and help of their own
 _HELP = ("-h", "--help", "help")
+_PLAN_HELP = """\
+usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
+
+Check all that the sweep of the same words would check (config, data, model, memory, disk, W&B),
+train one real step of its largest micro-batch, and say what would run. Nothing else is trained or
+written. The exit code is 0 if the sweep could start, else 1.
+
+  python -m orchestrator plan sweep=lr_grid
+  python -m orchestrator plan sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b
+
+python -m orchestrator --help lists groups, choices and sweeps."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    name_user()
     try:
         return _dispatch(list(argv))
     except SweepError as error:
@@ -49,16 +77,18 @@ def main(argv: Sequence[str]) -> int:
         print(scrub(f"{what}{error.strerror}. {_USERS_DISK[error.errno]}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
+        print("\nSIGINT: stopped.", file=sys.stderr)
         return 130
 
 
 def _dispatch(argv: list[str]) -> int:
+    own, argv = take_config_dir(argv)
     first = argv[0] if argv else ""
-    if first in _HELP or any(word in _HELP for word in argv):
-        print(help_text())
+    if first in _HELP or (first not in _PARSED and any(word in _HELP for word in argv)):
+        print(_PLAN_HELP if first == "plan" else help_text(own))
         return 0
     if not argv:
-        print(help_text())
+        print(help_text(own))
         return 1  # a script whose words went missing has trained nothing
     if first == "--version":
         print(f"sft-sweeps {__version__}")
@@ -73,16 +103,19 @@ def _dispatch(argv: list[str]) -> int:
 
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
+    if first == "show":
+        from orchestrator.show import parser, show
+
+        shown, words = _parse(parser().parse_known_args, argv[1:])
+        return show(with_config_dir(own, words), shown)
     if first == "plan":
         from orchestrator.plan import plan
 
-        return plan(argv[1:])
+        return plan(with_config_dir(own, argv[1:]))
     if first and "=" not in first and not first.startswith(("-", "~", "+")):
-        from orchestrator.config.overrides import groups
-
         near = nearest(first, VERBS)
         hint = f" Did you mean {near}?" if near else ""
-        if first in (known := groups()):
+        if first in (known := groups(own)):
             hint = f" Did you mean {first}=CHOICE, one of {', '.join(known[first])}?"
         raise SweepError(
             f"{first}: no such verb; there are {', '.join(VERBS)}, and without one the sweep runs. "
@@ -90,7 +123,7 @@ def _dispatch(argv: list[str]) -> int:
         )
     from orchestrator.driver import run
 
-    return run(argv)
+    return run(with_config_dir(own, argv))
 
 
 def _status_arguments(argv: Sequence[str]) -> Path:
@@ -98,7 +131,7 @@ def _status_arguments(argv: Sequence[str]) -> Path:
 
     parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
     parser.add_argument("run_dir")
-    return fetched(_parse(parser, argv).run_dir)
+    return fetched(_parse(parser.parse_args, argv).run_dir)
 
 
 def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -106,37 +139,38 @@ def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir")
     parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
     parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
-    return _parse(parser, argv)
+    return _parse(parser.parse_args, argv)
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+def _parse(parse: Callable[[Sequence[str]], Parsed], argv: Sequence[str]) -> Parsed:
     try:
-        return parser.parse_args(list(argv))
+        return parse(argv)
     except SystemExit as error:  # argparse's own code is 2; ours for usage is 1
         raise SystemExit(1 if error.code else 0) from None
 
 
-def help_text() -> str:
-    """What can be chosen, and commands worth typing."""
-    from orchestrator.config.overrides import CONF, groups
-
+def help_text(own: Path | None = None) -> str:
+    """What can be chosen, and commands worth typing; `own` is the folder of --config-dir."""
     lines = [
         "Find out which settings to fine-tune a language model with.",
         "",
         "  python -m orchestrator sweep=lr_grid      8 trials on an embedded model, no download",
         "  python -m orchestrator sweep=joint data=file data.path=train.jsonl model=qwen3_0_6b",
-        "  python -m orchestrator plan sweep=asha cluster=ray cluster.address=auto",
+        "  python -m orchestrator plan sweep=asha cluster=ray",
         "",
         "Verbs (anything else is an override, key=value):",
         *(f"  {verb:<8}{text}" for verb, text in VERBS.items()),
         "",
-        "Groups (group=choice; each is a file in conf/):",
+        f"Groups (group=choice; each is a file GROUP/CHOICE.yaml; {OPTION} DIR adds yours):",
     ]
-    for group, choices in groups().items():
+    for group, choices in groups(own).items():
         lines.append(f"  {group:<10}{', '.join(choices)}")
+    sweeps = {} if own is None else {path.stem: path for path in sweep_files(own)}
+    shipped = [path for path in sweep_files(CONF) if path.stem not in sweeps]
     lines += ["", "Sweeps, and what each answers:"]
-    for path in sorted((CONF / "sweep").glob("*.yaml")):
-        lines.append(f"  {path.stem:<14}{_first_comment(path)}")
+    lines += _about_sweeps(shipped)
+    lines += ["", f"Sweeps of {own}:"] if sweeps else []
+    lines += _about_sweeps(sweeps.values())
     lines += [
         "",
         "Any key can be set (trainer.learning_rate=2e-4) or searched, in Hydra's sweep grammar:",
@@ -148,9 +182,16 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _first_comment(path: Path) -> str:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        text = line.removeprefix("#").strip()
-        if line.startswith("#") and not text.startswith("@package"):
-            return text.split("  ")[0]
-    return ""
+def _about_sweeps(paths: Iterable[Path]) -> list[str]:
+    """Each sweep's name and what its file says of it, in whole sentences."""
+    return [
+        line
+        for path in paths
+        for line in textwrap.wrap(
+            f"{path.stem:<14}{first_comment(path)}",
+            width=110,
+            initial_indent="  ",
+            subsequent_indent=" " * 16,
+            break_on_hyphens=False,
+        )
+    ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from orchestrator.best.model_card import is_ready, proof_of, train_again, write_best
@@ -22,9 +22,10 @@ from orchestrator.cluster.ray_cluster import (
     start_ray,
     stop_ray,
 )
-from orchestrator.cluster.signals import SIGNAL_EXIT, Heartbeat, Signals
+from orchestrator.cluster.signals import Heartbeat, Signals
 from orchestrator.config.command import Command, checked
-from orchestrator.config.engine_choice import EngineChoice, choose, planned_trials
+from orchestrator.config.device_hours import expected_lines
+from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
 from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
@@ -47,6 +48,7 @@ from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.trial import State
+from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
 from sweeps.results.importance import effects
@@ -67,14 +69,34 @@ _SILENCE_S = 20.0  # after a signal: a process that is silent for so long was en
 _RAY_SILENCE_S = 45.0  # Ray itself aborts the process when its head is gone for 60
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a start of a sweep ended.
+
+    Attributes:
+        stop: why it stopped before its end; None if it did not.
+        proof_error: why the best checkpoint could not be made ready; else empty.
+    """
+
+    folder: RunFolder
+    exit_code: int
+    stop: Stop | None = None
+    proof_error: str = ""
+
+
 def run(argv: Sequence[str]) -> int:
     """Run or go on with a sweep; returns the exit code.
 
     Raises:
         SweepError: refused before anything was trained.
     """
+    return run_under(Signals(), argv).exit_code
+
+
+def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
+    """Run or go on with a sweep, which `signals` stop; raises as `run` does."""
     command = Command.read(argv)
-    with Signals() as signals, ExitStack() as refused:
+    with signals, ExitStack() as refused:
         refused.callback(stop_ray)
         _begin_own_ray(command)
         spec, space = checked(command)
@@ -131,12 +153,14 @@ class Driver:
         self._copies = copies
         self._display = Display(folder, spec.public)
         self._attempts = 0  # before this one
+        self._tokens = 0.0  # of a trial
         self._is_broken = False
         self._leaving = threading.RLock()
+        self._has_left = False
         self._coordinator: CoordinatorActor  # from `_get_ready` on
         self._tracker: TrackerProcess  # from the first worker on
 
-    def run(self) -> int:
+    def run(self) -> Ended:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         self._attempts = past.attempts
         try:
@@ -144,7 +168,7 @@ class Driver:
                 self._history = past
                 self._show({}, ["This sweep had ended already."])
                 self._tell_failure(None)
-                return self._exit_code()
+                return self._ended()
             self._display.say(*plan_lines(self._spec, self._space, self._folder))
             return self._sweep(past, *self._get_ready(past))
         finally:
@@ -157,12 +181,13 @@ class Driver:
         findings = Findings()
         with findings.part():
             ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
-        most = self._most_workers()
+        most = most_workers(self._spec, self._space)
         with findings.part():
             start_ray(self._spec.cluster)
             self._signals.take_over()
             placement = place(self._spec.engine, self._spec.cluster, most)
         findings.refuse()  # what the data and what the machine lacks, together
+        self._tokens = ready.tokens
         engine = choose(self._spec, self._space, on_gpu=bool(placement.gpus))
         rules = assignment_rules(
             self._spec,
@@ -186,7 +211,7 @@ class Driver:
 
     def _sweep(
         self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
-    ) -> int:
+    ) -> Ended:
         import ray
 
         try:
@@ -210,7 +235,7 @@ class Driver:
 
     def _watch(
         self, past: History, ready: Ready, placement: Placement, engine: EngineChoice
-    ) -> int:
+    ) -> Ended:
         from orchestrator.workers.worker_config import WorkerConfig
 
         device = "cuda" if placement.gpus else "cpu"
@@ -224,11 +249,12 @@ class Driver:
             public=self._spec.public,
         )
         self._tracker = TrackerProcess(job)
-        self._display.say(f"{engine.why}; {placement.where}")
+        self._display.say(engine_line(engine, placement))
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)
-        slots = live_slots(self._spec.engine, placement.gpus, self._most_workers())
+        most = most_workers(self._spec, self._space)
+        slots = live_slots(self._spec.engine, placement.gpus, most)
         worker_config = WorkerConfig(
             root=self._folder.root,
             examples=ready.examples,
@@ -284,16 +310,11 @@ class Driver:
 
     def _begin(self, ready: Ready, identity: str, known: DryRun | None) -> None:
         """Let the Coordinator hand out trials."""
-        facts = {**ready.facts, "rehearsal": {"identity": identity}}
+        facts = replace(ready.facts, rehearsal={"identity": identity})
         self._coordinator.begin(facts, known, None if known else ready.largest)
         found = proof_of(self._folder)
         if found:
             self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
-
-    def _most_workers(self) -> int:
-        """At most as many workers as there are trials, or as the user allows."""
-        limits = [self._spec.sweep.max_concurrent, planned_trials(self._spec, self._space)]
-        return min([n for n in limits if n is not None], default=10**6)
 
     # ------------------------------------------------------------------ while it runs
 
@@ -301,7 +322,7 @@ class Driver:
         self, workers: Workers, heartbeat: Heartbeat, began: float, capacity: CapacityWatch
     ) -> None:
         interrupted = False
-        budget = self._spec.sweep.time_budget_s
+        budget, hours = self._spec.sweep.time_budget_s, self._spec.sweep.device_hours
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
@@ -324,6 +345,10 @@ class Driver:
                 budget = None
                 self._display.say("The time budget is spent: trials commit and wait.")
                 send(self._coordinator.interrupt, Stop(cause=Cause.TIME_BUDGET), True)
+            if hours is not None and self._history.device_hours(time.time()) >= hours:
+                hours = None
+                self._display.say("The device-hours are spent: trials commit and wait.")
+                send(self._coordinator.interrupt, Stop(cause=Cause.DEVICE_HOURS), True)
         self._follow()
 
     def _follow(self) -> None:
@@ -333,32 +358,36 @@ class Driver:
                 self._display.say(line)
         if self._copies is not None and self._copies.lost is not None:
             raise self._copies.lost
-        for event in self._tail.read():
+        for event in self._tail.events():
             self._history.apply(event)
-            if event["event"] == "attempt" and self._history.attempts > self._attempts:
-                self._tell_step(event.get("rehearsal") or {})
+            if isinstance(event, events.Attempt) and self._history.attempts > self._attempts:
+                self._tell_step(event.rehearsal or {})
         self._display.update(self._history, read_progress(self._folder, self._history))
 
     def _tell_step(self, told: Mapping[str, Any]) -> None:
         """Say what the dry run measured, now or at an earlier start; nothing if none was done."""
         if found := DryRun.recorded(told):
-            self._display.say(step_line(found, told.get("lanes")))
+            expected = expected_lines(self._spec, self._space, self._tokens, found)
+            self._display.say(step_line(found, told.get("lanes")), *expected)
 
     def _interrupt(self, name: str) -> None:
         self._display.say(f"{name}: trials commit a checkpoint and stop; once more leaves at once.")
         send(self._coordinator.interrupt, Stop(cause=Cause.SIGNAL, details=(name,)), False)
 
     def _leave_now(self) -> NoReturn:
-        """End the process at once; a second thread that comes waits for the first to do it."""
-        self._leaving.acquire()
-        self._display.close()
-        print(self._go_on(), flush=True)
-        stop_ray()
-        os._exit(SIGNAL_EXIT[self._signals.seen[-1]])
+        """Leave at once; a second thread that comes waits for the first to do it."""
+        with self._leaving:
+            self._signals.stop_watching()
+            self._display.close()
+            if not self._has_left:
+                print(self._go_on(), flush=True)
+            self._has_left = True
+            stop_ray()
+            self._signals.leave()
 
     # ------------------------------------------------------------------ the end
 
-    def _finish(self, result: SweepResult) -> int:
+    def _finish(self, result: SweepResult) -> Ended:
         self._display.close()
         if result.refusal:
             self._refuse(result.refusal, result.traceback)
@@ -382,7 +411,7 @@ class Driver:
         can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
-        return self._exit_code(stop, is_proven=not proof_error)
+        return self._ended(stop, proof_error)
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """End the sweep, since no step could be trained."""
@@ -415,14 +444,15 @@ class Driver:
             ),
         )
 
-    def _exit_code(self, stop: Stop | None = None, *, is_proven: bool = True) -> int:
-        return exit_code(
+    def _ended(self, stop: Stop | None = None, proof_error: str = "") -> Ended:
+        code = exit_code(
             completed=self._history.count(State.COMPLETED),
             failed=self._history.count(State.FAILED),
             stop=stop,
             signal_code=self._signals.exit_code if self._signals.seen else 0,
-            is_proven=is_proven,
+            is_proven=not proof_error,
         )
+        return Ended(folder=self._folder, exit_code=code, stop=stop, proof_error=proof_error)
 
     def _tell_failure(self, stop: Stop | None) -> None:
         """Print a traceback if trials failed alike and nothing else ended the sweep."""

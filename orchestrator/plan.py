@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from orchestrator.cluster.gpus import idle_cards
-from orchestrator.cluster.ray_cluster import gpus_of_cluster, knock, stop_ray
+from orchestrator.cluster.gpus import given_to_ray, idle_cards, usable
+from orchestrator.cluster.placement import Placement, place
+from orchestrator.cluster.ray_cluster import (
+    address_line,
+    gpus_of_cluster,
+    knock,
+    own_cpus,
+    stop_ray,
+)
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
+from orchestrator.config.device_hours import expected_lines
+from orchestrator.config.engine_choice import choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, check_place
-from orchestrator.config.prepare import prepare_training, rehearsal_line
-from orchestrator.config.run_folder_claim import refuse_strangers
+from orchestrator.config.prepare import dry_run_line, prepare_training
+from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
 from orchestrator.storage.run_dir import places_of
 from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.row_view import legend, row_view
 from orchestrator.tracking.tracker import look_for_server
 from sweeps.config.spec import Spec
+from sweeps.core.commands import command_line
 from sweeps.ledger.history import History, read_history
+from sweeps.search.pruning import misled
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
 
 _LARGE_GRID = 1000
+_ROWS, _LETTERS = 2, 600  # shown of the data
 
 
 def plan(argv: Sequence[str]) -> int:
@@ -35,6 +49,9 @@ def plan(argv: Sequence[str]) -> int:
 def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
+    from trainers.preview import first_rows
+
+    refuse_another(folder, spec)
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         # If the sweep has begun, its data is there, and what has changed since can be told.
@@ -48,12 +65,43 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
             knock(spec.cluster)
         with findings.part():
             ready = prepare_training(spec, space, place, past, argv)
+        placement = None
+        with findings.part():
+            placement = _placement(spec, space)
         findings.refuse()
-        rehearsal = Path(scratch, "rehearsal")
-        step = rehearsal_line(ready, past, rehearsal, guess_device(spec), spec.strategy)
-        lines = [*ready.lines, *_about_devices(spec), step, tracking.result()]
-    display.say(*plan_lines(spec, space, folder), *lines, "nothing was started")
+        device = guess_device(spec)
+        engine = choose(spec, space, on_gpu=device == "cuda")
+        about = [engine_line(engine, placement) if placement else engine.why]
+        about += _about_devices(spec)
+        place_of_step, packed = Path(scratch, "dry_run"), engine.lanes > 1
+        expected = partial(expected_lines, spec, space, ready.tokens)
+        step = dry_run_line(
+            ready, past, place_of_step, device, spec.strategy, packed=packed, more=expected
+        )
+        lines = [*ready.lines, *about, step, tracking.result()]
+        rows = first_rows(spec.train, ready.data.train, _ROWS)
+    display.say(*plan_lines(spec, space, folder), *lines)
+    console = display.console
+    display.say(f"the first rows to train on, {legend(console)}")
+    display.show(*(row_view(row, console, _LETTERS) for row in rows))
+    display.say(f"more of them: {command_line(['show', *argv])}", "nothing was started")
     return 0
+
+
+def _placement(spec: Spec, space: Space) -> Placement | None:
+    """Where workers will be placed; None if a cluster that was not asked decides.
+
+    Raises:
+        ConfigError: not even one fits.
+    """
+    nodes: Sequence[Mapping[str, float]] | None = None
+    if spec.cluster.kind == "local":  # what a Ray of our own will be told of
+        gpus = given_to_ray(spec.cluster)
+        own = {"CPU": own_cpus(spec.cluster), "GPU": usable() if gpus is None else gpus}
+        nodes = [own]
+    elif gpus_of_cluster() is None:
+        return None
+    return place(spec.engine, spec.cluster, most_workers(spec, space), nodes)
 
 
 def _about_devices(spec: Spec) -> list[str]:
@@ -68,12 +116,15 @@ def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     """Lines on what will run."""
     configs = space.planned(spec.sweep.trials)
     repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    count = f"at most {configs}" if spec.sweep.search == "quick" else _count(configs)
     pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
     return [
-        f"sweep {spec.name}: {_count(configs)} trials{repeats} by {spec.sweep.search}{pruner}",
+        f"sweep {spec.name}: {count} trials{repeats} by {spec.sweep.search}{pruner}",
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),
+        *filter(None, [address_line(spec.cluster)]),
+        *misled(spec.sweep, space, spec.train.trainer),
         f"folder: {folder.root}",
     ]
 

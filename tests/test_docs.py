@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
+from support.own_project import write_project
 
 from orchestrator.cli import help_text, main
 from orchestrator.config.command import read_command
@@ -25,6 +27,7 @@ DOCUMENTS = (
     *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md"),
     *PAGES,
 )
+OTHERS = ("docs/finetune.ipynb", "docs/live.svg", "docs/record.py", "Makefile")
 FOLDERS = ("sweeps", "trainers", "orchestrator", "tests", "tools", "benchmarks", "conf", "launch")
 COMMAND = re.compile(r"(?:python -m orchestrator|sft-sweeps(?= \w+[ =])|make sweep ARGS=)(.*)")
 
@@ -63,13 +66,16 @@ def sweep_commands() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
 def test_every_command_that_is_shown_is_accepted(
-    where: str, words: str, monkeypatch: pytest.MonkeyPatch
+    where: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("orchestrator.cluster.gpus.usable", lambda: 8)  # some commands ask for GPUs
     # What a verb would do is left out; its words are read by the command line itself.
     monkeypatch.setattr("orchestrator.storage.run_dir.fetched", Path)
     monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
     monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
+    if where == "docs/own-project.md":
+        monkeypatch.chdir(write_project(tmp_path))
+    monkeypatch.setattr("orchestrator.show.show", lambda words, _: only_read(words))
     for module in ("plan.plan", "driver.run"):
         monkeypatch.setattr(f"orchestrator.{module}", only_read)
     assert main(shlex.split(words)) == 0
@@ -90,7 +96,7 @@ def test_a_verb_with_the_wrong_words_would_be_found(words: str) -> None:
 def test_each_kind_of_command_is_shown() -> None:
     """None of them was passed over by the way in which they are looked for."""
     shown = sorted(set(sweep_commands()))
-    assert {"plan", "status", "export"} <= {words.split()[0] for _, words in shown}
+    assert {"plan", "show", "status", "export"} <= {words.split()[0] for _, words in shown}
     assert {"README.md", "launch/README.md", "--help"} <= {where for where, _ in shown}
     without = {"docs/benchmarks.md", "docs/gpu.md"}
     assert set(PAGES) - {where for where, _ in shown} <= without
@@ -227,9 +233,15 @@ def test_no_folder_of_product_code_has_more_than_13_modules() -> None:
     assert {folder: count for folder, count in counts.items() if count > 13} == {}
 
 
-@pytest.mark.parametrize("name", [*DOCUMENTS, "docs/live.svg", "docs/record.py", "Makefile"])
+@pytest.mark.parametrize("name", [*DOCUMENTS, *OTHERS])
 def test_no_path_of_one_machine(name: str) -> None:
     assert re.findall(r"(?<![\w.:/])/(?:tmp|work|root|home|Users|mnt|opt)/\S*", read(name)) == []
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = json.loads(read("docs/finetune.ipynb"))["cells"]
+    ran = [cell for cell in cells if cell.get("outputs") or cell.get("execution_count")]
+    assert ran == []
 
 
 def test_each_test_that_the_page_on_gpus_names_is_there() -> None:

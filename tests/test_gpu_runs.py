@@ -45,7 +45,9 @@ def test_this_process_and_its_children_see_none() -> None:
     ("words", "said"),
     [
         (["-m", "gpu"], "sees none here, and CUDA_VISIBLE_DEVICES is ''"),
-        ([], "needs a GPU, and runs with `make test-gpu` (pytest -m gpu)"),
+        pytest.param(
+            [], "needs a GPU, and runs with `make test-gpu` (pytest -m gpu)", marks=pytest.mark.long
+        ),
     ],
 )
 def test_without_a_gpu_all_are_skipped_and_say_why(words: list[str], said: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.packing import GPU, LAPTOP, Chats, Pages, Setup, chat_rows
+from benchmarks.packing import LAPTOP, Pages, lengths_of, micro_batches, random_rows
 
 
 def test_each_row_is_in_the_file_before_the_next_is_begun(
@@ -56,16 +56,16 @@ def test_what_would_not_end_in_time_is_not_begun(
     assert not pages.has_time(200)
 
 
-@pytest.mark.parametrize("setup", [GPU, LAPTOP], ids=["gpu", "laptop"])
-def test_rows_of_unlike_length_are_as_long_as_those_of_chats(setup: Setup) -> None:
-    lengths = np.array([len(ids) for ids in chat_rows(setup).train["input_ids"]])
-    assert lengths.max() == 2 * setup.tokens
-    assert lengths.mean() == pytest.approx(243 / 512 * setup.tokens, rel=0.03)
+def test_rows_of_unlike_length_are_as_long_as_those_of_chats() -> None:
+    lengths = np.array(lengths_of("chat", LAPTOP))
+    assert lengths.max() == 1024
+    assert lengths.mean() == pytest.approx(243, rel=0.03)
     assert np.median(lengths) < 0.8 * lengths.mean()  # most are short
 
 
 def test_the_limit_sees_the_rows_of_all_trials_and_each_trial_its_own() -> None:
-    chats = Chats(chat_rows(LAPTOP), 4, "cpu")
-    own = [next(chats.of(seed)) for seed in range(3)]
+    data = random_rows(lengths_of("chat", LAPTOP)[:100])
+    own = [next(micro_batches(data, 4, [seed])) for seed in range(3)]
     assert own[0] != own[1]
-    assert next(chats.of_all(3)) == [row for micro_batch in own for row in micro_batch]
+    assert next(micro_batches(data, 4, range(3))) == [row for rows in own for row in rows]
+    assert next(micro_batches(data, 4, [0, 0])) == own[0] * 2

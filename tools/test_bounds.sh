@@ -13,7 +13,7 @@ if [ "$wanted" != "$(cat "$bounds/installed.txt" 2>/dev/null)" ]; then
     echo "$wanted" >"$bounds/installed.txt"
 fi
 "$bounds/bin/python" -m pytest -n 2 --dist loadfile \
-    -m "not slow and not faults and not cluster and not gpu and not long" "$@"
+    -m "not slow and not faults and not cluster and not gpu and not long and not fuzz" "$@"
 runs=$(mktemp -d)
 trap 'rm -rf "$runs"' EXIT
 for engine in solo packed; do

@@ -61,6 +61,9 @@ CHAT_TEMPLATE = (
 )
 
 
+_Documented = docstrings.Function | ast.ClassDef | ast.Module
+
+
 def library_text() -> Iterator[str]:
     """The standard library's source, one text per file, with every docstring taken out.
 
@@ -97,7 +100,7 @@ def _without_docstrings(source: str) -> str:
     return b"".join(lines).decode()
 
 
-def _docstrings(definition: docstrings.Documented) -> Iterator[tuple[ast.Expr, bool]]:
+def _docstrings(definition: _Documented) -> Iterator[tuple[ast.Expr, bool]]:
     """The strings that open a body (with the first gone, a second would be the docstring).
 
     With each, whether the body holds nothing else.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,8 @@ from trainers.model import attention
 from trainers.model.loading import choose, choose_for, load_base, no_bars
 from trainers.model.lora import in_training_type
 from trainers.model.source import resolve_path
-from trainers.model.tokenizer import load_tokenizer
+from trainers.model.stopping import GENERATION, write_generation_config
+from trainers.model.tokenizer import load_tokenizer, set_eos
 from trainers.sft import fsdp
 from trainers.trial import checkpoint
 from trainers.trial.evaluation import rows_for
@@ -37,8 +40,19 @@ _LEFT_OUT = {
 _RNG_STATES = "rng_state"  # the files of all ranks begin so
 
 
-def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
-    """Copy the weights of checkpoint `source` into `target`, and the base's tokenizer beside them.
+def assemble(
+    source: Path,
+    target: Path,
+    spec: ModelSpec,
+    *,
+    stops: Sequence[int] = (),
+    eos_token: str | None = None,
+) -> None:
+    """Copy the weights of checkpoint `source` into `target`, and what generation needs beside them.
+
+    Args:
+        stops: ids of the tokens at which generation stops, beside the base model's.
+        eos_token: trainer.eos_token.
 
     Raises:
         CheckpointError: `source` is not whole.
@@ -51,7 +65,15 @@ def assemble(source: Path, target: Path, spec: ModelSpec) -> None:
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / name, target / name)
-    load_tokenizer(spec).save_pretrained(str(target))
+    _save_tokenizer(target, spec, eos_token)
+    write_generation_config(target, spec, stops)
+
+
+def _save_tokenizer(target: Path, spec: ModelSpec, eos_token: str | None) -> None:
+    tokenizer = load_tokenizer(spec)
+    if eos_token is not None:
+        set_eos(tokenizer, eos_token)
+    tokenizer.save_pretrained(str(target))
 
 
 def load_trained(
@@ -72,6 +94,8 @@ def load_trained(
         from peft import PeftModel
 
         base = load_base(spec, device, place=place)
+        # PEFT asks by the old name.
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
         adapted = PeftModel.from_pretrained(base, str(folder), is_trainable=True)
         return in_training_type(adapted, autocast)
     from transformers import AutoModelForCausalLM
@@ -136,7 +160,14 @@ def prove(
     return result
 
 
-def merge(folder: Path, target: Path, spec: ModelSpec, device: str = "cpu") -> None:
+def merge(
+    folder: Path,
+    target: Path,
+    spec: ModelSpec,
+    device: str = "cpu",
+    *,
+    eos_token: str | None = None,
+) -> None:
     """Fold the adapter in `folder` into its base and save one plain model in `target`.
 
     A quantized base is loaded unquantized, so the result differs a little from what was measured.
@@ -149,7 +180,9 @@ def merge(folder: Path, target: Path, spec: ModelSpec, device: str = "cpu") -> N
     merged = load_trained(folder, replace(spec, quantization="none"), device).merge_and_unload()
     with no_bars():
         merged.save_pretrained(str(target))
-    load_tokenizer(spec).save_pretrained(str(target))
+    _save_tokenizer(target, spec, eos_token)
+    if (folder / GENERATION).is_file():  # older ones have none
+        shutil.copyfile(folder / GENERATION, target / GENERATION)
 
 
 def base_name(spec: ModelSpec) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sweeps.config.spec import BudgetSpec, Strategy, TrainSpec
 from sweeps.core import fault_injection
+from sweeps.core.commands import typed
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import Decision, Report
@@ -21,12 +22,13 @@ from sweeps.storage.durable_writes import remove_tree
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import PreparedData
 from trainers.data.preparation import lengths
+from trainers.model.source import has_experts, load_config
 from trainers.trial.failures import DivergedError, is_out_of_memory
 from trainers.trial.meters import PeakMemory, free_memory, held_mb
 from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import DryRun, Observer, Outcome, Task
 
-_KEY = "rehearsal"
+_KEY = "dry_run"
 _EVALUATED = 8  # rows
 # The schedule and its rate differ from trial to trial: a rate at which one of them diverges is no
 # reason to refuse all.
@@ -40,7 +42,7 @@ _HARMLESS = {
 Train = Callable[[Task, PreparedData, Observer], Outcome]
 
 
-def rehearse(
+def dry_run(
     spec: TrainSpec,
     data: PreparedData,
     folder: Path,
@@ -121,14 +123,16 @@ def _one_step(
         step_mb=max(0.0, memory.mb - held),
         checkpoint_mb=audience.bytes / 2**20,
         seconds=time.monotonic() - began,
+        train_s=audience.train_s,
     )
 
 
 class _Audience:
-    """Observes the step, and notes the checkpoint's size."""
+    """Observes the step, and notes its seconds and the checkpoint's size."""
 
     attempt = 1
     bytes = 0
+    train_s = 0.0
 
     def begin(self, step: int, reports: list[Report]) -> bool:
         return True
@@ -140,6 +144,7 @@ class _Audience:
         return Decision.CONTINUE
 
     def report(self, report: Report) -> Decision:
+        self.train_s = report.metrics.get("seconds", 0.0)
         return Decision.CONTINUE
 
     def may_commit(self) -> None:
@@ -163,4 +168,20 @@ def failed_step(error: Exception, train: TrainSpec) -> tuple[str, str]:
     if isinstance(error, SweepError | DivergedError):
         return f"{what} fails: {first}", ""
     text = scrub("".join(traceback.format_exception(error)))
-    return f"{what} fails: {type(error).__name__}: {first}", text
+    return f"{what} fails: {type(error).__name__}: {first}{_about_experts(error, train)}", text
+
+
+def _about_experts(error: Exception, train: TrainSpec) -> str:
+    """What to type where TRL or PEFT trip over the routers of a mixture of experts."""
+    try:
+        if not has_experts(load_config(train.model)):
+            return ""
+    except SweepError:
+        return ""
+    if "'tuple' object" in str(error):
+        word = typed("peft.exclude_modules", ["router"])
+        return f". PEFT cannot adapt a router that returns several values: {word} leaves it out"
+    if isinstance(error, IndexError) or "num_experts" in str(error):
+        word = typed("trainer.router_aux_loss_coef", 0.0)
+        return f". SFTTrainer cannot compute the loss of this model's routers: {word} leaves it out"
+    return ""

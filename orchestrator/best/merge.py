@@ -50,8 +50,8 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
     assert isinstance(config, dict)
     from trainers.best_checkpoint import merge as merge_adapter
 
-    merge_adapter(
-        folder.best, target, read_train({str(key): value for key, value in config.items()}).model
-    )
+    train = read_train({str(key): value for key, value in config.items()})
+    eos_token = train.trainer.get("eos_token")
+    merge_adapter(folder.best, target, train.model, eos_token=eos_token)
     print(f"{target}  loads with AutoModelForCausalLM.from_pretrained")
     return 0

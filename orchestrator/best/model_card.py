@@ -15,6 +15,7 @@ from sweeps.core.commands import UnwritableError, command_line, override
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import masked
 from sweeps.ledger.history import History
+from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best
 from sweeps.results.trials_csv import ranked
 from sweeps.storage.durable_writes import publish, write_text
@@ -75,8 +76,9 @@ def write_best(
 
 def train_again(spec: Spec, found: Best) -> str | None:
     """The command that trains the winner again, alone; None if no command line can express it."""
-    from orchestrator.config.compose import compose_config
-    from orchestrator.config.overrides import groups
+    from orchestrator.config.compose import compose_config, composed_of
+    from orchestrator.config.config_files import groups
+    from orchestrator.config.decisions import is_within
 
     # Masked before it is quoted: a secret of the environment may hold what quotes escape.
     config: Any = masked("", config_of(spec, found.record.values, found.record.repeat))
@@ -101,9 +103,13 @@ def train_again(spec: Spec, found: Best) -> str | None:
             override(f"sweep.budget.{kind}", config["budget"][kind]),
             override("sweep.evaluations", spec.sweep.evaluations),
         ]
+        unread = [problem.key for problem in composed_of(words).problems]
     except UnwritableError:
         return None
-    return command_line(words)
+    # What the winner does not read is a part of its config, and of its key, all the same.
+    forced = [key for word in words if "." in (key := word.partition("=")[0])]
+    forced = [key for key in forced if any(is_within(each, [key]) for each in unread)]
+    return command_line([f"++{w}" if w.partition("=")[0] in forced else w for w in words])
 
 
 def _differences(default: Mapping[str, Any], config: Mapping[str, Any]) -> Iterator[str]:
@@ -144,6 +150,7 @@ def card(
         proof=proof,
         rows=[row for row in ranked(history) if row.rank is not None][:_TOP],
         trial_name=trial_name,
+        hints=outlook(history),
         again=again,
     )
     return f"{filled}\n"
@@ -153,5 +160,7 @@ def _data(spec: Spec) -> str:
     data = spec.train.data
     if data.source == "docstrings":
         return "docstrings of the Python standard library"
-    path = str(data.path)
-    return path if data.source == "hub" else path.rsplit("/", 1)[-1]
+    if data.source == "hub":
+        return str(data.path)
+    paths = [data.path] if isinstance(data.path, str) else data.path or ()
+    return ", ".join(path.rsplit("/", 1)[-1] for path in paths)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.cluster.gpus import idle_beside
+from orchestrator.cluster.limits import usable_memory_mb
 from orchestrator.cluster.nodes import alive_nodes
 from sweeps.config.spec import ClusterSpec, EngineSpec
 from sweeps.core.errors import ConfigError, Problem
@@ -30,16 +31,23 @@ class Placement:
     where: str
 
 
-def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placement:
+def place(
+    engine: EngineSpec,
+    cluster: ClusterSpec,
+    most: int = 10**6,
+    nodes: Sequence[Mapping[str, float]] | None = None,
+) -> Placement:
     """How many workers fit on the cluster as it is now.
 
     Args:
         most: workers that there is work for.
+        nodes: the resources of each node; None asks Ray, which must have been started.
 
     Raises:
         ConfigError: not even one fits; the message says what there is.
     """
-    nodes = [node["Resources"] for node in alive_nodes()]
+    if nodes is None:
+        nodes = [node["Resources"] for node in alive_nodes()]
     seen = int(sum(node.get("GPU", 0) for node in nodes))
     gpus, idle = engine.gpus_per_trial, ""
     if gpus and cluster.kind == "local":
@@ -62,8 +70,10 @@ def place(engine: EngineSpec, cluster: ClusterSpec, most: int = 10**6) -> Placem
     if 0 < gpus < 1:
         what += f": {int(1 / gpus + 1e-9)} share a GPU, which Ray fills before the next"
     where = "this machine" if cluster.kind == "local" else f"{len(nodes)} nodes of the cluster"
+    # Of a job's groups within the machine's, Ray sees the outermost alone.
+    limit = usable_memory_mb() * 2**20 if cluster.kind == "local" else math.inf
     shares = [
-        node.get("memory", math.inf) / min(count, most)
+        min(node.get("memory", math.inf), limit) / min(count, most)
         for node, count in zip(nodes, here_each, strict=True)
         if count
     ]

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.gpus import given_to_ray, let_segments_grow
+from orchestrator.cluster.limits import usable_cpus
 from orchestrator.cluster.nodes import alive_nodes
+from orchestrator.cluster.surroundings import find_ray_folder
 from sweeps.config.spec import ClusterSpec
 from sweeps.core.errors import SweepError, first_line
 from sweeps.core.secrets import scrub
@@ -19,7 +21,9 @@ from sweeps.core.secrets import scrub
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # else Tune's thread starts another Ray once ours is stopped
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # else `uv run` is run for each worker, on a packed copy
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables; ours is fed by the ledger
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
@@ -37,18 +41,31 @@ def import_ray(cluster: ClusterSpec) -> None:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if cluster.kind == "local":
+        find_ray_folder()
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else a token is written into ~/.ray
         # Without it Ray listens on the machine's outer address, whatever _node_ip_address says.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         let_segments_grow()  # in the workers, which take over this environment
+    # In a notebook it advises a package that only Ray's own tables would need.
+    logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
     import ray  # noqa: F401
 
 
 def begin_ray(cluster: ClusterSpec) -> None:
-    """Start Ray or join a cluster in the background; does nothing if that was begun."""
+    """Start Ray or join a cluster in the background; does nothing if that was begun.
+
+    Raises:
+        SweepError: the program that runs the sweep has a Ray of its own.
+    """
     global _ray
     if _ray is None:
         import_ray(cluster)  # in this thread: another one might import at the same time
+        import ray
+
+        if ray.is_initialized():
+            raise SweepError(
+                "Ray runs in this process already, and a process has one: ray.shutdown() ends it"
+            )
         _ray = _Ray(cluster)
 
 
@@ -140,7 +157,7 @@ def _init(cluster: ClusterSpec) -> None:
         try:
             ray.init(
                 address="local",  # else it joins a cluster that runs on this machine
-                num_cpus=cluster.cpus or len(os.sched_getaffinity(0)),
+                num_cpus=own_cpus(cluster),
                 num_gpus=given_to_ray(cluster),
                 include_dashboard=False,
                 object_store_memory=_OBJECT_STORE_BYTES,
@@ -161,15 +178,41 @@ def _init(cluster: ClusterSpec) -> None:
         raise _no_answer(cluster, error) from None
 
 
+def address_line(cluster: ClusterSpec) -> str:
+    """What RAY_ADDRESS means for a sweep; empty if it is not set, or if an address was typed."""
+    named = scrub(os.environ.get("RAY_ADDRESS", ""))
+    if named and cluster.kind == "local":
+        return f"RAY_ADDRESS is not used: trials stay on this machine; cluster=ray joins {named}"
+    if named and cluster.address == "auto":
+        return f"cluster: {named}, which RAY_ADDRESS names"
+    return ""
+
+
+def _address(cluster: ClusterSpec) -> str:
+    """Where a cluster is; for `auto` Ray looks at RAY_ADDRESS first."""
+    named = os.environ.get("RAY_ADDRESS") if cluster.address == "auto" else None
+    return named or str(cluster.address)
+
+
+def own_cpus(cluster: ClusterSpec) -> int:
+    """CPUs of this machine that a Ray of our own is told of."""
+    return cluster.cpus or usable_cpus()
+
+
 def knock(cluster: ClusterSpec) -> None:
     """See whether anything listens at a cluster's host:port; Ray itself would try for minutes.
 
     Raises:
-        SweepError: nothing listens.
+        SweepError: nothing listens, or RAY_ADDRESS names no cluster.
     """
     if cluster.kind == "local":
         return
-    host, sign, port = str(cluster.address).removeprefix("ray://").rpartition(":")
+    address = _address(cluster)
+    if address == "local":
+        raise SweepError(
+            "RAY_ADDRESS = local: cluster=ray joins a cluster. Unset it, or take cluster=local."
+        )
+    host, sign, port = address.removeprefix("ray://").rpartition(":")
     if sign and port.isdigit():
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
@@ -179,7 +222,7 @@ def knock(cluster: ClusterSpec) -> None:
 
 def _no_answer(cluster: ClusterSpec, error: Exception) -> SweepError:
     return SweepError(
-        f"cluster.address = {scrub(str(cluster.address))}: no Ray cluster answers "
+        f"cluster.address = {scrub(_address(cluster))}: no Ray cluster answers "
         f"({first_line(error)}). Start one with `ray start --head`, name its address, or take "
         "cluster=local. One that asks for a token wants RAY_AUTH_MODE=token here, too."
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import _thread
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _LOOK_S = 0.2
@@ -17,32 +19,40 @@ _BEAT_S = 0.5
 
 
 class Signals:
-    """Takes SIGINT and SIGTERM while it is entered.
+    """Takes SIGINT and SIGTERM while it is entered, if that is in the main thread.
 
-    Before `collect` there is nothing to commit, and the first signal ends the process. After it,
+    Before `collect` there is nothing to commit, and the first signal leaves at once. After it,
     signals are kept in `seen`, for the driver's loop.
+
+    Args:
+        ends_process: leaving at once ends the process; if not, it raises SystemExit in the main
+            thread, for a caller whose process goes on.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ends_process: bool = True) -> None:
         self.seen: list[signal.Signals] = []
+        self._ends_process = ends_process
         self._taken = 0.0
         self._leave: Callable[[], object] | None = None
         self._is_lost: Callable[[], bool] = bool
+        self._is_over = threading.Event()
         self._old: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Signals:
-        for number in SIGNAL_EXIT:
-            self._old[number] = signal.getsignal(number)
-        self.take_over()
+        if _is_main():  # no other thread may set handlers; there, signals are the caller's
+            for number in SIGNAL_EXIT:
+                self._old[number] = signal.getsignal(number)
+            self.take_over()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop_watching()
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
     def take_over(self) -> None:
         """Set our handlers; again once Ray runs, whose handler of SIGTERM prints a stack."""
-        for number in SIGNAL_EXIT:
+        for number in self._old:
             signal.signal(number, self._take)
 
     def collect(self, leave: Callable[[], object], is_lost: Callable[[], bool]) -> None:
@@ -56,7 +66,16 @@ class Signals:
 
     def stop_watching(self) -> None:
         """Ignore from now on that Ray's head is gone, since Ray is about to be stopped."""
-        self._is_lost = bool
+        self._is_over.set()
+
+    def leave(self) -> NoReturn:
+        """End the process, or the main thread's sweep, with the exit code of the last signal."""
+        code = SIGNAL_EXIT[self.seen[-1]]
+        if self._ends_process:
+            os._exit(code)
+        if not _is_main():
+            _thread.interrupt_main()  # it comes here, too
+        raise SystemExit(code)
 
     @property
     def exit_code(self) -> int:
@@ -69,6 +88,8 @@ class Signals:
         self._taken = time.monotonic()
         self.seen.append(signal.Signals(number))
         if self._leave is None:
+            if len(self.seen) == 1:  # not by print, which this may have interrupted
+                os.write(2, b"\n%b: no trial was started.\n" % self.seen[0].name.encode())
             raise SystemExit(self.exit_code)
         if len(self.seen) > 1:
             self._leave()
@@ -77,9 +98,14 @@ class Signals:
 
     def _watch(self) -> None:
         assert self._leave is not None
-        while not self._is_lost():
-            time.sleep(_LOOK_S)
-        self._leave()
+        while not self._is_over.wait(_LOOK_S):
+            if self._is_lost() and not self._is_over.is_set():
+                self._leave()
+                return
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 class Heartbeat(threading.Thread):

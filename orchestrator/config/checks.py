@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from orchestrator.cluster.gpus import gpu_problems
+from orchestrator.config.decisions import UNREAD
 from orchestrator.storage.run_dir import place_problems
-from sweeps.config.keys import FACTS, STRATEGY, search_refusal
+from sweeps.config.keys import FACTS, STRATEGY, may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.validation import without_strategy
-from sweeps.core.commands import written
+from sweeps.core.commands import UnwritableError, among, searched
 from sweeps.core.errors import Problem, nearest
 from sweeps.search.samplers import search_problems
 from sweeps.space.grammar import foreign
 from sweeps.space.parser import lookup, space_of
 from sweeps.space.space import Choice, Interval, Space, set_by
 
+_OF_A_DEVICE = ("trainer.optim", "trainer.optim_args", "trainer.tf32", "trainer.bf16")
 _GOLDEN = 0.6180339887  # as a share of an interval, hardly a whole number
 
 
@@ -53,20 +54,29 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     return found or _fraction_problems(space)
 
 
+def is_of_here(problem: Problem) -> bool:
+    """Whether a problem is of where trials run, which may change from one start to the next."""
+    return may_change(problem.key) or problem.key in _OF_A_DEVICE
+
+
 def with_search(config: Mapping[str, Any], problem: Problem) -> Problem:
     """The problem, with the way to search if its value is a list or a mapping of values to try."""
     key, value = problem.key, problem.value
+    if UNREAD in problem.message:
+        return problem
     if not isinstance(value, Mapping | list):
         value = lookup(config, key)
     if not isinstance(value, Mapping | list) or search_refusal(key) != "":
         return problem
-    ours = foreign(value) if isinstance(value, Mapping) else None
-    if isinstance(value, list) and value and _fit_alone(key, value):
-        ours = ",".join(map(written, value))
-        ours = ours if len(value) > 1 else f"choice({ours})"
+    try:
+        ours = foreign(value) if isinstance(value, Mapping) else None
+        if isinstance(value, list) and value and _fit_alone(key, value):
+            ours = among(value)
+    except UnwritableError:
+        ours = None
     if ours is None:
         return problem
-    message = f"{problem.message} To search: {shlex.quote(f'{key}={ours}')}"
+    message = f"{problem.message} To search: {searched(key, ours)}"
     return replace(problem, message=message)
 
 

@@ -9,12 +9,22 @@ from typing import Any
 from orchestrator.cluster.gpus import usable
 from orchestrator.cluster.ray_cluster import ask_cluster, gpus_of_cluster
 from orchestrator.config import compose
-from orchestrator.config.checks import read_space, spec_problems, training_problems, with_search
+from orchestrator.config.checks import (
+    is_of_here,
+    read_space,
+    spec_problems,
+    training_problems,
+    with_search,
+)
 from orchestrator.config.engine_choice import engine_problems
+from orchestrator.config.run_folder_claim import as_begun, holds
+from orchestrator.storage.run_dir import folder_of
 from sweeps.config.spec import Spec
 from sweeps.config.validation import read_spec, section_problems
-from sweeps.core.errors import ConfigError, Problem
+from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.space.space import Space
+
+_MAX_LENGTH = "data.max_length"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +35,14 @@ class Command:
         config: the composed and resolved config.
         spec: None if some value does not fit its key.
         problems: what is wrong with it, as far as can be seen without the libraries.
+        given: the keys that the command line sets.
     """
 
     config: Mapping[str, Any]
     spec: Spec | None
     space: Space
     problems: Sequence[Problem]
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, argv: Sequence[str]) -> Command:
@@ -45,7 +57,8 @@ class Command:
         except ConfigError as error:
             raise ConfigError([*made.problems, *error.problems]) from None
         space = replace(read.space, notes=made.notes)
-        return replace(read, space=space, problems=[*made.problems, *read.problems])
+        problems = [*made.problems, *read.problems]
+        return replace(read, space=space, problems=problems, given=made.given)
 
     @classmethod
     def of(
@@ -72,15 +85,44 @@ class Command:
             ConfigError: something is wrong; it names everything.
         """
         spec, space, problems = self.spec, self.space, list(self.problems)
+        if spec is not None and _MAX_LENGTH not in self.given:
+            spec, notes = within_context(spec)
+            space = replace(space, notes=(*space.notes, *notes))
         device = guess_device(spec) if spec is not None else "cpu"
-        problems += training_problems(self.config, space, device)
+        found = training_problems(self.config, space, device)
         if spec is not None:
-            problems += spec_problems(spec, space)
+            found += spec_problems(spec, space)
+        if spec is not None and found and holds(folder_of(spec), spec):
+            begun = [problem for problem in found if not is_of_here(problem)]
+            space = replace(space, notes=(*space.notes, *as_begun(begun)))
+            found = [problem for problem in found if is_of_here(problem)]
+        problems += found
         if spec is not None and not problems:
             problems += engine_problems(spec, space, device)
         if problems or spec is None:
             raise ConfigError([with_search(self.config, problem) for problem in problems])
         return spec, space
+
+
+def within_context(spec: Spec) -> tuple[Spec, list[str]]:
+    """Lower a default data.max_length to what the model reads; the spec, and a note if it was."""
+    from trainers.model.source import context_tokens, load_config
+
+    model, data = spec.train.model, spec.train.data
+    try:
+        most = context_tokens(load_config(model))
+    except (SweepError, ConfigError):
+        return spec, []  # the model is looked at, and its fault told, with the data
+    if most is None or data.max_length <= most:
+        return spec, []
+    base, public = (
+        {**config, "data": {**config["data"], "max_length": most}}
+        for config in (spec.base, spec.public)
+    )
+    train = replace(spec.train, data=replace(data, max_length=most))
+    note = f"{_MAX_LENGTH}={most}, all that {model.path} reads; data={data.source} has "
+    note += f"{data.max_length:,} as its default"
+    return replace(spec, train=train, base=base, public=public), [note]
 
 
 def checked(command: Command) -> tuple[Spec, Space]:

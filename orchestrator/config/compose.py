@@ -7,24 +7,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from orchestrator.config.config_files import CONF, choice_problem, hiding, not_there, unreadable
 from orchestrator.config.decisions import Decisions
-from orchestrator.config.overrides import CONF, Overrides, sort_overrides
-from orchestrator.config.paths import make_absolute
+from orchestrator.config.overrides import Overrides, sort_overrides
+from orchestrator.config.paths import begun_config, make_absolute
 from sweeps.config.keys import may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS
 from sweeps.core.errors import ConfigError, Problem
 from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import fingerprint
+
+_own: ContextVar[Path | None] = ContextVar("own", default=None)
+
+
+class _OwnFirst(SearchPathPlugin):
+    """Lets Hydra search the folder of --config-dir first; hydra.searchpath would come last."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if (folder := _own.get()) is not None:
+            search_path.prepend("config-dir", f"file://{folder}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +51,7 @@ class Composed:
         config: all of it, resolved.
         base: its training sections, unresolved.
         name, run_dir: the sweep's, if the config leaves them open.
+        given: the keys that the command line sets.
         notes: what was decided where the command line and the sweep's file differ.
         problems: what was typed and would be read by no trial.
     """
@@ -43,6 +60,7 @@ class Composed:
     base: dict[str, Any]
     name: str
     run_dir: str
+    given: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -76,6 +94,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
         suffix = f"-{fingerprint(sorted(overrides.naming), 8)}" if overrides.naming else ""
         run_dir = f"outputs/{name}{suffix}"
         make_absolute(config, run_dir)
+        _keep_options(config, overrides, str(config.get("run_dir") or run_dir))
         space, when = _space(config, overrides)
         config["sweep"]["space"] = {}
         config["sweep"]["when"] = {}
@@ -86,21 +105,32 @@ def composed_of(argv: Sequence[str]) -> Composed:
     decisions = Decisions(
         config=resolved,
         fixed=frozenset(overrides.given),
+        forced=frozenset(overrides.forced),
         typed=frozenset(overrides.space) | frozenset(overrides.when),
-        space=space,
-        when=when,
+        space=dict(space),
+        when=dict(when) if isinstance(when, Mapping) else when,
     )
     decisions.settle()
-    resolved["sweep"]["space"] = decisions.space
-    resolved["sweep"]["when"] = decisions.when
+    undecided = _searching(resolved, space, when)
+    begun = begun_config(str(resolved.get("run_dir") or run_dir))
+    if begun and not differing(public(undecided), begun):
+        decisions.leave_as_begun()
+    else:
+        undecided = _searching(resolved, decisions.space, decisions.when)
     return Composed(
-        config=resolved,
+        config=undecided,
         base={section: base[section] for section in SECTIONS},
         name=name,
         run_dir=run_dir,
-        notes=tuple(decisions.notes),
+        given=frozenset(overrides.given),
+        notes=(*hiding(overrides.own), *decisions.notes),
         problems=tuple(decisions.problems),
     )
+
+
+def _searching(config: Mapping[str, Any], space: Mapping[str, Any], when: Any) -> dict[str, Any]:
+    """The config with this space."""
+    return {**config, "sweep": {**config["sweep"], "space": space, "when": when}}
 
 
 def _drop_options(config: DictConfig, overrides: Overrides) -> None:
@@ -112,17 +142,51 @@ def _drop_options(config: DictConfig, overrides: Overrides) -> None:
             config.sweep[f"{name}_options"] = {}
 
 
+def _keep_options(config: DictConfig, overrides: Overrides, run_dir: str) -> None:
+    """Keep the options of a begun sweep's sampler and pruner if its file has others by now."""
+    there = begun_config(run_dir).get("sweep")
+    if not isinstance(there, Mapping):
+        return
+    for name in ("search", "pruner"):
+        options = f"{name}_options"
+        typed = any(key.startswith(f"sweep.{name}") for key in overrides.given)
+        if not typed and there.get(name) == config.sweep.get(name) and options in there:
+            config.sweep[options] = there[options]
+
+
 def _compose(overrides: Overrides) -> tuple[DictConfig, str]:
+    """The config and the name of the sweep's file. A Hydra of the caller's stays as it was."""
+    theirs = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
+    Plugins.instance().register(_OwnFirst)
+    _own.set(overrides.own)
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
             whole = compose("config", overrides=overrides.for_hydra, return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([_problem(error)]) from None
-    choice = str(whole.hydra.runtime.choices.get("sweep", "sweep"))
+    except Exception as error:
+        if problems := unreadable(overrides.own) or _uncomposed(error, overrides.own):
+            raise ConfigError(problems) from None
+        raise
+    finally:
+        _own.set(None)
+        GlobalHydra.instance().hydra = theirs
+    choices = whole.hydra.runtime.choices
+    found = [choice_problem(overrides.own, group, choices[group]) for group in choices]
+    if problems := [problem for problem in found if problem is not None]:
+        raise ConfigError(problems)
     OmegaConf.set_struct(whole, False)
     config = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])
-    return config, choice
+    return config, str(choices.get("sweep", "sweep"))
+
+
+def _uncomposed(error: Exception, own: Path | None) -> list[Problem]:
+    """Why Hydra composes nothing, if it is the user's to mend."""
+    if isinstance(error, RecursionError):
+        message = "a file names itself in its defaults list, or two name each other."
+        return [Problem(key="defaults", message=message)]
+    if not isinstance(error, HydraException | OmegaConfBaseException):
+        return []
+    return [not_there(str(error), own) or _problem(error)]
 
 
 def _problem(error: Exception) -> Problem:
@@ -196,7 +260,12 @@ def _finite(value: Any) -> Any:
 
 def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Each key that may not change but does: key, value in the folder's config, value now."""
-    there, now = dict(flatten(written)), dict(flatten(spec.public))
+    return differing(spec.public, written)
+
+
+def differing(config: Mapping[str, Any], written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The same for a config as it may be written down, see `public`."""
+    there, now = dict(flatten(written)), dict(flatten(config))
     return [
         (key, there.get(key), now.get(key))
         for key in sorted(there.keys() | now.keys())

@@ -7,21 +7,31 @@ if it was typed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps.core.commands import UnwritableError, written
 from sweeps.core.errors import Problem
+from sweeps.search.first import fitting
 from sweeps.space.parser import lookup, parse_space
 from sweeps.space.space import Choice, Dimension, Space, set_by
 
 # data.source -> the keys of `data` that it does not read.
 _UNREAD = {
-    "docstrings": "path name revision split format columns eval_path".split(),
-    "file": "name revision".split(),
-    "hub": "format eval_path".split(),
+    "docstrings": "path name revision split format encoding columns eval_path".split(),
+    "file": "name revision split".split(),
+    "hub": "format encoding eval_path".split(),
 }
+# What not every optimizer, schedule or trial reads.
+_CONDITIONAL = tuple(
+    f"trainer.{name}"
+    for name in (
+        *("adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules", "warmup_steps"),
+        *("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"),
+    )
+)
+UNREAD = "no trial reads it"
 _EMPTY: tuple[Any, ...] = (None, "", {}, [])
 
 
@@ -32,12 +42,14 @@ class Decisions:
     Attributes:
         config: the resolved config.
         fixed: the keys that the command line sets to one value.
+        forced: those of them that may be read by no trial.
         typed: the keys that it searches or puts a condition on; the rest of `space` is a file's.
         space, when: `sweep.space` and `sweep.when` as written.
     """
 
     config: Mapping[str, Any]
     fixed: frozenset[str]
+    forced: frozenset[str]
     typed: frozenset[str]
     space: dict[str, Any]
     when: Any
@@ -46,12 +58,40 @@ class Decisions:
 
     def settle(self) -> None:
         """Take out of the space what is fixed, and what no trial reads."""
+        self.problems += self._both_typed()
         for name, dimension in self._dimensions().items():
             if name not in self.typed:
                 self._fix(name, dimension)
         self._settle_adapter()
+        self._settle_trainer()
         self._settle_conditions()
-        self.problems += self._unread_data()
+        self._settle_first()
+        self.problems += [*self._unread_data(), *self._unread_places()]
+        forced = [each for each in self.problems if is_within(each.key, self.forced)]
+        self.notes += [f"set by ++ all the same: {each}" for each in forced]
+        self.problems = [each for each in self.problems if each not in forced]
+
+    def leave_as_begun(self) -> None:
+        """Turn what was decided into notes: the sweep began when nothing of it was decided."""
+        told = [*self.notes, *map(str, self.problems)]
+        self.notes = [
+            f"this sweep goes on as it began; a new one would differ: {each}" for each in told
+        ]
+        self.problems = []
+
+    def _both_typed(self) -> Iterator[Problem]:
+        """Keys typed both with a value and with a search; a condition may leave the value."""
+        conditions = self.when if isinstance(self.when, Mapping) else {}
+        for name, dimension in self._dimensions().items():
+            if name not in self.typed or name in conditions:
+                continue
+            for key in self.fixed.intersection(set_by(dimension)):
+                value = _text(lookup(self.config, key))
+                by = "" if key == name else f" by {name}"
+                message = (
+                    f"is typed twice: as {value}, and to be searched{by}. Leave one of them out."
+                )
+                yield Problem(key=key, message=message)
 
     def _dimensions(self) -> dict[str, Dimension]:
         return {each.name: each for each in self._parsed().dimensions}
@@ -108,10 +148,34 @@ class Decisions:
                 self.notes.append(f"{name} is not searched: peft.method=full trains no adapter")
         for each in sorted(filter(_is_adapters, self.fixed | self.typed)):
             message = (
-                "no trial reads it, since peft.method=full trains no adapter: leave it out, or "
-                "take peft=lora."
+                f"{UNREAD}, since peft.method=full trains no adapter: leave it out, or take "
+                "peft=lora."
             )
             self.problems.append(Problem(key=each, message=message))
+
+    def _settle_trainer(self) -> None:
+        """Settings of optimizers and schedules that no trial has, and the like."""
+        dimensions = self._dimensions()
+        keys = {key for each in dimensions.values() for key in set_by(each)} | self.fixed
+        asked = {key for key in keys if key.startswith(_CONDITIONAL)}
+        trainer = self.config.get("trainer")
+        if not asked or not isinstance(trainer, Mapping):
+            return
+        from trainers.sft.validation import unread  # imports torch
+
+        searched = self._parsed().values_by_key()
+        reasons = {key: unread(key.removeprefix("trainer."), trainer, searched) for key in asked}
+        for name, dimension in dimensions.items():
+            reason = next((reasons[key] for key in set_by(dimension) if reasons.get(key)), None)
+            if reason is None or name in self.typed or len(set_by(dimension)) > 1:
+                continue
+            self._leave(name)
+            self.notes.append(f"{name} is not searched: {reason}")
+        for key in sorted(asked & (self.fixed | self.typed)):
+            is_noted = key == "trainer.warmup_steps" or lookup(self.config, key) in _EMPTY
+            if (reason := reasons[key]) and (key in self.typed or not is_noted):
+                message = f"{UNREAD}: {reason}. Leave it out."
+                self.problems.append(Problem(key=key, message=message))
 
     def _settle_conditions(self) -> None:
         """A condition on a key that is not searched holds always or never."""
@@ -130,6 +194,20 @@ class Decisions:
                 self._leave(name)
                 self.notes.append(f"{name} is not searched: {why}")
 
+    def _settle_first(self) -> None:
+        """Choose `sweep.first` by peft.method, if it is written for each.
+
+        Of a file's, only what the space still searches is kept.
+        """
+        sweep = self.config["sweep"]
+        first = sweep["first"] = [] if sweep.get("first") is None else sweep["first"]
+        if isinstance(first, Mapping) and (method := lookup(self.config, "peft.method")) in first:
+            first = sweep["first"] = first[method]
+        if "sweep.first" in self.fixed or not isinstance(first, list):
+            return
+        entries = [entry for entry in first if isinstance(entry, Mapping)]
+        sweep["first"] = [] if sweep.get("search") == "grid" else fitting(entries, self._parsed())
+
     def _unread_data(self) -> Iterator[Problem]:
         source = lookup(self.config, "data.source")
         for name in _UNREAD.get(source, ()):
@@ -142,11 +220,29 @@ class Decisions:
                 f"data={other}" for other in readers
             )
             yield Problem(key=key, value=value, message=f"{message}.")
+        own = next((k for k in ("data.eval_path", "data.eval_split") if lookup(self.config, k)), "")
+        if own and (key := "data.eval_fraction") in self.fixed:
+            message = (
+                f"no row is drawn to measure on, since {own} names them: leave one of them out."
+            )
+            yield Problem(key=key, value=lookup(self.config, key), message=message)
+
+    def _unread_places(self) -> Iterator[Problem]:
+        key, kind = "cluster.address", lookup(self.config, "cluster.kind")
+        value = lookup(self.config, key)
+        if kind == "local" and key in self.fixed and value not in _EMPTY:
+            message = "is not read by cluster=local: leave it out, or add cluster=ray."
+            yield Problem(key=key, value=value, message=message)
 
     def _leave(self, name: str) -> None:
         del self.space[name]
         if isinstance(self.when, dict):
             self.when.pop(name, None)
+
+
+def is_within(key: str, keys: Collection[str]) -> bool:
+    """Whether a key, or a mapping that holds it, is one of `keys`."""
+    return any(key == each or key.startswith(f"{each}.") for each in keys)
 
 
 def _is_adapters(key: str) -> bool:

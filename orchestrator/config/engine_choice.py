@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from orchestrator.cluster.placement import Placement
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
 from sweeps.core.errors import ConfigError, Problem, SweepError
+from sweeps.search.quick import abreast
 from sweeps.space.space import Space
 
 # Measured with benchmarks/packing.py: on one core, more lanes gain nothing. At most: on a GPU how
@@ -32,7 +34,7 @@ def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
     if spec.engine.devices_per_trial > 1:
         message = "lanes share one device: engine=solo, or engine.devices_per_trial=1."
         return [Problem(key="engine.kind", value="packed", message=message)]
-    reasons = [reason for reason in obstacles(spec, space, device).values() if reason]
+    reasons = [reason for each in obstacles(spec, space, device).values() for reason in each]
     message = "; engine=auto trains what cannot share a device alone."
     return [
         Problem(key="engine.kind", value="packed", message=f"{reason}{message}")
@@ -49,7 +51,7 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     if spec.engine.kind == "solo":
         return EngineChoice(lanes=1, why="engine: solo, one trial on each device")
     found = obstacles(spec, space, "cuda" if on_gpu else "cpu")
-    reasons = list(dict.fromkeys(reason for reason in found.values() if reason))
+    reasons = list(dict.fromkeys(reason for each in found.values() for reason in each[:1]))
     most = spec.engine.lanes
     lanes = most if most != "auto" else _GPU_LANES if on_gpu else _CPU_LANES
     if all(found.values()):
@@ -64,9 +66,14 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     return EngineChoice(lanes=lanes, why=why)
 
 
+def engine_line(engine: EngineChoice, placement: Placement) -> str:
+    """The line on the engine, and on how many workers train at once where."""
+    return f"{engine.why}; {placement.where}"
+
+
 def _padding(spec: Spec, space: Space) -> str:
     """Why the rows of lanes are padded, as far as the model's config says."""
-    from trainers.model.flat_check import obstacle
+    from trainers.flat.check import obstacle
 
     try:
         _, values = next(_variants(spec, space))
@@ -81,12 +88,18 @@ def planned_trials(spec: Spec, space: Space) -> int | None:
     return None if configs is None else configs * spec.sweep.repeats
 
 
-def obstacles(spec: Spec, space: Space, device: str) -> dict[str, str]:
-    """Why trials cannot be lanes on `device`, "" if they can, for each searched value by itself."""
-    from trainers.packed.compatibility import obstacle
+def most_workers(spec: Spec, space: Space) -> int:
+    """At most as many workers as there are trials, or as the user allows."""
+    limits = [spec.sweep.max_concurrent, planned_trials(spec, space), abreast(spec.sweep)]
+    return min([n for n in limits if n is not None], default=10**6)
+
+
+def obstacles(spec: Spec, space: Space, device: str) -> dict[str, list[str]]:
+    """All that keeps trials from being lanes on `device`, for each searched value by itself."""
+    from trainers.packed import compatibility
 
     return {
-        name: obstacle(read_train(config_of(spec, values)), device)
+        name: compatibility.obstacles(read_train(config_of(spec, values)), device)
         for name, values in _variants(spec, space)
     }
 

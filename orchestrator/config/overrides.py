@@ -7,31 +7,51 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 
 from __future__ import annotations
 
+import ast
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
+from typing import get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+from orchestrator.config.config_files import (
+    OPTION,
+    groups,
+    path_problem,
+    renamed_note,
+    take_config_dir,
+)
 from orchestrator.config.paths import DATA_KEYS, literal
 from sweeps.config.keys import may_change
-from sweeps.core.commands import masked_word, override
+from sweeps.config.spec import SearchName
+from sweeps.core.commands import masked_word, searched, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.space.grammar import foreign
 
-_PACKAGE = Path(str(files("orchestrator"))).resolve()
-_INSTALLED = _PACKAGE / "conf"  # where a wheel has it; in the repository it is beside the package
-CONF = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.with_name("conf")
-
 SPACE = "sweep.space"
 WHEN = "sweep.when"
+_OF_SETTINGS = ("trainer.lr_scheduler_kwargs", "sweep.budget")
+FIRST = "sweep.first"
+# What other tools call a section.
+_SECTIONS = {
+    **dict.fromkeys(("training", "train", "training_args", "sft", "args"), "trainer"),
+    **dict.fromkeys(("lora", "adapter", "peft_config"), "peft"),
+    **dict.fromkeys(("dataset", "datasets"), "data"),
+    **dict.fromkeys(("wandb", "logging"), "tracking"),
+    **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
+}
 _SECRET_REASON = "its value has a character that must be quoted"
-_TEXTS = ("name", "model.", "data.", "tracking.")  # what begins the keys whose values are text
+_TEXTS = (
+    "name",
+    "model.",
+    "data.",
+    "tracking.",
+    "trainer.optim_args",
+)  # what begins the keys whose values are text
 _MOST_QUOTED = 200  # letters of a text that a message repeats
 # What is no plain text: a quote, an interpolation, or one of Hydra's functions.
 _EXPRESSION = re.compile(r"""['"]|\$\{|^[\[{]|\b[a-z_]+\s*\(""")
@@ -47,6 +67,8 @@ class Overrides:
         space, when: searched key -> expression, searched key -> condition.
         replaces_space: `space` takes the place of the file's.
         naming: the overrides that the hash in the default folder's name is made of.
+        forced: the keys that are set with ++, though no trial may read them.
+        own: the folder of --config-dir.
     """
 
     for_hydra: list[str] = field(default_factory=list)
@@ -54,20 +76,18 @@ class Overrides:
     when: dict[str, str] = field(default_factory=dict)
     replaces_space: bool = False
     naming: list[str] = field(default_factory=list)
+    forced: set[str] = field(default_factory=set)
+    own: Path | None = None
 
     @property
     def given(self) -> set[str]:
-        """The keys that Hydra is told to set."""
-        return {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
-
-
-def groups() -> dict[str, list[str]]:
-    """Config group -> its choices, the files in conf/GROUP."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir()
-    }
+        """The keys that Hydra is told to set; those within a mapping too, if each is a setting."""
+        keys = {word.lstrip("+").partition("=")[0] for word in self.for_hydra}
+        for key in keys & {*_OF_SETTINGS}:
+            word = next(each for each in reversed(self.for_hydra) if _cut(each)[1] == key)
+            value = OverridesParser.create().parse_override(word).value()
+            keys |= {f"{key}.{name}" for name in (value if isinstance(value, Mapping) else ())}
+        return keys
 
 
 def sort_overrides(argv: Sequence[str]) -> Overrides:
@@ -77,15 +97,18 @@ def sort_overrides(argv: Sequence[str]) -> Overrides:
         ConfigError: some cannot be read; it names each.
     """
     problems: list[Problem] = []
-    sorted_ = Overrides()
-    known = groups()
-    for word in argv:
+    own, words = take_config_dir(argv)
+    sorted_ = Overrides(own=own)
+    known = groups(own)
+    for word in words:
         problem = _refused(word, known) or _sort(word, known, sorted_)
         if problem is not None:
             problems.append(problem)
     if problems:
         raise ConfigError(problems)
     _settle_budget(sorted_)
+    if FIRST in sorted_.given:
+        sorted_.for_hydra.insert(0, f"++{FIRST}=null")  # Hydra puts no list over a mapping
     return sorted_
 
 
@@ -98,10 +121,14 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
             message="Hydra's multirun is not used: the sweep is ours. Leave it out; "
             "key=1,2 or sweep.space says what to try.",
         )
-    if word.startswith("-"):
+    if word.startswith("-") or key in ("config_dir", "config-dir"):
+        near = nearest(f"--{key.lstrip('-')}", [OPTION])
         message = "is no option. Overrides are written key=value; see --help."
+        return Problem(key=key, message=message, nearest=near and f"{near} DIR")
+    if key.lstrip("+~") == "hydra.searchpath":
+        message = f"is written {OPTION} DIR, and DIR is searched before the shipped files."
         return Problem(key=key, message=message)
-    if key.lstrip("+~").startswith("hydra.") and not key.endswith("searchpath"):
+    if key.lstrip("+~").startswith("hydra."):
         message = "Hydra's own settings are not used; run_dir=... says where files go."
         return Problem(key=key, message=message)
     if key in known and not sign:
@@ -117,8 +144,10 @@ def _refused(word: str, known: Mapping[str, Sequence[str]]) -> Problem | None:
 
 def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Problem | None:
     prefix, key, text = _cut(word)
-    if not may_change(key) and not key.startswith("hydra."):
+    if not may_change(key):
         into.naming.append(masked_word(f"{'~' if prefix == '~' else ''}{key}", text))
+    if key.split("@")[0] in known and (problem := path_problem(key, text, into.own)):
+        return problem
     if prefix != "~":
         if key == SPACE:
             into.replaces_space = True
@@ -133,30 +162,37 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
         is_search = OverridesParser.create().parse_override(word).is_sweep_override()
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         if (ours := foreign(text)) is not None and not is_secret_key(key):
-            message = f"is searched with {shlex.quote(f'{key}={ours}')}"
+            message = f"is searched with {searched(key, ours)}"
+            return Problem(key=key, value=text, message=message)
+        if key in known and (meant := _meant(key, text)):
+            message = f"is none of its choices: {', '.join(known[key])}.{meant}"
             return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
-        return Problem(key=key, message=message + _as_text(key, text))
+        return Problem(key=key, message=message + (_as_literal(key, text) or _as_text(key, text)))
     group = key.split("@")[0]
     if group in known:
         return _take_group(word, prefix, group, text, known[group], is_search, into)
     if is_search and key in DATA_KEYS:
         message = (
-            "is one file or a glob, as in "
-            f"{shlex.quote(override(key, 'part-*.jsonl'))} ; a name with commas is written "
-            f"{shlex.quote(override(key, text))}"
+            "cannot be searched: all trials have the same data. Several files are a list: "
+            f"{typed(key, ['a.jsonl', 'b.jsonl'])}"
         )
         return Problem(key=key, value=text, message=message)
     if is_search:
         into.space[key] = text
-    elif prefix or key.startswith("hydra."):
+    elif prefix == "~":
         into.for_hydra.append(word)
     elif "." in key and key.split(".")[0] not in known:
         there = f"is no key of the config; its groups are {', '.join(known)}."
-        return Problem(key=key, message=there, nearest=nearest(key.split(".")[0], known))
+        section = key.split(".")[0]
+        near = _SECTIONS.get(section) or nearest(section, known)
+        return Problem(key=key, message=there, nearest=near)
     else:
-        into.for_hydra.append(f"++{word}")  # `sweeps.config.validation` finds unknown names
+        # Hydra's own + refuses a key that is there; a value is set in either case.
+        # `sweeps.config.validation` finds unknown names.
+        into.for_hydra.append(f"++{word.removeprefix(prefix)}")
+        into.forced |= {key} if prefix == "++" else set()
     return None
 
 
@@ -177,7 +213,17 @@ def _as_text(key: str, text: str) -> str:
         return ""
     if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
-    return f" As text it is written {shlex.quote(override(key, text))}"
+    return f" As text it is written {typed(key, text)}"
+
+
+def _as_literal(key: str, text: str) -> str:
+    """How a mapping or list of Python or JSON is written."""
+    try:
+        value = ast.literal_eval(text.strip())
+        is_known = isinstance(value, dict | list) and not is_secret_key(key)
+        return f" It is written {typed(key, value)}" if is_known else ""
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""  # UnwritableError is a ValueError
 
 
 def _cut(word: str) -> tuple[str, str, str]:
@@ -208,11 +254,32 @@ def _take_group(
         )
     if choice not in choices:
         message = f"is none of its choices: {', '.join(choices)}."
-        return Problem(key=group, value=choice, message=message, nearest=nearest(choice, choices))
+        message += renamed_note(group, choice, into.own)
+        meant = _meant(group, choice)
+        near = None if meant else nearest(choice, choices)
+        return Problem(key=group, value=choice, message=message + meant, nearest=near)
     if group == "sweep":  # the folder has its name
         into.naming = [name for name in into.naming if name != f"{group}={choice}"]
     into.for_hydra.append(word)
     return None
+
+
+def _meant(group: str, choice: str) -> str:
+    """What to type for a file, a model or a mode that is given as a group's choice."""
+    if group == "tracking" and choice in ("online", "wandb_online"):
+        return " tracking=wandb is online if there is a key for it."
+    choice = _unquoted(choice)
+    if group == "sweep" and choice in get_args(SearchName):
+        return f" Write {typed('sweep.search', choice)}"
+    if group == "peft" and choice == "dora":
+        return " Write peft.use_dora=true"
+    holder = {"data": "file", "model": "hub"}.get(group)
+    if holder is None or not re.search(r"[/.~]", choice):
+        return ""
+    is_data_set = group == "data" and re.fullmatch(r"[\w-]+/[\w.-]+", choice) is not None
+    if is_data_set and Path(choice).suffix not in (".jsonl", ".json", ".csv", ".parquet"):
+        holder = "hub"
+    return f" Write {group}={holder} {typed(f'{group}.path', choice)}"
 
 
 def _take_space(text: str, into: Overrides) -> Problem | None:

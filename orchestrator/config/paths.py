@@ -6,7 +6,6 @@ Trials run in other folders than the command, so nothing but the driver may see 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,50 +18,75 @@ from omegaconf import DictConfig, OmegaConf
 
 from orchestrator.storage.run_dir import local_folder
 from sweeps.core.commands import override, written
+from sweeps.space.parser import lookup
 from sweeps.storage.object_store import is_uri
 from sweeps.storage.run_folder import RunFolder
 from trainers.model.source import EMBEDDED
 
 DATA_KEYS = ("data.path", "data.eval_path")
-PATH_KEYS = ("run_dir", "storage", "model.path", "model.chat_template", *DATA_KEYS)
+_IN_KEYS = ("model.path", "model.chat_template", *DATA_KEYS)  # of trials
+PATH_KEYS = ("run_dir", "storage", *_IN_KEYS)
 
 
 def literal(key: str, text: str) -> str:
     """The text after `key=`, in Hydra's grammar: a path that Hydra misreads is quoted for it.
 
     A path may hold blanks, accents, brackets, equal signs and commas. What Hydra reads as one text
-    stays as it is, and so do a list and a choice, unless there is a file of just this name.
+    stays as it is, and so do a list and a choice, unless there is a file of just this name. Several
+    data files with commas between them are a list.
     """
     stripped = text.strip()
-    if key not in PATH_KEYS or not stripped or stripped[0] in "'\"" or stripped.lower() == "null":
+    if key not in PATH_KEYS or not stripped or stripped.lower() == "null":
         return text
     try:
         parsed: Override | None = OverridesParser.create().parse_override(f"key={text}")
     except (HydraException, ValueError):
         parsed = None
-    if parsed is not None:
-        value = parsed.value()
-        if isinstance(value, str | QuotedString):
+    value = parsed.value() if parsed is not None else None
+    if isinstance(value, str | QuotedString):
+        return text
+    if not os.path.lexists(os.path.expanduser(stripped)):
+        if key in DATA_KEYS and (parts := _parts(value, stripped)):
+            return written(parts)
+        if isinstance(value, ChoiceSweep | list):
             return text
-        is_several = isinstance(value, ChoiceSweep | list)
-        if is_several and not os.path.lexists(os.path.expanduser(stripped)):
-            return text
+    if parsed is not None and stripped[0] in "'\"":
+        return text
     if "${" in stripped:  # an interpolation is looked up, within the quotes too
         return written(stripped)
     return override("", stripped).removeprefix("=")
+
+
+def _parts(value: Any, text: str) -> list[str]:
+    """The data files of a list as people type it, with commas between them; none if it is another.
+
+    Args:
+        value: `text` as Hydra reads it; None if it cannot.
+    """
+    if isinstance(value, ChoiceSweep) and value.simple_form:
+        value = value.list
+    elif value is not None:
+        return []
+    if value is None:
+        bare = text[1:-1] if text[0] + text[-1] == "[]" else text
+        return [part.strip() for part in bare.split(",") if part.strip()] if "," in bare else []
+    texts = [each.text if isinstance(each, QuotedString) else each for each in value]
+    return [each for each in texts if each] if all(isinstance(x, str) for x in texts) else []
 
 
 def make_absolute(config: DictConfig, run_dir: str) -> None:
     """Replace each path by its absolute form, seen from the working folder; `~` is a home.
 
     Args:
-        run_dir: if the config names none. A sweep that began there with a relative data.path keeps
-            it: only the driver reads that file, and the keys of trials are made of the path.
+        run_dir: if the config names none. A sweep that began there with another form of a path,
+            such as a relative data.path, keeps it: the keys of its trials are made of the path.
     """
-    begun = _begun_with(str(_value(config, "run_dir") or run_dir))
+    begun = begun_config(str(_value(config, "run_dir") or run_dir))
     for key in PATH_KEYS:
         value = _value(config, key)
-        if key in DATA_KEYS and (_value(config, "data.source") == "hub" or value == begun.get(key)):
+        if key in DATA_KEYS and _value(config, "data.source") == "hub":
+            continue
+        if key in _IN_KEYS and value is not None and value == lookup(begun, key):
             continue
         new: Any = value
         if isinstance(value, str):
@@ -104,21 +128,13 @@ def _uninterpolated(value: Any) -> Any:
     return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
-def _begun_with(run_dir: str) -> dict[str, str]:
-    """The data files of the sweep that began in `run_dir`, as its sweep.yaml has them."""
-    folder = local_folder(run_dir) if is_uri(run_dir) else RunFolder(Path(run_dir).expanduser())
-    written_there: Any = None
+def begun_config(run_dir: str) -> dict[str, Any]:
+    """The sweep.yaml of the sweep that began in `run_dir`; empty if none did."""
+    folder = (
+        local_folder(run_dir) if is_uri(run_dir) else RunFolder(Path(os.path.expanduser(run_dir)))
+    )
+    found: Any = None
     with suppress(OSError, ValueError, yaml.YAMLError, RuntimeError):
         if folder.has_begun:
-            written_there = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
-    return dict(_data_paths(written_there))
-
-
-def _data_paths(config: Any) -> Iterator[tuple[str, str]]:
-    data = config.get("data") if isinstance(config, dict) else None
-    if not isinstance(data, dict):
-        return
-    for key in DATA_KEYS:
-        value = data.get(key.partition(".")[2])
-        if isinstance(value, str):
-            yield key, value
+            found = yaml.safe_load(folder.spec.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {}

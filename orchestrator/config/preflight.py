@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.cluster.limits import machine_memory_mb, usable_memory_mb
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
+from sweeps.ledger.events import Attempt
 
 if TYPE_CHECKING:
     from trainers.memory_estimate import Needs
@@ -102,8 +104,9 @@ def device_memory_mb(device: str) -> tuple[float, str]:
         if torch.cuda.is_available():
             return torch.cuda.get_device_properties(0).total_memory / 2**20, "the GPU"
         return float("inf"), "a GPU that is not on this machine"
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return pages / 2**20, "this machine"
+    there = usable_memory_mb()
+    is_limited = there < machine_memory_mb()
+    return there, "this container or job" if is_limited else "this machine"
 
 
 def largest(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> TrainSpec:
@@ -139,17 +142,17 @@ def step_line(found: DryRun, lanes: int | None = None) -> str:
     )
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changes(before: Attempt, now: Attempt) -> list[str]:
     """Say which library versions, and whether our own code, changed since the last start."""
-    there, here = before.get("versions") or {}, now["versions"]
+    there, here = before.versions or {}, now.versions or {}
     changed = [
         f"{name} {there.get(name, 'none')} -> {here.get(name, 'none')}"
         for name in sorted(there.keys() | here.keys())
         if there.get(name) != here.get(name)
     ]
-    if before.get("code") not in (None, now["code"]):
+    if before.code not in (None, now.code):
         changed.append("this program's own code")
-    if not before or not changed:
+    if before == Attempt() or not changed:
         return []
     return [
         f"changed since the last start: {', '.join(changed)}. Trials from before and after may "
@@ -171,7 +174,8 @@ def check_place(root: Path) -> None:
         SweepError: its path is taken by something else, or it could not be written.
     """
     above = existing(root)
-    taken = next((path for path in (root, *root.parents) if path.exists()), above)
+    # A link that leads nowhere is there, too.
+    taken = next((path for path in (root, *root.parents) if os.path.lexists(path)), above)
     if taken != above or not os.access(above, os.W_OK | os.X_OK):
         why = "is no folder" if taken != above else "cannot be written"
         raise SweepError(f"run_dir = {root}: {taken} {why}. Choose another run_dir=...")

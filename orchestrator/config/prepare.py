@@ -7,8 +7,9 @@ import math
 import os
 import platform
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from orchestrator.config.preflight import (
     room_line,
     step_line,
 )
+from orchestrator.config.run_folder_claim import as_begun
+from orchestrator.storage.run_dir import folder_of
 from sweeps.config.spec import Spec, Strategy, TrainSpec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
@@ -30,6 +33,7 @@ from sweeps.core.errors import Problem, SweepError
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import fingerprint
 from sweeps.core.versions import installed
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from sweeps.space.space import Space
 from sweeps.storage.run_folder import RunFolder
@@ -38,8 +42,7 @@ from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
     from trainers.data.dataset import PreparedData
-
-Facts = dict[str, Any]
+    from trainers.dry_run import Train
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
@@ -49,7 +52,16 @@ _DECIDES_SCHEDULE = (
     *("trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps"),
     *("trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"),
 )
-_MOST_SCHEDULES = 1000  # combinations: a second or two
+# What decides which modules an adapter has and of which kind.
+_SHAPES_ADAPTER = tuple(
+    f"peft.{name}"
+    for name in (
+        *("method", "target_modules", "exclude_modules", "target_parameters", "modules_to_save"),
+        *("layers_to_transform", "lora_dropout", "use_dora", "bias", "lora_bias"),
+    )
+)
+_MOST_ADAPTERS = 16  # combinations: the model is built without its weights for each
+_MOST_SCHEDULES = 1000  # combinations that are gone through: a second or two
 _PACKAGES = ("sweeps", "trainers", "orchestrator")
 
 
@@ -66,10 +78,18 @@ class Ready:
     """
 
     examples: int
-    facts: Mapping[str, Any]
+    facts: Attempt
     lines: Sequence[str]
     largest: TrainSpec
     data: PreparedData
+
+    @property
+    def tokens(self) -> float:
+        """Of a trial; those of its evaluations count a third, since they take no backward pass."""
+        from trainers.data.preparation import lengths
+
+        trained = float(lengths(self.data.train).mean()) * self.examples
+        return trained + float(lengths(self.data.evaluation).sum()) * self.largest.evaluations / 3
 
     def known_dry_run(
         self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
@@ -80,9 +100,9 @@ class Ready:
         libraries and code.
         """
         decisive = [asdict(self.largest), device, packed, strategy]
-        decisive += [self.facts[name] for name in ("data", "base", "versions", "code")]
+        decisive += [self.facts.data, self.facts.base, self.facts.versions, self.facts.code]
         identity = fingerprint(decisive, 16)
-        before = past.driver.get("rehearsal") or {}
+        before = past.driver.rehearsal or {}
         is_known = before.get("identity") == identity
         return identity, DryRun.recorded(before) if is_known else None
 
@@ -105,41 +125,53 @@ def prepare_training(
     from trainers.memory_estimate import needs
     from trainers.model.loading import choose_for, fingerprint_base, target_problems
     from trainers.model.source import require_weights
-    from trainers.sft.validation import notes
+    from trainers.sft.validation import notes, rounding_notes
 
     findings = Findings()
     device = guess_device(spec)
     searched = space.values_by_key()
     base = ""
     unknown: Sequence[Problem] = ()
+    begun, told = folder_of(spec).has_begun, list[str]()
+    has_weights = False
     with findings.part():
         require_weights(spec.train.model)
+        has_weights = True
         base = fingerprint_base(spec.train.model)
         unknown = target_problems(spec.train.model, spec.train.peft, searched)
+        unknown = unknown or adapter_problems(spec, space)
+        if begun:
+            told, unknown = as_begun(unknown), ()
         findings.add(unknown)
-        _check_unchanged(past, "base", base, accept=spec.accept_changes)
+        _check_unchanged("the base model", past.driver.base, base, accept=spec.accept_changes)
     with findings.part():
         runtime = choose_for(spec.train, device)
         big = largest(spec.train, searched)
         if not unknown:  # else PEFT would say the same in other words
             room = room_line(spec, needs(big.model, big.peft, runtime), device, folder.root)
+            if not has_weights:
+                raise SweepError(f"By its config.json alone the model {room}.")
     with findings.part():
         # Before it is prepared: what lies there is the old data's.
-        _check_unchanged(past, "data", data_fingerprint(spec.train), accept=spec.accept_changes)
+        fresh = data_fingerprint(spec.train)
+        _check_unchanged("the training data", past.driver.data, fresh, accept=spec.accept_changes)
         data = source.prepare(spec.train, folder.data)
         examples = spec.sweep.budget.rows(len(data.train))
-        findings.add(schedule_problems(spec, space, examples))
+        unfit = schedule_problems(spec, space, examples)
+        if begun:
+            told, unfit = [*told, *as_begun(unfit)], []
+        findings.add(unfit)
     findings.refuse()
-    facts = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "command": scrub(command_line(argv)),
-        "data": data.fingerprint,
-        "base": base,
-        "examples": examples,
-        "versions": versions(),
-        "code": code(),
-    }
+    facts = Attempt(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        command=scrub(command_line(argv)),
+        data=data.fingerprint,
+        base=base,
+        examples=examples,
+        versions=versions(),
+        code=code(),
+    )
     epochs = examples / len(data.train)
     evaluations = spec.sweep.evaluations
     lines = [
@@ -147,35 +179,64 @@ def prepare_training(
         room,
         *data.report.lines(),
         f"budget: {examples:,} examples a trial ({epochs:.2g} epochs), {evaluations} evaluations",
+        *step_notes(spec, space, examples),
+        *rounding_notes(spec.train, searched),
+        *_loss_notes(spec),
         *notes(spec.train.trainer, searched=searched, device=device, evaluations=evaluations),
+        *told,
         *changes(past.driver, facts),
     ]
     return Ready(examples=examples, facts=facts, lines=lines, largest=big, data=data)
 
 
-def rehearsal_line(
-    ready: Ready, past: History, folder: Path, device: str, strategy: Strategy = "ddp"
+def dry_run_line(
+    ready: Ready,
+    past: History,
+    folder: Path,
+    device: str,
+    strategy: Strategy = "ddp",
+    *,
+    packed: bool = False,
+    more: Callable[[DryRun], Sequence[str]] = lambda _: (),
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
+
+    Args:
+        more: what else is to be said of the step, a line each.
+        packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
 
     Raises:
         SweepError: the step fails; in the library's words.
     """
-    _, found = ready.known_dry_run(past, device, packed=False, strategy=strategy)
+    _, found = ready.known_dry_run(past, device, packed=packed, strategy=strategy)
     if found is None:
         if strategy == "fsdp":
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
         if math.isinf(device_memory_mb(device)[0]):
             return "no step was tried: this machine has no GPU to try it on"
-        from trainers.dry_run import rehearse
-        from trainers.sft import trainer as sft_trainer
+        from trainers.dry_run import dry_run
 
         try:
-            found = rehearse(ready.largest, ready.data, folder, device, sft_trainer.train)
+            train = _engine_of(ready.largest, device, packed=packed)
+            found = dry_run(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
-    return step_line(found)
+    return "\n".join([step_line(found), *more(found)])
+
+
+def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
+    """How the sweep trains this trial: as a lane if it can be one, else by SFTTrainer."""
+    from trainers.packed.compatibility import obstacle, settings
+
+    if packed and not obstacle(train, device):
+        from trainers.packed.engine import train_alone
+        from trainers.packed.frozen_base import Base
+
+        return partial(train_alone, base=Base(train, settings(train), device))
+    from trainers.sft import trainer as sft_trainer
+
+    return sft_trainer.train
 
 
 def versions() -> dict[str, str]:
@@ -192,8 +253,7 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     from trainers.sft import config
 
     found: dict[tuple[str, str], Problem] = {}
-    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
-        train = read_train(config_of(spec, values))
+    for values, train in _schedules(spec, space):
         for problem in config.schedule_problems(train.trainer, steps=train.steps(examples)):
             words = ", ".join(f"{key}={value}" for key, value in values.items())
             message = f"{problem.message} (The trial with {words}.)" if words else problem.message
@@ -201,10 +261,63 @@ def schedule_problems(spec: Spec, space: Space, examples: int) -> list[Problem]:
     return list(found.values())
 
 
-def _check_unchanged(past: History, name: str, now: str, *, accept: bool) -> None:
+def adapter_problems(spec: Spec, space: Space) -> list[Problem]:
+    """Adapters that PEFT refuses for the model, of those that the space can give."""
+    from trainers.model.loading import adapter_refusal
+
+    part = space.over(_SHAPES_ADAPTER)
+    seen: set[str] = set()
+    for values in islice(part.ends() if part.dimensions else (), _MOST_SCHEDULES):
+        train = read_train(config_of(spec, values))
+        peft = {**train.peft, "r": 1, "lora_dropout": bool(train.peft.get("lora_dropout")) / 2}
+        if train.trains_base or repr(peft) in seen:
+            continue
+        if why := adapter_refusal(train.model, peft):
+            words = ", ".join(f"{key}={value}" for key, value in values.items())
+            return [Problem(key="peft", message=f"{why.rstrip('.')}. (The trial with {words}.)")]
+        seen.add(repr(peft))
+        if len(seen) == _MOST_ADAPTERS:
+            break
+    return []
+
+
+def _loss_notes(spec: Spec) -> list[str]:
+    """Say if the model is trained by another loss than it is measured by."""
+    from trainers.model.source import beyond_the_loss, load_config
+
+    what = beyond_the_loss(load_config(spec.train.model))
+    if what is None:
+        return []
+    return [
+        f"{spec.train.model.path} has {what}, which SFTTrainer's loss leaves out: eval_loss is the "
+        "model's own, and train_loss is not quite"
+    ]
+
+
+def step_notes(spec: Spec, space: Space, examples: int) -> list[str]:
+    """Say which trials see fewer examples in all than one of their optimizer steps takes."""
+    least = math.inf
+    for values, train in _schedules(spec, space):
+        rows = train.batch_size * train.accumulation_steps
+        if examples < rows < least:
+            least, words = rows, " ".join(f"{key}={value}" for key, value in values.items())
+    if math.isinf(least):
+        return []
+    where = f" (the trial with {words})" if words else ""
+    return [
+        f"sweep.budget gives a trial {examples:,} examples, less than one optimizer step of "
+        f"{least:,}{where}: it takes one step of {examples:,}"
+    ]
+
+
+def _schedules(spec: Spec, space: Space) -> Iterator[tuple[Mapping[str, Any], TrainSpec]]:
+    """The searched values that decide schedules, in every combination, and the training of each."""
+    for values in islice(space.over(_DECIDES_SCHEDULE).ends(), _MOST_SCHEDULES):
+        yield values, read_train(config_of(spec, values))
+
+
+def _check_unchanged(words: str, before: str | None, now: str, *, accept: bool) -> None:
     """Refuse data or a base model that has changed since the sweep began, unless accepted."""
-    words = {"data": "the training data", "base": "the base model"}[name]
-    before = past.driver.get(name)
     if before is not None and before != now and not accept:
         raise SweepError(
             f"{words} changed since this sweep began ({before}, now {now}): its trials could not "

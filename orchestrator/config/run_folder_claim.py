@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from omegaconf import OmegaConf
 
 from orchestrator.config import compose
 from sweeps.config.spec import Spec
-from sweeps.core.errors import SweepError
+from sweeps.core.errors import Problem, SweepError
 from sweeps.storage.durable_writes import remove_tree, write_text
 from sweeps.storage.run_folder import RunFolder, is_prepared
 
@@ -23,7 +24,18 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
     """Write sweep.yaml, or check that the one in the folder says the same.
 
     Raises:
-        SweepError: the folder holds another sweep; it shows the differences.
+        SweepError: see `refuse_another`.
+    """
+    refuse_another(folder, spec)
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
+    write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
+
+
+def refuse_another(folder: RunFolder, spec: Spec) -> None:
+    """Check that the folder holds no other sweep than this one.
+
+    Raises:
+        SweepError: it does; the differences are shown.
     """
     if folder.has_begun and folder.spec.exists():  # else no trial depends on it
         changed = compose.differences(spec, _written(folder))
@@ -35,8 +47,18 @@ def claim_folder(folder: RunFolder, spec: Spec) -> None:
                 f"{folder.root} holds another sweep:\n{rows}\n"
                 "Give the same settings to go on with it, or choose another run_dir=..."
             )
-    text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
-    write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
+
+
+def holds(folder: RunFolder, spec: Spec) -> bool:
+    """Whether this very sweep has begun in the folder."""
+    if not folder.has_begun or not folder.spec.exists():
+        return False
+    return not compose.differences(spec, _written(folder))
+
+
+def as_begun(problems: Iterable[Problem]) -> list[str]:
+    """Notes on what a sweep that began before it was refused goes on with."""
+    return [f"{problem} This sweep began with it, and goes on as it is." for problem in problems]
 
 
 def remove_claim(folder: RunFolder) -> None:

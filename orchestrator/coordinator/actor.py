@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,6 +24,7 @@ from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
+from sweeps.ledger.events import Attempt, End
 from sweeps.ledger.history import History
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
@@ -70,7 +71,7 @@ class CoordinatorActor:
         self._lanes = self._rules.lanes
         self._lane_mb = 0.0
         self._assigner = Assigner(self._rules, self._coordinator.ask)
-        self._gate = DryRunGate(facts={}, train=None)
+        self._gate = DryRunGate(facts=Attempt(), train=None)
         self._proof = Proof()
         self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that have asked for a job and not left
@@ -92,7 +93,7 @@ class CoordinatorActor:
 
     def begin(
         self,
-        facts: Mapping[str, Any],
+        facts: Attempt,
         known: DryRun | None = None,
         to_try: TrainSpec | None = None,
     ) -> None:
@@ -111,10 +112,11 @@ class CoordinatorActor:
         self._gate.train = None
         self._lanes = self._rules.fitting(found)
         self._lane_mb = found.step_mb if found else 0.0
-        told = {**self._gate.facts.get("rehearsal", {}), **(asdict(found) if found else {})}
+        facts = self._gate.facts
+        told = {**(facts.rehearsal or {}), **(asdict(found) if found else {})}
         if self._lanes < self._rules.lanes:
             told["lanes"] = self._lanes
-        self._coordinator.begin(**{**self._gate.facts, "rehearsal": told})
+        self._coordinator.begin(replace(facts, rehearsal=told))
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
@@ -232,7 +234,8 @@ class CoordinatorActor:
             is_first = self._gate.take(worker)
             return Job(kind="dry_run" if is_first else "wait", spec=self._gate.train)
         room = min(room, self._lanes)
-        trial = self._assigner.deal(worker, room=room, finished=self._finished())
+        finished = self._coordinator.history.ended
+        trial = self._assigner.deal(worker, room=room, finished=finished)
         if trial is not None:
             alone = self._is_last_try(trial.key)
             return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
@@ -258,9 +261,6 @@ class CoordinatorActor:
             self._open(found)
         except LedgerWriteError as error:
             self._gate.refuse(str(error))
-
-    def _finished(self) -> int:
-        return self._coordinator.history.count(*(state for state in State if state.is_finished()))
 
     def _is_last_try(self, key: str) -> bool:
         """Whether a trial has no retry left; then no other trial should share its process."""
@@ -301,13 +301,13 @@ class CoordinatorActor:
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         self._coordinator.committed(key, attempt, step, size)
 
-    def end(self, worker: str, key: str, attempt: int, ending: Mapping[str, Any]) -> None:
+    def end(self, worker: str, ended: End, error: str = "") -> None:
         """End a trial, or pause it if the state is WAITING."""
-        self._assigner.release(worker, key)
-        if ending["state"] is State.WAITING:
-            self._coordinator.pause(key, attempt, ending.get("reason", ""))
+        self._assigner.release(worker, ended.trial)
+        if ended.state == State.WAITING:
+            self._coordinator.pause(ended.trial, ended.attempt, ended.reason)
             return
-        self._coordinator.end(key, attempt, **ending)
+        self._coordinator.end(ended, error)
         self._table.refresh(self._coordinator.history)
 
     def proven(

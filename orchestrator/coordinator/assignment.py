@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from orchestrator.config.engine_choice import planned_trials
 from sweeps.config.spec import Spec
 from sweeps.core.trial import Trial
+from sweeps.search.quick import abreast
 from sweeps.search.samplers import SAMPLERS
 from sweeps.space.space import Space
 from trainers.trial.task import DryRun
@@ -27,9 +28,11 @@ def assignment_rules(
     sweep = spec.sweep
     learns = SAMPLERS[sweep.search].learns
     planned = planned_trials(spec, space)
+    if (most := abreast(sweep)) and planned is not None:
+        planned = min(planned, most)  # what is still to come is not known yet
     at_once = sweep.max_concurrent or 10**6
     if learns and sweep.max_concurrent is None and planned is not None:
-        at_once = max(workers, math.ceil(planned / _ROUNDS))
+        at_once = abreast(sweep) or max(workers, math.ceil(planned / _ROUNDS))
     in_turn = lanes > 1 and not learns and sweep.pruner == "none"
     if spec.engine.lanes != "auto":
         memory_mb = math.inf

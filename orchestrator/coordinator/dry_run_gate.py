@@ -7,11 +7,10 @@ half a second later. The ledger keeps the result: a later start does not repeat 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from sweeps.config.spec import TrainSpec
+from sweeps.ledger.events import Attempt
 
 _TRIES = 2  # workers that may die of the dry run
 
@@ -26,7 +25,7 @@ class DryRunGate:
         traceback: of the failure, if it was not foreseen.
     """
 
-    facts: Mapping[str, Any]
+    facts: Attempt
     train: TrainSpec | None
     refusal: str = ""
     traceback: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,7 +62,7 @@ def fetched(run_dir: str) -> Path:
     """
     run_dir = run_dir.removeprefix("run_dir=")  # as it is written for the other verbs
     if not is_uri(run_dir):
-        return Path(run_dir).expanduser()
+        return Path(os.path.expanduser(run_dir))
     from orchestrator.storage.sync import bring_back
 
     folder = local_folder(run_dir)

@@ -22,6 +22,7 @@ from orchestrator.storage.worker_files import (
 )
 from sweeps.coordinator.retention import kept_steps
 from sweeps.core.errors import FolderHeldError, first_line
+from sweeps.ledger import events
 from sweeps.ledger.history import History
 from sweeps.ledger.ledger import Tail
 from sweeps.storage.driver_lease import Lease
@@ -201,21 +202,19 @@ class Copies(threading.Thread):
 
     def _follow(self) -> None:
         """Read the new events, and queue the copies that they ask for."""
-        tidy = False
-        for event in self._tail.read():
+        add, tidy = self._todo.append, False
+        for event in self._tail.events():
             self._history.apply(event)
-            key = str(event.get("trial") or "")  # an ask that gave a known config has none
-            if event["event"] == "ask" and key:
-                self._todo.append(partial(self._copy_small, [self._folder.trial_config(key)]))
-            if event["event"] == "checkpoint":
-                self._todo.append(
-                    partial(self._copy_checkpoint, key, event["step"], event["attempt"])
-                )
-            if event["event"] == "end":
-                self._todo.append(partial(self._copy_small, self._folder.trial_files(key)))
-            tidy = tidy or event["event"] in ("checkpoint", "end")
+            tidy = tidy or isinstance(event, events.Checkpoint | events.End)
+            match event:
+                case events.Ask(trial=key):
+                    add(partial(self._copy_small, [self._folder.trial_config(key)]))
+                case events.Checkpoint(trial=key):
+                    add(partial(self._copy_checkpoint, key, event.step, event.attempt))
+                case events.End(trial=key):
+                    add(partial(self._copy_small, self._folder.trial_files(key)))
         if tidy:
-            self._todo.append(self._tidy)
+            add(self._tidy)
 
     # ------------------------------------------------------------------ what it copies
 

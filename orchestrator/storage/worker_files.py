@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import logging
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -136,4 +136,4 @@ def take_draft(store: Store, folder: RunFolder) -> None:
 
 def _own_root(folder_token: str) -> Path:
     """The folder on this node's disk that its workers share."""
-    return Path(tempfile.gettempdir()) / f"sft-sweeps-{getpass.getuser()}" / folder_token
+    return Path(tempfile.gettempdir()) / f"sft-sweeps-{os.getuid()}" / folder_token

@@ -17,6 +17,7 @@ from rich.text import Text
 
 PLAIN_WIDTH = 120  # columns, if the output is no terminal
 NONE = "-"
+_KERNELS = "JPY_PARENT_PID"  # Jupyter sets it for a kernel, which hands it on to its processes
 _GAP = 2
 _HEAD_CELLS = 13  # a longer head takes several lines
 _HEAD_LINE = Box("    \n    \n ── \n    \n    \n    \n    \n    \n")
@@ -31,11 +32,26 @@ class SweepConsole(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    return Console().is_jupyter
+
+
 def make_console() -> Console:
-    """The terminal, or `PLAIN_WIDTH` columns of plain text if there is none."""
+    """The terminal, or `PLAIN_WIDTH` columns of plain text if there is none.
+
+    Plain text in a notebook too, where rich would make an output of each line, and a command after
+    `!` has a terminal that can only print.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets ? for what it lacks
-    console = SweepConsole(highlight=False, markup=False, emoji=False)
+    console = SweepConsole(
+        highlight=False,
+        markup=False,
+        emoji=False,
+        force_jupyter=False,
+        force_terminal=False if in_notebook() or _KERNELS in os.environ else None,
+    )
     if not console.is_terminal:
         console.width = PLAIN_WIDTH
     return console

@@ -1,4 +1,4 @@
-"""Shows a running sweep: a live table on a terminal, plain lines elsewhere."""
+"""Shows a running sweep: a live table on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.terminal.format import duration_text, loss_text, make_console
+from orchestrator.terminal.format import duration_text, in_notebook, loss_text, make_console
 from orchestrator.terminal.log_lines import PlainLines
+from orchestrator.terminal.notebook import NotebookLive
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
 from orchestrator.terminal.tables import base_value, counts_text, leaders_grid, running_grid
 from sweeps.core.trial import State
@@ -23,6 +24,8 @@ from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text
 
 REFRESH_S = 0.2  # the live table is drawn no more often
+NOTEBOOK_REFRESH_S = 1.0  # each is a message to the browser
+NOTEBOOK_HEIGHT = 40
 LEADERS = 5
 RANKING_SHARE = 0.1  # of the driver's time at most goes into ranking for the table
 FIXED_LINES = 10  # of the live view: its head, blank lines, the heads of two tables, one to spare
@@ -50,9 +53,13 @@ class Display:
         self._clock = clock
         self._drawn = float("-inf")
         self._leaders = _Leaders(clock)
-        self._live: Live | None = None
+        self._live: Live | NotebookLive | None = None
         self._plain: PlainLines | None = None
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        self._refresh_s = REFRESH_S
+        if console is None and in_notebook():
+            self._live, self._refresh_s = NotebookLive(), NOTEBOOK_REFRESH_S
+            self.console.height = NOTEBOOK_HEIGHT
+        elif self.console.is_terminal and not self.console.is_dumb_terminal:
             self._live = Live(console=self.console, auto_refresh=False, transient=True)
         else:
             self._plain = PlainLines(self.say, clock)
@@ -60,7 +67,7 @@ class Display:
     def update(self, history: History, progress: Mapping[str, Progress]) -> None:
         """Show the state of the sweep. Cheap: call it in every turn of the loop."""
         now = self._clock()
-        if self._live is not None and now - self._drawn < REFRESH_S:
+        if self._live is not None and now - self._drawn < self._refresh_s:
             return  # a log misses nothing: its last lines may be the last call
         self._drawn = now
         total = planned_trials(history, self._configs)
@@ -77,9 +84,13 @@ class Display:
 
     def say(self, *lines: str) -> None:
         """Print lines that stay: above the live table, or among the plain lines."""
+        self.show(*map(Text, lines))
+
+    def show(self, *texts: Text) -> None:
+        """The same for styled lines."""
         try:
-            for line in lines:
-                self.console.print(Text(line), soft_wrap=True)
+            for text in texts:
+                self.console.print(text, soft_wrap=True)
         except OSError:  # the terminal is gone (EIO after a hang-up)
             self.console.quiet = True
 
@@ -106,22 +117,23 @@ class Display:
 
     def _head(self, history: History, left: float | None) -> RenderableType:
         """Name, a bar over all trials, how many ended, elapsed, left."""
-        done = sum(record.state.is_finished() for record in history.trials.values())
         total = planned_trials(history, self._configs)
         head = Table.grid(padding=(0, 2, 0, 0), expand=True)
         head.add_column(no_wrap=True, overflow="ellipsis", max_width=24)
         head.add_column(ratio=1)
         head.add_column(no_wrap=True)
         head.add_column(no_wrap=True, justify="right")
-        began = history.driver.get("time", history.began)
+        began = history.driver.time or history.began
         elapsed = None if began is None else max(0.0, self._clock() - began)
         times = duration_text(elapsed) + ("" if left is None else f", {duration_text(left)} left")
         head.add_row(
             Text(history.name or "sweep", style="bold"),
             ProgressBar(
-                total=max(1, total or len(history.trials)), completed=done, complete_style="cyan"
+                total=max(1, total or len(history.trials)),
+                completed=history.ended,
+                complete_style="cyan",
             ),
-            Text(f"{done} of {total or '?'}"),
+            Text(f"{history.ended} of {total or '?'}"),
             Text(times),
         )
         return head
@@ -138,12 +150,12 @@ class Display:
         )
         return line
 
-    def _draw(self, live: Live, view: RenderableType) -> None:
+    def _draw(self, live: Live | NotebookLive, view: RenderableType) -> None:
         if not live.is_started:
             live.start()
         live.update(view, refresh=True)
 
-    def _quietly(self, action: Callable[[Live], None]) -> None:
+    def _quietly(self, action: Callable[[Live | NotebookLive], None]) -> None:
         if self._live is None:
             return
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from orchestrator.terminal.format import duration_text, loss_text
@@ -35,9 +34,8 @@ class PlainLines:
         seen = self._seen or {}
         changed = [history.trials[key] for key in now if now[key] != seen.get(key)]
         self._seen = now
-        done = sum(state.is_finished() for state, _ in now.values())
-        if first and done:
-            self._say(f"going on: {done} of {total or '?'} trials have ended before")
+        if first and history.ended:
+            self._say(f"going on: {history.ended} of {total or '?'} trials have ended before")
             changed = [record for record in changed if not record.state.is_finished()]
         self._say_base(history)
         self._say_changes(history, changed)
@@ -80,13 +78,12 @@ def _change(history: History, record: Record, rank: int | None, ranks: int) -> s
 
 
 def _standing(history: History, total: int | None, left: float | None) -> str:
-    counts = Counter(record.state for record in history.trials.values())
-    done = sum(count for state, count in counts.items() if state.is_finished())
-    parts = [f"{done} of {total or '?'} trials ended", f"{counts[State.RUNNING]} running"]
+    running = history.count(State.RUNNING)
+    parts = [f"{history.ended} of {total or '?'} trials ended", f"{running} running"]
     parts += [
-        f"{counts[state]} {state}"
+        f"{history.count(state)} {state}"
         for state in (State.PRUNED, State.DIVERGED, State.FAILED)
-        if counts[state]
+        if history.count(state)
     ]
     winner = best(history)
     if winner is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.search.optuna_export import has_found
 from sweeps.space.parser import space_of
 from sweeps.storage.run_folder import RunFolder
 
@@ -101,6 +102,8 @@ def planned_trials(history: History, configs: int | None) -> int | None:
     """
     if configs is None:
         return None
+    if history.trials and not history.unfinished() and has_found(history):
+        return len(history.trials)
     repeats = int(history.spec.get("sweep", {}).get("repeats") or 1)
     known = history.by_config().values()
     tried = sum(
@@ -150,9 +153,13 @@ def _seconds(record: Record) -> float | None:
 
 
 def _budget_left(history: History, now: float) -> float:
-    budget = history.spec.get("sweep", {}).get("time_budget_s")
-    began = history.driver.get("time", history.began)
-    return float("inf") if budget is None or began is None else max(0.0, budget - (now - began))
+    sweep, began = history.spec.get("sweep", {}), history.driver.time or history.began
+    budget, hours = sweep.get("time_budget_s"), sweep.get("device_hours")
+    left = float("inf") if budget is None or began is None else budget - (now - began)
+    if hours is not None:
+        busy = len({r.worker for r in history.unfinished() if r.state is State.RUNNING})
+        left = min(left, (hours - history.device_hours(now)) * 3600 / max(1, busy))
+    return max(0.0, left)
 
 
 def _progress(row: Mapping[str, Any], record: Record, budget: int | None) -> Progress:

@@ -18,7 +18,15 @@ from orchestrator.terminal.progress import (
     read_progress,
     time_left_s,
 )
-from orchestrator.terminal.summary import closing, failures, knob_part, ranking, title, verdicts
+from orchestrator.terminal.summary import (
+    closing,
+    failures,
+    hints,
+    knob_part,
+    ranking,
+    title,
+    verdicts,
+)
 from orchestrator.terminal.tables import running_grid
 from sweeps.core.errors import SweepError
 from sweeps.core.trial import State
@@ -57,7 +65,7 @@ def _show(folder: RunFolder, console: Console) -> None:
     show(console, [title(history), *_driver(history, progress, holder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    show(console, [Text(verdict) for verdict in verdicts(history)])
+    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
@@ -86,7 +94,7 @@ def _driver(
 ) -> list[RenderableType]:
     """Whether the sweep is running, and how long it will be."""
     total = planned_trials(history, planned_configs(history.spec))
-    ended = sum(record.state.is_finished() for record in history.trials.values())
+    ended = history.ended
     if holder is not None:
         left = time_left_s(history, progress, total, time.time())
         more = "" if left is None else f", about {duration_text(left)} left"

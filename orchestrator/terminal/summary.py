@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
@@ -12,14 +11,17 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.config.device_hours import used_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knobs_grid
+from orchestrator.terminal.progress import planned_configs, planned_trials
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
-from sweeps.core.commands import UnwritableError, command_line, written
+from sweeps.core.commands import UnwritableError, command_line, in_a_shell, typed
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.importance import Effect
+from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import margin
 from sweeps.results.trials_csv import Row, ranked
@@ -54,11 +56,14 @@ def summary(
     rows = ranked(history)
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
-    parts += [Text(note) for note in (*verdicts(history), *notes)]
+    parts += [Text(note) for note in (*verdicts(history), *notes, *used_lines(history))]
+    parts += hints(history)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
-    parts += _next_commands(folder, best, again)
+    # The winner of one is trained again by the command that was typed.
+    again = again if len(history.trials) > 1 or proof_error else None
+    parts += _next_commands(history, folder, best, again)
     return [*parts, Text(), *closing(history, folder, best, proof_error)]
 
 
@@ -99,6 +104,18 @@ def verdicts(history: History) -> list[str]:
             f"Better by mean, but ranked lower for want of completed repeats: trial {numbers}."
         )
     return found
+
+
+def hints(history: History) -> list[RenderableType]:
+    """What a wider or longer sweep may find, each with its command, once this one has ended."""
+    total = planned_trials(history, planned_configs(history.spec))
+    if history.unfinished() or len(history.trials) < (total or 0):
+        return []
+    return [
+        part
+        for hint in outlook(history)
+        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
+    ]
 
 
 def knob_part(
@@ -231,8 +248,7 @@ def _best_values(
     parts: list[RenderableType] = []
     if best.record.values:
         parts += [Text(), Text("Best values", style="bold")]
-        words = [f"{key}={_exact(value)}" for key, value in best.record.values.items()]
-        parts += [unbroken(f"  {shlex.quote(word)}") for word in words]
+        parts += [unbroken(f"  {_exact(*each)}") for each in best.record.values.items()]
     if test is not None:
         line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
         line += "" if base_test is None else f" (base model {loss_text(base_test)})"
@@ -240,18 +256,21 @@ def _best_values(
     return parts
 
 
-def _exact(value: object) -> str:
-    """A searched value as an override takes it, every digit kept."""
+def _exact(key: str, value: object) -> str:
+    """A searched value as it is typed, every digit kept."""
     try:
-        return written(value)
+        return typed(key, value)
     except UnwritableError:
-        return json.dumps(value)
+        return in_a_shell(f"{key}={json.dumps(value)}")
 
 
-def _next_commands(folder: RunFolder, best: Best | None, again: str | None) -> list[RenderableType]:
+def _next_commands(
+    history: History, folder: RunFolder, best: Best | None, again: str | None
+) -> list[RenderableType]:
+    is_adapter = (history.spec.get("peft") or {}).get("method") != "full"
     run_dir = folder_text(folder.root)
     commands = [(command_line(["status", run_dir]), "this table again")]
-    if best is not None and is_ready(folder, best):
+    if is_adapter and best is not None and is_ready(folder, best):
         merge = command_line(["export", run_dir, "--merge"])
         commands.append((merge, "one model, no adapter"))
     commands += [(again, "train the winner again")] if again else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -54,11 +53,10 @@ def base_value(history: History) -> float | None:
 
 def counts_text(history: History) -> Text:
     """`9 completed  2 running  ...`, the states that occur."""
-    counts = Counter(record.state for record in history.trials.values())
     parts = [
-        Text(f"{counts[state]} {state}", style=style)
+        Text(f"{history.count(state)} {state}", style=style)
         for state, style in STYLES.items()
-        if counts[state]
+        if history.count(state)
     ]
     return Text("  ").join(parts)
 

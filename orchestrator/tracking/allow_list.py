@@ -1,4 +1,4 @@
-"""What may leave the machine: an allow-list of config keys, without secrets and local paths.
+"""Picks what may leave the machine: listed config keys, without secrets and local paths.
 
 What is not named here stays. A new config key is private until someone adds it.
 """
@@ -62,7 +62,7 @@ def clean(key: str, value: object) -> object:
 
 
 def _clean_mapping(key: str, value: Mapping[str, Any]) -> dict[str, Any]:
-    """Secrets are left out, as their masks would say nothing; so is what is not set at all."""
+    """Clean a mapping. What is not set is left out, and secrets: their masks would say nothing."""
     return {
         str(name): clean(f"{key}.{name}" if key else str(name), item)
         for name, item in value.items()

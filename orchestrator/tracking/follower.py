@@ -1,4 +1,4 @@
-"""The tracking process: python -m orchestrator.tracking.follower, started by TrackerProcess.
+"""Follows a sweep's files in the tracking process, which TrackerProcess starts.
 
 It reads a `Job` from its stdin, and at the end of the sweep the seconds that are left. If stdin
 ends before, the driver is gone, and the process leaves at once.
@@ -22,7 +22,9 @@ from typing import BinaryIO
 from orchestrator.tracking.tracker import Job, Message, Tracker
 from orchestrator.tracking.wandb_runs import WandbRuns
 from sweeps.core.secrets import scrub
-from sweeps.ledger.ledger import Event, Tail
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
+from sweeps.ledger.ledger import Tail
 
 log = logging.getLogger("orchestrator.tracking.follower")  # also if it runs as __main__
 
@@ -78,21 +80,23 @@ class Follower(logging.Handler):
     def _past(self) -> Iterator[Event]:
         """The ledger's events that were there when the driver started this process."""
         end = self._job.tracked.get(self._ledger.path, 0)
-        for event in self._ledger.read() if end else ():
+        for event in self._ledger.events() if end else ():
             yield event
             if self._ledger.offset >= end:
                 return
 
     def _read(self) -> None:
         """Pass on what was written since the last call."""
-        for event in self._ledger.read():
-            # They were written before the event, and following that may take long.
-            self._read_rows(event.get("trial") or "")
+        for event in self._ledger.events():
+            if isinstance(event, events.TrialEvent):
+                # They were written before the event, and following that may take long.
+                self._read_rows(event.trial)
             self._try(partial(self._tracker.on_event, event))
-            if event["event"] == "start":
-                self._open_rows(event["trial"])
-            elif event["event"] == "end":
-                self._ended[event["trial"]] = time.monotonic()
+            match event:
+                case events.Start(trial=key):
+                    self._open_rows(key)
+                case events.End(trial=key):
+                    self._ended[key] = time.monotonic()
         for key in self._rows:
             self._read_rows(key)
         latest = time.monotonic() - self._job.patience.linger_s

@@ -1,4 +1,4 @@
-"""The interface of a tracker, and the process that it runs in, as the driver sees it.
+"""Defines what a tracker does, and runs one in a process of its own.
 
 The process reads the ledger and the trials' metrics files, as `status` does. Neither the driver nor
 a worker hands it anything, so nothing that it waits for can delay them.
@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import psutil
 
 from sweeps.config.spec import TrackingSpec
-from sweeps.ledger.ledger import Event
+from sweeps.ledger.events import Event
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """From the process to the driver.
+    """A message from the process to the driver.
 
     Attributes:
         text: a line for the user now; may be empty.
@@ -170,7 +170,7 @@ class TrackerProcess:
         return None
 
     def finish(self, timeout_s: float) -> list[str]:
-        """Have all runs ended; the process is killed after `timeout_s`. Lines for the summary."""
+        """End all runs; kill the process after `timeout_s`. Returns lines for the summary."""
         process, self._process = self._process, None
         if process is None:
             return []

@@ -108,7 +108,7 @@ def probe(base_url: str, key: str | None, timeout_s: float) -> str:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
+    """Follows no redirect: it would carry the key to another host."""
 
     def redirect_request(self, *args: Any, **kwargs: Any) -> None:
         return None

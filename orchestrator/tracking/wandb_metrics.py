@@ -1,4 +1,4 @@
-"""The numbers and words that a sweep's W&B runs show."""
+"""Computes the numbers and words that a sweep's W&B runs show."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sweeps.results.trials_csv import columns, ranked
 _PLAIN = frozenset(
     "examples tokens tokens_per_second peak_memory_mb optimizer_state_mb".split(),
 )
-_ENDED = (State.COMPLETED, State.PRUNED, State.DIVERGED, State.FAILED)
 
 
 def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -48,7 +47,7 @@ def outcome(history: History, record: Record) -> dict[str, Any]:
 
 def progress(history: History) -> dict[str, Any]:
     """The sweep so far: how many trials ended, and the best value among the completed ones."""
-    values: dict[str, Any] = {"trials_ended": history.count(*_ENDED)}
+    values: dict[str, Any] = {"trials_ended": history.ended}
     top = best(history)
     if top is not None:
         values[f"best_{history.metric}"] = top.report.metrics[history.metric]

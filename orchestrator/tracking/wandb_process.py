@@ -1,4 +1,4 @@
-"""wandb's own process: its settings, how runs end in time, and how it is killed if they do not.
+"""Controls wandb's own process: its settings, the end of its runs, and its own end.
 
 wandb does its uploads in a process of its own, `wandb-core`, which writes every run to disk first.
 It never falls back to offline by itself: `wandb.init` raises after its timeout, and `run.finish`
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# What an agent or a script sets for a run of its own; of ours there is one for each trial.
+_OF_ONE_RUN = (
+    *("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_LAUNCH", "WANDB_RUN_ID"),
+    *("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
+)
 FLUSH_S = 0.5  # what a kill may cost; wandb's own 15 s would lose short runs whole
 
 
@@ -46,7 +51,7 @@ def restart() -> None:
 
 
 def run_settings(patience: Patience) -> Any:
-    """No charts, files or facts of this machine: the workers' machines do the training."""
+    """Build settings without charts, files or facts of this machine: workers do the training."""
     import wandb
 
     chosen: dict[str, Any] = {
@@ -78,6 +83,8 @@ def set_up() -> Any:
     """Start wandb-core; returns wandb's session, silent from its first word."""
     # Its crash reports would carry local paths, and only listed keys may leave the machine.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    for name in _OF_ONE_RUN:
+        os.environ.pop(name, None)
     import wandb
 
     return wandb.setup(settings=wandb.Settings(silent=True, quiet=True))
@@ -92,5 +99,5 @@ def tear_down() -> None:
 
 
 def _refuse_stop() -> None:
-    """The stop button of W&B's page would interrupt this process."""
+    """Say that W&B's stop button does nothing; it would interrupt this process."""
     log.warning("W&B: its stop button does nothing here; stop the sweep with Ctrl-C")

@@ -1,10 +1,9 @@
-"""The tracker for W&B: one run for each trial, and one that sums the sweep up."""
+"""Shows a sweep in W&B: one run for each trial, and one that sums the sweep up."""
 
 from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,13 @@ from orchestrator.tracking.tracker import Job
 from orchestrator.tracking.wandb_login import Link, UnusableError, find_link
 from orchestrator.tracking.wandb_metrics import chart_values
 from orchestrator.tracking.wandb_process import finish_runs, restart, run_settings, tear_down
+from sweeps.core.commands import in_a_shell
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
-from sweeps.core.trial import Report, State, fingerprint
+from sweeps.core.trial import State, fingerprint
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
-from sweeps.ledger.ledger import Event
 from sweeps.results.ranking import best
 
 if TYPE_CHECKING:
@@ -73,9 +74,13 @@ class WandbRuns:
     def on_event(self, event: Event) -> None:
         """Follow one ledger event."""
         self._fold(event)
-        follow = getattr(self, f"_on_{event['event']}", None)
-        if follow is not None:
-            follow(event)
+        match event:
+            case events.Start():
+                self._on_start(event)
+            case events.Report():
+                self._on_report(event)
+            case events.End():
+                self._on_end(event)
 
     def on_row(self, key: str, row: Mapping[str, Any]) -> None:
         """Log a training row, unless the run has it from an earlier attempt, or is closed."""
@@ -107,9 +112,7 @@ class WandbRuns:
         if not self._history.trials:
             return
         self._with_run(_SWEEP, self._sum_up)
-        records = self._history.trials.values()
-        finished = all(record.state.is_finished() for record in records)
-        self._close({_SWEEP: 0 if finished else _INTERRUPTED}, timeout_s)
+        self._close({_SWEEP: _INTERRUPTED if self._history.unfinished() else 0}, timeout_s)
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are, and how to upload what was not."""
@@ -130,32 +133,32 @@ class WandbRuns:
         return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
 
     def _quoted_folder(self) -> str:
-        return shlex.quote(str(self._job.folder.tracking))
+        return in_a_shell(str(self._job.folder.tracking))
 
     def _fold(self, event: Event) -> None:
         self._history.apply(event)
-        if event["event"] == "attempt":
-            self._from_step.clear()
-        elif event["event"] == "start":
-            self._from_step[event["trial"]] = int(event.get("step") or 0)
+        match event:
+            case events.Attempt():
+                self._from_step.clear()
+            case events.Start():
+                self._from_step[event.trial] = event.step
 
-    def _on_start(self, event: Event) -> None:
-        self._endings.pop(event["trial"], None)
+    def _on_start(self, event: events.Start) -> None:
+        self._endings.pop(event.trial, None)
         self._with_run(_SWEEP, lambda run: None)
-        self._with_run(event["trial"], lambda run: run.summary.update({"status": "running"}))
+        self._with_run(event.trial, lambda run: run.summary.update({"status": "running"}))
 
-    def _on_report(self, event: Event) -> None:
-        report = Report.from_json(event)
-        if report.index == 0:
-            shown = {f"base_{name}": value for name, value in report.metrics.items()}
+    def _on_report(self, event: events.Report) -> None:
+        if event.index == 0:
+            shown = {f"base_{name}": value for name, value in event.metrics.items()}
             self._with_run(_SWEEP, lambda run: run.summary.update(shown))
             return
-        values = chart_values(report.metrics)
-        values |= {STEP: report.step, "examples": report.examples, "tokens": report.tokens}
-        self._with_run(event["trial"], lambda run: run.log(values))
+        values = chart_values(event.metrics)
+        values |= {STEP: event.step, "examples": event.examples, "tokens": event.tokens}
+        self._with_run(event.trial, lambda run: run.log(values))
 
-    def _on_end(self, event: Event) -> None:
-        record = self._history.trials[event["trial"]]
+    def _on_end(self, event: events.End) -> None:
+        record = self._history.trials[event.trial]
         shown = wandb_metrics.outcome(self._history, record)
         self._with_run(record.key, lambda run: run.summary.update(shown))
         code = 0 if record.state in _SUCCESS else 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.coordinator.job import Job
 from orchestrator.workers.observer import WorkerObserver
@@ -16,9 +15,6 @@ from trainers.sft import trainer as sft_trainer
 from trainers.trial.failures import DivergedError
 from trainers.trial.ranks import FirstSpeaks, Ranks
 from trainers.trial.task import Outcome
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, kw_only=True)

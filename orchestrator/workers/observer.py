@@ -12,6 +12,7 @@ from orchestrator.cluster.preemption import DrainWatch
 from orchestrator.coordinator.handle import send
 from orchestrator.storage.worker_files import WorkerFiles
 from sweeps.core.trial import Decision, Report, State
+from sweeps.ledger.events import End
 
 if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
@@ -75,12 +76,12 @@ class WorkerObserver:
             self.files.committed(self.key, step, self.attempt)
         self.coordinator.committed(self.key, self.attempt, step, size_bytes)
 
-    def end(self, state: State, **more: Any) -> None:
+    def end(self, state: State, error: str = "", **more: Any) -> None:
         if self.attempt == 0:
             return
         self._send()
-        ending = {"state": state, **more}
-        self.coordinator.end(self.worker, self.key, self.attempt, ending)
+        ended = End(trial=self.key, attempt=self.attempt, state=state, **more)
+        self.coordinator.end(self.worker, ended, error)
 
     def out_of_memory(self, reason: str, error: str) -> None:
         """End the trial, or have it retried with half the micro-batch: the Coordinator decides."""

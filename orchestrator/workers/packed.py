@@ -73,8 +73,8 @@ class Pack:
         if self.count and self._since_attach >= _SETTLED:
             peak_mb = torch.cuda.max_memory_allocated(self._device) / 2**20
             self._judged = lanes_that_fit(self._base_mb, peak_mb, self._widest, usable_mb)
-        rehearsed = int((usable_mb - self._base_mb) // lane_mb) if lane_mb else 0
-        return max(self.count, min(most, max(self._judged, self._widest, rehearsed)))
+        by_dry_run = int((usable_mb - self._base_mb) // lane_mb) if lane_mb else 0
+        return max(self.count, min(most, max(self._judged, self._widest, by_dry_run)))
 
     def _within_reach_mb(self, gpus: float) -> float:
         """Memory that this process has and can still get; of a shared GPU no more than its share,

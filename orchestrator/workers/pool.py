@@ -101,6 +101,7 @@ class Workers(threading.Thread):
                 # room. Each trial's own budget of failures is the Coordinator's.
                 failure_config=tune.FailureConfig(max_failures=0),
                 callbacks=[deaths],
+                progress_reporter=tune.CLIReporter(),  # a notebook's would clear the cell
                 verbose=0,
                 log_to_file=False,
             ),

@@ -193,18 +193,18 @@ class TrialLoop:
             log.debug("getting ready", exc_info=error)
 
     def _step(self, train: TrainSpec) -> DryRun:
-        from trainers.dry_run import rehearse
+        from trainers.dry_run import dry_run
         from trainers.sft.optimizers import step_each, trained_type
 
-        fault_injection.passing("rehearsal")
+        fault_injection.passing("dry_run")
         model = train.model
         trained = trained_type(
             train.peft.get("method"), model.quantization, model.dtype, self._device
         )
         step_each(self.config.optimizers, self._device, trained)  # a driver only builds a GPU's
-        place = self._folder.scratch / "rehearsal"
+        place = self._folder.scratch / "dry_run"
         engine = self._in_a_lane(train) or solo_train()
-        return rehearse(
+        return dry_run(
             train,
             self._rows(),
             place,
@@ -375,7 +375,13 @@ class TrialLoop:
             train = read_train(job.trial.config)
             draft = self._folder.best_draft
             self.files.fetch(job.trial.key)
-            assemble(self._folder.checkpoint(job.trial.key, job.step), draft, train.model)
+            assemble(
+                self._folder.checkpoint(job.trial.key, job.step),
+                draft,
+                train.model,
+                stops=self._rows().report.stops,
+                eos_token=train.trainer.get("eos_token"),
+            )
             result = self._measured(job, train, draft)
             self.files.hand_in_draft()
         except Exception as failure:

@@ -46,6 +46,10 @@ NotNegative = Annotated[Number, pydantic.Field(ge=0)]
 Keys = Annotated[Mapping[str, Any], pydantic.Field(description="a mapping of keys")]
 # YAML knows lists only, which a strict tuple refuses.
 Words = Annotated[tuple[str, ...], pydantic.Field(strict=False, description="a list of words")]
+Mappings = Annotated[
+    tuple[Mapping[str, Any], ...],
+    pydantic.Field(strict=False, description="a list of mappings, [{key: value}, ...]"),
+]
 YamlWord = pydantic.BeforeValidator(_on_or_off)  # YAML reads a bare off as false
 
 

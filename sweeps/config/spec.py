@@ -16,6 +16,7 @@ from sweeps.config.setting import (
     Count,
     FromZero,
     Keys,
+    Mappings,
     NotNegative,
     Number,
     Positive,
@@ -30,7 +31,7 @@ Metric = Literal["eval_loss", "train_loss"]
 # What trials can be ranked by, and which way it is better; each is in every report of a trial.
 METRICS: Mapping[Metric, Direction] = {"eval_loss": "minimize", "train_loss": "minimize"}
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc"]
+SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc", "quick"]
 PrunerName = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
@@ -61,15 +62,16 @@ class DataSpec:
     """The data and how it is split. Fractions are shares of rows, decided by a hash of each row."""
 
     source: Literal["docstrings", "file", "hub"] = setting(tracked=True)
-    path: str | None = setting(None, tracked=True)  # file: path or glob; hub: data set id
+    # file: paths, globs or folders; hub: the data set's id
+    path: str | Words | None = setting(None, tracked=True)
     name: str | None = setting(None, tracked=True)  # hub: the data set's config
     revision: str | None = setting(None, tracked=True)
     split: str = setting("train", tracked=True)
-    format: Literal["auto", "json", "csv", "parquet"] = setting("auto", tracked=True)
+    format: Literal["auto", "json", "csv", "parquet", "arrow"] = setting("auto", tracked=True)
     encoding: str | None = setting(None, tracked=True)  # of text files; None: UTF-8, or their mark
     columns: Mapping[str, Any] = field(default_factory=dict)  # our column <- theirs
     limit: Whole | None = setting(None, tracked=True)  # rows, before the split
-    eval_path: str | None = setting(None, tracked=True)  # a file of its own for the evaluation
+    eval_path: str | Words | None = setting(None, tracked=True)  # files of the evaluation's own
     eval_split: str | None = setting(None, tracked=True)  # hub: a split of its own for it
     eval_fraction: Number = setting(0.05, tracked=True)
     eval_limit: Whole | None = setting(None, tracked=True)  # rows of it that are measured
@@ -111,6 +113,8 @@ class SearchSpec:
 
     space: Mapping[str, Any] = setting(factory=dict, tracked=True)
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    # Partial configs that are tried before the search's own; may_change: a folder may get more.
+    first: Mappings = setting((), may_change=True, tracked=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
     search: SearchName = setting("grid", tracked=True)
@@ -127,6 +131,7 @@ class SearchSpec:
         owner="all trials see equally much, or they could not be compared; run one sweep for each "
         "value, or read the losses of one long trial at its sweep.evaluations",
     )
+    device_hours: Positive | None = setting(None, may_change=True, tracked=True)
     time_budget_s: Positive | None = setting(None, may_change=True, tracked=True)
     max_concurrent: Count | None = setting(None, may_change=True)
     max_retries: FromZero = setting(2, may_change=True)
@@ -151,6 +156,7 @@ class ClusterSpec:
     address: str | None = None
     cpus: Count | None = None  # local: None takes what there is
     gpus: FromZero | None = None
+    price_per_device_hour: Positive | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -22,8 +22,10 @@ from sweeps.config.spec import (
     Spec,
     TrainSpec,
 )
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.naming import SPOKEN
+from sweeps.core.secrets import is_secret_key
 
 Section = TypeVar("Section")
 
@@ -37,6 +39,7 @@ _ELSEWHERE = {
     "num_train_epochs": "sweep.budget.epochs",
     "num_epochs": "sweep.budget.epochs",
     "epochs": "sweep.budget.epochs",
+    "examples": "sweep.budget.examples",
     "max_steps": "sweep.budget.examples",
     "max_seq_length": "data.max_length",
     "max_seq_len": "data.max_length",
@@ -62,6 +65,12 @@ _ELSEWHERE = {
     "lora_target": "peft.target_modules",
     "lora_target_modules": "peft.target_modules",
     "load_in_4bit": "model.quantization",
+}
+# What other tools call a value of ours.
+_SAID = {
+    **dict.fromkeys(("bayes", "bayesian", "optuna", "hyperopt"), "tpe"),
+    **{"sobol": "qmc", "disabled": "off", "none": "off", "fp32": "float32", "fp16": "float16"},
+    **{"bf16": "bfloat16", "4bit": "nf4", "8bit": "int8", "sha": "asha"},
 }
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -183,17 +192,44 @@ def _values(
     return values
 
 
+def _near(value: str, options: Sequence[str]) -> str | None:
+    """The option that was most likely meant."""
+    said = _SAID.get(value.lower())
+    return said if said in options else nearest(value, options)
+
+
 def _value(key: str, kind: Any, value: Any, problems: list[Problem]) -> Any:
     """The value as its field holds it; None, and `problems` longer, if it does not fit."""
     if not isinstance(kind, Kind):
         return _read(kind, value, key, problems)
+    if value == "None" and _fits(kind, None):
+        message = f"is a text here; nothing is written null: {typed(key, None)}"
+        problems.append(Problem(key=key, value=value, message=message))
+        return None
     try:
         return kind.read(value)
     except ValueError as error:
-        close = nearest(value, kind.options) if isinstance(value, str) else None
-        message = f"must be {error}."
+        close = _near(value, kind.options) if isinstance(value, str) else None
+        message = f"must be {error}.{_as_typed(key, kind, value)}"
         problems.append(Problem(key=key, value=value, message=message, nearest=close))
         return None
+
+
+def _as_typed(key: str, kind: Kind, value: Any) -> str:
+    """How a number is written that is meant as text, and one word as a list of one."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    for meant in ([str(value)] if is_number else []) + [[value]]:
+        if _fits(kind, meant) and not is_secret_key(key):
+            return f" Write {typed(key, meant)}"
+    return ""
+
+
+def _fits(kind: Kind, value: Any) -> bool:
+    try:
+        kind.read(value)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.cache

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import optuna
@@ -26,8 +27,10 @@ from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
 from sweeps.core.trial import Decision, Report, State, Trial
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
-from sweeps.search.study import Suggestion
+from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
 from sweeps.storage.run_folder import RunFolder
@@ -63,18 +66,18 @@ class Coordinator:
 
     # ------------------------------------------------------------------ a driver's life
 
-    def begin(self, **facts: Any) -> None:
+    def begin(self, driver: events.Attempt | None = None) -> None:
         """A driver takes over: write what it is, and settle what the last one left open."""
         with self._guard:
             if not self.history.spec:
-                self._write("sweep", name=self._spec.name, spec=self._spec.public)
-            self._write(
-                "attempt", number=self.history.attempts + 1, spec=self._spec.public, **facts
-            )
+                self._write(events.Sweep(name=self._spec.name, spec=self._spec.public))
+            driver = driver or events.Attempt()
+            number = self.history.attempts + 1
+            self._write(replace(driver, number=number, spec=self._spec.public))
             self._retention.begin()
             for record in self.history.unfinished():
                 if record.pruned_at is not None:
-                    self._end(record, State.PRUNED)
+                    self._finish(record, State.PRUNED)
 
     def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
@@ -82,7 +85,7 @@ class Coordinator:
             if self.stop is None:
                 self._stop = stop
                 with suppress(LedgerWriteError):  # then it stops for that reason, and says so
-                    self._write("interrupt", reason=str(stop))
+                    self._write(events.Interrupt(reason=str(stop)))
 
     def close(self) -> None:
         self._ledger.close()
@@ -158,12 +161,13 @@ class Coordinator:
         assert isinstance(shown, dict)
         write_text(self._folder.trial_config(key), OmegaConf.to_yaml(OmegaConf.create(shown)))
         self._write(
-            "ask",
-            trial=key,
-            number=len(self.history.trials),
-            repeat=suggestion.repeat,
-            seed=config["seed"],
-            **suggestion.to_json(),
+            events.Ask(
+                trial=key,
+                number=len(self.history.trials),
+                repeat=suggestion.repeat,
+                seed=config["seed"],
+                **suggestion.to_json(),
+            )
         )
         self._configs[key] = config
         return key
@@ -187,13 +191,14 @@ class Coordinator:
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
             attempt = record.attempt + 1
-            where = {"worker": worker, "device": device, "step": step}
-            self._write("start", trial=key, attempt=attempt, **where)
+            self._write(
+                events.Start(trial=key, attempt=attempt, worker=worker, device=device, step=step)
+            )
             for report in reports:
                 if report.index and report.index not in record.reports:
                     self._report(record, report)
             if record.pruned_at is not None:
-                self._end(record, State.PRUNED)
+                self._finish(record, State.PRUNED)
                 return None
             return attempt
 
@@ -226,13 +231,7 @@ class Coordinator:
             record = self._check(key, attempt)
             if report.index == 0:
                 if self.history.base is None:
-                    self._write(
-                        "report",
-                        trial=key,
-                        attempt=attempt,
-                        **report.to_json(),
-                        decision=Decision.CONTINUE,
-                    )
+                    self._write_report(record, report, Verdict(prune=False))
                 return Decision.CONTINUE
             if report.index not in record.reports:
                 self._report(record, report)
@@ -250,7 +249,7 @@ class Coordinator:
             record = self._check(key, attempt)
             path = self._folder.checkpoint(key, step).relative_to(self._folder.root)
             self._write(
-                "checkpoint", trial=key, attempt=attempt, step=step, path=str(path), bytes=size
+                events.Checkpoint(trial=key, attempt=attempt, step=step, path=str(path), bytes=size)
             )
             self._retention.committed(record)
 
@@ -263,25 +262,19 @@ class Coordinator:
         with self._guard:
             self._check(key, attempt)
 
-    def end(
-        self,
-        key: str,
-        attempt: int,
-        state: State,
-        *,
-        kind: str = "",
-        reason: str = "",
-        error: str = "",
-        totals: Mapping[str, float] | None = None,
-    ) -> None:
-        """A trial has ended. `reason` is one line; `error`, a traceback, goes to error.txt."""
+    def end(self, ended: events.End, error: str = "") -> None:
+        """A trial has ended; its reason is one line, and `error`, a traceback, goes to error.txt.
+
+        Raises:
+            StaleAttemptError: a newer attempt at this trial has begun.
+        """
         with self._guard:
-            record = self._check(key, attempt)
-            reason = scrub(reason)
-            self._keep_error(key, error)
-            self._end(record, state, kind=kind, reason=reason, totals=totals)
-            if kind == "bug":
-                self._stop_if_all_fail_alike(reason)
+            self._check(ended.trial, ended.attempt)
+            self._keep_error(ended.trial, error)
+            ended = replace(ended, reason=scrub(ended.reason))
+            self._end(ended)
+            if ended.kind == "bug":
+                self._stop_if_all_fail_alike(ended.reason)
 
     def pause(self, key: str, attempt: int, reason: str = "") -> None:
         """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
@@ -294,7 +287,7 @@ class Coordinator:
             self._handed.discard(key)
             if self._stop is None:
                 reason = reason or "its node is about to go"
-                self._write("retry", trial=key, attempt=attempt, kind="moved", reason=reason)
+                self._write(events.Retry(trial=key, attempt=attempt, kind="moved", reason=reason))
 
     def release(self, key: str, reason: str, error: str = "", *, full_disk: bool = False) -> bool:
         """A worker is gone for good; True where the trial will be tried again.
@@ -331,15 +324,15 @@ class Coordinator:
             if record.halvings or half is None:
                 why = "at half the micro-batch too" if record.halvings else "it cannot be halved"
                 reason = f"{scrub(reason)} ({size}: {why})"
-                self._end(record, State.FAILED, kind="oom", reason=reason)
+                self._finish(record, State.FAILED, "oom", reason)
                 return False
             self._handed.discard(key)
             note = f"out of memory at {size}, goes on with "
             note += f"{half.batch_size} x {half.accumulation_steps}"
-            self._write("retry", trial=key, attempt=attempt, kind="oom", reason=note)
+            self._write(events.Retry(trial=key, attempt=attempt, kind="oom", reason=note))
             return True
 
-    def _write(self, event: str, **fields: Any) -> None:
+    def _write(self, event: Event) -> None:
         """Append an event to the ledger, then fold it into the history.
 
         Raises:
@@ -348,12 +341,12 @@ class Coordinator:
         if self._broken is not None:
             raise LedgerWriteError(str(self._broken))
         try:
-            line = self._ledger.append(event, **fields)
+            written = self._ledger.append(event)
         except OSError as error:
             details = str(self._folder.ledger), str(error.strerror)
             self._broken = Stop(cause=Cause.LEDGER_UNWRITABLE, details=details)
             raise LedgerWriteError(str(self._broken)) from error
-        self.history.apply(line)
+        self.history.apply(written)
 
     def _check(self, key: str, attempt: int) -> Record:
         record = self.history.trials[key]
@@ -364,14 +357,17 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
-        verdict = self._suggestions.tell_report(record, report)
+        self._write_report(record, report, self._suggestions.tell_report(record, report))
+
+    def _write_report(self, record: Record, report: Report, verdict: Verdict) -> None:
         self._write(
-            "report",
-            trial=record.key,
-            attempt=record.attempt,
-            **report.to_json(),
-            decision=Decision.PRUNE if verdict.prune else Decision.CONTINUE,
-            **({} if verdict.noted is None else {"noted": dict(verdict.noted)}),
+            events.Report(
+                trial=record.key,
+                attempt=record.attempt,
+                **report.to_json(),
+                decision=Decision.PRUNE if verdict.prune else Decision.CONTINUE,
+                noted=verdict.noted,
+            )
         )
 
     def _retry(self, record: Record, reason: str) -> bool:
@@ -380,34 +376,27 @@ class Coordinator:
         It ends as pruned where that was decided already, as failed where its retries are spent.
         """
         if record.pruned_at is not None:
-            self._end(record, State.PRUNED)
+            self._finish(record, State.PRUNED)
             return False
         if record.retries >= self._spec.sweep.max_retries:
-            self._end(
-                record,
-                State.FAILED,
-                kind="infrastructure",
-                reason=f"{reason}; {record.retries} retries spent (sweep.max_retries)",
-            )
+            reason = f"{reason}; {record.retries} retries spent (sweep.max_retries)"
+            self._finish(record, State.FAILED, "infrastructure", reason)
             return False
-        self._write("retry", trial=record.key, attempt=record.attempt, reason=reason)
+        self._write(events.Retry(trial=record.key, attempt=record.attempt, reason=reason))
         return True
 
-    def _end(
-        self,
-        record: Record,
-        state: State,
-        *,
-        kind: str = "",
-        reason: str = "",
-        totals: Mapping[str, float] | None = None,
-    ) -> None:
-        event = {"state": state, "kind": kind, "reason": reason, "totals": dict(totals or {})}
-        self._write("end", trial=record.key, attempt=record.attempt, **event)
+    def _finish(self, record: Record, state: State, kind: str = "", reason: str = "") -> None:
+        """End a trial of which its worker has no more to say."""
+        key, attempt = record.key, record.attempt
+        self._end(events.End(trial=key, attempt=attempt, state=state, kind=kind, reason=reason))
+
+    def _end(self, ended: events.End) -> None:
+        self._write(ended)
+        record = self.history.trials[ended.trial]
         self._handed.discard(record.key)
         self._configs.pop(record.key, None)
-        if kind == "bug":
-            self._same_errors[reason] += 1
+        if ended.kind == "bug":
+            self._same_errors[ended.reason] += 1
         self._suggestions.tell_result(record.config)
         self._retention.ended(record)
 

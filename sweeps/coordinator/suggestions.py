@@ -15,8 +15,9 @@ import optuna
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of, trial_key
 from sweeps.core.trial import Report, State
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
-from sweeps.ledger.ledger import Event
 from sweeps.search.study import Search, Suggestion, Verdict, first_untried, picked_id
 from sweeps.space.space import Space
 
@@ -35,7 +36,7 @@ class Suggestions:
     """
 
     def __init__(
-        self, spec: Spec, space: Space, history: History, write: Callable[..., None]
+        self, spec: Spec, space: Space, history: History, write: Callable[[Event], None]
     ) -> None:
         self._spec = spec
         self._space = space
@@ -55,7 +56,8 @@ class Suggestions:
         """End the replay, and find out whether everything has been tried."""
         self._search.settle()
         finite = not self._space.is_continuous
-        self._exhausted = finite and first_untried(self._space, self._tried) is None
+        used_up = finite and first_untried(self._space, self._tried) is None
+        self._exhausted = used_up or self._search.has_found
 
     # ------------------------------------------------------------------ what to try
 
@@ -72,7 +74,7 @@ class Suggestions:
         while self.wants_config():
             suggestion = self._next(doubles)
             if suggestion is None:
-                self._exhausted = True
+                self._exhausted = not self._search.is_waiting
                 return None
             self._tried.add(picked_id(suggestion.picked))
             key = trial_key(config_of(self._spec, suggestion.values))
@@ -80,7 +82,7 @@ class Suggestions:
                 self._repeatable[suggestion.number] = None
                 return suggestion
             doubles += 1
-            self._write("ask", trial=None, duplicate=key, **suggestion.to_json())
+            self._write(events.Duplicate(trial=None, duplicate=key, **suggestion.to_json()))
             self._tell_double(suggestion.number, self._history.trials[key])
         return None
 
@@ -149,13 +151,13 @@ class Suggestions:
 
     # ------------------------------------------------------------------ replay
 
-    def replay_ask(self, event: Event) -> None:
+    def replay_ask(self, event: events.Ask | events.Duplicate) -> None:
         """Do again what an ask in the ledger did."""
-        if event.get("repeat"):
+        if isinstance(event, events.Ask) and event.repeat:
             return
-        self._search.replay_ask(event["choices"], by_hand=event.get("by_hand", False))
-        self._tried.add(picked_id(event["choices"]))
-        if event["trial"] is None:
-            self._tell_double(event["config"], self._history.trials[event["duplicate"]])
+        self._search.replay_ask(event.choices, by_hand=event.by_hand, first=event.first)
+        self._tried.add(picked_id(event.choices))
+        if isinstance(event, events.Duplicate):
+            self._tell_double(event.config, self._history.trials[event.duplicate])
         else:
-            self._repeatable[event["config"]] = None
+            self._repeatable[event.config] = None

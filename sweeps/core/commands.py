@@ -58,6 +58,37 @@ def override(key: str, value: Any) -> str:
     return f"{key}={written(_uninterpolated(value))}"
 
 
+def typed(key: str, value: Any) -> str:
+    """The word that sets `key` to `value`, as it is typed in a shell.
+
+    Raises:
+        UnwritableError: see `written`.
+    """
+    return in_a_shell(override(key, value))
+
+
+def searched(key: str, expression: str) -> str:
+    """The word that searches `key`, as it is typed in a shell; `expression` is Hydra's already."""
+    return in_a_shell(f"{key}={expression}")
+
+
+def among(values: Sequence[Any]) -> str:
+    """A search among `values`, in Hydra's grammar, whose `choice` does not take null.
+
+    Raises:
+        UnwritableError: see `written`; or there is only null.
+    """
+    if list(values) == [None]:
+        raise UnwritableError("null alone cannot be searched")
+    parts = ", ".join(written(_uninterpolated(value)) for value in values)
+    return parts if len(values) > 1 else f"choice({parts})"
+
+
+def in_a_shell(word: str) -> str:
+    """A word, such as a path, as it is typed in a shell."""
+    return shlex.quote(word)
+
+
 def masked_word(key: str, text: str) -> str:
     """An override as it may be hashed or shown."""
     return f"{key}={masked(key, text)}"
@@ -67,6 +98,23 @@ def command_line(words: Sequence[str]) -> str:
     """The command with these words, for a shell; secrets masked."""
     shown = [masked_word(*word.split("=", 1)) if "=" in word else word for word in words]
     return shlex.join([*_PROGRAM, *shown])
+
+
+def changed(command: str, words: Sequence[str], folder_suffix: str = "") -> str:
+    """A command that `command_line` wrote, with these words in place of its own for their keys.
+
+    Args:
+        folder_suffix: is put behind the folder that the command names, if it does.
+    """
+    keys = {word.partition("=")[0] for word in words}
+    kept = []
+    for word in shlex.split(command)[len(_PROGRAM) :]:
+        key = word.lstrip("+").partition("=")[0].removeprefix("sweep.space.")
+        if key == "run_dir":
+            word = f"{word}{folder_suffix}" if word[-1] != '"' else f'{word[:-1]}{folder_suffix}"'
+        if key not in keys:
+            kept.append(word)
+    return command_line([*kept, *words])
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ class Cause(enum.Enum):
 
     SIGNAL = "{}"  # its name
     TIME_BUDGET = "the time budget is spent"
+    DEVICE_HOURS = "the device-hours are spent"
     SAME_ERROR = "the first {} trials failed with the same error"
     WORKERS_DIE = "workers die before they can train anything: {}"
     UNFIT_NODES = "{}"  # what each of them lacks
@@ -24,7 +25,7 @@ class Cause(enum.Enum):
     @property
     def is_failure(self) -> bool:
         """Whether the sweep could not go on; otherwise it was asked to stop."""
-        return self not in (Cause.SIGNAL, Cause.TIME_BUDGET)
+        return self not in (Cause.SIGNAL, Cause.TIME_BUDGET, Cause.DEVICE_HOURS)
 
 
 @dataclass(frozen=True, kw_only=True)

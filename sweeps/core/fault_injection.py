@@ -35,7 +35,7 @@ POINTS = frozenset(
         *("checkpoint.before", "checkpoint.middle", "checkpoint.rename", "checkpoint.after"),
         *("remove.middle", "folder.rename", "best.rename"),  # a tree half removed; the data; best/
         *("batch", "step"),  # before a micro-batch; after an optimizer step
-        "rehearsal",  # before the one step that precedes all trials
+        "dry_run",  # before the one step that precedes all trials
     )
 )
 ACTIONS = ("kill", "full", "oom", "lost")

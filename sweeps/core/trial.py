@@ -8,7 +8,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 KEY_LENGTH = 10  # hex digits: 40 bits, far beyond any sweep's number of trials
@@ -82,13 +82,7 @@ class Report:
         assert finite, f"a report holds finite numbers only: {self.metrics}"
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "index": self.index,
-            "step": self.step,
-            "examples": self.examples,
-            "tokens": self.tokens,
-            "metrics": dict(self.metrics),
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:

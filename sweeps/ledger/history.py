@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sweeps.config.spec import Direction
-from sweeps.core.errors import LedgerDamagedError
-from sweeps.core.trial import Report, State
-from sweeps.ledger.ledger import Event, check, parse
+from sweeps.core.trial import Decision, Report, State
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
+from sweeps.ledger.ledger import read_ledger
 
 
 def sign_of(direction: Direction) -> int:
@@ -75,10 +76,12 @@ class History:
     trials: dict[str, Record] = field(default_factory=dict)
     base: Report | None = None  # report 0
     attempts: int = 0
-    driver: Mapping[str, Any] = field(default_factory=dict)  # the last attempt event
+    driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
     interrupted: bool = False
     began: float | None = None
     latest: float | None = None  # time of the last event
+    _device_s: float = 0.0  # of workers that have no trial any more
+    _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
     _values: dict[str, float] = field(default_factory=dict, repr=False, compare=False)
     _unfinished: dict[str, Record] = field(default_factory=dict, repr=False, compare=False)
@@ -91,8 +94,110 @@ class History:
 
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""
-        self.latest = event["time"]
-        getattr(self, f"_on_{event['event']}")(event)
+        if isinstance(event, events.Attempt):
+            for worker in list(self._busy):  # the last word of the driver before was its end
+                self._rest(worker)
+        self.latest = event.time
+        match event:
+            case events.Sweep():
+                self.name = event.name
+                self.spec = event.spec
+                self.metric = self.spec["sweep"]["metric"]
+                self.direction = self.spec["sweep"]["direction"]
+                self.began = event.time
+            case events.Attempt():
+                self.attempts += 1
+                self.driver = event
+                self.interrupted = False
+                self.spec = event.spec or self.spec  # keys that may change on the same folder
+                self.stop_running()  # their workers died with the driver before
+            case events.Ask():
+                self._add(event)
+            case events.Report(index=0):
+                self.base = event.report
+            case events.TrialEvent():
+                self._apply_to(self.trials[event.trial], event)
+            case events.Interrupt():
+                self.interrupted = True
+
+    def _add(self, event: events.Ask) -> None:
+        record = Record(
+            key=event.trial,
+            number=event.number,
+            config=event.config,
+            repeat=event.repeat,
+            seed=event.seed,
+            values=event.params,
+            picked=event.choices,
+        )
+        self.trials[record.key] = record
+        self._configs.setdefault(record.config, {})[record.key] = record
+        self._unfinished[record.key] = record
+        self._counts[record.state] += 1
+
+    def _apply_to(self, record: Record, event: events.TrialEvent) -> None:
+        match event:
+            case events.Start():
+                self._move(record, State.RUNNING)
+                record.attempt = event.attempt
+                record.worker = event.worker
+                record.device = event.device
+                record.started = event.time
+                if event.time is not None:
+                    self._busy.setdefault(event.worker, (event.time, set()))[1].add(record.key)
+            case events.Report():
+                record.reports[event.index] = event.report
+                self._values.pop(record.key, None)
+                if event.decision == Decision.PRUNE:
+                    record.pruned_at = event.index
+            case events.Checkpoint():
+                if event.step not in record.checkpoints:
+                    record.checkpoints.append(event.step)
+            case events.Retry():
+                self._leave(record)
+                self._move(record, State.WAITING)
+                record.reason = event.reason
+                if event.kind == "oom":
+                    record.halvings += 1
+                    record.memory_note = event.reason
+                elif event.kind != "moved":
+                    record.retries += 1
+            case events.End():
+                self._leave(record)
+                self._move(record, State(event.state))
+                record.kind = event.kind
+                record.reason = event.reason
+                record.ended = event.time
+                record.totals = dict(event.totals)
+
+    def device_hours(self, now: float | None = None) -> float:
+        """Hours for which devices had a trial, over all starts; `now` is for those that still have.
+
+        The lanes of a worker share its device; a trial on several devices takes them all.
+        """
+        now = self.latest if now is None else now
+        running = sum((now or 0.0) - since for since, _ in self._busy.values())
+        return (self._device_s + running * self._devices) / 3600
+
+    @property
+    def _devices(self) -> float:
+        """Devices of a worker; below 1 if several workers share one."""
+        engine = self.spec.get("engine") or {}
+        share = engine.get("gpus_per_trial")
+        part = share if isinstance(share, float) and 0 < share < 1 else 1.0
+        return float(engine.get("devices_per_trial") or 1) * part
+
+    def _leave(self, record: Record) -> None:
+        """A trial is off its worker's device."""
+        if record.worker in self._busy:
+            keys = self._busy[record.worker][1]
+            keys.discard(record.key)
+            if not keys:
+                self._rest(record.worker)
+
+    def _rest(self, worker: str) -> None:
+        since, _ = self._busy.pop(worker)
+        self._device_s += ((self.latest or since) - since) * self._devices
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""
@@ -137,6 +242,11 @@ class History:
         """Trials that wait or run, in the order in which they were asked for."""
         return list(self._unfinished.values())
 
+    @property
+    def ended(self) -> int:
+        """Trials that have ended, however."""
+        return len(self.trials) - len(self._unfinished)
+
     def count(self, *states: State) -> int:
         return sum(self._counts[state] for state in states)
 
@@ -152,112 +262,9 @@ class History:
         if state.is_finished():
             self._unfinished.pop(record.key, None)
 
-    def _on_sweep(self, event: Event) -> None:
-        self.name = event["name"]
-        self.spec = event["spec"]
-        self.metric = self.spec["sweep"]["metric"]
-        self.direction = self.spec["sweep"]["direction"]
-        self.began = event["time"]
-
-    def _on_attempt(self, event: Event) -> None:
-        self.attempts += 1
-        self.driver = event
-        self.interrupted = False
-        if "spec" in event:
-            self.spec = event["spec"]  # keys that may change on the same folder
-        self.stop_running()  # their workers died with the driver before
-
-    def _on_ask(self, event: Event) -> None:
-        if event.get("trial") is None:
-            return  # a repeated suggestion: Optuna was told, nothing to train
-        record = Record(
-            key=event["trial"],
-            number=event["number"],
-            config=event["config"],
-            repeat=event["repeat"],
-            seed=event["seed"],
-            values=event["params"],
-            picked=event.get("choices", {}),
-        )
-        self.trials[record.key] = record
-        self._configs.setdefault(record.config, {})[record.key] = record
-        self._unfinished[record.key] = record
-        self._counts[record.state] += 1
-
-    def _on_start(self, event: Event) -> None:
-        record = self.trials[event["trial"]]
-        self._move(record, State.RUNNING)
-        record.attempt = event["attempt"]
-        record.worker = event.get("worker", "")
-        record.device = event.get("device", "")
-        record.started = event["time"]
-
-    def _on_report(self, event: Event) -> None:
-        report = Report.from_json(event)
-        if report.index == 0:
-            self.base = report
-            return
-        record = self.trials[event["trial"]]
-        record.reports[report.index] = report
-        self._values.pop(record.key, None)
-        if event["decision"] == "prune":
-            record.pruned_at = report.index
-
-    def _on_checkpoint(self, event: Event) -> None:
-        steps = self.trials[event["trial"]].checkpoints
-        if event["step"] not in steps:
-            steps.append(event["step"])
-
-    def _on_retry(self, event: Event) -> None:
-        record = self.trials[event["trial"]]
-        self._move(record, State.WAITING)
-        record.reason = event["reason"]
-        if event.get("kind") == "oom":
-            record.halvings += 1
-            record.memory_note = event["reason"]
-        elif event.get("kind") != "moved":
-            record.retries += 1
-
-    def _on_end(self, event: Event) -> None:
-        record = self.trials[event["trial"]]
-        self._move(record, State(event["state"]))
-        record.kind = event.get("kind", "")
-        record.reason = event.get("reason", "")
-        record.ended = event["time"]
-        record.totals = dict(event.get("totals", {}))
-
-    def _on_interrupt(self, event: Event) -> None:
-        self.interrupted = True
-
 
 def read_history(ledger: Path) -> History:
     """The ledger's events added up; a torn last line, which may be in the making, is left out."""
     history = History()
-    number = 0
-    try:
-        for event in _events(ledger):
-            number += 1
-            check(event)
-            history.apply(event)
-        return history
-    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise LedgerDamagedError(
-            f"{ledger}, line {number} does not follow from the lines before it ({error!r}). "
-            "Restore the file from a copy."
-        ) from error
-
-
-def _events(ledger: Path) -> Iterator[Event]:
-    damaged: tuple[int, bytes] | None = None
-    with open(ledger, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if damaged is not None:
-                raise LedgerDamagedError(
-                    f"{ledger}, line {damaged[0]} is damaged: {damaged[1][:60]!r}. Restore the "
-                    "file from a copy."
-                )
-            event = parse(line)
-            if event is None:
-                damaged = number, line
-            else:
-                yield event
+    read_ledger(ledger, history.apply)
+    return history

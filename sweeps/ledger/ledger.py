@@ -4,97 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from sweeps.core.errors import LedgerDamagedError
+from sweeps.ledger.events import KINDS, Event, read_event
 from sweeps.storage.durable_writes import append_synced, sync
 
 log = logging.getLogger(__name__)
 
-Event = dict[str, Any]
+# What a line of the ledger that was not written by us can raise.
+# ArithmeticError: an integer that no float holds.
+UNLIKELY = (LookupError, TypeError, ValueError, AttributeError, AssertionError, ArithmeticError)
 _DECODER = json.JSONDecoder()
-
-EVENTS = frozenset(
-    ("sweep", "attempt", "ask", "start", "report", "checkpoint", "retry", "end", "interrupt")
-)
-
-
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # a trial's key is a folder's name, so no more than that
-_MOST = 2**63
-_COUNTS = ("step", "examples", "tokens")
-_NEEDED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "sweep": {"name": str, "spec": dict},
-    "attempt": {},
-    "ask": {"config": int},
-    "start": {"trial": str, "attempt": int},
-    "report": {"index": int, **dict.fromkeys(_COUNTS, int), "metrics": dict, "decision": str},
-    "checkpoint": {"trial": str, "step": int},
-    "retry": {"trial": str, "reason": str},
-    "end": {"trial": str, "state": str},
-    "interrupt": {},
-}
-_NEW_TRIAL = {"number": int, "repeat": int, "seed": int, "params": dict}
-_OPTIONAL: Mapping[str, type | tuple[type, ...]] = {
-    **{
-        "attempt": int,
-        "kind": str,
-        "reason": str,
-        "worker": str,
-        "device": str,
-        "time": (int, float),
-    },
-    **{"choices": dict, "by_hand": bool, "totals": dict, "metrics": dict, "spec": dict},
-    **{"duplicate": str, "trial": (str, NoneType), "versions": dict, "rehearsal": dict},
-    "noted": dict,  # what the pruner noted in the Optuna trial
-}
-
-
-# What is looked up for each field of each line, of which a long sweep has hundreds of thousands.
-_KINDS = {event: {**_OPTIONAL, **needed} for event, needed in _NEEDED.items()}
-
-
-def check(event: Event) -> None:
-    """Raise ValueError where a field is missing, or is not what we write there.
-
-    What a line says of the lines before it is for the reader of them all.
-    """
-    name = event["event"]
-    needed, kinds = _NEEDED[name], _KINDS[name]
-    if name == "ask" and event.get("trial") is not None:
-        needed = {**needed, **_NEW_TRIAL}
-        kinds = {**kinds, **_NEW_TRIAL}
-    for field in needed:
-        if field not in event:
-            raise ValueError(f"{field} is missing")
-    for field, value in event.items():
-        kind = kinds.get(field)
-        if kind is int:
-            fits = type(value) is int and 0 <= value < _MOST
-        else:
-            fits = kind is None or isinstance(value, kind)
-        if not fits:
-            raise ValueError(f"{field} = {value!r:.40}")
-    for field in ("trial", "duplicate"):
-        key = event.get(field)
-        if key is not None and not _KEY.fullmatch(key):
-            raise ValueError(f"{field} is no key: {key!r:.40}")
-    for field in ("metrics", "totals", "noted"):
-        if field in event and not _are_numbers(event[field].values()):
-            raise ValueError(f"{field} holds what is no number: {event[field]!r:.80}")
-
-
-def _are_numbers(values: Iterable[Any]) -> bool:
-    try:
-        return all(map(math.isfinite, values))
-    except (TypeError, OverflowError):  # text and its like; an integer beyond all floats
-        return False
 
 
 class Ledger:
@@ -104,60 +30,74 @@ class Ledger:
     cut off with a warning, since nothing was promised for it yet.
 
     Args:
-        each: is given the number and the event of every line there is, one at a time: a long
-            sweep's events all together would take a gigabyte. Without it they go to `events`.
+        each: is given every event there is, one at a time: a long sweep's events all together
+            would take a gigabyte.
 
     Raises:
-        LedgerDamagedError: on opening, where any other line cannot be read.
+        LedgerDamagedError: on opening, see `read_ledger`.
     """
 
-    def __init__(self, path: Path, each: Callable[[int, Event], None] | None = None) -> None:
+    def __init__(self, path: Path, each: Callable[[Event], object]) -> None:
         self.path = path
-        self.events: list[Event] = []
         if path.exists():
-            _mend(path, each or (lambda _, event: self.events.append(event)))
+            count, size = read_ledger(path, each, ", or choose another run_dir=...")
+            if size < path.stat().st_size:
+                log.warning("%s: the last line (%d) is torn and was dropped", path, count + 1)
+                _cut(path, size)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (held for the sweep's life)
         sync(path.parent)  # the file's name, too, must outlive a crash
 
-    def append(self, event: str, **fields: Any) -> Event:
-        """Write one event and return it, with its time in seconds since the epoch.
+    def append(self, event: Event) -> Event:
+        """Write an event and return it, with its time.
 
         Raises:
             OSError: it could not be written, and the file is as it was before.
         """
-        assert event in EVENTS, event
-        line: Event = {"event": event, "time": round(time.time(), 3), **fields}
-        append_synced(self._file, json.dumps(line, allow_nan=False).encode() + b"\n", self.path)
-        return line
+        event = replace(event, time=round(time.time(), 3))
+        line = json.dumps(event.to_json(), allow_nan=False, default=dict)
+        append_synced(self._file, line.encode() + b"\n", self.path)
+        return event
 
     def close(self) -> None:
         self._file.close()
 
 
-def _mend(path: Path, each: Callable[[int, Event], None]) -> None:
-    good_bytes = 0
+def read_ledger(path: Path, each: Callable[[Event], object], or_else: str = ".") -> tuple[int, int]:
+    """Give `each` the events of a ledger; a torn last line, maybe in the making, is left out.
+
+    Args:
+        or_else: the way out of a damaged ledger, after "a copy".
+
+    Returns:
+        The lines that were read, and their bytes.
+
+    Raises:
+        LedgerDamagedError: any other line cannot be read, or `each` cannot follow it.
+    """
+    count = size = 0
     with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            event = parse(line)
-            if event is None:
+        for line in file:
+            read = parse(line)
+            if read is None:
                 if file.read(1):
                     raise LedgerDamagedError(
-                        f"{path}, line {number} is damaged: {line[:60]!r}. Only a torn last line "
-                        "can be mended. Restore the file from a copy, or choose another run_dir=..."
+                        f"{path}, line {count + 1} is damaged: {line[:60]!r}. Only a torn last "
+                        f"line can be mended. Restore the file from a copy{or_else}"
                     )
-                log.warning("%s: the last line (%d) is torn and was dropped", path, number)
                 break
-            each(number, event)
-            good_bytes += len(line)
-        else:
-            return
-    with open(path, "r+b") as file:
-        file.truncate(good_bytes)
-        os.fsync(file.fileno())
+            try:
+                each(read_event(read))
+            except UNLIKELY as error:
+                raise LedgerDamagedError(
+                    f"{path}, line {count + 1} does not follow from the lines before it "
+                    f"({error!r}). Restore the file from a copy{or_else}"
+                ) from error
+            count, size = count + 1, size + len(line)
+    return count, size
 
 
-def parse(line: bytes) -> Event | None:
-    """The event in a complete line, or None where it is torn or not an event of ours."""
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The keys of a complete line, or None if it is torn or not an event of ours."""
     try:
         text = line.decode()
         event, end = _DECODER.raw_decode(text)  # json.loads does more for each, and takes longer
@@ -166,7 +106,13 @@ def parse(line: bytes) -> Event | None:
     if text[end:] != "\n":
         return None
     name = event.get("event") if isinstance(event, dict) else None
-    return event if isinstance(name, str) and name in EVENTS else None
+    return event if isinstance(name, str) and name in KINDS else None
+
+
+def _cut(path: Path, size: int) -> None:
+    with open(path, "r+b") as file:
+        file.truncate(size)
+        os.fsync(file.fileno())
 
 
 class Tail:
@@ -176,7 +122,11 @@ class Tail:
         self.path = path
         self.offset = offset  # bytes read so far
 
-    def read(self) -> Iterator[Event]:
+    def events(self) -> Iterator[Event]:
+        """The events that were completed since the last call, of a ledger."""
+        return map(read_event, self.read())
+
+    def read(self) -> Iterator[dict[str, Any]]:
         """The lines that were completed since the last call; unreadable ones are passed over."""
         try:
             with open(self.path, "rb") as file:

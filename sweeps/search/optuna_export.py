@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.search.quick import following, is_waiting
 from sweeps.search.study import STUDY_NAME
 from sweeps.search.study_replay import distribution
 from sweeps.space.parser import space_of
@@ -30,6 +31,16 @@ def study_of(history: History) -> optuna.Study:
     study = optuna.create_study(study_name=STUDY_NAME, direction=history.direction)
     study.add_trials(_trials(history, reports=False))
     return study
+
+
+def has_found(history: History) -> bool:
+    """Whether `sweep.search=quick` has ended before its `sweep.trials` were spent."""
+    if history.spec["sweep"].get("search") != "quick":
+        return False
+    study, (dimension,) = study_of(history), space_of(history.spec).dimensions
+    tried = {trial.params[dimension.name] for trial in study.get_trials(deepcopy=False)}
+    first = {entry[dimension.name] for entry in history.spec["sweep"]["first"]}
+    return first <= tried and not is_waiting(study) and following(study, dimension) is None
 
 
 def export_study(history: History, path: Path) -> None:

@@ -13,6 +13,9 @@ import optuna
 
 from sweeps.config.spec import SearchName, SearchSpec
 from sweeps.core.errors import Problem
+from sweeps.search.first import first_problems
+from sweeps.search.pruning import STARTS, first_judged
+from sweeps.search.quick import quick_problems
 from sweeps.space.space import Choice, Space
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,7 @@ SAMPLERS: Mapping[SearchName, Sampler] = {
         takes_categories=False,
         takes_conditions=False,
     ),
+    "quick": Sampler(learns=True, takes_conditions=False),  # which `quick` steps through itself
     "qmc": Sampler(kind=optuna.samplers.QMCSampler, keeps_state=True, takes_conditions=False),
 }
 
@@ -146,7 +150,7 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
     found += _option_problems(
         "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
     )
-    return found
+    return found + quick_problems(spec, space) + first_problems(spec, space)
 
 
 # How other tools name the options of a pruner, and ours for each pruner.
@@ -159,13 +163,6 @@ _SPOKEN: Mapping[str, Mapping[str, str]] = {
     "max_t": {"hyperband": "max_resource"},
     "max_iter": {"hyperband": "max_resource"},
     "eta": dict.fromkeys(("asha", "hyperband"), "reduction_factor"),
-}
-# pruner -> the option that says from which evaluation on it may prune
-_STARTS = {
-    "asha": ("min_resource", "min_early_stopping_rate"),
-    "hyperband": ("min_resource",),
-    "median": ("n_warmup_steps",),
-    "percentile": ("n_warmup_steps",),
 }
 
 
@@ -183,21 +180,15 @@ def _idle_pruner(spec: SearchSpec) -> list[Problem]:
             found.append(Problem(key=key, value=value, message=message, nearest=near))
     if found or spec.evaluations < 2:
         return found
-    options = {"min_resource": 1, "reduction_factor": 2, **spec.pruner_options}
-    name, *rate = _STARTS.get(spec.pruner, ("",))
-    start = options.get(name)
-    if not isinstance(start, int):
-        return []  # "auto", or not set
-    factor, power = options["reduction_factor"], options.get(rate[0], 0) if rate else 0
-    first = start
-    if isinstance(factor, int) and isinstance(power, int):
-        first = start * factor**power
-    if first > last:
+    first = first_judged(spec)
+    if first is not None and first > last:
+        key = f"sweep.pruner_options.{STARTS[spec.pruner]}"
+        start = spec.pruner_options.get(STARTS[spec.pruner])
         message = (
             f"no trial would ever be stopped: {resource}, and this begins at {first}. Take {last} "
             "or less."
         )
-        found.append(Problem(key=f"sweep.pruner_options.{name}", value=start, message=message))
+        found.append(Problem(key=key, value=start, message=message))
     return found
 
 

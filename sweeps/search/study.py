@@ -19,7 +19,8 @@ import optuna
 from optuna.trial import TrialState
 
 from sweeps.config.spec import SearchSpec
-from sweeps.search import study_replay
+from sweeps.search import quick, study_replay
+from sweeps.search.first import first_picks
 from sweeps.search.samplers import NOTING_PRUNERS, SAMPLERS, _own_seed, make_pruner, make_sampler
 from sweeps.space.space import Choice, Dimension, Label, Space
 
@@ -36,6 +37,7 @@ class Suggestion:
         picked: dimension -> what was picked; empty for a repeat, which picks nothing anew.
         values: the config keys that this sets.
         by_hand: the sampler had no say in it.
+        first: the part of `picked` that an entry of `sweep.first` gave; None if none did.
         repeat: 0 for a config's first run; repeats share its number.
     """
 
@@ -43,6 +45,7 @@ class Suggestion:
     picked: Mapping[str, Label]
     values: Mapping[str, Any]
     by_hand: bool = False
+    first: Mapping[str, Label] | None = None
     repeat: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -52,6 +55,7 @@ class Suggestion:
             "choices": dict(self.picked),
             "by_hand": self.by_hand,
             "params": dict(self.values),
+            **({} if self.first is None else {"first": dict(self.first)}),
         }
 
 
@@ -86,6 +90,7 @@ class Search:
             direction=spec.direction,
             pruner=make_pruner(spec),
         )
+        self._first = first_picks(spec, space)  # those that are still to be tried
         self._trials: dict[int, optuna.Trial] = {}
         self._notes = spec.pruner in NOTING_PRUNERS
         # Filled while the ledger is replayed, then made into the study's trials. None: every step
@@ -98,12 +103,30 @@ class Search:
         )
 
     def ask(self) -> Suggestion | None:
-        """The next config; None where a grid is used up."""
+        """The next config; None if a grid is used up, or as `quick.following`."""
         self.settle()
+        if self._first:
+            return self._ask_first(self._first.pop(0))
+        if self._spec.search == "quick":
+            (dimension,) = self._space.dimensions
+            value = quick.following(self.study, dimension)
+            return None if value is None else self._impose({dimension.name: value})
         if self._grid is None:
             return self._ask(sampler=self._sampler())
         picked = next(self._grid, None)
         return None if picked is None else self._impose(picked)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether `ask` may give another config once the running trials have ended."""
+        return self._spec.search == "quick" and quick.is_waiting(self.study)
+
+    @property
+    def has_found(self) -> bool:
+        """Whether `sweep.search=quick` has nothing more to try."""
+        if self._first or self._spec.search != "quick" or self.is_waiting:
+            return False
+        return quick.following(self.study, self._space.dimensions[0]) is None
 
     def ask_untried(self, tried: set[str]) -> Suggestion | None:
         """A config that is not in `tried` (see `picked_id`), whatever the sampler would say.
@@ -117,8 +140,16 @@ class Search:
         picked = first_untried(self._space, tried)
         return None if picked is None else dataclasses.replace(self._impose(picked), by_hand=True)
 
-    def replay_ask(self, picked: Mapping[str, Label], *, by_hand: bool = False) -> None:
+    def replay_ask(
+        self,
+        picked: Mapping[str, Label],
+        *,
+        by_hand: bool = False,
+        first: Mapping[str, Label] | None = None,
+    ) -> None:
         """Do again an ask that the ledger holds."""
+        if first in self._first:
+            self._first.remove(dict(first or {}))
         if self._past is not None:
             if self._grid is not None and not by_hand:
                 next(self._grid, None)
@@ -132,7 +163,7 @@ class Search:
         if not SAMPLERS[self._spec.search].keeps_state:
             self._impose(picked)
             return
-        again = self._ask(sampler=self._sampler())
+        again = self._ask(sampler=self._sampler()) if first is None else self._ask_first(first)
         if again.picked != dict(picked):
             log.warning(
                 "%s suggests other values than it did before (trial %d): another version of "
@@ -211,6 +242,12 @@ class Search:
     def _impose(self, picked: Mapping[str, Label]) -> Suggestion:
         self.study.enqueue_trial(dict(picked))
         return self._ask(sampler=optuna.samplers.RandomSampler(seed=0))
+
+    def _ask_first(self, given: Mapping[str, Label]) -> Suggestion:
+        """Try what an entry of `sweep.first` gives; the sampler fills in what it leaves open."""
+        sampler = self._sampler()
+        self.study.enqueue_trial(dict(given))
+        return dataclasses.replace(self._ask(sampler=sampler), first=dict(given))
 
     def _ask(self, *, sampler: optuna.samplers.BaseSampler) -> Suggestion:
         self.study.sampler = sampler

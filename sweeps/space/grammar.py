@@ -9,6 +9,8 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 
+from sweeps.core.commands import among
+
 GRAMMAR = "choice(a, b), range(1, 9, 2), interval(0.0, 0.3) or tag(log, interval(1e-5, 1e-2))"
 
 
@@ -48,6 +50,8 @@ _RANGES = {
     "qrandint": "range({0}, {1}, {2})",
 }
 _LISTS = ("grid_search", "categorical", "suggest_categorical", "values", "grid", "choices")
+_NONE = re.compile(r"(?<![^\s,\[(])None(?![^\s,\])])")
+_NULL = re.compile(r"(?:^|,)\s*null\s*(?:,|$)", re.IGNORECASE)  # which Hydra's choice refuses
 _CALL = re.compile(r"(?:tune\.|hp\.|trial\.)?(\w+)\s*\((.*)\)\s*", re.DOTALL)
 
 
@@ -64,8 +68,11 @@ def foreign(expression: Any) -> str | None:
     if found is None:
         return None
     name, inner = found[1].lower(), found[2].strip()
-    if name in _LISTS or (name == "choice" and not text.startswith(name)):
-        return f"choice({inner.removeprefix('[').removesuffix(']')})"
+    listed = _NONE.sub("null", inner.removeprefix("[").removesuffix("]"))
+    has_null = "," in listed and _NULL.search(listed) is not None
+    if name in (*_LISTS, "choice"):
+        is_ours = text.startswith("choice")
+        return listed if has_null else None if is_ours else f"choice({listed})"
     given = [part.partition("=")[2] or part for part in inner.split(",")]
     parts = [part.strip() for part in given if part.strip()]
     form = _RANGES.get(name)
@@ -76,7 +83,7 @@ def foreign(expression: Any) -> str | None:
 def _of_mapping(expression: Mapping[str, Any]) -> str | None:
     values = expression.get("values")
     if isinstance(values, list) and values:
-        return f"choice({', '.join(map(str, values))})"
+        return among(values)
     low, high = expression.get("min"), expression.get("max")
     if low is None or high is None:
         return None

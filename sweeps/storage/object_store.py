@@ -10,6 +10,8 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -86,8 +88,7 @@ class Store:
     def put(self, path: Path, name: str) -> None:
         """Copy a local file to the store."""
         with open(path, "rb") as file, self._writing(name) as stream:
-            while chunk := file.read(_CHUNK_BYTES):
-                stream.write(chunk)
+            shutil.copyfileobj(file, stream, _CHUNK_BYTES)
 
     def get(self, name: str, path: Path) -> None:
         """Copy a file from the store to `path`; raises FileNotFoundError if there is none."""
@@ -97,14 +98,30 @@ class Store:
             self._opened[0].open_input_stream(self._path(name)) as there,
             open(draft, "wb") as here,
         ):
-            while chunk := there.read(_CHUNK_BYTES):
-                here.write(chunk)
+            shutil.copyfileobj(there, here, _CHUNK_BYTES)
             here.flush()
             os.fsync(here.fileno())
         os.replace(draft, path)
 
-    def _writing(self, name: str) -> _Writing:
-        return _Writing(self._opened[0], self._path(name))
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[Any]:
+        """Write one object, which appears when all is written; on a local path, by a rename."""
+        system, path = self._opened[0], self._path(name)
+        is_local = system.type_name == "local"
+        draft = f"{path}.{os.getpid()}.part" if is_local else path
+        if is_local:
+            system.create_dir(os.path.dirname(path), recursive=True)
+        stream = system.open_output_stream(draft)
+        try:
+            yield stream
+        except BaseException:
+            stream.close()
+            if is_local:
+                system.delete_file(draft)
+            raise
+        stream.close()
+        if is_local:
+            os.replace(draft, path)
 
     # ------------------------------------------------------------------ folders
 
@@ -188,28 +205,3 @@ def _is_plain(name: str) -> bool:
     """Whether a relative path stays inside its folder."""
     path = PurePosixPath(name)
     return bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-
-
-class _Writing:
-    """Writes one object, which appears when all is written; on a local path, by a rename."""
-
-    def __init__(self, system: Any, path: str) -> None:
-        self._system = system
-        self._path = path
-        self._is_local = system.type_name == "local"
-        self._draft = f"{path}.{os.getpid()}.part" if self._is_local else path
-
-    def __enter__(self) -> Any:
-        if self._is_local:
-            self._system.create_dir(os.path.dirname(self._path), recursive=True)
-        self._stream = self._system.open_output_stream(self._draft)
-        return self._stream
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._stream.close()
-        if not self._is_local:
-            return
-        if kind is not None:
-            self._system.delete_file(self._draft)
-            return
-        os.replace(self._draft, self._path)

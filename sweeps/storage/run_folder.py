@@ -11,69 +11,49 @@ STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
 
 
+class _Named:
+    """The path of a file or folder whose name in the run folder is fixed."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, folder: RunFolder, _: type[RunFolder]) -> Path:
+        return folder.root / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
-    """The paths of one sweep's files. The names are fixed: users' scripts may rely on them."""
+    """The paths of one sweep's files. The names are fixed: users' scripts may rely on them.
+
+    Attributes:
+        data: the tokenized data, prepared once by the driver and read by every worker.
+        tracking: W&B's local files.
+        best_draft: the best checkpoint while it is put together; it is renamed to best/.
+        scratch: Tune's own files while a driver lives; nothing in it is read back.
+        token: the file by which another node recognizes this folder.
+        refusal: the traceback of an unforeseen error that kept all trials from starting.
+    """
 
     root: Path
 
-    @property
-    def spec(self) -> Path:
-        return self.root / "sweep.yaml"
-
-    @property
-    def ledger(self) -> Path:
-        return self.root / "ledger.jsonl"
+    spec = _Named("sweep.yaml")
+    ledger = _Named("ledger.jsonl")
+    lock = _Named("lock")
+    table = _Named("trials.csv")
+    study = _Named("study.db")
+    data = _Named("data")
+    tracking = _Named("wandb")
+    best = _Named("best")
+    best_draft = _Named(".best.draft")
+    scratch = _Named(".tune")
+    token = _Named(".here")
+    trials = _Named("trials")
+    refusal = _Named("error.txt")
 
     @property
     def has_begun(self) -> bool:
         """Whether the ledger has a line: before that, nothing was trained."""
         return self.ledger.exists() and self.ledger.stat().st_size > 0
-
-    @property
-    def lock(self) -> Path:
-        return self.root / "lock"
-
-    @property
-    def table(self) -> Path:
-        return self.root / "trials.csv"
-
-    @property
-    def study(self) -> Path:
-        return self.root / "study.db"
-
-    @property
-    def data(self) -> Path:
-        """The tokenized data, prepared once by the driver and read by every worker."""
-        return self.root / "data"
-
-    @property
-    def tracking(self) -> Path:
-        """W&B's local files."""
-        return self.root / "wandb"
-
-    @property
-    def best(self) -> Path:
-        return self.root / "best"
-
-    @property
-    def best_draft(self) -> Path:
-        """The best checkpoint while it is put together; it is renamed to best/."""
-        return self.root / ".best.draft"
-
-    @property
-    def scratch(self) -> Path:
-        """Tune's own files while a driver lives; nothing in it is read back."""
-        return self.root / ".tune"
-
-    @property
-    def token(self) -> Path:
-        """The file by which another node recognizes this folder."""
-        return self.root / ".here"
-
-    @property
-    def trials(self) -> Path:
-        return self.root / "trials"
 
     def trial(self, key: str) -> Path:
         return self.trials / key
@@ -83,11 +63,6 @@ class RunFolder:
 
     def metrics(self, key: str) -> Path:
         return self.trial(key) / "metrics.jsonl"
-
-    @property
-    def refusal(self) -> Path:
-        """The traceback of an unforeseen error that kept all trials from starting."""
-        return self.root / "error.txt"
 
     def error(self, key: str) -> Path:
         return self.trial(key) / "error.txt"

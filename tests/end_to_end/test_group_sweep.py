@@ -12,6 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 from support import apart
 from support.real_sweeps import GRID, SMALL, Command, clearing_up, losses, of, other_rank, under_way
+from support.sweep_events import history_of, of_kind, read
 from support.training import Recorder, prepared, train_spec
 
 from orchestrator.config.command import read_command
@@ -19,7 +20,7 @@ from orchestrator.workers.gloo_interface import interface_of
 from sweeps.config.spec import TrainSpec
 from sweeps.config.validation import read_train
 from sweeps.core.errors import ConfigError
-from sweeps.ledger.ledger import Tail
+from sweeps.ledger.events import Retry, Start
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import filled_up, load
 from trainers.sft import trainer as sft_trainer
@@ -79,23 +80,25 @@ def test_the_network_of_a_node_is_found_by_its_address() -> None:
     assert interface_of("192.0.2.1") == ""
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_ranks_that_share_no_folder_leave_together_and_go_on_elsewhere(tmp_path: Path) -> None:
     ranks = apart.run(tmp_path)
-    events = list(Tail(tmp_path / "run" / "ledger.jsonl").read())
-    key = of(events, "ask")[0]["trial"]
-    step = of(events, "start")[1]["step"]
+    events = read(tmp_path / "run" / "ledger.jsonl")
+    (record,) = history_of(events).trials.values()
+    key, told = record.key, [each.metrics["eval_loss"] for each in record.reports.values()]
+    step = of_kind(events, Start)[1].step
     assert step == apart.LEAVES_AT, "it committed where it was told to leave"
-    assert [event["kind"] for event in of(events, "retry")] == ["moved"]
+    assert [event.kind for event in of_kind(events, Retry)] == ["moved"]
     for disk, rank in zip(apart.DISKS[1], ranks, strict=True):
         assert rank.resumed[0] == ""
         its_own = Path(rank.resumed[1]).relative_to(tmp_path / str(disk))
         assert its_own.name == RunFolder(tmp_path).checkpoint(key, step).name
         assert rank.left[0] == [], "what has moved leaves no copy behind"
     assert ranks[1].left[1] == []
-    assert losses(events)[key] == pytest.approx(alone(tmp_path, key), rel=1e-5)
+    assert told == pytest.approx(alone(tmp_path, key), rel=1e-5)
     proven = json.loads((tmp_path / "finish.json").read_text())
-    assert proven["eval_loss"] == pytest.approx(losses(events)[key][-1], rel=1e-5)
+    assert proven["eval_loss"] == pytest.approx(told[-1], rel=1e-5)
 
 
 def alone(root: Path, key: str) -> list[float]:

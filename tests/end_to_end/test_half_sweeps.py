@@ -28,6 +28,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Make]:
         yield command
 
 
+@pytest.mark.long
 def test_a_cpu_that_computes_as_a_gpu_ends_well_in_both_engines(make: Make) -> None:
     """The best is proven in bfloat16, by PEFT, in another process than the lanes' passes."""
     packed, solo = make(), make("engine=solo")

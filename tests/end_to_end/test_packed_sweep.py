@@ -80,6 +80,7 @@ def test_killed_with_all_its_lanes_a_worker_is_replaced_and_they_go_on(
     assert ranking(packed) == ranking(alone)
 
 
+@pytest.mark.long
 def test_a_trial_that_cannot_share_trains_beside_those_that_can(make: Make) -> None:
     mixed = ended(make("trainer.neftune_noise_alpha=null,5", "sweep.budget.examples=32"))
     assert "alone where trainer.neftune_noise_alpha=5" in mixed.output

@@ -278,6 +278,7 @@ def test_another_spec_on_the_folder_is_refused_with_the_difference(
 # ---------------------------------------------------------------------- killed
 
 
+@pytest.mark.long
 def test_a_killed_worker_and_a_killed_driver_change_no_number(
     make: Make, finished: Finished
 ) -> None:
@@ -413,8 +414,9 @@ def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) ->
     assert failed["error"][:60] in command.output
 
 
+@pytest.mark.long
 def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> None:
-    command = make(  # what is searched is not rehearsed
+    command = make(  # what is searched is not tried first
         "trainer.learning_rate=1e-4,2e-4,3e-4",
         "sweep.space={peft.layer_replication: choice([[0, 9]])}",
         *("peft.target_modules=[q_proj]", "sweep.max_same_error=2"),
@@ -426,7 +428,7 @@ def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> 
     assert [row["status"] for row in command.rows()] == ["failed", "failed"]
 
 
-@pytest.mark.parametrize("engine", ["solo", "packed"])
+@pytest.mark.parametrize("engine", [pytest.param("solo", marks=pytest.mark.long), "packed"])
 def test_what_no_trial_could_train_is_refused_before_the_first(make: Make, engine: str) -> None:
     command = make(
         "trainer.gradient_checkpointing=true",
@@ -444,6 +446,7 @@ def test_what_no_trial_could_train_is_refused_before_the_first(make: Make, engin
     assert "Traceback (most recent call last)" in left.read_text()
 
 
+@pytest.mark.long
 def test_a_pruned_tpe_sweep_with_repeats(make: Make) -> None:
     command = make(
         f"sweep.space={{{LR}: choice(1e-5,1e-3,1e-2,1e30), {SCHEDULE}: choice(cosine,constant)}}",

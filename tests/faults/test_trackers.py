@@ -23,10 +23,7 @@ def turn_bad(server: WandbStub, manner: str, command: Witnessed) -> None:
     """After the first trial's end."""
     while not of(command.events(), "end"):
         time.sleep(0.1)
-    if manner == "dies":
-        server.die()
-    else:
-        server.manner = "hang" if manner == "hangs" else "refuse"
+    server.turn(manner)
 
 
 @pytest.mark.parametrize("when", ["at once", "in the middle"])
@@ -43,10 +40,8 @@ def test_a_server_of_no_use_costs_no_metric(
     server = WandbStub().__enter__()
     try:
         command.environment.update(WANDB_BASE_URL=server.url, WANDB_API_KEY=CANARY)
-        if when == "at once" and manner == "dies":
-            server.die()
-        elif when == "at once":
-            server.manner = "hang" if manner == "hangs" else "refuse"
+        if when == "at once":
+            server.turn(manner)
         else:
             threading.Thread(target=turn_bad, args=(server, manner, command), daemon=True).start()
         assert command.run() == 0, command.output

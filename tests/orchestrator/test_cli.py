@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from orchestrator.cli import VERBS, main
-from orchestrator.config.overrides import groups
+from orchestrator.cli import VERBS, help_text, main
+from orchestrator.config.config_files import CONF, first_comment, groups, sweep_files
 
 QUICK = ("data.limit=120", "data.eval_limit=10", "tracking=off")
 RATE = "trainer.learning_rate"
@@ -59,6 +60,32 @@ def test_help_names_every_verb_and_choice(word: str, capsys: pytest.CaptureFixtu
     for group, choices in groups().items():
         assert f"{group:<10}{', '.join(choices)}" in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_help_says_what_each_sweep_answers_in_whole_sentences() -> None:
+    said = " ".join(help_text().split())
+    for path in sweep_files(CONF):
+        about = first_comment(path)
+        assert about.endswith((".", "?"))
+        assert f" {path.stem} {about}" in said
+
+
+@pytest.mark.parametrize("verb", ["plan", "status", "export"])
+def test_each_verb_has_help_of_its_own(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with suppress(SystemExit):
+        assert main([verb, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m orchestrator {verb} ")
+
+
+def test_ctrl_c_ends_a_plan_with_a_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(argv: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orchestrator.plan.plan", interrupted)
+    assert main(["plan"]) == 130
+    assert capsys.readouterr().err == "\nSIGINT: stopped.\n"
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest(refused: Refused) -> None:
@@ -183,6 +210,9 @@ def test_a_plan_says_what_would_run_and_starts_nothing(
         "model: tiny, lora; float32",
         "rows to train on",
         "budget: 64 examples a trial",
+        "the first rows to train on, as the model sees them; what it learns is in [[ ]]",
+        '"""<|eos|>]]',
+        "more of them: python -m orchestrator show data.limit=120",
         "nothing was started",
     ):
         assert part in said

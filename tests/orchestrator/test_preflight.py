@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,20 +11,23 @@ from typing import Any
 
 import pytest
 from support.driving import make
+from support.sweep_events import new_ledger
 from support.training import TINY, prepared, train_spec
 
 from orchestrator.cli import main
 from orchestrator.config import preflight
 from orchestrator.config.preflight import Findings, changes, largest, room_line, size, step_line
-from orchestrator.config.prepare import Ready, rehearsal_line
+from orchestrator.config.prepare import Ready, dry_run_line
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 from sweeps.core.trial import State
+from sweeps.ledger.events import Attempt
 from sweeps.ledger.history import History
 from trainers.data.dataset import PreparedData
-from trainers.dry_run import Train, failed_step, rehearse
+from trainers.dry_run import Train, dry_run, failed_step
 from trainers.memory_estimate import Needs, needs
 from trainers.model.loading import choose
+from trainers.model.source import resolve_path
 from trainers.packed.compatibility import settings
 from trainers.packed.engine import train_alone
 from trainers.packed.frozen_base import Base
@@ -66,6 +70,16 @@ def test_too_little_memory_or_disk_is_refused_with_both_numbers(
         room_line(spec, huge, "cuda", tmp_path / "not" / "there")
 
 
+def test_a_containers_memory_counts_and_not_its_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "usable_memory_mb", lambda: 8.0)
+    with pytest.raises(SweepError, match=r"least 10.0 MB .*, and this container or job has 8.0 MB"):
+        room_line(make()[0], PLENTY, "cpu", tmp_path)
+    monkeypatch.setattr(preflight, "usable_memory_mb", preflight.machine_memory_mb)
+    assert "memory of this machine a trial" in room_line(make()[0], PLENTY, "cpu", tmp_path)
+
+
 def test_what_a_trial_takes_is_counted_from_the_config_alone() -> None:
     spec = train_spec()
     found = needs(TINY, spec.peft, choose(TINY, "cpu"))
@@ -75,7 +89,7 @@ def test_what_a_trial_takes_is_counted_from_the_config_alone() -> None:
     assert whole.memory_mb > found.memory_mb
 
 
-def test_the_largest_of_what_is_searched_is_rehearsed() -> None:
+def test_the_largest_of_what_is_searched_is_tried() -> None:
     searched: dict[str, Any] = {
         "trainer.per_device_train_batch_size": [2, 16],
         "peft.r": [4, 64],
@@ -91,8 +105,8 @@ def test_one_real_step_is_trained_by_either_engine_and_leaves_nothing(
     engine: str, tmp_path: Path
 ) -> None:
     spec = train_spec(learning_rate=1e30, lr_scheduler_type="cosine_with_min_lr")
-    folder = tmp_path / "rehearsal"
-    found = rehearse(spec, prepared(), folder, "cpu", ENGINES[engine](spec))
+    folder = tmp_path / "dry_run"
+    found = dry_run(spec, prepared(), folder, "cpu", ENGINES[engine](spec))
     longest = sorted(map(len, prepared().train["input_ids"]))[-spec.batch_size :]
     assert (found.rows, found.tokens, found.too_many) == (spec.batch_size, sum(longest), 0)
     assert found.checkpoint_mb > 0
@@ -124,12 +138,12 @@ def short_of_memory(most: int) -> Train:
 def test_a_micro_batch_that_does_not_fit_is_halved_once_as_a_trials_would_be(
     tmp_path: Path,
 ) -> None:
-    folder = tmp_path / "rehearsal"
-    found = rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
+    folder = tmp_path / "dry_run"
+    found = dry_run(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
     assert (found.rows, found.too_many) == (2, 4)
     assert "4 rows run out of memory: trials with so many go on with half" in step_line(found)
     with pytest.raises(MemoryError) as caught:
-        rehearse(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
+        dry_run(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
     why, text = failed_step(caught.value, train_spec())
     assert why.startswith("one step of the largest micro-batch (4 of the longest rows) runs out of")
     assert "80 GiB" in why
@@ -152,13 +166,13 @@ def test_the_traceback_is_kept_apart_from_the_words() -> None:
 
 
 def test_a_dry_run_is_known_until_something_that_matters_changes() -> None:
-    facts = {"data": "d", "base": "b", "versions": {"torch": "1"}, "code": "c"}
+    facts = Attempt(data="d", base="b", versions={"torch": "1"}, code="c")
     ready = Ready(examples=1, facts=facts, lines=[], largest=train_spec(), data=prepared())
     identity, found = ready.known_dry_run(History(), "cpu", packed=True)
     assert found is None
     # Of an older version: without the memory that the step added.
     old = {"rows": 4, "tokens": 100, "peak_mb": 9.0, "checkpoint_mb": 1.0, "seconds": 0.1}
-    past = History(driver={"rehearsal": {"identity": identity, "lanes": 3, **old}})
+    past = History(driver=Attempt(rehearsal={"identity": identity, "lanes": 3, **old}))
     known = (identity, DryRun(**old))
     assert ready.known_dry_run(past, "cpu", packed=True) == known
     changed = (
@@ -166,24 +180,37 @@ def test_a_dry_run_is_known_until_something_that_matters_changes() -> None:
         ready.known_dry_run(past, "cpu", packed=False),
         ready.known_dry_run(past, "cpu", packed=True, strategy="fsdp"),
         replace(ready, largest=train_spec(optim="sgd")).known_dry_run(past, "cpu", packed=True),
-        replace(ready, facts={**facts, "data": "e"}).known_dry_run(past, "cpu", packed=True),
-        replace(ready, facts={**facts, "versions": {}}).known_dry_run(past, "cpu", packed=True),
+        replace(ready, facts=replace(facts, data="e")).known_dry_run(past, "cpu", packed=True),
+        replace(ready, facts=replace(facts, versions={})).known_dry_run(past, "cpu", packed=True),
     )
     assert all(found is None and other != identity for other, found in changed)
 
 
 def test_changed_libraries_and_code_are_said_and_go_on() -> None:
-    before = {"versions": {"torch": "2.12", "trl": "1.0"}, "code": "a"}
-    now = {"versions": {"torch": "2.13", "trl": "1.0"}, "code": "b"}
+    before = Attempt(versions={"torch": "2.12", "trl": "1.0"}, code="a")
+    now = Attempt(versions={"torch": "2.13", "trl": "1.0"}, code="b")
     (said,) = changes(before, now)
     assert "torch 2.12 -> 2.13, this program's own code" in said
     assert changes(before, before) == []
-    assert changes({}, now) == []
+    assert changes(Attempt(), now) == []
 
 
 @pytest.mark.parametrize(("mb", "words"), [(0.25, "0.2 MB"), (2048, "2.0 GB")])
 def test_sizes_are_for_people(mb: float, words: str) -> None:
     assert size(mb) == words
+
+
+@pytest.mark.slow
+def test_memory_is_told_from_the_config_alone_where_the_weights_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unweighted = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(resolve_path("tiny"), tmp_path / "model", ignore=unweighted)
+    words = ["model=hub", f"model.path={tmp_path / 'model'}", f"run_dir={tmp_path / 'run'}"]
+    assert main(["plan", "sweep=quick", "tracking=off", "sweep.budget.examples=64", *words]) == 1
+    said = capsys.readouterr().err
+    assert "this folder holds no *.safetensors" in said
+    assert "By its config.json alone the model needs at least" in said
 
 
 @pytest.mark.slow
@@ -198,8 +225,7 @@ def test_changed_data_is_refused_and_may_be_accepted(
     words += ["tracking=off", "sweep.budget.examples=64", "data.max_length=64"]
     run = tmp_path / "run"
     run.mkdir()
-    attempt = {"event": "attempt", "time": 1.0, "number": 1, "data": "other", "base": "other"}
-    (run / "ledger.jsonl").write_text(json.dumps(attempt) + "\n")
+    new_ledger(run / "ledger.jsonl").append(Attempt(number=1, data="other", base="other"))
     assert main(words) == 1
     said = capsys.readouterr().err
     assert "the training data changed since this sweep began (other, now" in said
@@ -210,9 +236,8 @@ def test_changed_data_is_refused_and_may_be_accepted(
 
 
 def test_a_driver_without_a_gpu_plans_for_those_of_other_nodes(tmp_path: Path) -> None:
-    facts = dict.fromkeys(("data", "base", "versions", "code"), "")
-    ready = Ready(examples=8, facts=facts, lines=[], largest=train_spec(), data=prepared())
-    said = rehearsal_line(ready, History(), tmp_path, "cuda")
+    ready = Ready(examples=8, facts=Attempt(), lines=[], largest=train_spec(), data=prepared())
+    said = dry_run_line(ready, History(), tmp_path, "cuda")
     assert said == "no step was tried: this machine has no GPU to try it on"
     room = room_line(make()[0], PLENTY, "cuda", tmp_path)
     assert "of the memory of a GPU that is not on this machine a trial" in room

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from support import two_ranks
+from support.sweep_events import BOX
 
 WORDS = (
     *("sweep=lr_grid", "sweep.trials=1", "sweep.budget.examples=48", "sweep.evaluations=3"),
@@ -111,7 +112,7 @@ def _coordinator(folder: Path) -> Any:
 
     spec, space = read_command(WORDS)
     made = CoordinatorActor(spec, space, folder / "run")
-    made.begin({"host": "box", "pid": 1})
+    made.begin(BOX)
     return made
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from support.sweep_events import BOX
+
 from sweeps.config.spec import (
     BudgetSpec,
     ClusterSpec,
@@ -20,6 +22,7 @@ from sweeps.config.spec import (
 )
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.trial import Decision, Report, State, Trial
+from sweeps.ledger.events import End
 from sweeps.ledger.history import Record
 from sweeps.space.parser import parse_space
 from sweeps.space.space import Space
@@ -88,7 +91,7 @@ def open_sweep(made: tuple[Spec, Space], root: Path) -> Coordinator:
     """As a driver does at its start; the same folder again is a restart."""
     root.mkdir(parents=True, exist_ok=True)
     coordinator = Coordinator(*made, RunFolder(root))
-    coordinator.begin(host="box", pid=1)
+    coordinator.begin(BOX)
     return coordinator
 
 
@@ -111,6 +114,10 @@ def begin(coordinator: Coordinator, trial: Trial) -> int:
     return attempt
 
 
+def ending(key: str, attempt: int, state: State, **how: Any) -> End:
+    return End(trial=key, attempt=attempt, state=state, **how)
+
+
 def train(
     coordinator: Coordinator,
     trial: Trial,
@@ -122,11 +129,11 @@ def train(
     for index in range(1, stop_after + 1):
         decision = coordinator.report(trial.key, attempt, report(index, losses(trial, index)))
         if decision is Decision.PRUNE:
-            coordinator.end(trial.key, attempt, State.PRUNED)
+            coordinator.end(ending(trial.key, attempt, State.PRUNED))
             return State.PRUNED
     if stop_after < EVALUATIONS:
         return State.RUNNING
-    coordinator.end(trial.key, attempt, State.COMPLETED)
+    coordinator.end(ending(trial.key, attempt, State.COMPLETED))
     return State.COMPLETED
 
 
@@ -165,7 +172,8 @@ def drive_abreast(coordinator: Coordinator, width: int, most: int | None = None)
                 reports += 1
             if decision is Decision.PRUNE or index >= EVALUATIONS:
                 pruned = decision is Decision.PRUNE
-                coordinator.end(trial.key, attempt, State.PRUNED if pruned else State.COMPLETED)
+                state = State.PRUNED if pruned else State.COMPLETED
+                coordinator.end(ending(trial.key, attempt, state))
                 del running[trial.key]
             if most is not None and reports >= most:
                 return

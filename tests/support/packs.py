@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
-from support.training import Recorder, scratch
+from support.training import EXAMPLES, LORA, Recorder, scratch, train_spec
 
-from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
+from sweeps.config.spec import DataSpec, ModelSpec, TrainSpec
 from sweeps.core.trial import State
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import PreparedData
@@ -21,9 +22,6 @@ from trainers.model.tokenizer import load_tokenizer
 from trainers.packed.engine import Ended, Engine
 from trainers.sft import trainer as sft_trainer
 from trainers.trial.task import Task
-
-EXAMPLES = 46
-LORA = {"method": "lora", "r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 
 
 @functools.cache
@@ -60,8 +58,10 @@ def short_rows() -> PreparedData:
         labels = [[-100] * (1 + len(row) // 4) + row[1 + len(row) // 4 :] for row in ids]
         return Dataset.from_dict({"input_ids": ids, "labels": labels})
 
-    train, evaluation = rows(120), rows(24)
-    return PreparedData(train=train, evaluation=evaluation, test=None, fingerprint="", report=None)
+    train, evaluation, report = rows(120), rows(24), SimpleNamespace(stops=())
+    return PreparedData(
+        train=train, evaluation=evaluation, test=None, fingerprint="", report=report
+    )
 
 
 @functools.cache
@@ -82,27 +82,12 @@ def small(
     *,
     peft: Mapping[str, Any] | None = None,
     seed: int = 3,
-    evaluations: int = 3,
     model: ModelSpec | None = None,
-    **trainer: Any,
+    **more: Any,
 ) -> TrainSpec:
-    """A trial that logs each of its steps."""
-    ours = {
-        "learning_rate": 2e-3,
-        "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
-    }
-    return TrainSpec(
-        model=model or small_base(),
-        data=DataSpec(source="docstrings", max_length=16),
-        peft=LORA | dict(peft or {}),
-        trainer=ours | trainer,
-        seed=seed,
-        budget=BudgetSpec(examples=EXAMPLES),
-        evaluations=evaluations,
-    )
+    """A trial that logs each of its steps; `more` goes to `train_spec`."""
+    spec = train_spec(peft=LORA | dict(peft or {}), model=model or small_base(), **more)
+    return replace(spec, data=DataSpec(source="docstrings", max_length=16), seed=seed)
 
 
 def key(place: int) -> str:

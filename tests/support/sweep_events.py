@@ -4,17 +4,56 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from sweeps.ledger.events import (
+    Ask,
+    Attempt,
+    Checkpoint,
+    End,
+    Event,
+    Interrupt,
+    Report,
+    Start,
+)
+from sweeps.ledger.events import (
+    Sweep as SweepBegins,
+)
 from sweeps.ledger.history import History
+from sweeps.ledger.ledger import Ledger, read_ledger
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.run_folder import RunFolder
 
 EXAMPLES = 64  # a trial's budget
 
 
-def history_of(events: Iterable[dict[str, Any]]) -> History:
+BOX = Attempt(host="box", pid=1)
+Kind = TypeVar("Kind", bound=Event)
+
+
+def read(ledger: Path) -> list[Event]:
+    """The events of a ledger; none if it has not begun."""
+    found: list[Event] = []
+    if ledger.exists():
+        read_ledger(ledger, found.append)
+    return found
+
+
+def of_kind(events: Iterable[Event], kind: type[Kind]) -> list[Kind]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def new_ledger(path: Path, *reasons: str) -> Ledger:
+    """A ledger with an interrupt for each reason."""
+    ledger = Ledger(path, lambda _: None)
+    for reason in reasons:
+        ledger.append(Interrupt(reason=reason))
+    return ledger
+
+
+def history_of(events: Iterable[Event]) -> History:
     history = History()
     for event in events:
         history.apply(event)
@@ -40,16 +79,22 @@ class Sweep:
         self.evaluations = settings["evaluations"]
         self.spec = {"name": "lr_grid", "trainer": {"optim": "adamw_torch"}, "sweep": settings}
         self.now = 1000.0
-        self.events: list[dict[str, Any]] = []
-        self.add("sweep", name="lr_grid", spec=self.spec)
-        self.add("attempt", host="box", pid=1)
+        self.events: list[Event] = []
+        self.add(SweepBegins(name="lr_grid", spec=self.spec))
+        self.add(BOX)
 
-    def add(self, event: str, **fields: Any) -> None:
+    def add(self, event: Event) -> None:
         self.now += 1
-        self.events.append({"event": event, "time": self.now, **fields})
+        self.events.append(replace(event, time=self.now))
 
     def base(self, value: float) -> None:
-        self.add("report", **self._report(0, value, 0), decision="continue")
+        self.add(self._report("base", 0, value, 0))
+
+    def checkpoint(self, key: str, step: int) -> None:
+        self.add(Checkpoint(trial=key, attempt=1, step=step, path="x", bytes=1))
+
+    def end(self, key: str, state: str, **fields: Any) -> None:
+        self.add(End(trial=key, attempt=1, state=state, **fields))
 
     def trial(
         self,
@@ -66,27 +111,27 @@ class Sweep:
         totals: Mapping[str, float] | None = None,
     ) -> str:
         """One trial's whole story; `state` None leaves it running. Returns its key."""
-        asked = sum(event["event"] == "ask" for event in self.events)
-        number = asked if number is None else number
+        number = len(of_kind(self.events, Ask)) if number is None else number
         key = f"{number:010x}"
         self.add(
-            "ask",
-            trial=key,
-            number=number,
-            config=number if config is None else config,
-            repeat=repeat,
-            seed=repeat,
-            params=dict(values),
+            Ask(
+                trial=key,
+                number=number,
+                config=number if config is None else config,
+                repeat=repeat,
+                seed=repeat,
+                choices={},
+                params=dict(values),
+            )
         )
         if start:
-            self.add("start", trial=key, attempt=1, worker="w0", device="cpu")
+            self.add(Start(trial=key, attempt=1, worker="w0", device="cpu", step=0))
         for index, loss in enumerate(losses, start=1):
             pruned = state == "pruned" and index == len(losses)
-            decision = "prune" if pruned else "continue"
-            self.add("report", trial=key, **self._report(index, loss, number), decision=decision)
+            report = self._report(key, index, loss, number)
+            self.add(replace(report, decision="prune") if pruned else report)
         if state is not None:
-            told = {"totals": dict(totals)} if totals else {}
-            self.add("end", trial=key, state=state, kind=kind, reason=reason, **told)
+            self.end(key, state, kind=kind, reason=reason, totals=totals or {})
         return key
 
     def history(self) -> History:
@@ -95,7 +140,7 @@ class Sweep:
     def write(self, folder: Path) -> Path:
         """The ledger in a run folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        lines = "".join(json.dumps(event) + "\n" for event in self.events)
+        lines = "".join(json.dumps(event.to_json()) + "\n" for event in self.events)
         (folder / "ledger.jsonl").write_text(lines)
         return folder
 
@@ -104,7 +149,7 @@ class Sweep:
         facts = {"trial": f"{number:010x}", "number": number, "step": step, "eval_loss": 1.0}
         write_text(folder.best / "trial.yaml", json.dumps({**facts, "proof": {}}))
 
-    def _report(self, index: int, value: float, number: int) -> dict[str, Any]:
+    def _report(self, key: str, index: int, value: float, number: int) -> Report:
         metrics = {
             "eval_loss": 10.0 - value,
             "train_loss": value + 0.1,
@@ -115,10 +160,13 @@ class Sweep:
             "optimizer_state_mb": 1.5,
         }
         examples = EXAMPLES * index // self.evaluations
-        return {
-            "index": index,
-            "step": 4 * index,
-            "examples": examples,
-            "tokens": 20 * examples,
-            "metrics": metrics,
-        }
+        return Report(
+            trial=key,
+            attempt=1,
+            index=index,
+            step=4 * index,
+            examples=examples,
+            tokens=20 * examples,
+            metrics=metrics,
+            decision="continue",
+        )

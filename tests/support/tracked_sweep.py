@@ -16,6 +16,7 @@ from support.wandb_stub import Manner, StubRun, WandbStub
 
 from orchestrator.tracking.tracker import Job, Patience, TrackerProcess
 from sweeps.config.spec import TrackingSpec
+from sweeps.ledger import events
 from sweeps.ledger.ledger import Ledger
 from sweeps.storage.run_folder import RunFolder
 
@@ -51,9 +52,9 @@ class Driver:
         self.folder = RunFolder(root)
         root.mkdir(exist_ok=True)
         fresh = not self.folder.ledger.exists()
-        self.ledger = Ledger(self.folder.ledger)
+        self.ledger = Ledger(self.folder.ledger, lambda _: None)
         if fresh:
-            self.ledger.append("sweep", name="lr_grid", spec=dict(public))
+            self.ledger.append(events.Sweep(name="lr_grid", spec=public))
         self._took_s: list[float] = []
         spec = TrackingSpec(mode=mode, project="demo", tags=("nightly",))  # type: ignore[arg-type]
         job = Job(
@@ -66,10 +67,10 @@ class Driver:
         lines: list[str] = []
         wait_for(lambda: bool(lines.extend(filter(None, [self.tracker.news()])) or lines))
         self.line = lines[0]
-        self.tell("attempt", number=1)
+        self.tell(events.Attempt(number=1))
 
-    def tell(self, event: str, **fields: Any) -> None:
-        self.ledger.append(event, **fields)
+    def tell(self, event: events.Event) -> None:
+        self.ledger.append(event)
         self._look()
 
     def _look(self) -> None:
@@ -93,33 +94,39 @@ class Driver:
 
     def ask(self, key: str, number: int = 0, **values: Any) -> None:
         params = values or {"trainer.learning_rate": 1e-4 * (number + 1)}
-        common = {"config": number, "repeat": 0, "seed": 7, "params": params}
-        self.tell("ask", trial=key, number=number, **common)
+        common = {"number": number, "config": number, "repeat": 0, "seed": 7, "choices": {}}
+        self.tell(events.Ask(trial=key, params=params, **common))
 
     def begin(self, key: str, *, attempt: int = 1, step: int = 0) -> None:
-        self.tell("start", trial=key, attempt=attempt, worker="w", device="cpu", step=step)
+        self.tell(events.Start(trial=key, attempt=attempt, worker="w", device="cpu", step=step))
 
     def report(self, key: str, index: int, step: int, loss: float) -> None:
         self.tell(
-            "report",
-            trial=key,
-            attempt=1,
-            index=index,
-            step=step,
-            examples=8 * step,
-            tokens=100 * step,
-            metrics={"eval_loss": loss, "peak_memory_mb": 12.5},
-            decision="continue",
+            events.Report(
+                trial=key,
+                attempt=1,
+                index=index,
+                step=step,
+                examples=8 * step,
+                tokens=100 * step,
+                metrics={"eval_loss": loss, "peak_memory_mb": 12.5},
+                decision="continue",
+            )
         )
 
     def end(self, key: str, state: str = "completed", **fields: Any) -> None:
-        self.tell("end", trial=key, attempt=1, state=state, totals={"seconds": 3.5}, **fields)
+        totals = {"seconds": 3.5}
+        self.tell(events.End(trial=key, attempt=1, state=state, totals=totals, **fields))
 
-    def trial(self, key: str, number: int = 0, steps: int = 4) -> None:
-        """A whole trial with a row a step and a report at its middle and end."""
+    def half_trial(self, key: str, number: int = 0, steps: int = 4) -> None:
+        """A trial that has begun, with a row a step."""
         self.ask(key, number)
         self.begin(key)
         self.rows(key, range(1, steps + 1))
+
+    def trial(self, key: str, number: int = 0, steps: int = 4) -> None:
+        """A whole trial with a row a step and a report at its middle and end."""
+        self.half_trial(key, number, steps)
         self.report(key, 1, steps // 2, 2.0 + number)
         self.report(key, 2, steps, 1.0 + number)
         self.end(key)

@@ -77,6 +77,13 @@ class WandbStub:
             self._thread.join()
         self._server.server_close()
 
+    def turn(self, manner: str) -> None:
+        """From now on refuse, hang, or be dead."""
+        if manner == "dies":
+            self.die()
+        else:
+            self.manner = "hang" if manner.startswith("hang") else "refuse"
+
     def wait_released(self) -> None:
         self._released.wait()
 

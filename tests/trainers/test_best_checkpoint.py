@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
+from support import packs
 from support.training import (
     LORA,
     REFERENCE,
@@ -33,6 +37,7 @@ PLACED = {
     "adapter_config.json",
     "adapter_model.safetensors",
     "chat_template.jinja",
+    "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
 }
@@ -50,7 +55,7 @@ def measured(model: Any) -> float:
 def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference trial's last checkpoint, put together. For looking only."""
     target = tmp_path_factory.mktemp("export") / "best"
-    assemble(reference().checkpoints[6], target, TINY)
+    assemble(reference().checkpoints[6], target, TINY, stops=(4, 2), eos_token="<|im_end|>")
     return target
 
 
@@ -116,13 +121,20 @@ def test_peft_and_transformers_load_it(held: Path) -> None:
 
 
 def test_merged_it_is_one_plain_model_with_the_same_loss(held: Path, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-    merge(held, tmp_path, TINY)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        merge(held, tmp_path, TINY, eos_token="<|im_end|>")
+    assert not [one for one in said if issubclass(one.category, FutureWarning)]
     assert not (tmp_path / "adapter_config.json").exists()
     plain = AutoModelForCausalLM.from_pretrained(str(tmp_path), use_safetensors=True)
     assert measured(plain) == pytest.approx(last_loss(reference()), abs=1e-4)
     assert len(AutoTokenizer.from_pretrained(str(tmp_path))) == 4096
+    for folder in (held, tmp_path):  # where it stops
+        assert GenerationConfig.from_pretrained(str(folder)).eos_token_id == [4, 2]
+        assert AutoTokenizer.from_pretrained(str(folder)).eos_token == "<|im_end|>"
+    assert plain.generation_config.eos_token_id == [4, 2]
 
 
 def test_there_is_nothing_to_merge_without_an_adapter(tmp_path: Path) -> None:
@@ -223,3 +235,22 @@ def test_what_was_trained_under_autocast_is_proven(tmp_path: Path) -> None:
     trained = run(tmp_path, spec)
     assemble(trained.checkpoints[6], tmp_path / "best", spec.model)
     prove(tmp_path / "best", spec, prepared(), expected=last_loss(trained), device="cpu")
+
+
+@pytest.mark.parametrize("engine", ["packed", "solo"])
+def test_best_names_its_base_by_the_whole_path_and_loads_from_any_folder(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = packs.small(evaluations=1)
+    if engine == "packed":
+        packs.pack(tmp_path, [spec], examples=8).finish()
+    else:
+        packs.alone(tmp_path, spec, examples=8)
+    saved = packs.task(tmp_path, spec, 0, 8).folder.checkpoints(packs.key(0))
+    assemble(next(saved.glob("step-*")), tmp_path / "best", spec.model)
+    config = json.loads((tmp_path / "best" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == spec.model.path
+    assert Path(spec.model.path).is_absolute()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert AutoPeftModelForCausalLM.from_pretrained(str(tmp_path / "best")) is not None

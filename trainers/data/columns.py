@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.core.errors import SweepError
-from trainers.data.messages import kind, read_text
+from trainers.data.messages import kind, mappings, read_text
 
 # {column}, or a brace that is meant as one.
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
@@ -65,8 +65,8 @@ def known(theirs: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Known | N
     """Recognise a schema by the names of its columns; None if there is no such."""
     for name in _CONVERSATIONS:
         cells = (row.get(name) for row in rows)
-        first = next((cell for cell in cells if cell is not None), None)
-        if isinstance(first, list) and first and isinstance(first[0], Mapping):
+        first = next(filter(None, map(mappings, cells)), None)
+        if first is not None:
             words = "ShareGPT" if "from" in first[0] else "chats"
             return Known(words, (name,), {"messages": name})
     return next((each for each in _KNOWN if all(name in theirs for name in each.needed)), None)

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import IO, cast
 
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError
 
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
@@ -72,7 +72,7 @@ def explained(line: bytes, at: int) -> str:
     readings = []
     for encoding in _likely(part):
         text = part.decode(encoding, errors="replace").replace("\ufffd", "?")
-        readings.append(f"{text!r} with {override('data.encoding', encoding)}")
+        readings.append(f"{text!r} with {typed('data.encoding', encoding)}")
     return f"it would read {' or '.join(readings)}"
 
 

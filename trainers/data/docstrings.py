@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-Documented = Function | ast.ClassDef | ast.Module
 
 # Test suites and demos, code tables, and generated manuals: not code with docstrings of its own.
 _SKIPPED = frozenset({"test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"})

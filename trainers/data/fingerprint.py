@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.config.spec import DataSpec, TrainSpec
 from sweeps.core.trial import fingerprint as hashed
-from trainers.data import readers
+from trainers.data.files import matching
 from trainers.data.tokenization import DATA_FIELDS
 from trainers.model.tokenizer import load_tokenizer
 
@@ -49,9 +49,9 @@ def _content(spec: DataSpec) -> list[str]:
     if spec.source == "docstrings":
         found += [sys.version, _DOCSTRINGS.read_text(encoding="utf-8")]
     if spec.source == "file" and spec.path:
-        found += [_file_hash(path) for path in readers.matching("data.path", spec.path)]
+        found += [_file_hash(path) for path in matching("data.path", spec.path)]
     if spec.eval_path:
-        paths = readers.matching("data.eval_path", spec.eval_path)
+        paths = matching("data.eval_path", spec.eval_path)
         found += ["evaluation", *(_file_hash(path) for path in paths)]
     return found
 

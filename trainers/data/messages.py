@@ -22,6 +22,7 @@ _OTHER_ROLES = {
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
     "function": "tool",
     "function_response": "tool",
@@ -51,7 +52,7 @@ def message_notes(values: Iterable[object]) -> list[str]:
     read_as: dict[str, str] = {}
     others: Counter[str] = Counter()
     for value in values:
-        for message in _mappings(value):
+        for message in mappings(value):
             keys.update(key for key in message if key not in _READ and message[key] is not None)
             theirs = message.get("role", message.get("from"))
             if not isinstance(theirs, str):
@@ -73,6 +74,21 @@ def message_notes(values: Iterable[object]) -> list[str]:
             f"we know {', '.join(ROLES)}"
         )
     return notes
+
+
+def with_system(name: str, value: object, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages after a system prompt that the row has in a column of its own.
+
+    Raises:
+        SweepError: it is no text, or the messages begin with another one; `name` is the column.
+    """
+    text = read_text(name, value)
+    first = messages[0]
+    if first["role"] not in ("system", "developer"):
+        return [{"role": "system", "content": text}, *messages]
+    if first.get("content") != text:
+        raise SweepError(f"{name} and the messages have different system prompts; keep one")
+    return messages
 
 
 def read_text(name: str, value: object, *, may_be_empty: bool = False) -> str:
@@ -119,7 +135,8 @@ def _listed(name: str, value: object) -> list[object]:
     return value
 
 
-def _mappings(value: object) -> list[Mapping[str, Any]]:
+def mappings(value: object) -> list[Mapping[str, Any]]:
+    """The messages of a cell, or of JSON text that holds them; none if it is anything else."""
     try:
         return [each for each in _listed("", value) if isinstance(each, Mapping)]
     except SweepError:
@@ -136,9 +153,8 @@ def _role(theirs: str) -> str:
 def _message(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SweepError(f"{name} is {kind(value)}, not {{role: ..., content: ...}}")
-    if "from" in value and "value" in value and "role" not in value:  # ShareGPT's words
+    if "from" in value and "role" not in value:  # ShareGPT's words; a call has no value
         value = {_SHAREGPT.get(key, key): each for key, each in value.items()}
-        value["role"] = str(value["role"])
     message = {key: value[key] for key in _KEPT if value.get(key) is not None}
     theirs = read_text(f"{name}.role", message.get("role"))
     message["role"] = _role(theirs)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -16,9 +16,12 @@ from sweeps.core.errors import ConfigError, Problem, SweepError
 from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, split
-from trainers.data.tokenization import Tokenizing
-from trainers.model.source import context_tokens, load_config
+from trainers.data.tokenization import Tokenizing, roles
+from trainers.model.source import context_tokens, embedded_tokens, load_config
 from trainers.model.tokenizer import IGNORED, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class DataReport:
         masked_rows: rows dropped because the cut left none of their labels.
         overlap_prompts: evaluation rows whose prompt is a training row's too.
         notes: other things that a user should know.
+        stops: ids of the tokens at which generation stops; empty in reports of older versions.
+        turns: role -> turns of chats, of all rows.
     """
 
     source: str
@@ -57,6 +62,8 @@ class DataReport:
     masked_rows: int
     overlap_prompts: int
     notes: tuple[str, ...] = ()
+    stops: tuple[int, ...] = ()
+    turns: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The report for a person; counts of zero are left out."""
@@ -67,6 +74,9 @@ class DataReport:
             f"  {self.train_tokens:,} training tokens, {self.mean_tokens:.0f} a row (longest "
             f"{self.max_tokens:,}); {self.eval_labelled_tokens:,} labelled evaluation tokens",
         ]
+        if self.turns:
+            counts = ", ".join(f"{role} {count:,}" for role, count in self.turns.items())
+            lines.append(f"  turns: {counts}")
         warned = {
             f"{self.skipped_rows:,} bad rows skipped": self.skipped_rows,
             f"{self.truncated_rows:,} rows ({self.truncated_share:.1%}) cut at "
@@ -84,7 +94,29 @@ class DataReport:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DataReport:
-        return cls(**{**data, "notes": tuple(data["notes"])})
+        tuples = {name: tuple(data.get(name, ())) for name in ("notes", "stops")}
+        return cls(**{**data, **tuples})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Tokenized rows before the cut.
+
+    Attributes:
+        rows: split -> its rows, as token ids and labels.
+        places: split -> the file and line of each row.
+        raw: the rows as they were read, without those that could not be tokenized.
+        parts: the same rows, split.
+        tokenizing: what made them.
+        notes: what a user should know of them.
+    """
+
+    rows: Mapping[str, Dataset]
+    places: Mapping[str, Sequence[str]]
+    raw: RawData
+    parts: Split
+    tokenizing: Tokenizing
+    notes: Sequence[str]
 
 
 def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
@@ -94,27 +126,48 @@ def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataR
         ConfigError, SweepError: max_length beyond the model's context, a tokenizer that cannot do
             what the rows need, an empty split, too many rows cut, or no labels left.
     """
+    return counted(train.data, tokenized_whole(train, raw))
+
+
+def tokenized_whole(train: TrainSpec, raw: RawData) -> Whole:
+    """Split and tokenize raw rows; raises as `tokenized`."""
     _refuse_long_context(train)
     parts = split(train.data, raw)
     notes = _source_notes(raw, train.data)
+    tokenizer = load_tokenizer(train.model, notes)
     tokenizing = Tokenizing(
-        load_tokenizer(train.model, notes),
+        tokenizer,
         train.trainer,
         is_chat=raw.layout.is_chat,
         has_completions="completion" in raw.layout.columns,
     )
-    limit = train.data.max_length
     given = {"train": parts.train, "eval": parts.evaluation, "test": parts.test or []}
     bad: list[BadRow] = []
     whole = {name: tokenizing.tokenized(part, bad) for name, part in given.items() if part}
     raw = _without(raw, bad, train.data)
     _refuse_none_left(whole, bad, train.data, raw)
-    _refuse_truncation(train.data, whole)
-    cut = {name: tokenizing.cut(part, limit, name) for name, part in whole.items()}
+    every = [row for part in given.values() for row in part]
+    notes += [*tokenizing.notes, *tokenizing.template_notes(every), *tokenizing.seam_notes()]
+    left_out = {each.where for each in bad}
+    places = {
+        name: [row.where for row in part if row.where not in left_out]
+        for name, part in given.items()
+    }
+    for name, part in whole.items():
+        _refuse_unembedded(train, tokenizer, part, places[name])
+    return Whole(
+        rows=whole, places=places, raw=raw, parts=parts, tokenizing=tokenizing, notes=notes
+    )
+
+
+def counted(spec: DataSpec, found: Whole) -> tuple[dict[str, Dataset], DataReport]:
+    """Cut the rows of each split, and count them; raises as `tokenized`."""
+    whole, limit = found.rows, spec.max_length
+    _refuse_truncation(spec, whole)
+    cut = {name: found.tokenizing.cut(part, limit, name) for name, part in whole.items()}
     for name, part in cut.items():
         _refuse_masked(name, part, before=len(whole[name]), limit=limit)
-    notes += [*tokenizing.notes, *tokenizing.seam_notes()]
-    return cut, _report(train.data, raw, parts, whole, cut, notes)
+    return cut, _report(spec, found, cut)
 
 
 def _without(raw: RawData, bad: list[BadRow], spec: DataSpec) -> RawData:
@@ -143,6 +196,34 @@ def _refuse_none_left(
         raise bad_rows_error(spec, bad, read=raw.read + len(bad))
 
 
+def _refuse_unembedded(
+    train: TrainSpec, tokenizer: PreTrainedTokenizerBase, part: Dataset, places: Sequence[str]
+) -> None:
+    """Raise SweepError if rows hold tokens beyond the model's embedding.
+
+    Nothing is resized for them: LoRA would leave the new rows of the embedding as they were drawn.
+
+    Args:
+        places: of the rows.
+    """
+    most = embedded_tokens(load_config(train.model))
+    column = part.with_format("arrow")[:].column("input_ids")
+    ids = pc.list_flatten(column).to_numpy()
+    beyond = np.flatnonzero(ids >= most) if most is not None else ids[:0]
+    if not len(beyond):
+        return
+    rows = np.searchsorted(np.cumsum(lengths(part)), beyond, side="right")
+    token = int(ids[beyond[0]])
+    raise SweepError(
+        f"{len(np.unique(rows)):,} of {len(part):,} rows hold tokens that the model cannot read: "
+        f"{tokenizer.convert_ids_to_tokens(token)!r} in {places[rows[0]]} has the id {token:,}, "
+        f"and {train.model.path} has embeddings for {most:,} tokens. Make it larger once, by "
+        "model.resize_token_embeddings(len(tokenizer)), save it with its tokenizer and set "
+        "model.path=FOLDER with peft.modules_to_save=[embed_tokens], which trains the new ones; or "
+        "write the rows without these tokens (model.chat_template=FILE.jinja, if they are its)"
+    )
+
+
 def lengths(dataset: Dataset) -> np.ndarray:
     """Count the tokens of each row, [rows]."""
     table = dataset.with_format("arrow")[:]
@@ -161,13 +242,11 @@ def labelled_tokens(dataset: Dataset) -> int:
 
 def _report(
     spec: DataSpec,
-    raw: RawData,
-    parts: Split,
-    whole: Mapping[str, Dataset],
+    found: Whole,
     cut: Mapping[str, Dataset],
-    notes: list[str],
 ) -> DataReport:
-    truncated, count = _truncated(spec, whole)
+    raw = found.raw
+    truncated, count = _truncated(spec, found.rows)
     train_lengths = lengths(cut["train"])
     return DataReport(
         source=raw.source,
@@ -185,15 +264,18 @@ def _report(
         truncated_rows=truncated,
         truncated_share=truncated / count,
         masked_rows=count - sum(len(part) for part in cut.values()),
-        overlap_prompts=parts.overlap_prompts,
-        notes=tuple(notes),
+        overlap_prompts=found.parts.overlap_prompts,
+        notes=tuple(found.notes),
+        stops=found.tokenizing.stops,
+        turns=roles(row.values for row in [*raw.train_rows, *(raw.evaluation_rows or ())]),
     )
 
 
 def _source_notes(raw: RawData, spec: DataSpec) -> list[str]:
     notes = list(raw.notes)
     if raw.layout.unused:
-        notes.append(f"columns not used: {', '.join(raw.layout.unused)}")
+        names = [name or "the one without a name" for name in raw.layout.unused]
+        notes.append(f"columns not used: {', '.join(names)}")
     if spec.limit is not None and raw.evaluation is None:
         notes.append(f"data.limit={spec.limit} takes the first rows of the source")
     return notes

@@ -1,38 +1,44 @@
-"""Reads rows from files of JSON, CSV or Parquet, each with its file and line.
+"""Reads rows from files of JSON, CSV, Parquet or Arrow, each with its file and line.
 
 No other format is read: these hold data only, so that no file can run code by being opened.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import glob
 import io
 import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from sweeps.core.errors import SweepError, nearest
+from sweeps.core.errors import SweepError
 from trainers.data import decoding
+from trainers.data.files import FORMATS
 
-_BY_SUFFIX = {
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".tab": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
 _DELIMITERS = (",", ";", "\t", "|")
 # Keys of the one object in a file under which others keep the list of rows.
 _LISTS = ("data", "rows", "train", "examples", "instances", "records", "items", "results")
-_PARQUET_BATCH_ROWS = 1000
+_SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")
+_BATCH_ROWS = 1000
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """One object of JSON; Python would take the last of two values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found
+
+
+_NOT_BLANK = re.compile(r"\S")
+_DECODER = json.JSONDecoder(object_pairs_hook=_object_of)
 
 
 class FileRow(NamedTuple):
@@ -52,68 +58,40 @@ class BadRow(NamedTuple):
 Found = Iterator[FileRow | BadRow]
 
 
-def matching(key: str, pattern: str) -> list[Path]:
-    """Find the files that a path or a glob names, sorted; `**` matches folders at any depth.
+def read(key: str, path: Path, format_name: str, encoding: str | None = None) -> Found:
+    """Read every row of a file, in order.
+
+    Args:
+        key: the config key that named the file.
 
     Raises:
-        SweepError: there are none; `key` is the config key that asked.
+        SweepError: the file is of no known format, or damaged as a whole.
     """
-    path = Path(pattern).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        raise SweepError(f"{key} = {pattern}: is a folder. Name its files: {pattern}/*.jsonl")
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-    files = [file for file in found if file.is_file()]
-    if not files and "://" in pattern:
-        raise SweepError(
-            f"{key} = {pattern}: data is read from files on this machine. Download it and name the "
-            "file, or take data=hub with the name of a data set on the Hugging Face Hub"
-        )
-    if not files:
-        raise SweepError(f"{key} = {pattern}: no such file{_nearby(path)}")
-    return files
-
-
-def _nearby(path: Path) -> str:
-    """Name the files that are there instead, for a message."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f", nor is there a folder {folder}. Relative paths start at {Path.cwd()}"
-    names = sorted(each.name for each in folder.iterdir() if decoding.suffix(each) in _BY_SUFFIX)
-    if close := nearest(path.name, names):
-        return f". Did you mean {folder / close}?"
-    there = ", ".join(names[:10]) or "no .jsonl, .json, .csv or .parquet file"
-    return f". {folder.absolute()} has {there}"
-
-
-def read(key: str, pattern: str, format_name: str, encoding: str | None = None) -> Found:
-    """Read every row of the files that `pattern` names, in order.
-
-    Raises:
-        SweepError: a file is missing, of no known format, or damaged as a whole.
-    """
-    for path in matching(key, pattern):
-        reader = _reader(key, path, format_name)
-        try:
-            yield from reader(path, encoding)
-        except OSError as error:
-            if decoding.is_damage(error):
-                raise decoding.damaged(path, error) from None
-            raise SweepError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
-        except Exception as error:
-            if decoding.is_damage(error):
-                raise decoding.damaged(path, error) from None
-            raise
+    reader = _reader(key, path, format_name)
+    try:
+        yield from reader(path, encoding)
+    except OSError as error:
+        if decoding.is_damage(error):
+            raise decoding.damaged(path, error) from None
+        raise SweepError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        if decoding.is_damage(error):
+            raise decoding.damaged(path, error) from None
+        raise
 
 
 def _reader(key: str, path: Path, format_name: str) -> Callable[[Path, str | None], Found]:
-    readers = {"json": _json_rows, "csv": _csv_rows, "parquet": _parquet_rows}
-    chosen = _BY_SUFFIX.get(decoding.suffix(path)) if format_name == "auto" else format_name
+    readers = {
+        "json": _json_rows,
+        "csv": _csv_rows,
+        "parquet": _parquet_rows,
+        "arrow": _arrow_rows,
+    }
+    chosen = FORMATS.get(decoding.suffix(path)) if format_name == "auto" else format_name
     if chosen is None:
         raise SweepError(
-            f"{key}: {path} has none of the endings {', '.join(_BY_SUFFIX)}. Say what it holds: "
-            "data.format=json (a list or lines), csv or parquet"
+            f"{key}: {path} has none of the endings {', '.join(FORMATS)}. Say what it holds: "
+            "data.format=json (a list or lines), csv, parquet or arrow"
         )
     return readers[chosen]
 
@@ -145,7 +123,7 @@ def _without_mark(content: bytes) -> bytes:
 def _is_row(line: bytes) -> bool:
     """Whether a line is one whole object, and not one that holds all the rows."""
     try:
-        value = json.loads(line)
+        value = _DECODER.decode(line.decode("utf-8"))
     except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and _held(value) is None
@@ -157,18 +135,36 @@ def _json_objects(path: Path, content: bytes) -> list[FileRow | BadRow] | None:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
         return None
-    decoder, at, values = json.JSONDecoder(), 0, []
+    at, line, values = 0, 1, []
     while at < len(text):
         try:
-            value, end = decoder.raw_decode(text, at)
+            value, end = _DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
             return None
-        values.append((value, text.count("\n", 0, at) + 1))
-        at = end + len(text[end:]) - len(text[end:].lstrip())
+        values.append((value, line))
+        following = _NOT_BLANK.search(text, end)
+        end = following.start() if following else len(text)
+        line, at = line + text.count("\n", at, end), end
     held = _held(values[0][0]) if len(values) == 1 else None
     if held is not None:
+        _refuse_splits(path, values[0][0])
         return [_object(f"{path}: item {number}", row) for number, row in enumerate(held, 1)]
     return [_object(f"{path}:{line}", value) for value, line in values]
+
+
+def _refuse_splits(path: Path, value: Mapping[str, Any]) -> None:
+    """Refuse an object that holds the rows of several splits, of which one would be read."""
+    splits = [name for name in _SPLITS if _are_rows(value.get(name)) and value[name]]
+    if len(splits) > 1:
+        raise SweepError(
+            f"{path}: holds rows of several splits: {', '.join(splits)}. Write each to a file of "
+            "its own and say with data.path what is trained on, with data.eval_path what is "
+            "measured on"
+        )
+
+
+def _are_rows(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
 
 
 def _held(value: object) -> list[Any] | None:
@@ -177,8 +173,7 @@ def _held(value: object) -> list[Any] | None:
         return None
     for key in _LISTS:
         rows = value.get(key)
-        is_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        if is_rows and (rows or len(value) == 1):
+        if isinstance(rows, list) and _are_rows(rows) and (rows or len(value) == 1):
             return list(rows)
     columns = list(value.values())
     if all(isinstance(each, dict) for each in columns):  # pandas: column, then row
@@ -188,11 +183,15 @@ def _held(value: object) -> list[Any] | None:
         columns = [list(each.values()) for each in columns]
     elif not all(isinstance(each, list) and each for each in columns):
         return None
-    elif any(isinstance(cell, dict) for each in columns for cell in each):
-        return None  # messages of one row
+    elif any(_is_message(cell) for each in columns for cell in each):
+        return None  # they are one row's
     if len({len(each) for each in columns}) != 1:
         return None
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _is_message(cell: object) -> bool:
+    return isinstance(cell, dict) and ("role" in cell or "from" in cell)
 
 
 def _json_lines(path: Path, file: IO[bytes]) -> Found:
@@ -202,7 +201,7 @@ def _json_lines(path: Path, file: IO[bytes]) -> Found:
             continue
         where = f"{path}:{number}"
         try:
-            value = json.loads(line.decode("utf-8"))
+            value = _DECODER.decode(line.decode("utf-8"))
         except (ValueError, RecursionError) as error:
             yield BadRow(where, _json_fault(error))
         else:
@@ -211,7 +210,7 @@ def _json_lines(path: Path, file: IO[bytes]) -> Found:
 
 def _json_list(path: Path, content: bytes) -> Found:
     try:
-        values = json.loads(content.decode("utf-8"))
+        values = _DECODER.decode(content.decode("utf-8"))
     except json.JSONDecodeError as error:
         why = f"{error.msg} at column {error.colno}"
         raise SweepError(
@@ -255,8 +254,9 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
         named = re.fullmatch(r"sep=(.)\s*", first)  # a line that spreadsheet programs write
         if named:
             first, skipped = file.readline(), 1
-        delimiter = named[1] if named else _delimiter(first)
-        spaced = f"{delimiter} " in first and f"{delimiter}" != " "
+        delimiter = named[1] if named else _delimiter(path, first)
+        others = _cells(first, delimiter)[1:]
+        spaced = bool(others) and all(cell.startswith(" ") for cell in others)
         lines = itertools.chain([first] if first else [], file)
         reader = csv.reader(lines, strict=True, delimiter=delimiter, skipinitialspace=spaced)
         header: list[str] | None = None
@@ -277,12 +277,23 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
                 yield FileRow(f"{path}:{start}", dict(zip(header, cells, strict=True)))
 
 
-def _delimiter(first: str) -> str:
+def _delimiter(path: Path, first: str) -> str:
     """The delimiter of the line that names the columns: the one that parts it most often."""
-    if "," in first and "\t" not in first and ";" not in first:
+    is_tabbed = decoding.suffix(path) in (".tsv", ".tab")
+    counts = {each: len(_cells(first, each)) for each in _DELIMITERS}
+    if is_tabbed and (counts["\t"] > 1 or max(counts.values()) <= 1):
+        return "\t"
+    if counts[","] > 1 and "\t" not in first and ";" not in first:
         return ","
-    counts = {each: len(next(csv.reader([first], delimiter=each), [])) for each in _DELIMITERS}
     return max(_DELIMITERS, key=lambda each: counts[each])
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    """The cells of a line; none if its quotes do not go with the delimiter."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _header(where: str, cells: list[str]) -> list[str]:
@@ -300,16 +311,60 @@ def _header(where: str, cells: list[str]) -> list[str]:
 
 
 def _parquet_rows(path: Path, _encoding: str | None) -> Found:
-    import pyarrow
     import pyarrow.parquet
 
-    number = 0
+    with _readable(path, "Parquet"), pyarrow.parquet.ParquetFile(path) as file:
+        yield from _table_rows(path, file.iter_batches(batch_size=_BATCH_ROWS))
+
+
+def _arrow_rows(path: Path, _encoding: str | None) -> Found:
+    """Read an Arrow file, an Arrow stream, or a Feather file of either version."""
+    import pyarrow.feather
+    import pyarrow.ipc
+
+    with _readable(path, "Arrow"), pyarrow.memory_map(str(path)) as file:
+        mark = file.read(6)
+        file.seek(0)
+        if mark.startswith(b"FEA1"):
+            yield from _table_rows(path, pyarrow.feather.read_table(path).to_batches(_BATCH_ROWS))
+        elif mark == b"ARROW1":
+            found = pyarrow.ipc.open_file(file)
+            batches = (found.get_batch(index) for index in range(found.num_record_batches))
+            yield from _table_rows(path, batches)
+        else:
+            yield from _table_rows(path, pyarrow.ipc.open_stream(file))
+
+
+@contextlib.contextmanager
+def _readable(path: Path, form: str) -> Iterator[None]:
+    """Say in one sentence that a file is none of its form."""
+    import pyarrow
+
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS):
-                for values in batch.to_pylist():
-                    number += 1
-                    yield FileRow(f"{path}: row {number}", values)
+        yield
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise SweepError(f"{path}: not a readable Parquet file: {reason}") from None
+        raise SweepError(f"{path}: not a readable {form} file: {reason}") from None
+
+
+def _table_rows(path: Path, batches: Iterable[Any]) -> Found:
+    rows = (row for batch in batches for row in batch.to_pylist(maps_as_pydicts="strict"))
+    for number, values in enumerate(rows, start=1):
+        yield FileRow(f"{path}: row {number}", own_keys(values))
+
+
+def own_keys(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an Arrow table, its nested objects without the keys that are null there.
+
+    All rows of a table have the same nested keys: a tool call has the arguments of all others, too,
+    as nulls.
+    """
+    return {name: _own_keys(value) for name, value in row.items()}
+
+
+def _own_keys(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_own_keys(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _own_keys(each) for name, each in value.items() if each is not None}
+    return value

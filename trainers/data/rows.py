@@ -8,15 +8,17 @@ its file and line. No torch, no model: bad rows are found before anything slow b
 from __future__ import annotations
 
 import itertools
-import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sweeps.config.spec import DataSpec
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import readers
+from trainers.data.files import in_words, matching, rows_of_files
 from trainers.data.messages import message_notes
 from trainers.data.readers import BadRow, FileRow
 from trainers.data.schema import Layout, checked, describe, layout, spec_problems
@@ -72,8 +74,10 @@ def read(spec: DataSpec) -> RawData:
     if problems := spec_problems(spec):
         raise ConfigError(problems)
     bad: list[BadRow] = []
-    raw = _collect(itertools.islice(_train_rows(spec), spec.limit), bad)
-    raw_evaluation = _own_evaluation(spec)
+    train_files: Counter[Path] = Counter()
+    evaluation_files: Counter[Path] = Counter()
+    raw = _collect(itertools.islice(_train_rows(spec, train_files), spec.limit), bad)
+    raw_evaluation = _own_evaluation(spec, evaluation_files)
     evaluation = None if raw_evaluation is None else _collect(raw_evaluation, bad)
     if not raw and not bad:
         raise SweepError(f"{describe(spec)}: there are no rows in it")
@@ -94,7 +98,10 @@ def read(spec: DataSpec) -> RawData:
         evaluation_rows=good_evaluation,
         layout=form,
         skipped=len(bad),
-        notes=tuple(_notes(form, [*raw, *(evaluation or ())])),
+        notes=(
+            *(rows_of_files(each) for each in (train_files, evaluation_files) if len(each) > 1),
+            *_notes(form, [*raw, *(evaluation or ())]),
+        ),
     )
 
 
@@ -102,15 +109,15 @@ def _notes(form: Layout, rows: Sequence[FileRow]) -> list[str]:
     """The schema that was recognised, and what messages hold that is read otherwise or not."""
     notes = []
     if form.known_as:
-        mapping = shlex.quote(override("data.columns", dict(form.columns)))
+        mapping = typed("data.columns", dict(form.columns))
         notes.append(f"the rows are read as {form.known_as}; to read them otherwise: {mapping}")
     if not form.is_chat:
         return notes
-    fields = [theirs for ours, theirs in form.columns.items() if ours != "tools"]
+    fields = [theirs for ours, theirs in form.columns.items() if ours not in ("tools", "system")]
     return notes + message_notes(row.values.get(name) for row in rows for name in fields)
 
 
-def _train_rows(spec: DataSpec) -> Iterator[FileRow | BadRow]:
+def _train_rows(spec: DataSpec, files: Counter[Path]) -> Iterator[FileRow | BadRow]:
     if spec.source == "docstrings":
         from trainers.data import docstrings
 
@@ -119,16 +126,28 @@ def _train_rows(spec: DataSpec) -> Iterator[FileRow | BadRow]:
         return
     assert spec.path is not None
     if spec.source == "file":
-        yield from readers.read("data.path", spec.path, spec.format, spec.encoding)
+        yield from _file_rows("data.path", spec.path, spec, files)
     else:
+        assert isinstance(spec.path, str)
         yield from _hub_rows(spec, spec.path, spec.split, "data.split")
 
 
-def _own_evaluation(spec: DataSpec) -> Iterator[FileRow | BadRow] | None:
+def _file_rows(
+    key: str, named: str | Sequence[str], spec: DataSpec, files: Counter[Path]
+) -> Iterator[FileRow | BadRow]:
+    """Read the rows of files, and count those of each."""
+    for path in matching(key, named):
+        files[path] = 0
+        for row in readers.read(key, path, spec.format, spec.encoding):
+            files[path] += 1
+            yield row
+
+
+def _own_evaluation(spec: DataSpec, files: Counter[Path]) -> Iterator[FileRow | BadRow] | None:
     if spec.eval_path:
-        return readers.read("data.eval_path", spec.eval_path, spec.format, spec.encoding)
+        return _file_rows("data.eval_path", spec.eval_path, spec, files)
     if spec.eval_split:
-        assert spec.path is not None
+        assert isinstance(spec.path, str)
         return _hub_rows(spec, spec.path, spec.eval_split, "data.eval_split")
     return None
 
@@ -142,7 +161,7 @@ def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[FileR
     if not isinstance(table, datasets.Dataset):
         raise SweepError(f"{key} = {split}: names several splits; name one")
     for number, values in enumerate(table, start=1):
-        yield FileRow(f"{path}[{split}]: row {number}", dict(values))
+        yield FileRow(f"{path}[{split}]: row {number}", readers.own_keys(values))
 
 
 def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileRow]:
@@ -158,16 +177,16 @@ def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileR
 
 def _check_same_layout(spec: DataSpec, form: Layout, evaluation: list[FileRow]) -> None:
     """Raise SweepError if the evaluation rows do not have the shape of the training rows."""
+    source = in_words(spec.eval_path or spec.eval_split)
     if not evaluation:
         raise SweepError(
-            f"the evaluation data {spec.eval_path or spec.eval_split} has no usable rows; without "
-            "any, no trial can be ranked"
+            f"the evaluation data {source} has no usable rows; without any, no trial can be ranked"
         )
     other = layout(spec, evaluation)
     if (other.shape, other.is_chat) != (form.shape, form.is_chat):
         raise SweepError(
-            f"the training rows are {form.words} and the evaluation rows of "
-            f"{spec.eval_path or spec.eval_split} are {other.words}; bring both into one shape"
+            f"the training rows are {form.words} and the evaluation rows of {source} are "
+            f"{other.words}; bring both into one shape"
         )
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
 from trainers.data.columns import filled, known, template_columns
-from trainers.data.messages import read_messages, read_text
+from trainers.data.files import in_words
+from trainers.data.messages import kind, mappings, read_messages, read_text, with_system
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -21,14 +21,17 @@ SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set h
     "messages": ("messages",),
     "text": ("text",),
 }
-FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), "tools")
-_TEXT_FIELDS = ("prompt", "completion", "text")
+_OF_CHATS = ("tools", "system")  # columns beside those of a shape
+FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), *_OF_CHATS)
+_TEXT_FIELDS = ("prompt", "completion", "text", "system")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
-    "prompt": ("instruction", "question", "input", "query"),
-    "completion": ("response", "output", "answer", "target"),
-    "messages": ("conversations", "conversation", "chat", "dialog"),
+    "prompt": ("instruction", "question", "input", "query", "inputs", "problem", "article"),
+    "completion": tuple(
+        "response output answer target targets solution summary highlights chosen".split()
+    ),
+    "messages": ("conversations", "conversation", "chat", "dialog", "chosen"),
     "text": ("content", "document", "body"),
 }
 
@@ -55,7 +58,8 @@ class Layout:
 
     @property
     def words(self) -> str:
-        return f"{self.shape} ({'chat' if self.is_chat else 'text'})"
+        chat = "chat with tools" if "tools" in self.columns else "chat"
+        return f"{self.shape} ({chat if self.is_chat else 'text'})"
 
 
 def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
@@ -68,21 +72,26 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     if problems := _mapping_problems(spec.columns, theirs):
         raise ConfigError(problems)
     columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
-    shape, schema = _shape(columns, spec.columns), None
+    shape, schema = _shape(columns, spec.columns, rows), None
     if shape is None and not spec.columns:
         schema = known(theirs, [row.values for row in rows])
         columns |= schema.columns if schema else {}
-        shape = _shape(columns, columns)
+        shape = _shape(columns, columns, rows)
     if shape is None:
-        raise ConfigError([_missing_columns(spec, theirs, columns)])
-    used = {ours: columns[ours] for ours in (*SHAPES[shape], "tools") if ours in columns}
+        raise ConfigError([_missing_columns(spec, theirs, columns, rows[0].values)])
+    is_chat = _is_chat(shape, columns, rows)
+    if not is_chat and (asked := [ours for ours in _OF_CHATS if ours in spec.columns]):
+        key, message = f"data.columns.{asked[0]}", "is read with chats only; these rows are text."
+        raise ConfigError([Problem(key=key, value=columns[asked[0]], message=message)])
+    fields = (*SHAPES[shape], *(_OF_CHATS if is_chat else ()))
+    used = {ours: columns[ours] for ours in fields if ours in columns}
     templates = frozenset(ours for ours, name in used.items() if name not in theirs)
     read = {name for ours in used for name in _columns_of(used[ours], ours in templates)}
     return Layout(
         shape=shape,
         columns=used,
         templates=templates,
-        is_chat=_is_chat(shape, used, rows),
+        is_chat=is_chat,
         unused=tuple(name for name in theirs if name not in read),
         known_as=schema.name if schema else None,
     )
@@ -98,8 +107,7 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     try:
         for ours in SHAPES[form.shape]:
             theirs = form.columns[ours]
-            is_template = ours in form.templates
-            value = filled(theirs, row.values) if is_template else row.values.get(theirs)
+            value = _value(row, form, ours)
             if value is None:
                 raise SweepError(f"{theirs} is missing")
             values[ours] = (
@@ -108,10 +116,21 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
                 else read_text(theirs, value, may_be_empty=ours == "prompt")
             )
         if "tools" in form.columns:
-            values["tools"] = _tools(row.values.get(form.columns["tools"]))
+            values["tools"] = _tools(form.columns["tools"], _value(row, form, "tools"))
+        if system := _value(row, form, "system"):
+            first = SHAPES[form.shape][0]
+            values[first] = with_system(form.columns["system"], system, values[first])
     except SweepError as error:
         return BadRow(row.where, str(error))
     return FileRow(row.where, values)
+
+
+def _value(row: FileRow, form: Layout, ours: str) -> Any:
+    """What a row holds for our field; None if there is no column for it."""
+    theirs = form.columns.get(ours)
+    if theirs is None:
+        return None
+    return filled(theirs, row.values) if ours in form.templates else row.values.get(theirs)
 
 
 def spec_problems(spec: DataSpec) -> list[Problem]:
@@ -120,6 +139,9 @@ def spec_problems(spec: DataSpec) -> list[Problem]:
     if spec.source != "docstrings" and not spec.path:
         example = "data.path=train.jsonl" if spec.source == "file" else "data.path=OWNER/NAME"
         problems.append(Problem(key="data.path", message=f"data={spec.source} needs it: {example}"))
+    if spec.source == "hub" and not isinstance(spec.path, str | None):
+        message = "is one data set of the Hub; several are read as files, with data=file"
+        problems.append(Problem(key="data.path", value=in_words(spec.path), message=message))
     if spec.eval_split and spec.source != "hub":
         message = "only data sets of the Hub have splits; name a file with data.eval_path"
         problems.append(Problem(key="data.eval_split", value=spec.eval_split, message=message))
@@ -140,25 +162,42 @@ def describe(spec: DataSpec) -> str:
     if spec.source == "docstrings":
         return f"docstrings of the standard library of Python {platform.python_version()}"
     if spec.source == "file":
-        return str(spec.path)
+        return in_words(spec.path)
     name = f"/{spec.name}" if spec.name else ""
     revision = f"@{spec.revision}" if spec.revision else ""
     return f"{spec.path}{name}{revision}, split {spec.split}"
 
 
-def _shape(columns: Mapping[str, str], asked: Mapping[str, str]) -> str | None:
-    """Choose a shape whose columns are there, first one that `data.columns` asks for."""
+def _shape(
+    columns: Mapping[str, str], asked: Mapping[str, str], rows: Sequence[FileRow]
+) -> str | None:
+    """Choose a shape whose columns are there, first one that `data.columns` asks for.
+
+    Of several it is the one of most rows, so that one odd row is not taken for the rule.
+    """
     present = [shape for shape, fields in SHAPES.items() if all(ours in columns for ours in fields)]
+    if len(present) > 1:
+        present.sort(key=lambda shape: -sum(_has(row, columns, shape) for row in rows))
     present.sort(key=lambda shape: not any(ours in asked for ours in SHAPES[shape]))
     return present[0] if present else None
 
 
+def _has(row: FileRow, columns: Mapping[str, str], shape: str) -> bool:
+    return all(row.values.get(columns[ours]) is not None for ours in SHAPES[shape])
+
+
 def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) -> bool:
-    """Whether the first row with the column holds messages; rows that differ are bad."""
+    """Whether most rows hold messages, in CSV as JSON text; rows that differ are bad."""
     if shape != "prompt and completion":
         return shape == "messages"
-    values = (row.values.get(columns["completion"]) for row in rows)
-    return isinstance(next((value for value in values if value is not None), None), list)
+    pairs = ([row.values.get(columns[ours]) for ours in ("completion", "prompt")] for row in rows)
+    found = [
+        isinstance(pair[0], list) or all(map(mappings, pair))
+        for pair in pairs
+        if pair[0] is not None
+    ]
+    chats = sum(found)
+    return chats * 2 > len(found) or (chats * 2 == len(found) and found[:1] == [True])
 
 
 def _mapping_problems(mapping: Mapping[str, str], theirs: Sequence[str]) -> list[Problem]:
@@ -184,24 +223,33 @@ def _unknown_column(key: str, name: str, theirs: Sequence[str]) -> Problem:
     return Problem(key=key, value=name, message=message, nearest=nearest(name, theirs))
 
 
-def _missing_columns(spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str]) -> Problem:
+def _missing_columns(
+    spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+) -> Problem:
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
-    suggestion = _suggestion(theirs, found)
-    open_one = {"prompt": theirs[0] if theirs else "question", "completion": "..."}
-    example = shlex.quote(override("data.columns", suggestion or open_one))
+    suggestion = _suggestion(theirs, found, first)
+    some = theirs or ("question", "answer")
+    begin = _alias("prompt", theirs) or some[0]
+    others = [name for name in some if name != begin]
+    end = _alias("completion", theirs) or (others[0] if others else None)
+    open_one = {"prompt": begin, "completion": end} if end else {"text": begin}
+    example = typed("data.columns", suggestion or open_one)
     return Problem(
         key="data.path" if spec.path else "data",
-        value=spec.path,
+        value=in_words(spec.path) if spec.path else None,
         message=f"{message} Say which of them are ours: {example}",
     )
 
 
-def _suggestion(theirs: Sequence[str], found: Mapping[str, str]) -> dict[str, str]:
-    """Guess a mapping that would work from the names; empty if there is none."""
-    for fields in SHAPES.values():
+def _suggestion(
+    theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+) -> dict[str, str]:
+    """Guess a mapping that would work from the names and the first row; empty if there is none."""
+    for shape, fields in SHAPES.items():
         guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
-        if all(guess.values()):
+        lists = [isinstance(first.get(name), list) for name in guess.values() if name]
+        if all(guess.values()) and set(lists) == {shape == "messages"}:
             return {ours: name for ours, name in guess.items() if name and ours != name}
     return {}
 
@@ -212,9 +260,23 @@ def _alias(ours: str, theirs: Sequence[str]) -> str | None:
     return known[0] if known else nearest(ours, theirs)
 
 
-def _tools(value: object) -> str | None:
-    """Write a row's tools as JSON text, which TRL reads back: Arrow needs one type for all rows."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+def _tools(name: str, value: object) -> str | None:
+    """Write a row's tools as JSON text; None if it has none.
+
+    Raises:
+        SweepError: they are no list of objects.
+    """
+    if value is None or value == "":
+        return None
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise SweepError(f"{name} is text that is not JSON") from None
+    if not isinstance(tools, list):
+        raise SweepError(f"{name} is {kind(tools)}, not a list of tools")
+    if odd := [each for each in tools if not isinstance(each, dict)]:
+        raise SweepError(f"{name} holds {kind(odd[0])}; a tool is an object")
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _share_problems(spec: DataSpec) -> list[Problem]:

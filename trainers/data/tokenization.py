@@ -14,16 +14,19 @@ import copy
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import datasets
 from datasets import Dataset, Features, List, Value
 
-from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
+from sweeps.core.errors import ConfigError, Problem, SweepError, first_line
 from trainers.data.readers import BadRow, FileRow
-from trainers.model.tokenizer import IGNORED
+from trainers.model import chat_template
+from trainers.model.stopping import end_of_turn
+from trainers.model.tokenizer import IGNORED, set_eos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +49,9 @@ class Tokenizing:
         trainer: SFTConfig's fields as the user set them; only `DATA_FIELDS` matter.
         has_completions: rows hold `prompt` and `completion`; by default only the latter is learnt.
 
+    Attributes:
+        stops: ids of the tokens at which a model that learnt these rows stops.
+
     Raises:
         ConfigError, SweepError: no eos token, or a template that does not do what was asked of it.
     """
@@ -60,7 +66,8 @@ class Tokenizing:
     ) -> None:
         self._tokenizer = tokenizer
         self._arguments = _arguments(trainer)
-        _set_eos(tokenizer, self._arguments.eos_token)
+        self._is_chat = is_chat
+        set_eos(tokenizer, self._arguments.eos_token)
         if is_chat and not tokenizer.chat_template:
             raise SweepError(
                 "the rows are chats, and the model's tokenizer has no chat template that says how "
@@ -72,7 +79,9 @@ class Tokenizing:
                 [Problem(key="trainer.assistant_only_loss", value=True, message=message)]
             )
         self.notes: list[str] = []
-        self._seams = 0
+        self.stops = self._stops(is_chat)
+        self._seams = 0  # of prompts
+        self._turn_seams = 0
         only = self._arguments.completion_only_loss
         self._completion_only = has_completions if only is None else only
         self._appends_eos = not is_chat and _appends_eos(tokenizer)
@@ -96,7 +105,8 @@ class Tokenizing:
             except SweepError as error:
                 bad.append(BadRow(row.where, str(error)))
             except Exception as error:  # Jinja, tokenizers: each has exceptions of its own
-                bad.append(BadRow(row.where, f"cannot be tokenized: {_refusal(error)}"))
+                why = f"cannot be tokenized: {_refusal(error)}{_about_calls(row.values)}"
+                bad.append(BadRow(row.where, why))
         columns = {
             "input_ids": [ids for ids, _ in found],
             "labels": [
@@ -106,27 +116,67 @@ class Tokenizing:
         }
         return Dataset.from_dict(columns, features=_FEATURES)
 
-    def seam_notes(self) -> list[str]:
-        """Say how many rows had tokens that grow together where prompt and completion meet."""
-        if not self._seams:
+    def template_notes(self, rows: Sequence[FileRow]) -> list[str]:
+        """Say which parts of chats the chat template leaves out."""
+        if not self._is_chat:
             return []
-        return [
+        chats = [
+            ([_for_template(turn) for turn in _conversation(row.values)], _tools(row.values))
+            for row in rows
+        ]
+        return chat_template.notes(self._written, chats)
+
+    def _written(self, turns: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    copy.deepcopy(list(turns)), tools=tools, tokenize=False
+                )
+            )
+        except Exception:  # Jinja has exceptions of its own; the row is refused by its place
+            return None
+
+    def seam_notes(self) -> list[str]:
+        """Say how many rows had tokens that grow together where what is learnt begins or ends."""
+        pairs = (
             f"{self._seams:,} rows: the prompt's last token would grow together with the "
             "completion's first; the two are tokenized apart, as in generation, and the prompt is "
             "not learnt. Prompts that end with a line break avoid it"
-        ]
+        )
+        turns = (
+            f"{self._turn_seams:,} rows: a turn's first or last token would grow together with "
+            "what the chat template writes beside it; the two are tokenized apart, as in generation"
+        )
+        found = {pairs: self._seams, turns: self._turn_seams}
+        return [words for words, count in found.items() if count]
+
+    def _stops(self, is_chat: bool) -> tuple[int, ...]:
+        """The tokens at which generation stops: the end of a chat's turn, and eos."""
+        eos = str(self._tokenizer.eos_token)
+        end = end_of_turn(self._tokenizer) if is_chat else eos
+        if end is None:
+            self.notes.append(
+                "the chat template ends the assistant's turn with no token of its own, so the "
+                "model does not learn where to stop: put one there in a copy of the template "
+                "(model.chat_template=FILE.jinja)"
+            )
+        elif end != eos:
+            self.notes.append(
+                f"a turn ends with {end}, and the tokenizer's eos token is {eos}: best/ has a "
+                "generation_config.json that stops at both"
+            )
+        ends = [eos] if end is None else [end, eos]
+        return tuple(dict.fromkeys(map(int, self._tokenizer.convert_tokens_to_ids(ends))))
 
     def _row(self, row: Mapping[str, Any]) -> tuple[list[int], list[bool]]:
         """One row's token ids, and which of them are learnt."""
         if "text" in row:
             ids = self._text_ids(self._ended(row["text"]))
             return ids, [True] * len(ids)
-        if "messages" in row:
-            return self._chat(row["messages"], row.get("tools"), prompt=None)
-        if isinstance(row["prompt"], str):
+        if isinstance(row.get("prompt"), str):
             return self._pair(row["prompt"], self._ended(row["completion"]))
-        messages = [*row["prompt"], *row["completion"]]
-        return self._chat(messages, row.get("tools"), prompt=len(row["prompt"]))
+        prompt = len(row["prompt"]) if "prompt" in row else None
+        return self._chat(_conversation(row), _tools(row), prompt=prompt)
 
     def _pair(self, prompt: str, completion: str) -> tuple[list[int], list[bool]]:
         """Tokens of a prompt and a completion as text; no prompt's character is learnt."""
@@ -172,64 +222,117 @@ class Tokenizing:
     ) -> tuple[list[int], list[bool]]:
         """Tokens of a conversation, the first `prompt` messages of which are not learnt."""
         turns = [_for_template(message) for message in messages]
+        text, spoken = self._rendered(turns, tools)
         only_assistant = bool(self._arguments.assistant_only_loss)
-        options = {"tools": json.loads(tools) if isinstance(tools, str) else tools}
-        options["chat_template"] = self._preparer.chat_template
-        encoded = self._rendered(turns, **options, return_assistant_tokens_mask=only_assistant)
-        ids = list(encoded["input_ids"])
-        mask = [True] * len(ids)
+        learnt = [not only_assistant] * len(text)  # by character
         if only_assistant:
-            mask = [bool(bit) for bit in encoded["assistant_masks"]]
-            _refuse_no_assistant(turns, mask)
+            _refuse_no_assistant(turns, spoken)
+        for start, end in spoken:
+            learnt[start:end] = [True] * (end - start)
         unwanted = [i for i, message in enumerate(messages) if message.get("train") is False]
-        for start, end in self._spans(turns, unwanted, ids, mask, options):
-            mask[start:end] = [False] * (end - start)
+        for start, end in self._spans(turns, unwanted, text, spoken, tools):
+            learnt[start:end] = [False] * (end - start)
         if prompt is not None and self._completion_only:
-            given = self._rendered(turns[:prompt], **options, add_generation_prompt=True)
-            start = _common(list(given["input_ids"]), ids)
-            mask[:start] = [False] * start
-        if unwanted and not any(mask):
+            given, _ = self._rendered(turns[:prompt], tools, add_generation_prompt=True)
+            start = len(given) if text.startswith(given) else self._shared(given, text)
+            learnt[:start] = [False] * start
+        if unwanted and not any(learnt):
             raise SweepError("no turn of it is to be learnt (weight 0, train false)")
-        return ids, mask
+        ids, mask = self._parted(text, learnt)
+        return ids, self._with_ends(ids, mask) if only_assistant else mask
 
-    def _rendered(self, turns: Sequence[Mapping[str, Any]], **options: Any) -> Mapping[str, Any]:
-        encoded = self._tokenizer.apply_chat_template(
-            copy.deepcopy(list(turns)), tokenize=True, return_dict=True, **options
+    def _with_ends(self, ids: Sequence[int], mask: Sequence[bool]) -> list[bool]:
+        """The mask with the token that ends a turn, which some templates do not mark as learnt."""
+        end, before = self.stops[0], [False, *mask[:-1]]
+        learnt = zip(ids, mask, before, strict=True)
+        return [bit or (was and token == end) for token, bit, was in learnt]
+
+    def _rendered(
+        self, turns: Sequence[Mapping[str, Any]], tools: Any, *, add_generation_prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The text that the template makes of the turns, and where the assistant's words are.
+
+        They are told only if trainer.assistant_only_loss asks for them.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        (text,), spoken = render_jinja_template(
+            [copy.deepcopy(list(turns))],
+            tools=tools,
+            chat_template=self._tokenizer.get_chat_template(self._preparer.chat_template, tools),
+            return_assistant_tokens_mask=bool(self._arguments.assistant_only_loss),
+            add_generation_prompt=add_generation_prompt,
+            **self._tokenizer.special_tokens_map,
         )
-        assert isinstance(encoded, Mapping)
-        return encoded
+        return text, [(start, end) for start, end in spoken[0]] if spoken else []
+
+    def _parted(self, text: str, learnt: Sequence[bool]) -> tuple[list[int], list[bool]]:
+        """Tokens of a text, of which some characters are learnt; no token holds others too.
+
+        Where one would, the two sides are tokenized apart, as in generation.
+        """
+        ids, spans = self._spanned(text)
+        held = [set(learnt[start:end]) for start, end in spans]
+        if all(len(each) < 2 for each in held):
+            return ids, [each == {True} for each in held]
+        self._turn_seams += 1
+        cuts = [
+            next(at for at in range(start + 1, end) if learnt[at] != learnt[at - 1])
+            for (start, end), each in zip(spans, held, strict=True)
+            if len(each) == 2
+        ]
+        edges = list(itertools.pairwise([0, *dict.fromkeys(cuts), len(text)]))
+        parts = [self._spanned(text[start:end]) for start, end in edges]
+        joined = [token for part, _ in parts for token in part]
+        if self._tokenizer.decode(joined) != self._tokenizer.decode(ids):
+            return ids, [each == {True} for each in held]  # a blank is put before each text
+        mask = [
+            set(learnt[begin + start : begin + end]) == {True}
+            for (begin, _), (_, within) in zip(edges, parts, strict=True)
+            for start, end in within
+        ]
+        return joined, mask
+
+    def _spanned(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a text without any that are added to it, and which characters each holds."""
+        encoded = self._tokenizer(text, add_special_tokens=False)
+        ids = list(encoded["input_ids"])
+        if encoded.is_fast:
+            spans = [encoded.token_to_chars(index) for index in range(len(ids))]
+            return ids, [(0, 0) if span is None else (span.start, span.end) for span in spans]
+        ends = [len(self._tokenizer.decode(ids[: index + 1])) for index in range(len(ids))]
+        return ids, list(itertools.pairwise([0, *ends]))
+
+    def _shared(self, given: str, text: str) -> int:
+        """Characters of the tokens that both texts begin with."""
+        ids, spans = self._spanned(text)
+        count = _common(self._spanned(given)[0], ids)
+        return spans[count - 1][1] if count else 0
 
     def _spans(
         self,
         turns: Sequence[Mapping[str, Any]],
         unwanted: Sequence[int],
-        ids: list[int],
-        mask: list[bool],
-        options: Mapping[str, Any],
+        text: str,
+        spoken: Sequence[tuple[int, int]],
+        tools: Any,
     ) -> list[tuple[int, int]]:
-        """Where the tokens of the turns `unwanted` are: from one to before the other."""
-        if not unwanted:
-            return []
+        """Where the characters of the turns `unwanted` are: from one to before the other."""
         speakers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant"]
-        runs = _runs(mask) if self._arguments.assistant_only_loss else []
-        if len(runs) == len(speakers) > 0:
-            return [run for i, run in zip(speakers, runs, strict=True) if i in unwanted]
+        if len(spoken) == len(speakers) > 0:
+            return [run for i, run in zip(speakers, spoken, strict=True) if i in unwanted]
         return [
-            (self._turn_start(turns, i, ids, options), self._turn_start(turns, i + 1, ids, options))
+            (self._turn_start(turns, i, text, tools), self._turn_start(turns, i + 1, text, tools))
             for i in unwanted
         ]
 
     def _turn_start(
-        self,
-        turns: Sequence[Mapping[str, Any]],
-        index: int,
-        ids: list[int],
-        options: Mapping[str, Any],
+        self, turns: Sequence[Mapping[str, Any]], index: int, text: str, tools: Any
     ) -> int:
         if index in (0, len(turns)):
-            return 0 if index == 0 else len(ids)
-        given = list(self._rendered(turns[:index], **options)["input_ids"])
-        if _common(given, ids) < len(given):
+            return 0 if index == 0 else len(text)
+        given, _ = self._rendered(turns[:index], tools)
+        if not text.startswith(given):
             raise SweepError(
                 f"messages[{index - 1}] is written otherwise by the chat template if more turns "
                 "follow, so the turns that are not to be learnt (weight 0, train false) cannot be "
@@ -266,7 +369,6 @@ class Tokenizing:
         from trl.chat_template_utils import (
             get_training_chat_template,
             has_generation_markers,
-            is_chat_template_stop_token_trained,
         )
 
         template = None
@@ -280,11 +382,6 @@ class Tokenizing:
                     "them in a copy of it and set model.chat_template=FILE.jinja, or leave "
                     "assistant_only_loss out"
                 ) from None
-        if not is_chat_template_stop_token_trained(self._tokenizer, chat_template=template):
-            self.notes.append(
-                "the chat template leaves the end of the assistant's turn out of the loss: the "
-                "model may not learn to stop"
-            )
         return template
 
 
@@ -306,25 +403,6 @@ def _arguments(trainer: Mapping[str, Any]) -> SimpleNamespace:
     return SimpleNamespace(**{**values, **asked, **fixed})
 
 
-def _set_eos(tokenizer: PreTrainedTokenizerBase, token: str | None) -> None:
-    """Use `token`, if it is given, as the end of a text; raise SweepError if there is none."""
-    if token is not None:
-        if token not in tokenizer.get_vocab():
-            message = "is not in the tokenizer's vocabulary."
-            hint = nearest(token, tokenizer.all_special_tokens)
-            raise ConfigError(
-                [Problem(key="trainer.eos_token", value=token, message=message, nearest=hint)]
-            )
-        tokenizer.eos_token = token
-    if tokenizer.eos_token is None:
-        special = ", ".join(tokenizer.all_special_tokens) or "none"
-        raise SweepError(
-            "the model's tokenizer has no eos token, so a text could not be ended and the model "
-            f"would not learn to stop. Set trainer.eos_token to a token of its vocabulary (special "
-            f"ones: {special})"
-        )
-
-
 def _appends_eos(tokenizer: PreTrainedTokenizerBase) -> bool:
     return list(tokenizer(text="a")["input_ids"])[-1:] == [tokenizer.eos_token_id]
 
@@ -335,23 +413,47 @@ def _common(ids: Sequence[int], others: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(others)))
 
 
-def _runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
-    """Where the mask is true without a break: (first, first after it)."""
-    edges = [i for i, (a, b) in enumerate(itertools.pairwise([False, *mask, False])) if a != b]
-    return list(zip(edges[::2], edges[1::2], strict=True))
-
-
 def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message as templates expect it: content is there, our own mark is not."""
     return {"content": None} | {key: value for key, value in message.items() if key != "train"}
 
 
-def _refuse_no_assistant(turns: Sequence[Mapping[str, Any]], mask: Sequence[bool]) -> None:
-    if any(mask):
+def roles(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the turns of chats by role, the most frequent first; empty for text."""
+    chats = (row for row in rows if not isinstance(row.get("prompt", row.get("text")), str))
+    counts = Counter(turn["role"] for row in chats for turn in _conversation(row))
+    return dict(counts.most_common())
+
+
+def _conversation(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*row.get("messages", ()), *row.get("prompt", ()), *row.get("completion", ())]
+
+
+def _tools(row: Mapping[str, Any]) -> Any:
+    """A row's tools, which are held as JSON text."""
+    return None if row.get("tools") is None else json.loads(row["tools"])
+
+
+def _refuse_no_assistant(
+    turns: Sequence[Mapping[str, Any]], spoken: Sequence[tuple[int, int]]
+) -> None:
+    if any(start < end for start, end in spoken):
         return
     if any(turn["role"] == "assistant" for turn in turns):
         raise SweepError("the chat template marks none of its words as the assistant's")
     raise SweepError("no assistant turn, of which trainer.assistant_only_loss=true learns")
+
+
+def _about_calls(row: Mapping[str, Any]) -> str:
+    """What may be wrong with a row that the chat template does not write."""
+    if "text" in row or isinstance(row.get("prompt"), str):
+        return ""
+    if all(turn.get("content") is not None for turn in _conversation(row)):
+        return ""
+    return (
+        ". The chat template may know no tool calls, whose turns have no content: set "
+        "model.chat_template=FILE.jinja to one that does"
+    )
 
 
 def _refusal(error: Exception) -> str:

@@ -7,6 +7,8 @@ seconds a file without a network, and minutes behind a firewall that answers not
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from sweeps.core.secrets import scrub
 Kind = Literal["model", "data set"]
 
 PROBE_TIMEOUT_S = 5.0
+_NO_ROOM = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 _KEYS: dict[Kind, str] = {"model": "model.path", "data set": "data.path"}
 _PAGES: dict[Kind, str] = {"model": "", "data set": "datasets/"}
@@ -31,7 +34,7 @@ _WAYS_OUT: dict[Kind, str] = {
 
 def is_local(path: str) -> bool:
     """Whether `path` is a folder on this disk and not a Hub id."""
-    return Path(path).expanduser().is_dir()
+    return Path(os.path.expanduser(path)).is_dir()
 
 
 def is_reachable() -> bool:
@@ -118,6 +121,12 @@ def _message(kind: Kind, path: str, error: Exception, *, local: bool, reachable:
             f"the Hub at {scrub(constants.ENDPOINT)} could not be asked: {why}. Connect, "
             f"{_WAYS_OUT[kind]}"
         )
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in _NO_ROOM:
+            return (
+                f"{head} cannot be fetched into the cache in {constants.HF_HOME} "
+                f"({cause.strerror}). Set HF_HOME to a folder that can be written and has room"
+            )
     missing = (errors.RepositoryNotFoundError, errors.HFValidationError)
     names = {type(cause).__name__ for cause in causes}
     if any(isinstance(cause, missing) for cause in causes) or "DatasetNotFoundError" in names:

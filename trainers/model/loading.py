@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.config.spec import ModelSpec, TrainSpec
-from sweeps.core.errors import Problem
+from sweeps.core.errors import ConfigError, Problem, SweepError
 from trainers.model import attention, hub
 from trainers.model.fingerprint import folder_hash
+from trainers.model.lora import adapt
 from trainers.model.lora_targets import missing_targets
 from trainers.model.precision import Runtime, runtime
 from trainers.model.source import load_config, reading, resolve_path, source
@@ -124,6 +125,18 @@ def target_problems(
     """
     names = [name for name, _ in skeleton(spec).named_modules() if name]
     return missing_targets(peft, names, searched)
+
+
+def adapter_refusal(spec: ModelSpec, peft: Mapping[str, Any]) -> str | None:
+    """Why PEFT refuses to make this adapter for the model, or None; no weight is loaded."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            adapt(skeleton(spec), {**peft, "init_lora_weights": False})
+    except (SweepError, ConfigError) as error:
+        return str(error)
+    return None
 
 
 def skeleton(spec: ModelSpec) -> Any:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import operator
 import re
-import shlex
 import types
 import typing
 import warnings
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sweeps.config.setting import Kind, Number
+from pydantic import Field
+
+from sweeps.config.setting import Kind, Number, Positive
 from sweeps.config.spec import ModelSpec
-from sweeps.core.commands import override
+from sweeps.core import commands
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
 from sweeps.core.naming import SPOKEN
 
@@ -26,24 +26,26 @@ if TYPE_CHECKING:
 
 METHODS = ("lora", "qlora", "full")
 _DEFAULTS = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
-_BIASES = ("none", "all", "lora_only")
-_LIMITS: dict[str, tuple[str, Callable[[Any], bool] | None]] = {
-    "r": ("a whole number, 1 or more", lambda value: value >= 1),
-    "lora_alpha": ("a number above 0", lambda value: value > 0),
-    "lora_dropout": ("a probability, from 0 to below 1", lambda value: 0 <= value < 1),
-    "bias": (f"one of {', '.join(_BIASES)}", None),
-    "qalora_group_size": ("a whole number, 1 or more", lambda value: value >= 1),
+_Rank = Annotated[int, Field(ge=1)]
+# The types of fields whose values PEFT bounds further than its own types say, and these in words.
+_RANGES: dict[str, tuple[str, Any]] = {
+    "r": ("a whole number, 1 or more", _Rank),
+    "lora_alpha": ("a number above 0", Positive),
+    "lora_dropout": ("a probability, from 0 to below 1", Annotated[Number, Field(ge=0, lt=1)]),
+    "bias": ("one of none, all, lora_only", Literal["none", "all", "lora_only"]),
+    "qalora_group_size": ("a whole number, 1 or more", _Rank),
     "rank_pattern": (
         "a mapping of module names to ranks, whole numbers from 1",
-        lambda value: all(_is_whole(each) and each >= 1 for each in (value or {}).values()),
+        dict[str, _Rank] | None,
     ),
     "alpha_pattern": (
         "a mapping of module names to numbers above 0",
-        lambda value: all(_is_number(each) and each > 0 for each in (value or {}).values()),
+        dict[str, Positive] | None,
     ),
 }
 # Fields that have words of their own in `_variant_problems` and `_target_problems`.
 _CHECKED_ELSEWHERE = ("method", "init_lora_weights", "target_modules", "trainable_token_indices")
+_NUMBERS = ("r", "lora_alpha", "lora_dropout", "bias")
 _HEAD = "lm_head"
 # peft.init_lora_weights: values that leave the base model's weights as they are, so that several
 # trials can share them; and values that take the adapter's start out of them.
@@ -58,9 +60,10 @@ def lora_config(peft: Mapping[str, Any]) -> LoraConfig | None:
     """Make PEFT's config of `peft`; None for full fine-tuning.
 
     Raises:
-        ConfigError: see `peft_problems`.
+        ConfigError: see `peft_problems`. Fields that sweeps could begin with before they were held
+            against their types are left to PEFT, so that such a sweep goes on.
     """
-    if problems := peft_problems(peft):
+    if problems := peft_problems(peft, typed=_NUMBERS):
         raise ConfigError(problems)
     if peft.get("method", "lora") == "full":
         return None
@@ -85,9 +88,27 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
     try:
         # PEFT asks by the old name. (catch_warnings would not be safe among threads.)
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        # Patterns that PEFT itself adds for experts; the user's are checked in `lora_targets`.
+        warnings.filterwarnings("ignore", ".*did not match any targeted", RuntimeWarning)
         return in_training_type(get_peft_model(model, config))
     except ValueError as error:
-        raise SweepError(f"peft: {first_line(error)}") from error
+        raise SweepError(f"peft: {first_line(error)}{_way_out(str(error), peft)}") from error
+
+
+def _way_out(said: str, peft: Mapping[str, Any]) -> str:
+    """What to type where PEFT refuses one kind of a model's modules."""
+    if "ParamWrapper" in said:
+        return (
+            " Experts take no dropout: set peft.lora_dropout=0, or name the modules beside them, "
+            f"as in {commands.typed('peft.target_modules', ['q_proj', 'v_proj'])}"
+        )
+    found = re.search(r"Module '(\w+)' is incompatible", said)
+    if found is None:
+        return ""
+    left_out = peft.get("exclude_modules") or []
+    left_out = [left_out] if isinstance(left_out, str) else list(left_out)
+    word = commands.typed("peft.exclude_modules", [*left_out, found[1]])
+    return f" With target_modules=all-linear write {word}"
 
 
 def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
@@ -108,17 +129,26 @@ def in_training_type(adapted: Any, autocast: torch.dtype | None = None) -> Any:
     return adapted
 
 
-def peft_problems(peft: Mapping[str, Any], model: ModelSpec | None = None) -> list[Problem]:
-    """Everything wrong with `peft`, and with `peft` on `model` if that is given."""
+def peft_problems(
+    peft: Mapping[str, Any],
+    model: ModelSpec | None = None,
+    *,
+    typed: Collection[str] | None = None,
+) -> list[Problem]:
+    """Everything wrong with `peft`, and with `peft` on `model` if that is given.
+
+    Args:
+        typed: the fields that are held against their types; None: all.
+    """
     method = peft.get("method", "lora")
     if method not in METHODS:
-        message = f"is one of {', '.join(METHODS)}."
+        message = f"must be one of {', '.join(METHODS)}."
         hint = nearest(str(method), METHODS)
         return [Problem(key="peft.method", value=method, message=message, nearest=hint)]
     problems = _quantization_problems(method, model)
     if method == "full":
         return problems
-    problems += _unknown_fields(peft) + _value_problems(peft) + _target_problems(peft)
+    problems += _unknown_fields(peft) + _value_problems(peft, typed) + _target_problems(peft)
     problems += _variant_problems(peft)
     if not problems:
         problems += _library_problems(peft)
@@ -155,32 +185,33 @@ def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
-def _value_problems(peft: Mapping[str, Any]) -> list[Problem]:
+def _value_problems(peft: Mapping[str, Any], typed: Collection[str] | None) -> list[Problem]:
     """Values that are not of their field's type, or out of its range."""
     found = []
     for name, value in peft.items():
         if name in _CHECKED_ELSEWHERE or name not in _hints():
             continue
-        wanted, is_in_range = _LIMITS.get(name, ("", None))
+        if typed is not None and name not in typed:
+            continue
+        wanted, _ = _RANGES.get(name, ("", None))
         try:
             _kind(name).read(value)
         except ValueError:
-            message = f"is {wanted}" if wanted else f"must be {_kind(name).words}."
+            message = f"must be {wanted or _kind(name).words}."
             message += _as_list(name, value)
             found.append(Problem(key=f"peft.{name}", value=repr(value), message=message))
-            continue
-        if is_in_range is not None and not is_in_range(value):
-            found.append(Problem(key=f"peft.{name}", value=repr(value), message=f"is {wanted}"))
     return found
 
 
 def _as_list(name: str, value: object) -> str:
     """How one word is written if it is meant as a list of one."""
+    if value == "None":
+        return f" Nothing is written {commands.typed(f'peft.{name}', None)}"
     try:
         _kind(name).read([value])
     except ValueError:
         return ""
-    return f" Write {shlex.quote(override(f'peft.{name}', [value]))}"
+    return f" Write {commands.typed(f'peft.{name}', [value])}"
 
 
 @functools.cache
@@ -195,10 +226,9 @@ def _hints() -> dict[str, Any]:
 
     hints = typing.get_type_hints(LoraConfig)
     names = [field.name for field in dataclasses.fields(LoraConfig)]
-    return {name: _written_as(hints[name]) for name in names} | {
-        "lora_alpha": Number,
-        "layer_replication": list[list[int]] | None,
-    }
+    ours = {name: kind for name, (_, kind) in _RANGES.items()}
+    ours["layer_replication"] = list[list[int]] | None
+    return {name: _written_as(hints[name]) for name in names} | ours
 
 
 def _written_as(hint: Any) -> Any:
@@ -226,14 +256,6 @@ def _variant_problems(peft: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _target_problems(peft: Mapping[str, Any]) -> list[Problem]:
     targets = peft.get("target_modules")
     if targets is None:
@@ -249,7 +271,8 @@ def _target_problems(peft: Mapping[str, Any]) -> list[Problem]:
             return [Problem(key=key, value=targets, message="holds names of modules")]
         trains_head = any(target.rpartition(".")[2] == _HEAD for target in targets)
     else:
-        return [Problem(key=key, value=repr(targets), message="is all-linear, a name, or a list")]
+        message = "must be all-linear, a name, or a list"
+        return [Problem(key=key, value=repr(targets), message=message)]
     if not trains_head:
         return []
     message = "an adapter on lm_head would never be trained: take it out, or use modules_to_save"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sweeps.core.commands import override
+from sweeps.core.commands import typed
 from sweeps.core.errors import Problem, nearest
 
 _SHORTHAND = "all-linear"
@@ -61,7 +60,7 @@ def _problems(
     for name in ("rank_pattern", "alpha_pattern"):
         value = peft.get(name)
         if isinstance(value, Mapping):
-            yield from _pattern_problems(name, value, names)
+            yield from _pattern_problems(name, value, _targeted(peft, names) or names)
 
 
 def _absent(
@@ -93,7 +92,7 @@ def _unmatched(
     said += f"{max(names, key=len)}, and this one matches none"
     meant = [each for each in searched if isinstance(each, str) and _has(names, each)]
     if _has(names, pattern):
-        word = shlex.quote(override(f"peft.{name}", meant or [pattern]))
+        word = typed(f"peft.{name}", meant or [pattern])
         many = "For modules of these names write" if len(meant) > 1 else "For the name alone write"
         message = f"{said}. {many} {word}"
         yield Problem(key=f"peft.{name}", value=pattern, message=message)
@@ -137,6 +136,15 @@ def _layers(names: Sequence[str], pattern: str) -> set[int]:
     return {int(found[1]) for each in names if (found := sought.fullmatch(each))}
 
 
+def _targeted(peft: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """The modules that `peft.target_modules` names."""
+    targets = peft.get("target_modules") or _SHORTHAND
+    if isinstance(targets, str):
+        is_short = targets.lower() == _SHORTHAND
+        return [each for each in names if is_short or re.fullmatch(targets, each)]
+    return [each for each in names if any(_has([each], str(target)) for target in targets)]
+
+
 def _pattern_problems(
     name: str, patterns: Mapping[str, Any], names: Sequence[str]
 ) -> Iterator[Problem]:
@@ -149,7 +157,7 @@ def _pattern_problems(
             yield Problem(key=f"peft.{name}", value=pattern, message=message)
             continue
         if not any(sought.fullmatch(each) for each in names):
-            message = f"no module of the model matches it; there are {', '.join(last)}."
+            message = f"no module that has an adapter matches it; there are {', '.join(last)}."
             near = nearest(str(pattern), last)
             yield Problem(key=f"peft.{name}", value=pattern, message=message, nearest=near)
 

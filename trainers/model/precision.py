@@ -209,7 +209,7 @@ def _attention_problems(
     elif value in _FLAGS and not _supports(config, _FLAGS[value]):
         message = "this model does not have it"
     elif value not in ATTENTION and "/" not in value:  # owner/name is a kernel of the Hub
-        message, hint = f"is one of {', '.join(ATTENTION)}", nearest(value, ATTENTION)
+        message, hint = f"must be one of {', '.join(ATTENTION)}", nearest(value, ATTENTION)
     if not message:
         return []
     text = f"{message}." if hint else f"{message}; {usable} would work"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # How configs name the number of experts.
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+# Caps and scales of logits under names that SFTTrainer's fused loss does not look for.
+_OTHER_LOGITS = ("logits_soft_cap", "output_logit_soft_cap", "logits_mup_width_multiplier")
 EMBEDDED = "tiny"  # model.path of the model that ships with this package; ./tiny is a folder
 
 
@@ -30,7 +33,7 @@ def resolve_path(path: str) -> str:
         return str(Path(__file__).parents[1] / "tiny_llama")
     if not hub.is_local(path):
         return path
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if (folder / "config.json").is_file():
         return str(folder)
     if (folder / "adapter_config.json").is_file():
@@ -95,6 +98,21 @@ def context_tokens(config: PretrainedConfig) -> int | None:
     """The longest sequence that the model was made for; None if its config does not say."""
     tokens = getattr(config.get_text_config(), "max_position_embeddings", None)
     return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
+def embedded_tokens(config: PretrainedConfig) -> int | None:
+    """How many tokens the model has an embedding for; None if its config does not say."""
+    tokens = getattr(config.get_text_config(), "vocab_size", None)
+    return tokens if isinstance(tokens, int) and tokens > 0 else None
+
+
+def beyond_the_loss(config: PretrainedConfig) -> str | None:
+    """What a model does to its logits that SFTTrainer's loss leaves out, if it is known."""
+    found = config.get_text_config()
+    for name in _OTHER_LOGITS:
+        if getattr(found, name, None) not in (None, 0, 1):
+            return f"{name}={getattr(found, name)}"
+    return "a layer before its head" if found.model_type == "modernbert-decoder" else None
 
 
 def has_experts(config: PretrainedConfig) -> bool:

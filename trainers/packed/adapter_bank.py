@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sweeps.core.errors import SweepError
+from trainers.flat.products import Scales
 from trainers.model.lora import adapt
-from trainers.model.ragged_products import Scales
 
 _WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -80,12 +80,17 @@ def shared(train: TrainSpec) -> Shared:
 
 def obstacle(train: TrainSpec, device: str = "cpu") -> str:
     """Why a trial cannot be a lane on `device`, naming the key; empty if it can."""
+    return next(iter(obstacles(train, device)), "")
+
+
+def obstacles(train: TrainSpec, device: str = "cpu") -> list[str]:
+    """All that keeps a trial from being a lane; the model is looked at if nothing else does."""
     reasons = [
         *_peft_obstacles(train.peft),
         *_trainer_obstacles(given_fields(train.trainer)),
         *_precision_obstacles(train, device),
     ]
-    return reasons[0] if reasons else _model_obstacle(train)
+    return reasons or list(filter(None, [_model_obstacle(train)]))
 
 
 def settings(train: TrainSpec) -> SimpleNamespace:

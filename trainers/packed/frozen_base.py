@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from sweeps.config.spec import ModelSpec, TrainSpec
-from trainers.model import flat_attention, flat_check
+from trainers.flat import attention as flat_attention
+from trainers.flat import check as flat_check
 from trainers.model.loading import choose_for, load_base
 from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.packed.adapter_bank import Adapter, fresh

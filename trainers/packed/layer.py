@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from trainers.model.ragged_products import Equal, Scales, products
+from trainers.flat.products import Equal, Scales, products
 from trainers.packed.adapter_bank import Bank
 from trainers.packed.dropout import Stream
 

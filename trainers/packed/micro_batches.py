@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from sweeps.config.spec import TrainSpec
 from trainers.data.dataset import order
-from trainers.model.flat_attention import Layout, grouped, laid
+from trainers.flat.attention import Layout, grouped, laid
 from trainers.model.tokenizer import IGNORED
 from trainers.trial.evaluation import sent
 

@@ -138,6 +138,9 @@ def _stream(train: TrainSpec) -> dict[str, Any]:
         "num_train_epochs": 1,
         "train_sampling_strategy": "sequential",
         "dataset_kwargs": {"skip_prepare_dataset": True},
+        # The labels say already what is learnt; SFTTrainer would look for chats in their place.
+        "assistant_only_loss": False,
+        "completion_only_loss": False,
         "max_length": train.data.max_length,
         "seed": train.seed,
         "data_seed": train.seed,

@@ -156,7 +156,7 @@ OWNED = _by_name(
         "model": "model_init_kwargs",
         "model.trust_remote_code": "trust_remote_code",
         "model.chat_template": "chat_template_path",
-        "model; rows are tokenized before training": "eos_token pad_token",
+        "model; rows are tokenized before training": "pad_token",
         "engine": "use_cpu local_rank accelerator_config parallelism_config",
         "the sweep; out of memory, it halves the batch and doubles the accumulation": """
         auto_find_batch_size""",

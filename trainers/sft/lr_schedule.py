@@ -18,6 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import optimization
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 
+from sweeps.core.commands import typed
+
 # Schedulers that act on the loss of an evaluation, not on the step; both ignore warmup.
 WATCHING = ("reduce_lr_on_plateau", "greedy")
 STEP_COUNTS = ("num_decay_steps", "num_stable_steps")
@@ -27,11 +29,12 @@ _GREEDY_FLOOR = 1e-3  # GreedyLR's own min_lr
 _SAMPLES = 200  # of a schedule's steps, enough to see one that leaves its range
 
 # Arguments that a scheduler needs (one of the names), and an example.
-REQUIRED: dict[str, tuple[tuple[str, ...], str]] = {
-    "warmup_stable_decay": (("num_decay_steps",), "{num_decay_steps: 0.2}"),
-    "cosine_with_min_lr": (("min_lr", "min_lr_rate"), "{min_lr_rate: 0.1}"),
-    "cosine_warmup_with_min_lr": (("min_lr", "min_lr_rate"), "{min_lr_rate: 0.1}"),
+REQUIRED: dict[str, tuple[tuple[str, ...], dict[str, float]]] = {
+    "warmup_stable_decay": (("num_decay_steps",), {"num_decay_steps": 0.2}),
+    "cosine_with_min_lr": (("min_lr", "min_lr_rate"), {"min_lr_rate": 0.1}),
+    "cosine_warmup_with_min_lr": (("min_lr", "min_lr_rate"), {"min_lr_rate": 0.1}),
 }
+_KWARGS = "trainer.lr_scheduler_kwargs"
 
 
 def names() -> list[str]:
@@ -82,11 +85,11 @@ def fault(
     steps: int,
 ) -> str | None:
     """Build the schedule and run through `steps` steps; what is wrong with it, or None."""
-    needed, example = REQUIRED.get(name, ((), ""))
+    needed, example = REQUIRED.get(name, ((), {}))
     own = {key: value for key, value in (kwargs or {}).items() if key in accepted(name)}
     if needed and all(own.get(key) is None for key in needed):
         given = " or ".join(needed)
-        return f"needs {given}: add 'trainer.lr_scheduler_kwargs={example}'"
+        return f"needs {given}: add {typed(_KWARGS, example)}"
     if name in WATCHING:
         return _watching_fault(name, own, learning_rate) or _run(name, own, learning_rate, 0, steps)
     if name != "constant" and warmup_steps > steps:
@@ -111,7 +114,7 @@ def _watching_fault(name: str, own: Mapping[str, Any], learning_rate: float) -> 
     if name == "greedy" and isinstance(floor, int | float) and floor >= learning_rate:
         return (
             f"never goes below its min_lr of {floor:g}, and trainer.learning_rate starts "
-            f"at {learning_rate:g}: add 'trainer.lr_scheduler_kwargs={{min_lr: 1e-7}}'"
+            f"at {learning_rate:g}: add {typed(_KWARGS, {'min_lr': 1e-7})}"
         )
     return None
 
@@ -163,6 +166,10 @@ def _run(
         return f"refuses these arguments: {error}"
     if not all(math.isfinite(each) and 0 <= each <= 1 + 1e-6 for each in factors):
         return f"leaves the range from 0 to trainer.learning_rate = {learning_rate:g}"
+    if max(factors) == 0 and steps == 1:
+        return "keeps the rate at 0 for its only step: raise sweep.budget, or set " + typed(
+            "trainer.warmup_steps", 0
+        )
     if max(factors) == 0:
         return f"keeps the rate at 0 for all {steps} steps: set trainer.warmup_steps=0"
     return None

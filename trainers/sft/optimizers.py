@@ -41,6 +41,7 @@ _IN_BACKWARD = ("lomo", "adalomo")
 _NO_BFLOAT16 = ("rmsprop_bnb", "rmsprop_bnb_32bit")
 _SIDE = 64  # a 64 x 64 weight: 4,096 elements: from there bitsandbytes quantizes its state
 _PROBE_VALUES = ("0.125", "1", "true")  # no optimizer has all of them as its default
+_PROBE_NUMBER = 0.12345  # no field's default
 
 
 def names() -> list[str]:
@@ -156,14 +157,24 @@ def class_and_kwargs(
 @functools.cache
 def _reads(name: str, argument: str) -> bool:
     """Whether the optimizer reads `argument` of trainer.optim_args; most ignore most of them."""
-    plain = class_and_kwargs(name, None, {})
-    for value in _PROBE_VALUES:
-        try:
-            if class_and_kwargs(name, None, {"optim_args": f"{argument}={value}"}) != plain:
-                return True
-        except (ValueError, TypeError, AttributeError):  # it was read, and the value refused
-            return True
-    return False
+    return any(_tells(name, "optim_args", f"{argument}={value}") for value in _PROBE_VALUES)
+
+
+@functools.cache
+def reads_field(name: str, field: str) -> bool:
+    """Whether the optimizer reads a field of its own in SFTConfig; a name that is none does."""
+    if field == "optim_target_modules":
+        return name not in names() or name.startswith(_PROJECTING)
+    return name not in names() or _tells(name, field, _PROBE_NUMBER)
+
+
+def _tells(name: str, field: str, value: object) -> bool:
+    """Whether the Trainer makes another optimizer of it if `field` is `value`."""
+    try:
+        plain = class_and_kwargs(name, None, {})
+        return class_and_kwargs(name, None, {field: value}) != plain
+    except (ValueError, TypeError, AttributeError, ImportError):  # read, and the value refused
+        return True
 
 
 def problems(

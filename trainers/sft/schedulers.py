@@ -13,6 +13,8 @@ from typing import Any
 from sweeps.core.errors import Problem, nearest
 from trainers.sft.lr_schedule import STEP_COUNTS, WATCHING, accepted, fault, names
 
+WITHOUT_WARMUP = ("constant", *WATCHING)
+
 
 def unknown_name(name: str) -> Problem:
     """The problem of a name that is no scheduler's, with all the names there are."""
@@ -114,7 +116,7 @@ def notes(
         found += [
             f"trainer.lr_scheduler_type={name} has no warmup: trainer.warmup_steps is ignored"
             for name in chosen
-            if name in ("constant", *WATCHING)
+            if name in WITHOUT_WARMUP
         ]
     for name in [each for each in chosen if each in WATCHING]:
         patience = min(int(each.get("patience", 10)) for each in kwargs)

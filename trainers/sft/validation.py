@@ -7,14 +7,19 @@ from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any
 
+from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import Problem
-from trainers.sft import optimizers, schedulers
+from trainers.sft import lr_schedule, optimizers, schedulers
 from trainers.sft.config import construction_problems, setting
 from trainers.sft.fields import field_problems, name_problem
 
 _PREFIX = "trainer."
 _KWARGS = "lr_scheduler_kwargs"
-_MEASURED = ("completion_only_loss", "assistant_only_loss")
+_ROUNDS_AWAY = 1e-4  # from here on, most weights of a model (some 0.02) are moved
+_CHECKPOINTING = "gradient_checkpointing"
+# The fields that not every optimizer reads.
+_OPTIMIZERS = ("adam_beta1", "adam_beta2", "adam_epsilon", "optim_target_modules")
+_MEASURED = ("completion_only_loss", "assistant_only_loss", "eos_token")
 
 
 def problems(
@@ -71,6 +76,51 @@ def notes(
         kwargs=list(chain.from_iterable(options.scheduler_kwargs())),
         evaluations=evaluations,
     )
+
+
+def unread(
+    name: str, trainer: Mapping[str, Any], searched: Mapping[str, Sequence[Any]]
+) -> str | None:
+    """Why no trial would read the field `name` of the section, or its argument `NAME.x`; or None.
+
+    Args:
+        searched: as in `problems`.
+    """
+    options = _Options.of(trainer, searched)
+    field, _, argument = name.partition(".")
+    kinds, optims = options["lr_scheduler_type"], options["optim"]
+    if any(kind not in lr_schedule.names() for kind in kinds):
+        return None  # refused by its name
+    if field in _OPTIMIZERS and not any(optimizers.reads_field(each, field) for each in optims):
+        return f"trainer.optim={', '.join(optims)} does not read it"
+    known = {argument for kind in kinds for argument in lr_schedule.accepted(kind)}
+    if field == _KWARGS and argument and argument not in known:
+        return f"trainer.lr_scheduler_type={', '.join(kinds)} does not take it"
+    if field == "warmup_steps" and all(kind in schedulers.WITHOUT_WARMUP for kind in kinds):
+        return f"trainer.lr_scheduler_type={', '.join(kinds)} has no warmup"
+    if field == f"{_CHECKPOINTING}_kwargs" and not any(options[_CHECKPOINTING]):
+        return f"trainer.{_CHECKPOINTING} is not true"
+    return None
+
+
+def rounding_notes(train: TrainSpec, searched: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Say if rates are too low for weights that are trained, all of them, in bfloat16.
+
+    An optimizer moves a weight by about the rate; what is below 1/256 of the weight, the distance
+    of neighbours in bfloat16, is rounded away, at every step anew.
+    """
+    methods = searched.get("peft.method", [train.peft.get("method", "lora")])
+    dtypes = searched.get("model.dtype", [train.model.dtype])
+    rates: Sequence[Any] = _Options.of(train.trainer, searched)["learning_rate"]
+    rates = searched.get(f"{_PREFIX}learning_rate", rates)
+    if "full" not in methods or "bfloat16" not in dtypes or min(rates) >= _ROUNDS_AWAY:
+        return []
+    rate = min(rates)
+    return [
+        "peft.method=full with model.dtype=bfloat16: steps below 1/256 of a weight are rounded "
+        f"away; at trainer.learning_rate={rate:g} those of weights above {256 * rate:.2g} are. "
+        "model.dtype=auto trains float32 weights"
+    ]
 
 
 def _searched_problems(name: str, values: Sequence[Any]) -> list[Problem]:

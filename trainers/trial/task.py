@@ -68,6 +68,7 @@ class DryRun:
         step_mb: the part of it that the step added; a lane's share, if the base was loaded before.
         checkpoint_mb: size of the checkpoint on disk.
         seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
+        train_s: of the step alone, by the trial's own clock; 0 if it was not measured.
     """
 
     rows: int
@@ -77,6 +78,7 @@ class DryRun:
     seconds: float
     step_mb: float = 0.0
     too_many: int = 0
+    train_s: float = 0.0
 
     @classmethod
     def recorded(cls, told: Mapping[str, Any]) -> DryRun | None:

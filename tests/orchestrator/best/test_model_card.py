@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
-from support.driving import SMALL, make
-from support.sweep_events import Sweep
+from support.driving import SMALL, ending, make
+from support.sweep_events import BOX, Sweep
 
 from orchestrator.best.merge import export
 from orchestrator.best.model_card import train_again, write_best
 from orchestrator.config.command import Command
 from orchestrator.config.compose import compose_config
-from orchestrator.config.overrides import groups
+from orchestrator.config.config_files import CONF, groups
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.tracking.wandb_metrics import ranking_table
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS, config_of, trial_key
 from sweeps.core.trial import Report, State
+from sweeps.ledger import events
 from sweeps.ledger.history import Record
 from sweeps.results.ranking import Best, best
 from sweeps.results.trials_csv import write_table
@@ -73,6 +74,9 @@ def again(spec: Spec, found: Best) -> Spec:
         ([], {"peft.target_modules": r"model\.layers\.\d+\.'\"(q|v)_proj\\"}),
         ([], {"peft.target_modules": r"\${q} \\${peft.method}"}),
         (["sweep.budget.epochs=0.5", "sweep.evaluations=3", "seed=7"], {}),
+        (["sweep=joint"], {"trainer.lr_scheduler_type": "cosine", "trainer.optim": "sgd"}),
+        (["trainer.adam_beta1=0.8", "trainer.optim=adamw_torch,sgd"], {"trainer.optim": "sgd"}),
+        (["data=file", "data.path=a", "++data.name=b", "++peft.r=2", "peft=full"], {}),
         (["run_dir=outputs/my sweep", "sweep.metric=train_loss"], {LR: 1}),
     ],
 )
@@ -86,6 +90,22 @@ def test_the_command_trains_the_winner_again(words: list[str], values: dict[str,
         assert repeated.sweep.metric == spec.sweep.metric
         assert not repeated.sweep.space
         assert repeated.run_dir == str(Path(f"{spec.run_dir}-again").absolute())
+
+
+def test_the_command_needs_no_files_of_ones_own(tmp_path: Path) -> None:
+    base = (CONF / "sweep" / "base.yaml").read_text()
+    files = {
+        "sweep/base.yaml": base.replace("examples: 1600", "examples: 48"),
+        "data/mine.yaml": "defaults: [file, _self_]\npath: x.jsonl\nmax_length: 77\n",
+        "trainer/gentle.yaml": "defaults: [sft, _self_]\nmax_grad_norm: 0.25\n",
+    }
+    for name, text in files.items():
+        write_text(tmp_path / name, text)
+    words = [f"--config-dir={tmp_path}", "sweep=base", "data=mine", "trainer=gentle"]
+    config = config_of(spec_of(*words), {LR: 1e-3})
+    repeated = again(spec_of(*words), winner({LR: 1e-3}))
+    assert (config["budget"]["examples"], config["trainer"]["max_grad_norm"]) == (48, 0.25)
+    assert config_of(repeated, {}) == config
 
 
 def test_the_command_is_short() -> None:
@@ -121,19 +141,19 @@ def test_no_shipped_default_is_a_mapping_that_an_override_would_be_merged_with()
 PROOF = {"eval_loss": 8.0, "eval_tokens": 1000.0}
 
 
-def ended(metric: str) -> Sweep:
+def ended(metric: str, **space: Any) -> Sweep:
     """Two trials: the one that is better by eval_loss is worse by train_loss."""
-    sweep = Sweep(metric=metric)
-    sweep.add("report", **BASE, decision="continue")
+    sweep = Sweep(space, metric=metric)
+    sweep.add(events.Report(trial="base", attempt=1, **BASE, decision="continue"))
     for rate, value in ((1e-3, 2.0), (1e-4, 3.0)):
         sweep.trial({LR: rate}, [value + 1, value], totals={"steps": 8})
     return sweep
 
 
-def written_best(root: Path, metric: str) -> tuple[str, dict[str, Any]]:
+def written_best(root: Path, metric: str, **space: Any) -> tuple[str, dict[str, Any]]:
     """README.md and trial.yaml of best/."""
     folder = RunFolder(root)
-    history = ended(metric).history()
+    history = ended(metric, **space).history()
     found = best(history)
     assert found is not None
     folder.best_draft.mkdir(parents=True)
@@ -182,6 +202,14 @@ def test_the_card_of_a_sweep_by_eval_loss_names_it_once(tmp_path: Path) -> None:
     assert "train_loss" not in facts
 
 
+def test_the_card_says_where_a_wider_sweep_may_find_more(tmp_path: Path) -> None:
+    card, _ = written_best(tmp_path / "edge", "eval_loss", **{LR: "choice(1e-4, 1e-3)"})
+    assert f"{LR}: the best value, 0.001, is the highest that was tried." in card
+    assert f"```sh\n{LR}=0.0001,0.001,0.01\n```\n\n## Load it" in card
+    card, _ = written_best(tmp_path / "no_edge", "eval_loss")
+    assert " |\n\n## Load it" in card
+
+
 def test_tables_name_what_was_ranked_by(tmp_path: Path) -> None:
     history = ended("train_loss").history()
     write_table(history, RunFolder(tmp_path))
@@ -197,7 +225,7 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
     coordinator = CoordinatorActor(
         *make(SMALL, metric="train_loss", search="grid", trials=1), tmp_path
     )
-    coordinator.begin({"host": "box"})
+    coordinator.begin(BOX)
     trial = coordinator.next_job("w").trial
     assert trial is not None
     attempt = coordinator.start("w", trial.key, "box:1", "cpu", 0, [])
@@ -211,6 +239,6 @@ def test_the_best_is_proven_by_the_eval_loss_of_its_best_step(tmp_path: Path) ->
             metrics={"eval_loss": eval_loss, "train_loss": train_loss},
         )
         coordinator.report(trial.key, attempt, told)
-    coordinator.end("w", trial.key, attempt, {"state": State.COMPLETED})
+    coordinator.end("w", ending(trial.key, attempt, State.COMPLETED))
     job = coordinator.next_job("w")
     assert (job.kind, job.step, job.expected) == ("prove", 4, 1.5)

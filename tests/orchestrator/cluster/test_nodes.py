@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.driving import LR, make
+from support.driving import LR, ending, make
+from support.sweep_events import BOX
 
 from orchestrator.cluster import nodes, preemption
 from orchestrator.cluster.placement import share_of_gpu
@@ -23,8 +25,7 @@ from orchestrator.storage.worker_files import WorkerFiles, checkpoint_name, spli
 from sweeps.core.ending import Cause
 from sweeps.core.errors import StaleAttemptError
 from sweeps.core.trial import State
-from sweeps.ledger.history import History
-from sweeps.ledger.ledger import Tail
+from sweeps.ledger.history import read_history
 from sweeps.storage.object_store import Store
 
 # ---------------------------------------------------------------------- fractions of GPUs
@@ -136,6 +137,7 @@ def test_once_ray_is_stopped_that_its_head_is_gone_says_nothing() -> None:
         wait_for(lambda: signals.seen)
         time.sleep(0.5)
         assert not left
+        assert "signals" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_ctrl_c_twice_leaves_however_fast() -> None:
@@ -147,6 +149,18 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
         wait_for(lambda: left)
 
 
+def test_ctrl_c_at_the_start_says_that_nothing_was_started(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with Signals():
+        for _ in range(2):
+            with pytest.raises(SystemExit) as left:
+                os.kill(os.getpid(), signal.SIGINT)
+                wait_for(lambda: False)
+            assert left.value.code == 130
+    assert capfd.readouterr().err == "\nSIGINT: no trial was started.\n"
+
+
 # ---------------------------------------------------------------------- the Coordinator
 
 
@@ -154,15 +168,8 @@ def test_ctrl_c_twice_leaves_however_fast() -> None:
 def coordinator(tmp_path: Path) -> CoordinatorActor:
     spec, space = make({LR: "choice(1e-4, 1e-3)"})
     made = CoordinatorActor(spec, space, tmp_path)
-    made.begin({"host": "box", "pid": 1})
+    made.begin(BOX)
     return made
-
-
-def history_of(root: Path) -> History:
-    history = History()
-    for event in Tail(root / "ledger.jsonl").read():
-        history.apply(event)
-    return history
 
 
 def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
@@ -173,12 +180,12 @@ def test_a_trial_that_moves_is_handed_out_again_and_pays_nothing(
     for move in range(5):  # more often than a trial has retries
         attempt = coordinator.start(f"worker {move}", trial.key, "host:1", "cpu", 8 * move, [])
         assert attempt == move + 1
-        coordinator.end(f"worker {move}", trial.key, attempt, {"state": State.WAITING})
+        coordinator.end(f"worker {move}", ending(trial.key, attempt, State.WAITING))
         coordinator.worker_left(f"worker {move}")
         again = coordinator.next_job(f"worker {move + 1}").trial
         assert again is not None
         assert again.key == trial.key
-    record = history_of(tmp_path).trials[trial.key]
+    record = read_history(tmp_path / "ledger.jsonl").trials[trial.key]
     assert (record.retries, record.attempt) == (0, 5)
 
 
@@ -213,7 +220,7 @@ def test_a_worker_that_was_thought_dead_cannot_take_its_trials_back(
         lambda: coordinator.may_commit(trial.key, 1),
         lambda: coordinator.committed(trial.key, 1, 4, 100),
         lambda: coordinator.log(trial.key, 1, [{"loss": 1.0}]),
-        lambda: coordinator.end("worker 1", trial.key, 1, {"state": State.COMPLETED}),
+        lambda: coordinator.end("worker 1", ending(trial.key, 1, State.COMPLETED)),
         lambda: coordinator.out_of_memory("worker 1", trial.key, 1, "oom", ""),
     ):
         with pytest.raises(StaleAttemptError):

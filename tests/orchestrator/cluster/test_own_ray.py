@@ -1,14 +1,18 @@
-"""A Ray of our own whose head has ended: it is seen at once, and what is left of it is ended."""
+"""A Ray of our own: how it is set up, and that the end of its head is seen at once."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
-from orchestrator.cluster import ray_cluster
+from orchestrator.cluster import placement, ray_cluster
+from sweeps.config.spec import ClusterSpec, EngineSpec
+from sweeps.core.errors import SweepError
 
 
 @pytest.mark.parametrize(
@@ -51,3 +55,63 @@ def test_rays_node_still_has_what_is_asked_of_it() -> None:
     from ray._private.node import Node
 
     assert all(hasattr(Node, name) for name in ("dead_processes", "kill_all_processes"))
+
+
+READS = """
+from orchestrator.cluster.ray_cluster import import_ray
+from sweeps.config.spec import ClusterSpec
+import_ray(ClusterSpec())
+from ray._private import ray_constants
+print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
+"""
+
+
+def test_workers_start_under_uv_run_as_they_do_without_it() -> None:
+    """Else Ray packs the folder that a command is typed in, and runs uv for each worker."""
+    done = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_containers_memory_bounds_that_of_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Resources": {"CPU": 4.0, "memory": 64.0 * 2**30}}
+    monkeypatch.setattr(placement, "alive_nodes", lambda: [node])
+    monkeypatch.setattr(placement, "usable_memory_mb", lambda: 2048.0)
+    engine = EngineSpec(gpus_per_trial=0)
+    assert placement.place(engine, ClusterSpec()).memory_mb == 512.0
+    joined = ClusterSpec(kind="ray", address="auto")  # its nodes are other machines
+    assert placement.place(engine, joined).memory_mb == 16.0 * 1024
+
+
+AUTO = ClusterSpec(kind="ray", address="auto")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        (
+            ClusterSpec(),
+            "RAY_ADDRESS is not used: trials stay on this machine; cluster=ray joins 127.0.0.1:1",
+        ),
+        (AUTO, "cluster: 127.0.0.1:1, which RAY_ADDRESS names"),
+        (ClusterSpec(kind="ray", address="head:6379"), ""),
+    ],
+)
+def test_what_counts_is_said_if_the_environment_names_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, cluster: ClusterSpec, said: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_cluster.address_line(cluster) == ""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert ray_cluster.address_line(cluster) == said
+
+
+def test_a_cluster_that_the_environment_names_is_knocked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    ray_cluster.knock(ClusterSpec())
+    with pytest.raises(SweepError, match=r"cluster.address = 127.0.0.1:1: no Ray cluster answers"):
+        ray_cluster.knock(AUTO)
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    with pytest.raises(SweepError, match="Unset it, or take cluster=local"):
+        ray_cluster.knock(AUTO)

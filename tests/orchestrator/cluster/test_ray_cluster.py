@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from support.driving import LR, make
 from support.real_sweeps import GRID, SMALL, Command, of
+from support.sweep_events import BOX
 
 from orchestrator.cluster.placement import live_slots, place, slots_of
 from orchestrator.cluster.ray_cluster import _QUIET
@@ -180,6 +181,7 @@ def stand_in() -> type:
             import ray
 
             from sweeps.core.trial import Report, State
+            from sweeps.ledger.events import End
 
             (gpu,) = ray.get_gpu_ids()
             device = f"{ray.get_runtime_context().get_node_id()} {gpu}"
@@ -188,7 +190,7 @@ def stand_in() -> type:
             losses = {"eval_loss": values["trainer.learning_rate"]}
             last = Report(index=1, step=8, examples=64, tokens=300, metrics=losses)
             self.coordinator.report(key, attempt, last)
-            self.coordinator.end(self.name, key, attempt, {"state": State.COMPLETED})
+            self.coordinator.end(self.name, End(trial=key, attempt=attempt, state=State.COMPLETED))
 
         def save_checkpoint(self, checkpoint_dir: str) -> None: ...
 
@@ -207,7 +209,7 @@ class Room:
         engine = engine or EngineSpec()
         self.placement = place(engine, JOINED, most)
         self.coordinator = start_coordinator(spec, space, self.folder.root)
-        self.coordinator.begin({"host": "box", "pid": 1})
+        self.coordinator.begin(BOX)
         slots = live_slots(engine, self.placement.gpus, most)
         self.workers = Workers(self.coordinator, None, self.placement, slots, root / "tune")
         self.workers.start()
@@ -280,6 +282,7 @@ def most_at_once(ledger: Path) -> int:
     return most
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_many_workers_start_together(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -365,6 +368,7 @@ def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
 # ---------------------------------------------------------------------- the whole
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_sweep_on_a_running_cluster(cluster: Any, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1, num_gpus=0)

@@ -16,7 +16,8 @@ from support.driving import make
 
 from orchestrator.config.checks import read_space
 from orchestrator.config.compose import compose_config, differences, flatten, public
-from orchestrator.config.overrides import CONF, sort_overrides, split_top
+from orchestrator.config.config_files import CONF
+from orchestrator.config.overrides import sort_overrides, split_top
 from sweeps.config.keys import FACTS
 from sweeps.config.validation import read_spec
 from sweeps.core.errors import ConfigError, Problem
@@ -112,6 +113,14 @@ def test_one_searched_key_is_added_to_the_files(word: str) -> None:
     assert space["peft.r"] == "choice(4, 8)"
 
 
+@pytest.mark.parametrize("sign", ["", "+", "++"])
+def test_a_key_is_set_whichever_sign_of_hydras_it_has(sign: str) -> None:
+    trainer = composed(f"{sign}trainer.optim=sgd", f"{sign}trainer.neftune_noise_alpha=5")[
+        "trainer"
+    ]
+    assert (trainer["optim"], trainer["neftune_noise_alpha"]) == ("sgd", 5)
+
+
 def test_a_searched_key_of_the_file_is_searched_otherwise() -> None:
     space = composed("trainer.learning_rate=1e-4,3e-4")["sweep"]["space"]
     assert space["trainer.learning_rate"] == "1e-4,3e-4"
@@ -182,6 +191,9 @@ def test_a_mapping_is_cut_at_its_own_commas(text: str, parts: list[str]) -> None
         (["sweep=lr_gird"], "sweep = lr_gird: is none of its choices: accumulation, asha"),
         (["sweep=lr_gird"], "Did you mean lr_grid?"),
         (["model=null"], "model = null: is none of its choices"),
+        (["sweep=random"], "Write sweep.search=random"),
+        (['data.columns={"prompt": "q"}'], "It is written 'data.columns={prompt: q}'"),
+        (["wandb.project=x"], "Did you mean tracking?"),
         (["~model"], "~model: cannot be left out; choose one of hub"),
         (["~model=tiny"], "~model: cannot be left out"),
         (["peft=lora,full"], "peft = lora,full: whole groups cannot be searched"),

@@ -40,6 +40,18 @@ def test_a_searched_value_is_searched_though_the_file_has_another() -> None:
     assert notes == ""
 
 
+def test_a_key_that_is_fixed_and_searched_is_refused_unless_a_condition_may_leave_it() -> None:
+    for words in (["peft.r=8", "peft.r=4,16"], ["peft.r=4,16", "peft.r=8"]):
+        said = refused("sweep=lr_grid", *words)
+        assert said == "peft.r: is typed twice: as 8, and to be searched. Leave one of them out."
+    rows = "{peft.r: 8, peft.lora_alpha: 16}, {peft.r: 4, peft.lora_alpha: 8}"
+    said = refused("sweep=lr_grid", f"sweep.space.size=choice({rows})", "peft.r=8")
+    assert said.startswith("peft.r: is typed twice: as 8, and to be searched by size.")
+    key = "trainer.weight_decay"
+    names, _ = space_and_notes("sweep=joint", f"{key}=0.1", f"{key}=0.2,0.3")
+    assert key in names
+
+
 def test_a_list_keeps_the_rows_that_have_the_fixed_value() -> None:
     words = ["sweep=accumulation", "trainer.per_device_train_batch_size=8"]
     command = Command.read(words)
@@ -131,3 +143,21 @@ def test_a_large_grid_is_counted_and_a_part_of_one_is_called_so(tmp_path: Path) 
     first, _, note, _ = planned(tmp_path, *words, "sweep.trials=5")
     assert first == "sweep base: 5 trials by grid"
     assert note.startswith("the first 5 of the grid's 198,000")
+
+
+@pytest.mark.parametrize(
+    ("words", "rates"),
+    [
+        ([], [3e-4, 1e-3]),
+        (["peft=full"], [3e-5, 1e-4]),
+        (["trainer.learning_rate=1e-4,1e-3,1e-2"], [1e-3]),
+        (["sweep.first=[{trainer.learning_rate: 2e-4}]"], [2e-4]),
+        (["sweep.search=grid", "trainer.learning_rate=1e-4,1e-3"], []),
+    ],
+)
+def test_what_a_file_tries_first_fits_the_method_and_the_space(
+    words: list[str], rates: list[float]
+) -> None:
+    spec = Command.read(["sweep=quick", *words]).spec
+    assert spec is not None
+    assert [entry["trainer.learning_rate"] for entry in spec.sweep.first] == rates

@@ -82,3 +82,12 @@ def test_lanes_grow_by_what_those_that_train_take() -> None:
     assert lanes_that_fit(1000, 1800, 8, 10_000) == 16
     assert lanes_that_fit(1000, 2600, 16, 3_000) == 20  # 100 MB each
     assert lanes_that_fit(1000, 9000, 1, 3_000) == 1  # never none
+
+
+def test_all_that_keeps_trials_from_sharing_a_device_is_named() -> None:
+    words = ["sweep=base", "engine=packed", "peft.init_lora_weights=pissa"]
+    spec, space = read(*words, "peft.modules_to_save=[lm_head]")
+    said = [str(problem) for problem in engine_problems(spec, space, "cpu")]
+    assert len(said) == 2
+    assert "peft.init_lora_weights=pissa" in said[0]
+    assert "peft.modules_to_save" in said[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +126,50 @@ def test_a_name_that_reads_as_several_is_one_if_there_is_such_a_file(name: str, 
     assert composed(FILE, f"data.path={name}")[0]["data"]["path"] == f"{here}/{name}"
 
 
-def test_two_files_with_a_comma_are_refused_with_what_to_type(here: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        composed(FILE, "data.path=a.jsonl,b.jsonl")
-    said = str(error.value)
-    assert "is one file or a glob" in said
-    assert "left open" not in said
-    for word in [each for each in shlex.split(said) if each.startswith("data.path=")]:
-        config, _ = composed(FILE, word)  # each works if it is pasted
-        assert config["data"]["path"] in (f"{here}/part-*.jsonl", f"{here}/a.jsonl,b.jsonl")
+@pytest.mark.parametrize("key", ["data.path", "data.eval_path"])
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        ("a.jsonl,b.jsonl", ["a.jsonl", "b.jsonl"]),
+        ("[a.jsonl,b.jsonl]", ["a.jsonl", "b.jsonl"]),
+        ("[a.jsonl, 'b c.jsonl']", ["a.jsonl", "b c.jsonl"]),
+        ("a.jsonl,b c.jsonl,", ["a.jsonl", "b c.jsonl"]),
+        ("[données.jsonl,x=1.jsonl]", ["données.jsonl", "x=1.jsonl"]),
+        ('"a,b.jsonl",c.jsonl', ["a,b.jsonl", "c.jsonl"]),
+        ("shards/*.jsonl,more/", ["shards/*.jsonl", "more"]),
+    ],
+)
+def test_several_data_files_are_a_list_as_people_type_it(
+    key: str, typed: str, names: list[str], here: Path
+) -> None:
+    config, _ = composed(FILE, "data.path=other", f"{key}={typed}")
+    assert config["data"][key.partition(".")[2]] == [f"{here}/{name}" for name in names]
+
+
+def test_data_files_are_not_searched_and_what_it_says_can_be_pasted(here: Path) -> None:
+    with pytest.raises(ConfigError, match="all trials have the same data") as error:
+        composed(FILE, "data.path=choice(a.jsonl,b.jsonl)")
+    (word,) = [each for each in shlex.split(str(error.value)) if each.startswith("data.path=")]
+    expected = [f"{here}/a.jsonl", f"{here}/b.jsonl"]
+    assert composed(FILE, word)[0]["data"]["path"] == expected
 
 
 def test_a_choice_of_models_says_why_it_is_none(here: Path) -> None:
     with pytest.raises(ConfigError, match="run one sweep for each value"):
         composed("model=hub", "model.path=a/b,c/d")
+
+
+def test_text_with_an_equal_sign_is_shown_as_it_is_written() -> None:
+    with pytest.raises(ConfigError) as error:
+        composed("trainer.optim=sgd", "trainer.optim_args=momentum=0.9")
+    word = shlex.split(str(error.value).partition("As text it is written ")[2])[0]
+    assert composed("trainer.optim=sgd", word)[0]["trainer"]["optim_args"] == "momentum=0.9"
+
+
+@pytest.mark.parametrize("key", ["run_dir", "data.path", "model.path", "storage", "data", "sweep"])
+def test_a_home_of_nobody_is_no_traceback(key: str, here: Path) -> None:
+    with suppress(ConfigError):
+        composed(FILE, f"{key}=~nobody.there/x.yaml")
 
 
 def test_other_text_that_cannot_be_read_is_shown_as_it_is_written(here: Path) -> None:

@@ -59,6 +59,17 @@ def test_a_list_in_brackets_is_answered(text: str) -> None:
     assert dimension == Choice(name=RATE, options=(1e-4, 1e-3))
 
 
+@pytest.mark.parametrize(
+    "text", ["choice(null, 8)", "tune.choice([None, 8])", "{values: [null, 8]}"]
+)
+def test_a_null_that_hydras_choice_refuses_is_written_without_it(text: str) -> None:
+    """`null` among values is a comma list."""
+    said = refused(f"trainer.pad_to_multiple_of={text}")
+    words = [each for each in shlex.split(said) if each.startswith("trainer.pad_to")]
+    (dimension,) = Command.read((*SEARCH, words[-1])).check()[1].dimensions
+    assert dimension == Choice(name="trainer.pad_to_multiple_of", options=(None, 8))
+
+
 def test_a_list_whose_parts_do_not_fit_is_not_said_to_be_searched() -> None:
     assert "To search" not in refused(f"{RATE}=[a,b]")
 
@@ -78,6 +89,16 @@ def test_a_space_of_a_file_is_answered_too() -> None:
         ("trainer.max_seq_length=512", "belongs to data.max_length"),
         ("sweep.n_trials=9", "Did you mean sweep.trials?"),
         ("sweep.grace_period=9", "Did you mean sweep.pruner_options.min_resource?"),
+        ("sweep.epochs=3", "Did you mean sweep.budget.epochs?"),
+        ("training.learning_rate=1e-4", "Did you mean trainer?"),
+        ("lora.r=8", "Did you mean peft?"),
+        ("data=~/x.jsonl", "Write data=file 'data.path=\"~/x.jsonl\"'"),
+        ("tracking=online", "tracking=wandb is online"),
+        ("data=openai.jsonl", "Write data=file data.path=openai.jsonl"),
+        ("data='my file.jsonl'", "Write data=file 'data.path=\"my file.jsonl\"'"),
+        ("data=OWNER/NAME", "Write data=hub data.path="),
+        ("model=Qwen/Qwen3-0.6B", "Write model=hub model.path="),
+        ("model=./mine", "Write model=hub model.path=./mine"),
         ("output_dir=x", "Did you mean run_dir?"),
         ("model.model_name_or_path=x", "Did you mean model.path?"),
         ("learning_rate=1e-4", "Did you mean trainer.learning_rate?"),

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.driving import SMALL, make
-from support.real_sweeps import of
+from support.sweep_events import BOX, of_kind, read
 from support.training import train_spec
 
 from orchestrator.config.preflight import step_line
@@ -17,11 +16,11 @@ from orchestrator.coordinator.assignment import AssignmentRules
 from orchestrator.coordinator.job import SweepResult
 from sweeps.config.spec import TrainSpec
 from sweeps.core.ending import Cause, Stop
-from sweeps.ledger.ledger import Ledger
+from sweeps.ledger.events import Attempt, Event
 from trainers.trial.task import DryRun
 
 SIGINT = Stop(cause=Cause.SIGNAL, details=("SIGINT",))
-FACTS = {"host": "box", "pid": 1, "rehearsal": {"identity": "abc"}}
+FACTS = replace(BOX, rehearsal={"identity": "abc"})
 FOUND = DryRun(rows=4, tokens=100, peak_mb=1.0, checkpoint_mb=1.0, seconds=0.1)
 
 
@@ -37,12 +36,11 @@ def largest() -> TrainSpec:
     return train_spec()
 
 
-def told(folder: Path) -> list[dict[str, Any]]:
-    ledger = folder / "ledger.jsonl"
-    return Ledger(ledger).events if ledger.exists() else []
+def told(folder: Path) -> list[Event]:
+    return read(folder / "ledger.jsonl")
 
 
-def test_one_worker_rehearses_and_the_others_wait(
+def test_one_worker_does_the_dry_run_and_the_others_wait(
     coordinator: CoordinatorActor, tmp_path: Path
 ) -> None:
     job = coordinator.next_job("a", 8)
@@ -51,13 +49,13 @@ def test_one_worker_rehearses_and_the_others_wait(
     assert (other.kind, other.spec) == ("wait", largest())  # to get ready for
     assert told(tmp_path) == []
     coordinator.dry_run_done("a", FOUND)
-    (attempt,) = of(told(tmp_path), "attempt")
-    assert attempt["rehearsal"] == {"identity": "abc", **asdict(FOUND)}
+    (attempt,) = of_kind(told(tmp_path), Attempt)
+    assert attempt.rehearsal == {"identity": "abc", **asdict(FOUND)}
     assert {coordinator.next_job(worker, 8).kind for worker in "ab"} == {"train"}
 
 
 @pytest.mark.parametrize("is_known", [False, True])
-def test_trials_come_with_what_a_lane_took_in_the_rehearsal(is_known: bool, tmp_path: Path) -> None:
+def test_trials_come_with_what_a_lane_took_in_the_dry_run(is_known: bool, tmp_path: Path) -> None:
     """By which a worker with a GPU knows how many it has room for; at a later start, too."""
     spec, space = make(SMALL, search="grid", trials=None)
     coordinator = CoordinatorActor(spec, space, tmp_path)
@@ -85,9 +83,9 @@ def test_as_many_trials_share_a_cpu_as_one_step_says_and_the_ledger_tells(
     coordinator.begin(FACTS, known)
     jobs = [coordinator.next_job("a", 4).kind for _ in range(5)]
     assert jobs.count("train") == said.get("lanes", 4)
-    (attempt,) = of(told(tmp_path), "attempt")
-    assert attempt["rehearsal"] == {"identity": "abc", **asdict(known), **said}
-    line = step_line(known, attempt["rehearsal"].get("lanes"))
+    (attempt,) = of_kind(told(tmp_path), Attempt)
+    assert attempt.rehearsal == {"identity": "abc", **asdict(known), **said}
+    line = step_line(known, attempt.rehearsal.get("lanes"))
     assert ("memory for 2 trials at once" in line) is bool(said)
 
 
@@ -134,5 +132,5 @@ def test_an_interrupt_in_the_meantime_is_one_of_a_sweep_that_has_begun(
     coordinator.interrupt(SIGINT, False)
     coordinator.dry_run_done("a", FOUND)
     assert coordinator.next_job("a", 8).kind == "leave"
-    assert [event["event"] for event in told(tmp_path)] == ["sweep", "attempt", "interrupt"]
-    assert "rows" not in of(told(tmp_path), "attempt")[0]["rehearsal"]  # so it is done next time
+    assert [event.event for event in told(tmp_path)] == ["sweep", "attempt", "interrupt"]
+    assert "rows" not in of_kind(told(tmp_path), Attempt)[0].rehearsal  # so it is done next time

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from support.driving import SMALL, make
+from support.sweep_events import BOX
 
 from orchestrator.coordinator import handle
 from orchestrator.coordinator.actor import CoordinatorActor
@@ -21,7 +22,7 @@ from sweeps.core.trial import Decision
 @pytest.fixture
 def coordinator(tmp_path: Path) -> CoordinatorActor:
     made = CoordinatorActor(*make(SMALL), tmp_path)
-    made.begin({"host": "box", "pid": 1})
+    made.begin(BOX)
     return made
 
 

@@ -199,7 +199,7 @@ def test_the_time_budget_bounds_the_time_left() -> None:
     sweep.trial({LR: 1e-3}, [1.0], totals={"seconds": 100.0})
     sweep.trial({LR: 1e-3}, state=None)
     history = sweep.history()
-    assert time_left_s(history, {}, 9, now=history.driver["time"] + 20) == pytest.approx(30.0)
+    assert time_left_s(history, {}, 9, now=(history.driver.time or 0) + 20) == pytest.approx(30.0)
 
 
 def test_the_plan_counts_grid_conditions_and_repeats() -> None:
@@ -251,6 +251,18 @@ def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) 
     assert "test split, which no decision has seen: 2.3000" in text
     for command in (f"python -m orchestrator status {tmp_path}", "train this"):
         assert any(line.startswith(f"  {command}  # ") for line in lines)
+
+
+def test_no_command_is_offered_that_would_do_nothing_new(tmp_path: Path) -> None:
+    """A whole model has no adapter to merge, and one trial is trained again as it was."""
+    sweep = Sweep(SPACE)
+    sweep.spec["peft"] = {"method": "full"}
+    sweep.trial({LR: 1e-3}, [2.0])
+    sweep.best(RunFolder(tmp_path), 0, 8)
+    text = "\n".join(lines_of(sweep, tmp_path, again="train this"))
+    assert "python -m orchestrator status" in text
+    assert "--merge" not in text
+    assert "train this" not in text
 
 
 @pytest.mark.parametrize("older", [False, True])

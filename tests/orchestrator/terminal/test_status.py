@@ -15,6 +15,7 @@ from support.sweep_events import Sweep
 
 from orchestrator.terminal.status import lock_holder, status
 from sweeps.core.errors import LedgerDamagedError, SweepError
+from sweeps.ledger.events import Interrupt
 from sweeps.ledger.history import read_history
 from sweeps.storage.lock import Lock
 from sweeps.storage.run_folder import RunFolder
@@ -68,7 +69,7 @@ def test_a_sweep_without_a_driver_is_stopped_and_nothing_runs(tmp_path: Path) ->
 
 def test_an_interrupted_sweep_says_so(tmp_path: Path) -> None:
     sweep = half_done()
-    sweep.add("interrupt")
+    sweep.add(Interrupt(reason="SIGINT"))
     assert "the driver was interrupted" in shown(sweep.write(tmp_path))
 
 
@@ -80,7 +81,16 @@ def test_a_finished_sweep_ends_with_best(tmp_path: Path) -> None:
     sweep.best(folder, 1, 4)
     text = shown(folder.root)
     assert "Finished" in text
+    assert f"{LR}: the best value, 0.001, is the highest that was tried." in text
+    assert f"  {LR}=0.0001,0.001,0.01\n" in text
     assert text.strip().endswith(f"{folder.best}/")
+
+
+def test_a_sweep_that_goes_on_is_told_of_no_edge_yet(tmp_path: Path) -> None:
+    sweep = Sweep({LR: "choice(1e-4, 1e-3, 1e-2)"})
+    for rate, loss in ((1e-4, 2.0), (1e-3, 1.0)):
+        sweep.trial({LR: rate}, [loss] * 4)
+    assert "that was tried" not in shown(sweep.write(tmp_path / "run"))
 
 
 def test_a_finished_sweep_whose_best_was_not_made_does_not_name_it(tmp_path: Path) -> None:

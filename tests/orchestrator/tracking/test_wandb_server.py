@@ -73,9 +73,7 @@ def test_a_resumed_trial_goes_on_in_its_run(tmp_path: Path, serve: Any) -> None:
     server: WandbStub = serve()
     first = Driver(tmp_path / "run")
     first.trial("done")
-    first.ask("a", 1)
-    first.begin("a")
-    first.rows("a", range(1, 6))
+    first.half_trial("a", 1, steps=5)
     first.report("a", 1, 5, 3.0)
     first.finish()
 
@@ -169,14 +167,9 @@ def test_a_server_that_turns_bad_in_the_middle_and_comes_back(
     server: WandbStub = serve()
     driver = Driver(tmp_path / "run")
     driver.trial("whole")
-    driver.ask("a", 1)
-    driver.begin("a")
-    driver.rows("a", range(1, 51))
+    driver.half_trial("a", 1, steps=50)
     wait_for(lambda: any(key.endswith("-a") for key in server.runs))
-    if manner == "dies":
-        server.die()
-    else:
-        server.manner = manner
+    server.turn(manner)
     driver.rows("a", range(51, 101))
     driver.report("a", 2, 100, 0.5)
     driver.end("a")
@@ -215,10 +208,7 @@ def test_the_end_does_not_wait_for_a_server_that_is_gone(
     driver = Driver(tmp_path / "run")
     driver.trial("a", steps=50)
     wait_for(lambda: any(key.endswith("-a") for key in server.runs))
-    if manner == "dies":
-        server.die()
-    else:
-        server.manner = manner
+    server.turn(manner)
     driver.trial("b", 1, steps=50)
     began = time.monotonic()
     lines = driver.finish(timeout_s=15.0)
@@ -233,9 +223,7 @@ def test_finish_keeps_its_time_whatever_hangs(tmp_path: Path, serve: Any) -> Non
     """With wandb's patience of 10 s and ours of 1 s: wandb-core is killed, the files stay."""
     server: WandbStub = serve()
     driver = Driver(tmp_path / "run")
-    driver.ask("a")
-    driver.begin("a")
-    driver.rows("a", range(1, 21))
+    driver.half_trial("a", steps=20)
     wait_for(lambda: any(key.endswith("-a") for key in server.runs))
     server.manner = "hang"
     driver.rows("a", range(21, 41))

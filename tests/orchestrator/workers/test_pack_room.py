@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from support.driving import LR, make
+from support.sweep_events import BOX
 
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.workers import packed
@@ -80,7 +81,7 @@ class Lanes:
             self.pack._observers.pop(self._card.lanes.pop())
 
 
-def test_without_a_rehearsal_lanes_double_once_they_have_shown_what_they_take(
+def test_without_a_dry_run_lanes_double_once_they_have_shown_what_they_take(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lanes = Lanes(Card(24, 1), monkeypatch)
@@ -93,7 +94,7 @@ def test_without_a_rehearsal_lanes_double_once_they_have_shown_what_they_take(
     assert counts == [1, 2, 4, 8, 16, 19]  # nine tenths of the card, without the base
 
 
-def test_a_pack_begins_with_as_many_as_the_rehearsal_allows(
+def test_a_pack_begins_with_as_many_as_the_dry_run_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lanes = Lanes(Card(80, 1), monkeypatch)
@@ -148,7 +149,7 @@ def test_a_worker_asks_for_as_many_trials_as_its_share_has_room_for(
     found = DryRun(
         rows=4, tokens=100, peak_mb=6144.0, checkpoint_mb=1.0, seconds=0.1, step_mb=4096.0
     )
-    coordinator.begin({"host": "box", "pid": 1}, found)
+    coordinator.begin(BOX, found)
     worker_config = WorkerConfig(
         root=tmp_path, examples=8, cpus=1, gpus=0.5, lanes=MOST, fits_unknown=True
     )

@@ -12,7 +12,7 @@ import pytest
 import torch
 from support.driving import LR, make
 from support.packs import LORA, short_rows, small, small_base, task
-from support.real_sweeps import of
+from support.sweep_events import BOX, Kind, of_kind, read
 from support.training import Recorder
 
 from orchestrator.coordinator.actor import CoordinatorActor
@@ -21,7 +21,7 @@ from orchestrator.workers.packed import Pack
 from orchestrator.workers.trial_loop import TrialLoop
 from orchestrator.workers.worker_config import WorkerConfig
 from sweeps.core.trial import State
-from sweeps.ledger.ledger import Ledger
+from sweeps.ledger.events import Ask, Checkpoint, End, Event, Report, Retry, Start
 from trainers.packed.compatibility import shared
 from trainers.packed.engine import Builder
 from trainers.packed.frozen_base import Base
@@ -48,7 +48,7 @@ class Sweep:
             "trainer": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         }
         self.actor = CoordinatorActor(replace(spec, base=base), space, root)
-        self.actor.begin({"host": "box", "pid": 1})
+        self.actor.begin(BOX)
         self._config = WorkerConfig(root=root, examples=EXAMPLES, cpus=1, gpus=0, lanes=lanes)
         self._ledger = root / "ledger.jsonl"
         self._root = root
@@ -70,11 +70,11 @@ class Sweep:
             made.work()
             self.actor.worker_left(f"worker {self.workers}")
 
-    def all_events(self) -> list[dict[str, Any]]:
-        return list(Ledger(self._ledger).events)
+    def all_events(self) -> list[Event]:
+        return read(self._ledger)
 
-    def events(self, kind: str) -> list[dict[str, Any]]:
-        return of(Ledger(self._ledger).events, kind)
+    def events(self, kind: type[Kind]) -> list[Kind]:
+        return of_kind(read(self._ledger), kind)
 
     @property
     def records(self) -> list[Any]:
@@ -105,7 +105,7 @@ class Preempted:
 
     @property
     def is_preempted(self) -> bool:
-        return bool(self._sweep.events("report"))
+        return bool(self._sweep.events(Report))
 
 
 def test_lanes_train_together_and_what_cannot_be_a_lane_has_the_device_to_itself(
@@ -118,12 +118,12 @@ def test_lanes_train_together_and_what_cannot_be_a_lane_has_the_device_to_itself
     running: set[str] = set()
     together = []
     for event in sweep.all_events():
-        if event["event"] == "start":
-            running.add(event["trial"])
+        if isinstance(event, Start):
+            running.add(event.trial)
             together.append(len(running))
             assert len(running) == 1 or not running & alone
-        if event["event"] == "end":
-            running.remove(event["trial"])
+        if isinstance(event, End):
+            running.remove(event.trial)
     assert len(alone) == 2
     assert max(together) == 2
     assert sweep.workers == 1
@@ -136,23 +136,23 @@ def test_a_worker_whose_node_goes_commits_what_trains_and_begins_nothing_more(
     first = sweep.worker(Preempted(sweep))
     first.work()
     sweep.actor.worker_left("worker 1")
-    begun = {event["trial"] for event in sweep.events("start")}
-    moved = sweep.events("retry")
-    assert {event["trial"] for event in moved} == begun
-    assert {event["kind"] for event in moved} == {"moved"}
-    assert not sweep.events("end")
-    steps = {event["trial"]: event["step"] for event in sweep.events("checkpoint")}
+    begun = {event.trial for event in sweep.events(Start)}
+    moved = sweep.events(Retry)
+    assert {event.trial for event in moved} == begun
+    assert {event.kind for event in moved} == {"moved"}
+    assert not sweep.events(End)
+    steps = {event.trial: event.step for event in sweep.events(Checkpoint)}
     sweep.run()
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert {record.retries for record in sweep.records} == {0}
-    again = [event for event in sweep.events("start") if event["attempt"] == 2]
-    assert {event["trial"]: event["step"] for event in again} == steps
+    again = [event for event in sweep.events(Start) if event.attempt == 2]
+    assert {event.trial: event.step for event in again} == steps
 
 
 def test_a_node_that_goes_before_anything_began_is_given_nothing(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, "1e-4", lanes=1)
     sweep.worker(SimpleNamespace(is_preempted=True)).work()
-    assert not sweep.events("ask")
+    assert not sweep.events(Ask)
 
 
 # -- no memory
@@ -176,9 +176,9 @@ def test_for_whom_there_is_no_room_in_the_pack_waits_and_stays_as_it_was_asked_f
     assert sweep.workers == 1
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
-    retries = sweep.events("retry")
-    assert {event["kind"] for event in retries} == {"moved"}
-    assert retries[0]["reason"] == (
+    retries = sweep.events(Retry)
+    assert {event.kind for event in retries} == {"moved"}
+    assert retries[0].reason == (
         "no memory for it beside 2 others on its device; it waits for room"
     )
     # Not asked for again until a lane has left: each time would be for nothing.
@@ -203,8 +203,8 @@ def test_no_room_for_an_optimizers_state_is_none_in_the_pack(
     sweep.run()
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
-    (retry,) = sweep.events("retry")
-    assert retry["trial"] == sweep.records[2].key
+    (retry,) = sweep.events(Retry)
+    assert retry.trial == sweep.records[2].key
     assert len(steps) == 3 * 4 + 1
 
 
@@ -224,7 +224,7 @@ def test_what_is_too_large_even_alone_goes_on_with_half_its_micro_batch(
     sweep.run()
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert [record.halvings for record in sweep.records] == [0, 0, 1]
-    assert [event["kind"] for event in sweep.events("retry")] == ["moved", "oom"]
+    assert [event.kind for event in sweep.events(Retry)] == ["moved", "oom"]
 
 
 def test_trials_that_fit_by_themselves_only_train_one_after_another(
@@ -265,9 +265,9 @@ def test_one_that_fits_only_by_itself_neither_waits_for_all_others_nor_keeps_the
     sweep.run()
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
-    (retry,) = sweep.events("retry")
-    ended = [event["trial"] for event in sweep.events("end")]
-    assert ended.index(retry["trial"]) == 1  # after the one beside which it did not fit
+    (retry,) = sweep.events(Retry)
+    ended = [event.trial for event in sweep.events(End)]
+    assert ended.index(retry.trial) == 1  # after the one beside which it did not fit
     assert passes[-8:] == [2] * 8  # the last two, four steps of two micro-batches
 
 
@@ -308,7 +308,7 @@ def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
     sweep.actor.worker_left("worker 1")
     begun = 1 if lanes == 1 else 3
     assert [record.retries for record in sweep.records] == [1] * begun
-    reasons = {event["reason"] for event in sweep.events("retry")}
+    reasons = {event.reason for event in sweep.events(Retry)}
     assert reasons == {"AcceleratorError: CUDA error: an illegal memory access was encountered"}
     assert "illegal memory access" in sweep.error(sweep.records[0].key)
     sweep.run()
@@ -316,7 +316,7 @@ def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
     assert sweep.workers == 2
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("lanes", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_a_trial_that_loses_each_device_fails_when_its_retries_are_spent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
 ) -> None:
@@ -356,7 +356,7 @@ def test_who_was_not_begun_when_the_device_was_lost_pays_nothing(
     build = Builder.build
 
     def fails(self: Builder, *given: Any) -> Lane:
-        if len(sweep.events("start")) == 2 and sweep.workers == 1:
+        if len(sweep.events(Start)) == 2 and sweep.workers == 1:
             raise ILLEGAL
         return build(self, *given)
 

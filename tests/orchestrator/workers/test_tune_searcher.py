@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 from ray.tune.search import Searcher
-from support.driving import LR, make
+from support.driving import LR, ending, make
+from support.sweep_events import BOX
 
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.workers.tune_searcher import Deaths, WorkerSearcher
@@ -19,7 +20,7 @@ from sweeps.core.trial import Report, State
 def coordinator(tmp_path: Path) -> CoordinatorActor:
     spec, space = make({LR: "choice(1e-4)"}, search="grid", trials=None)
     made = CoordinatorActor(spec, space, tmp_path)
-    made.begin({"host": "box", "pid": 1})
+    made.begin(BOX)
     return made
 
 
@@ -49,7 +50,7 @@ def test_while_one_worker_proves_the_best_no_other_is_started(
     assert attempt is not None
     told = Report(index=1, step=4, examples=8, tokens=90, metrics={"eval_loss": 1.0})
     coordinator.report(trial.key, attempt, told)
-    coordinator.end("worker 1", trial.key, attempt, {"state": State.COMPLETED})
+    coordinator.end("worker 1", ending(trial.key, attempt, State.COMPLETED))
     searcher = WorkerSearcher(coordinator, lambda: 2)
     assert searcher.suggest("a") == {"worker": 1}, "the best is not proven yet"
     assert coordinator.next_job("worker 1").kind == "prove"

@@ -14,7 +14,14 @@ from sweeps.config.setting import Facts, setting
 from sweeps.config.spec import METRICS, Config, Metric
 
 MAY_CHANGE = {
-    *("sweep.trials", "sweep.keep", "sweep.time_budget_s", "sweep.max_concurrent"),
+    *(
+        "sweep.first",
+        "sweep.trials",
+        "sweep.keep",
+        "sweep.device_hours",
+        "sweep.time_budget_s",
+        "sweep.max_concurrent",
+    ),
     *("sweep.max_retries", "tracking", "cluster", "engine", "storage"),
 }
 # Those that say where a folder lies, and how the devices of a trial share its weights.

@@ -22,6 +22,7 @@ from support.driving import (
     begin,
     drive,
     drive_abreast,
+    ending,
     make,
     open_sweep,
     report,
@@ -51,6 +52,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "gp": {"space": RATES, "trials": 5, "search_options": {"n_startup_trials": 3}},
     "cmaes": {"space": RATES},
     "qmc": {"space": MIXED, "trials": 14},
+    "quick": {"space": {LR: RATES[LR]}, "first": ({LR: 1e-3}, {LR: 3e-3})},
 }
 STARTUP = {"n_startup_trials": 2}
 PRUNER_OPTIONS = {"median": STARTUP, "percentile": STARTUP}
@@ -175,6 +177,44 @@ def test_more_trials_extend_a_finished_sweep(tmp_path: Path) -> None:
     assert story(grown) == story(at_once)
 
 
+FIRST: dict[str, tuple[dict[str, Any], ...]] = {
+    "random": ({LR: 3e-4}, {LR: 1e-3, OPTIM: "sgd"}),
+    "tpe": ({LR: 3e-4}, {LR: 1e-3, OPTIM: "sgd"}, {OPTIM: "sgd"}),
+    "gp": ({LR: 3e-4}, {"trainer.weight_decay": 0.0, LR: 1e-3}),
+    "cmaes": ({LR: 3e-4}, {LR: 1e-3}),
+    "qmc": ({LR: 3e-4}, {LR: 1e-3, OPTIM: "sgd"}),
+}
+
+
+@pytest.mark.parametrize("search", FIRST)
+def test_what_sweep_first_gives_is_tried_first_and_replays(search: str, tmp_path: Path) -> None:
+    sweep = made(search, "median", first=FIRST[search], repeats=2)
+    whole = open_sweep(sweep, tmp_path / "whole")
+    drive(whole)
+    configs = [whole.history.repeats(n)[0].values for n in range(len(FIRST[search]))]
+    for given, values in zip(FIRST[search], configs, strict=True):
+        assert given.items() <= values.items()
+        assert values.keys() == whole.history.repeats(7 if search != "gp" else 4)[0].values.keys()
+    for kill in itertools.count():
+        killed = open_sweep(sweep, tmp_path / "killed")
+        if drive(killed, most=1 + kill % 2) == 0:
+            break
+        if trial := killed.ask():
+            train(killed, trial, stop_after=2)
+        killed.close()
+    assert story(killed) == story(whole)
+    assert states(killed) == states(whole)
+
+
+def test_a_folder_may_get_more_to_try_first(tmp_path: Path) -> None:
+    drive(open_sweep(made("tpe", "none", trials=3, first=({LR: 3e-4},)), tmp_path))
+    grown = open_sweep(made("tpe", "none", trials=5, first=({LR: 3e-4}, {LR: 7e-3})), tmp_path)
+    drive(grown)
+    rates = [record.values[LR] for record in grown.history.trials.values()]
+    assert (rates[0], rates[3]) == (3e-4, 7e-3)
+    assert rates.count(3e-4) == 1
+
+
 def test_a_decision_to_prune_that_died_with_the_driver_is_settled(tmp_path: Path) -> None:
     sweep = make(GRID, search="grid", pruner="median", pruner_options=STARTUP, trials=None)
     first = open_sweep(sweep, tmp_path)
@@ -239,7 +279,7 @@ def test_optuna_is_told_how_each_trial_ended_and_leaves_none_running(tmp_path: P
         attempt = begin(coordinator, trial)
         for index, value in ((1, 3.0), (2, 1.0), (3, 2.0)):
             coordinator.report(trial.key, attempt, report(index, value))
-        coordinator.end(trial.key, attempt, end, kind=kind, reason="because")
+        coordinator.end(ending(trial.key, attempt, end, kind=kind, reason="because"))
     told = coordinator.study.trials
     assert [trial.state.name for trial in told] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "FAIL"]
     assert told[0].value == 1.0  # its best report, not its last
@@ -389,7 +429,8 @@ def test_a_config_with_a_failed_seed_is_told_as_failed_and_gets_no_more(tmp_path
     train(coordinator, trial)
     trial = coordinator.ask()
     assert trial is not None
-    coordinator.end(trial.key, begin(coordinator, trial), State.DIVERGED, kind="diverged")
+    attempt = begin(coordinator, trial)
+    coordinator.end(ending(trial.key, attempt, State.DIVERGED, kind="diverged"))
     assert coordinator.ask() is None
     assert coordinator.is_finished
     assert states(coordinator) == [TrialState.FAIL]
@@ -441,7 +482,7 @@ def test_a_worker_of_an_older_attempt_is_refused(tmp_path: Path) -> None:
         lambda: coordinator.committed(trial.key, old, 2, 100),
         lambda: coordinator.log(trial.key, old, []),
         lambda: coordinator.claim_base(trial.key, old),
-        lambda: coordinator.end(trial.key, old, State.COMPLETED),
+        lambda: coordinator.end(ending(trial.key, old, State.COMPLETED)),
     ):
         with pytest.raises(StaleAttemptError, match="2 is the latest"):
             stale()
@@ -479,7 +520,8 @@ def test_the_same_error_in_the_first_trials_stops_the_sweep(
         assert trial is not None
         attempt = begin(coordinator, trial)
         reason = "ValueError: abcdefgh12345 is refused"
-        coordinator.end(trial.key, attempt, State.FAILED, kind="bug", reason=reason, error=reason)
+        ended = ending(trial.key, attempt, State.FAILED, kind="bug", reason=reason)
+        coordinator.end(ended, reason)
     assert coordinator.stop == Stop(cause=Cause.SAME_ERROR, details=("3",))
     assert str(coordinator.stop) == "the first 3 trials failed with the same error"
     assert coordinator.ask() is None
@@ -501,7 +543,7 @@ def test_different_errors_or_a_trial_that_worked_let_a_sweep_go_on(
         trial = coordinator.ask()
         assert trial is not None
         attempt = begin(coordinator, trial)
-        coordinator.end(trial.key, attempt, State.FAILED, kind="bug", reason=reason)
+        coordinator.end(ending(trial.key, attempt, State.FAILED, kind="bug", reason=reason))
     assert coordinator.stop is None
     assert coordinator.ask() is not None
 
@@ -593,7 +635,7 @@ def test_out_of_memory_a_trial_is_tried_once_with_half_the_micro_batch(tmp_path:
     assert (halved.batch_size, halved.accumulation_steps) == (4, 4)
     attempt = begin(coordinator, again)
     coordinator.may_commit(again.key, attempt)
-    coordinator.end(again.key, attempt, State.COMPLETED)
+    coordinator.end(ending(again.key, attempt, State.COMPLETED))
     (row,) = ranked(coordinator.history)
     assert row.error == "out of memory at micro-batch 8 x 2, goes on with 4 x 4"
     assert coordinator.history.trials[again.key].retries == 0

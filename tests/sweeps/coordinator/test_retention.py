@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support.driving import LR, begin, make, open_sweep, report
+from support.driving import LR, begin, ending, make, open_sweep, report
 from support.sweep_events import Sweep
 
 from sweeps.coordinator.coordinator import Coordinator
@@ -26,9 +26,9 @@ def add(sweep: Sweep, losses: list[float], state: str | None = "completed") -> s
     """A trial with a checkpoint at each report, which are at steps 4, 8, 12 and 16."""
     key = sweep.trial({}, losses, None)
     for index in range(1, len(losses) + 1):
-        sweep.add("checkpoint", trial=key, attempt=1, step=4 * index)
+        sweep.checkpoint(key, 4 * index)
     if state is not None:
-        sweep.add("end", trial=key, state=state)
+        sweep.end(key, state)
     return key
 
 
@@ -70,8 +70,8 @@ def test_repeats_stay_together_and_are_judged_by_their_mean_when_all_are_done() 
     for config, losses in enumerate(([1.0, 5.0], [2.0, 2.0], [0.5])):
         for repeat, value in enumerate(losses):
             key = sweep.trial({}, [value], None, config=config, repeat=repeat)
-            sweep.add("checkpoint", trial=key, attempt=1, step=4)
-            sweep.add("end", trial=key, state="completed")
+            sweep.checkpoint(key, 4)
+            sweep.end(key, "completed")
             keys.append(key)
     kept = kept_steps(sweep.history(), 1)
     # The second config's mean is the best; the third is not judged before its other seed.
@@ -99,7 +99,7 @@ def test_disk_use_does_not_grow_with_the_number_of_trials(tmp_path: Path) -> Non
             coordinator.report(trial.key, attempt, said)
             save(coordinator, tmp_path, trial, attempt, said.step)
             most = max(most, sum(len(steps) for steps in on_disk(tmp_path).values()))
-        coordinator.end(trial.key, attempt, State.COMPLETED)
+        coordinator.end(ending(trial.key, attempt, State.COMPLETED))
     assert most <= 2 + 3  # the kept ones; the running one's best and its last two
     best = sorted(losses, key=lambda key: losses[key])[:2]
     assert on_disk(tmp_path) == {key: {4} for key in best}
@@ -113,7 +113,7 @@ def test_a_restart_removes_what_a_kill_left_behind(tmp_path: Path) -> None:
         coordinator.report(trial.key, attempt, report(1, 1.0))
         save(coordinator, tmp_path, trial, attempt, 2)
     done, running = trials
-    coordinator.end(done.key, attempts[0], State.DIVERGED)
+    coordinator.end(ending(done.key, attempts[0], State.DIVERGED))
     folder = RunFolder(tmp_path)
     for trial in trials:  # committed, but the kill came before it was told
         folder.checkpoint(trial.key, 4).mkdir(parents=True)
@@ -134,7 +134,7 @@ def test_what_is_kept_is_the_same_after_a_restart(tmp_path: Path) -> None:
             coordinator.report(trial.key, attempt, report(index, value))
             save(coordinator, tmp_path, trial, attempt, 2 * index)
         if values[0] == 3.0:
-            coordinator.end(trial.key, attempt, State.COMPLETED)
+            coordinator.end(ending(trial.key, attempt, State.COMPLETED))
     before = on_disk(tmp_path)
     assert sorted(before.values(), key=len) == [{4}, {2, 6, 8}]
     again = open_sweep(made, tmp_path)

@@ -23,7 +23,8 @@ from sweeps.storage.run_folder import RunFolder
 
 PROOF = {"eval_loss": 1.0, "eval_tokens": 9.0}
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "run-folder.md"
-FAILURES = [cause for cause in Cause if cause not in (Cause.SIGNAL, Cause.TIME_BUDGET)]
+BUDGETS = (Cause.TIME_BUDGET, Cause.DEVICE_HOURS)
+FAILURES = [cause for cause in Cause if cause not in (Cause.SIGNAL, *BUDGETS)]
 
 
 def refused(tmp_path: Path) -> int:
@@ -52,14 +53,14 @@ SHOWN: dict[str, Callable[[Path], list[int]]] = {
     "every trial ended (pruned and diverged ones too) and there is a best": lambda _: [
         exit_code(completed=1, failed=0)
     ],
-    "the time budget is spent, which the last lines say": lambda _: [
-        exit_code(completed=1, failed=0, stop=stopped(Cause.TIME_BUDGET))
+    "the time budget or the device-hours are spent, which the last lines say": lambda _: [
+        exit_code(completed=1, failed=0, stop=stopped(cause)) for cause in BUDGETS
     ],
     "refused before training": lambda tmp_path: [refused(tmp_path)],
     "no usable trial": lambda _: [
         exit_code(completed=0, failed=failed, stop=stop)
         for failed in (0, 2)
-        for stop in (None, stopped(Cause.TIME_BUDGET))
+        for stop in (None, *map(stopped, BUDGETS))
     ],
     "the best checkpoint could not be proven": lambda _: [
         exit_code(completed=2, failed=failed, is_proven=False) for failed in (0, 2)

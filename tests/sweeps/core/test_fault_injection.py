@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from support.driving import SMALL, drive, make, open_sweep, story
+from support.sweep_events import new_ledger
 
 from sweeps.core import fault_injection
 from sweeps.core.ending import Cause
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import State
-from sweeps.ledger.ledger import Ledger
+from sweeps.ledger.events import Interrupt
 from sweeps.storage.durable_writes import append_lines, write_text
 
 # A whole sweep of four trials that are formulas; the fault is in the environment.
@@ -96,12 +97,11 @@ def test_a_full_disk_at_a_write_leaves_the_old_text(tmp_path: Path, armed: objec
 def test_a_full_disk_in_the_middle_of_a_ledger_line_leaves_no_half(
     tmp_path: Path, armed: object
 ) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
-    ledger.append("interrupt", reason="first")
+    ledger = new_ledger(tmp_path / "ledger.jsonl", "first")
     armed("full:ledger.middle:1")  # type: ignore[operator]
     with pytest.raises(OSError, match="No space left"):
-        ledger.append("interrupt", reason="second")
-    ledger.append("interrupt", reason="third")
+        ledger.append(Interrupt(reason="second"))
+    ledger.append(Interrupt(reason="third"))
     ledger.close()
     lines = (tmp_path / "ledger.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == ["first", "third"]

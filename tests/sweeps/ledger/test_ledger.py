@@ -7,21 +7,22 @@ import json
 import logging
 import resource
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.sweep_events import new_ledger, of_kind, read
 
 from sweeps.core.errors import LedgerDamagedError
+from sweeps.ledger.events import Attempt, Event, Interrupt, Sweep
 from sweeps.ledger.ledger import Ledger, Tail
 
 EVENTS = [
-    {"event": "sweep", "time": 1.0, "name": "größer", "spec": {"seed": 0}},
-    {"event": "ask", "time": 2.0, "trial": "ab", "params": {"x": 1e-4}},
-    {"event": "interrupt", "time": 3.0, "reason": "SIGINT\r\n"},
+    Sweep(time=1.0, name="größer", spec={"seed": 0}),
+    Attempt(time=2.0, versions={"x": "1"}),
+    Interrupt(time=3.0, reason="SIGINT\r\n"),
 ]
-LINES = [json.dumps(event).encode() + b"\n" for event in EVENTS]
+LINES = [json.dumps(event.to_json()).encode() + b"\n" for event in EVENTS]
 WHOLE = b"".join(LINES)
 
 
@@ -33,14 +34,13 @@ def write(folder: Path, data: bytes) -> Path:
 
 def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    ledger = Ledger(path)
-    assert ledger.events == []
+    ledger = new_ledger(path)
     written = [
-        ledger.append("sweep", name="a\nb", spec={"lr": 1e-4}),
-        ledger.append("interrupt", reason="SIGINT"),
+        ledger.append(Sweep(name="a\nb", spec={"lr": 1e-4})),
+        ledger.append(Interrupt(reason="SIGINT")),
     ]
     ledger.close()
-    assert Ledger(path).events == written
+    assert read(path) == written
     assert path.read_bytes().count(b"\n") == 2
 
 
@@ -50,14 +50,14 @@ def test_what_was_appended_is_read_back_in_order(tmp_path: Path) -> None:
 def test_a_torn_last_line_is_dropped_with_a_warning(
     torn: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = write(tmp_path, WHOLE + torn)
+    path, found = write(tmp_path, WHOLE + torn), list[Event]()
     with caplog.at_level(logging.WARNING):
-        ledger = Ledger(path)
-    assert ledger.events == EVENTS
+        ledger = Ledger(path, found.append)
+    assert found == EVENTS
     assert "the last line (4) is torn and was dropped" in caplog.text
-    ledger.append("interrupt", reason="x")
+    ledger.append(Interrupt(reason="x"))
     ledger.close()
-    assert len(Ledger(path).events) == 4
+    assert len(read(path)) == 4
 
 
 @pytest.mark.parametrize("damage", [b"\n", b"{\n", b'{"event": "unknown"}\n', b"[1]\n", b"\x00\n"])
@@ -66,7 +66,7 @@ def test_damage_in_the_middle_is_refused_by_its_number(damage: bytes, tmp_path: 
     with pytest.raises(
         LedgerDamagedError, match=r"ledger\.jsonl, line 2 is damaged.*run_dir="
     ) as e:
-        Ledger(path)
+        new_ledger(path)
     assert e.value.exit_code == 1
     assert path.read_bytes() == LINES[0] + damage + LINES[2]
 
@@ -77,10 +77,9 @@ def test_cut_anywhere_it_gives_a_beginning_of_the_events(
     cut: int, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = write(tmp_path_factory.mktemp("cut"), WHOLE[:cut])
-    ledger = Ledger(path)
-    ledger.close()
+    new_ledger(path).close()
     count = WHOLE[:cut].count(b"\n")
-    assert ledger.events == EVENTS[:count]
+    assert read(path) == EVENTS[:count]
     assert path.read_bytes() == b"".join(LINES[:count])
 
 
@@ -91,41 +90,40 @@ def test_a_changed_byte_is_a_clear_error_or_leaves_events_in_place(
 ) -> None:
     data = WHOLE[:place] + bytes([byte]) + WHOLE[place + 1 :]
     with contextlib.suppress(LedgerDamagedError):
-        events = Ledger(write(tmp_path_factory.mktemp("byte"), data)).events
+        events = read(write(tmp_path_factory.mktemp("byte"), data))
         assert sum(one != other for one, other in zip(events, EVENTS, strict=False)) <= 1
 
 
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
-    ledger = Ledger(path)
-    ledger.append("interrupt", reason="first")
+    ledger = new_ledger(path, "first")
     size = path.stat().st_size
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))  # room for a part of a line
     try:
         with pytest.raises(OSError, match="No space left"):
-            ledger.append("interrupt", reason="second")
+            ledger.append(Interrupt(reason="second"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.stat().st_size == size
-    ledger.append("interrupt", reason="third")
+    ledger.append(Interrupt(reason="third"))
     ledger.close()
-    assert [event["reason"] for event in Ledger(path).events] == ["first", "third"]
+    assert [event.reason for event in of_kind(read(path), Interrupt)] == ["first", "third"]
 
 
 def test_numbers_that_json_cannot_hold_are_never_written(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger = new_ledger(tmp_path / "ledger.jsonl")
     with pytest.raises(ValueError, match="JSON compliant"):
-        ledger.append("interrupt", reason=float("nan"))
+        ledger.append(Interrupt(reason=float("nan")))
     assert (tmp_path / "ledger.jsonl").read_bytes() == b""
 
 
 def test_a_tail_gives_complete_lines_once(tmp_path: Path) -> None:
     path = tmp_path / "ledger.jsonl"
     tail = Tail(path)
-    seen: list[list[dict[str, Any]]] = [list(tail.read())]
+    seen = [list(tail.events())]
     for piece in (WHOLE[:10], WHOLE[10:-5], WHOLE[-5:], b"not json\n[1]\n" + LINES[0]):
         with open(path, "ab") as file:
             file.write(piece)
-        seen.append(list(tail.read()))
+        seen.append(list(tail.events()))
     assert seen == [[], [], EVENTS[:2], EVENTS[2:], EVENTS[:1]]

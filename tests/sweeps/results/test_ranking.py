@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.sweep_events import Sweep, history_of
 
+from sweeps.ledger.events import Ask, Event, TrialEvent
 from sweeps.ledger.history import History
 from sweeps.results.ranking import best, spread
 from sweeps.results.significance import margin
@@ -248,9 +249,10 @@ def test_the_ranking_does_not_depend_on_which_trial_spoke_first(
     trials: list[tuple[list[float], str | None, int]], chance: random.Random
 ) -> None:
     sweep = told(trials, "minimize")
-    stories: dict[str, list[dict[str, Any]]] = {}
+    stories: dict[str, list[Event]] = {}
     for event in sweep.events[2:]:
-        stories.setdefault(event["trial"], []).append(event)
+        assert isinstance(event, Ask | TrialEvent)
+        stories.setdefault(event.trial, []).append(event)
     mixed = list(sweep.events[:2])
     while stories:
         key = chance.choice(sorted(stories))

@@ -55,6 +55,45 @@ def test_what_a_sampler_or_pruner_cannot_do_is_refused_with_the_way_out(
     assert message in said
 
 
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        ({LR: 1.0}, f"sweep.first[0].{LR} = 1.0: must be a number from 1e-05 to 0.01, as sweep.sp"),
+        ({LR: "big"}, "must be a number from 1e-05"),
+        ({LR: True}, "must be a number from 1e-05"),
+        ({OPTIM: "lion"}, "must be one of sgd, adamw_torch, as sweep.space has it."),
+        ({"trainer.optm": "sgd"}, f"is not searched. sweep.space has {LR}, {OPTIM}. Did you mean"),
+        ({}, "sweep.first[0]: is empty: name a searched key"),
+    ],
+)
+def test_what_cannot_be_tried_first_is_refused(first: dict[str, Any], message: str) -> None:
+    (said,) = problems(first=(first,))
+    assert message in said
+    assert problems(first=({LR: 1e-3},)) == []
+
+
+def test_a_grid_takes_nothing_first() -> None:
+    (said,) = problems(SMALL, search="grid", first=({LR: 1e-3},))
+    assert "take sweep.search=tpe or random" in said
+
+
+def test_what_a_condition_bars_cannot_be_tried_first() -> None:
+    (said,) = problems(CONDITIONAL, WHEN, search="tpe", first=({DECAY: 0.05},))
+    assert f"is searched only if {OPTIM} is adamw_torch: give that key, too." in said
+    assert not problems(CONDITIONAL, WHEN, search="tpe", first=({DECAY: 0, OPTIM: "adamw_torch"},))
+
+
+def test_a_linked_choice_is_tried_first_by_its_name() -> None:
+    linked = {"update": [{OPTIM: "sgd", LR: 0.1}, {OPTIM: "adamw_torch", LR: 1e-3}]}
+    (said,) = problems(linked, search="tpe", first=({OPTIM: "sgd"},))
+    assert "is set by sweep.space.update: give one of its mappings" in said
+    sweep = make(linked, search="tpe", first=({"update": linked["update"][1]},))
+    assert not search_problems(sweep[0].sweep, sweep[1])
+    asked = Search(sweep[0].sweep, sweep[1], seed=0).ask()
+    assert asked is not None
+    assert asked.values == {OPTIM: "adamw_torch", LR: 1e-3}
+
+
 def test_a_pruner_without_evaluations_is_refused() -> None:
     spec, space = make(pruner="median")
     spec.sweep.__dict__["evaluations"] = 1

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from pyarrow import fs
+from support.sweep_events import new_ledger, read
 
 from orchestrator.storage.sync import Copies
 from sweeps.core.errors import FolderHeldError, SweepError
+from sweeps.ledger.events import Interrupt
 from sweeps.ledger.ledger import Ledger
 from sweeps.storage import driver_lease, ledger_copy
 from sweeps.storage.driver_lease import Lease
@@ -142,10 +144,11 @@ def test_a_login_in_a_place_is_not_shown() -> None:
 
 
 def write(path: Path, count: int) -> Ledger:
-    ledger = Ledger(path)
-    for number in range(count):
-        ledger.append("interrupt", reason=f"{number:03d} " + "x" * 40)
-    return ledger
+    return new_ledger(path, *map(reason, range(count)))
+
+
+def reason(number: int) -> str:
+    return f"{number:03d} " + "x" * 40
 
 
 @pytest.fixture
@@ -159,7 +162,7 @@ def test_a_ledger_is_copied_in_parts_and_read_back(store: Store, tmp_path: Path)
     copy = LedgerCopy(store, ledger.path)
     copy.settle()
     for number in range(12):
-        ledger.append("interrupt", reason=f"{number:03d} " + "x" * 40)
+        ledger.append(Interrupt(reason=reason(number)))
         copy.push()
         elsewhere = tmp_path / f"{number}" / "ledger.jsonl"
         LedgerCopy(store, elsewhere).settle()
@@ -179,7 +182,7 @@ def test_only_what_is_new_is_sent(
     monkeypatch.setattr(store, "write", lambda n, d: (sent.append(n), real(n, d)))
     copy.push()
     assert sent == []
-    ledger.append("interrupt", reason="one more")
+    ledger.append(Interrupt(reason="one more"))
     copy.push()
     assert len(sent) <= 2
     again = LedgerCopy(store, ledger.path)
@@ -201,7 +204,7 @@ def test_a_kill_between_two_parts_loses_the_end_only(store: Store, tmp_path: Pat
     lines = elsewhere.read_bytes()
     assert lines.endswith(b"\n")
     assert ledger.path.read_bytes().startswith(lines)
-    assert len(Ledger(elsewhere).events) >= 8
+    assert len(read(elsewhere)) >= 8
 
     ahead = LedgerCopy(store, ledger.path)  # the machine that wrote it goes on
     ahead.settle()
@@ -224,12 +227,11 @@ def test_a_torn_last_line_here_gives_way(store: Store, tmp_path: Path) -> None:
 def test_two_drivers_wrote_one_sweep(store: Store, tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", 3)
     LedgerCopy(store, first.path).push()
-    first.append("interrupt", reason="here")
-    other = Ledger(tmp_path / "b.jsonl")
-    other.append("interrupt", reason="there")
+    first.append(Interrupt(reason="here"))
+    other = new_ledger(tmp_path / "b.jsonl", "there")
     with pytest.raises(SweepError, match="tell of different events: two drivers"):
         LedgerCopy(store, other.path).settle()
-    assert len(Ledger(other.path).events) == 1
+    assert len(read(other.path)) == 1
 
 
 # ---------------------------------------------------------------------- the lease

@@ -97,6 +97,16 @@ def model_without(tmp_path: Path, *names: str) -> ModelSpec:
     return ModelSpec(path=str(folder))
 
 
+def model_with(tmp_path: Path, **special: str) -> ModelSpec:
+    """The embedded model, with tokens in its tokenizer that it has no embedding for."""
+    folder = tmp_path / "with"
+    shutil.copytree(resolve_path("tiny"), folder)
+    tokenizer = load_tokenizer(TINY)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"], **special})
+    tokenizer.save_pretrained(str(folder))
+    return ModelSpec(path=str(folder))
+
+
 def columns(dataset: Dataset) -> list[tuple[list[int], list[int]]]:
     return list(zip(dataset["input_ids"], dataset["labels"], strict=True))
 
@@ -397,6 +407,35 @@ def test_no_eos_token(tmp_path: Path) -> None:
         ConfigError, match=r"not in the tokenizer's vocabulary\. Did you mean <\|im_"
     ):
         data_dataset.prepare(wrong, tmp_path / "other")
+
+
+def test_a_pad_token_beyond_the_embedding_is_replaced_and_said(tmp_path: Path) -> None:
+    model = model_with(tmp_path, pad_token="[PAD]")
+    prepared = data_dataset.prepare(train_spec(model=model), tmp_path / "data")
+    (note,) = [each for each in prepared.report.notes if "pads instead" in each]
+    assert note == (
+        "the model has no embedding for the tokenizer's pad token [PAD]; <|pad|> pads instead"
+    )
+    assert load_tokenizer(model).pad_token == "<|pad|>"
+
+
+def test_rows_with_tokens_beyond_the_embedding_are_refused_with_the_way_out(
+    tmp_path: Path,
+) -> None:
+    model = model_with(tmp_path)
+    rows = [{"text": f"row {n} of text"} for n in range(40)]
+    fine = write_rows(tmp_path / "fine.jsonl", rows)
+    assert data_dataset.prepare(train_spec(fine, model=model), tmp_path / "data").report.train_rows
+    rows[7]["text"] = "here <|new|> is one"
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.raises(SweepError) as refused:
+        data_dataset.prepare(train_spec(path, model=model), tmp_path / "other")
+    said = str(refused.value)
+    assert "1 of " in said
+    assert f"'<|new|>' in {path}:8 has the id 4,096" in said
+    assert "has embeddings for 4,096 tokens" in said
+    assert "resize_token_embeddings" in said
+    assert "peft.modules_to_save=[embed_tokens]" in said
 
 
 def test_missing_pad_token_is_replaced_and_said(tmp_path: Path) -> None:

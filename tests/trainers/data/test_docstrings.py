@@ -12,6 +12,8 @@ import pytest
 from tools import tiny_model
 from trainers.data import docstrings
 
+Documented = docstrings.Function | ast.ClassDef | ast.Module
+
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
@@ -23,9 +25,9 @@ def library() -> list[str]:
     return list(tiny_model.library_text())
 
 
-def definitions(source: str) -> Iterator[docstrings.Documented]:
+def definitions(source: str) -> Iterator[Documented]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, docstrings.Documented):
+        if isinstance(node, Documented):
             yield node
 
 

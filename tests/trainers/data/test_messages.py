@@ -22,6 +22,7 @@ def one(message: dict[str, Any]) -> dict[str, Any]:
         ("Human", "user"),
         ("GPT", "assistant"),
         ("chatgpt", "assistant"),
+        ("AI", "assistant"),
         ("Assistant", "assistant"),
         ("function", "tool"),
         ("observation", "tool"),
@@ -32,6 +33,13 @@ def one(message: dict[str, Any]) -> dict[str, Any]:
 def test_roles_in_other_words(theirs: str, ours: str) -> None:
     assert one({"from": theirs, "value": "x"}) == {"role": ours, "content": "x"}
     assert one({"role": theirs, "content": "x"}) == {"role": ours, "content": "x"}
+
+
+@pytest.mark.parametrize(("theirs", "why"), [(None, "missing"), (5, "the int 5, not text")])
+def test_a_role_that_is_no_text_is_refused(theirs: object, why: str) -> None:
+    for message in ({"from": theirs, "value": "x"}, {"role": theirs, "content": "x"}):
+        with pytest.raises(SweepError, match=rf"messages\[0\]\.role is {why}"):
+            one(message)
 
 
 def test_roles_and_keys_that_are_read_otherwise_are_named() -> None:
@@ -68,6 +76,7 @@ def test_calls_in_older_words_become_tool_calls() -> None:
     calls = [{"type": "function", "function": function}]
     old = {"role": "assistant", "content": None, "function_call": function}
     assert one(old) == {"role": "assistant", "tool_calls": calls}
+    assert one({"from": "gpt", "tool_calls": calls}) == {"role": "assistant", "tool_calls": calls}
     text = '{"name": "clock", "arguments": {"zone": "UTC"}}'
     assert one({"from": "function_call", "value": text}) == {
         "role": "assistant",

@@ -8,8 +8,12 @@ import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow
+import pyarrow.feather
+import pyarrow.ipc
+import pyarrow.parquet
 import pytest
 
 from sweeps.config.spec import DataSpec
@@ -24,8 +28,8 @@ LINES = "".join(json.dumps(pair) + "\n" for pair in PAIRS)
 COLUMNS = {"prompt": ["p0", "p1", "p2"], "completion": ["c0", "c1", "c2"]}
 
 
-def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
-    found = list(read("data.path", str(path), "auto", encoding))
+def values(path: Path, encoding: str | None = None) -> list[dict[str, Any]]:
+    found = list(read("data.path", path, "auto", encoding))
     assert not [each for each in found if isinstance(each, BadRow)]
     return [each.values for each in found if not isinstance(each, BadRow)]
 
@@ -42,9 +46,10 @@ def values(path: Path, encoding: str | None = None) -> list[dict[str, object]]:
         (PAIRS[0], PAIRS[:1]),
         ({"messages": TURNS}, [{"messages": TURNS}]),
         ({"prompt": TURNS[:1], "completion": TURNS[1:]}, None),
+        ({"text": ["t"], "meta": [{"a": 1}]}, [{"text": "t", "meta": {"a": 1}}]),
         (PAIRS, PAIRS),
     ],
-    ids=["data", "none", "version", "columns", "pandas", "one", "messages", "chat_pair", "list"],
+    ids="data none version columns pandas one messages chat_pair nested list".split(),
 )
 def test_json_that_holds_its_rows_in_one_object(
     tmp_path: Path, content: object, expected: object, indent: int | None
@@ -54,10 +59,26 @@ def test_json_that_holds_its_rows_in_one_object(
     assert values(path) == ([content] if expected is None else expected)
 
 
+def test_a_key_that_an_object_has_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(LINES + '{"prompt": "p", "prompt": "q", "completion": "c"}\n')
+    *_, last = read("data.path", path, "auto")
+    assert last == BadRow(f"{path}:4", "not valid JSON: an object has the key 'prompt' twice")
+
+
+def test_an_object_of_several_splits_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": PAIRS, "validation": [], "test": PAIRS}))
+    with pytest.raises(SweepError, match=r"a\.json: holds rows of several splits: train, test\. "):
+        list(read("data.path", path, "auto"))
+    path.write_text(json.dumps({"train": PAIRS, "test": []}))
+    assert values(path) == PAIRS
+
+
 def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(pair, indent=2) for pair in PAIRS))
-    found = list(read("data.path", str(path), "auto"))
+    found = list(read("data.path", path, "auto"))
     assert [each.where for each in found] == [f"{path}:{line}" for line in (1, 5, 9)]
     assert values(path) == PAIRS
 
@@ -95,6 +116,25 @@ def test_tables_as_spreadsheets_write_them(
         {"prompt": "p0", "completion": "c0"},
         {"prompt": "p1", "completion": 'a; "b", c'},
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "row"),
+    [
+        ("a.tsv", "text\nyes, indeed\n", {"text": "yes, indeed"}),
+        ("a.tab", 'a\t"b, c, d"\n1,2\t3\n', {"a": "1,2", "b, c, d": "3"}),
+        ("a.csv", '"a, b",c\n1, 2\n', {"a, b": "1", "c": " 2"}),
+        ("a.csv", '"a", "b"\n"1", "2"\n', {"a": "1", "b": "2"}),
+        ("a.csv", '"a, b"|"c"\n1|2\n', {"a, b": "1", "c": "2"}),
+        ("a.csv", '"a;b";"c|d"\n1,5; x\n', {"a;b": "1,5", "c|d": " x"}),
+    ],
+)
+def test_a_columns_name_does_not_decide_how_cells_are_parted(
+    tmp_path: Path, name: str, text: str, row: dict[str, str]
+) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert values(path) == [row]
 
 
 def test_doubled_columns_are_refused(tmp_path: Path) -> None:
@@ -158,6 +198,63 @@ def test_damaged_compressed_files_are_named(tmp_path: Path, ending: str) -> None
     for content in (PACKERS[ending](LINES.encode() * 99)[:-20], b"not packed at all"):
         path.write_bytes(content)
         with pytest.raises(SweepError, match=rf"a\.jsonl\.{ending}.*cannot be (unpacked|read)"):
+            values(path)
+
+
+CALLS = [
+    {"role": "user", "content": "?"},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "a", "arguments": {"x": 1}}}]},
+    {"role": "assistant", "tool_calls": [{"function": {"name": "b", "arguments": {"y": "z"}}}]},
+]
+
+
+def arrow_file(table: pyarrow.Table, path: Path) -> None:
+    with pyarrow.ipc.new_file(path, table.schema) as file:
+        file.write_table(table, 1)
+
+
+def arrow_stream(table: pyarrow.Table, path: Path) -> None:
+    with pyarrow.ipc.new_stream(path, table.schema) as file:
+        file.write_table(table, 1)
+
+
+TABLES: dict[str, Callable[[pyarrow.Table, Path], object]] = {
+    "a.parquet": pyarrow.parquet.write_table,
+    "a.pq": pyarrow.parquet.write_table,
+    "a.arrow": arrow_file,
+    "b.arrow": arrow_stream,
+    "a.feather": pyarrow.feather.write_feather,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_nested_columns_of_tables_have_each_row_s_own_keys(tmp_path: Path, name: str) -> None:
+    """A table gives every call the arguments of all others, as nulls."""
+    given = [{"messages": CALLS, "source": None}, {"messages": CALLS[:1], "source": "x"}]
+    table = pyarrow.Table.from_pylist(given)
+    assert table.to_pylist() != given
+    TABLES[name](table, tmp_path / name)
+    assert values(tmp_path / name) == given
+
+
+def test_maps_and_the_first_version_of_feather(tmp_path: Path) -> None:
+    kind = pyarrow.map_(pyarrow.string(), pyarrow.string())
+    mapped = pyarrow.table({"m": pyarrow.array([[("a", "b")]], type=kind)})
+    arrow_file(mapped, tmp_path / "a.arrow")
+    assert values(tmp_path / "a.arrow") == [{"m": {"a": "b"}}]
+    table = pyarrow.Table.from_pylist(PAIRS)
+    pyarrow.feather.write_feather(table, str(tmp_path / "a.feather"), version=1)
+    assert values(tmp_path / "a.feather") == PAIRS
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_that_are_none_are_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    TABLES[name](pyarrow.Table.from_pylist(PAIRS), path)
+    whole = path.read_bytes()
+    for content in (b"no table at all", whole[: len(whole) // 2], b""):
+        path.write_bytes(content)
+        with pytest.raises(SweepError, match=rf"{name}: not a readable (Parquet|Arrow) file: "):
             values(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import socket
@@ -78,8 +79,6 @@ def test_missing_file_names_what_is_there(tmp_path: Path) -> None:
     write_lines(tmp_path / "train.jsonl", *PAIRS)
     with pytest.raises(SweepError, match=r"trian\.jsonl: no such file\. Did you mean .*/train\."):
         rows.read(spec(tmp_path / "trian.jsonl"))
-    with pytest.raises(SweepError, match=r"is a folder\. Name its files: .*\*\.jsonl"):
-        rows.read(spec(tmp_path))
     with pytest.raises(SweepError, match="nor is there a folder"):
         rows.read(spec(tmp_path / "nowhere" / "a.jsonl"))
 
@@ -194,6 +193,69 @@ def test_the_mapping_that_is_suggested_can_be_pasted(tmp_path: Path) -> None:
     assert rows.read(spec(path, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
+def test_of_two_columns_the_second_is_suggested_as_the_answer(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"Frage": "Wer?", "Antwort": "Ich."})
+    with pytest.raises(ConfigError, match=r"data\.columns=\{prompt: Frage, completion: Antwort\}"):
+        rows.read(spec(path))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("Question (EN)", "Answer"), ("指令", "输出"), ("a b", "c=d, {e}"), ("x", "y")],
+)
+def test_a_mapping_is_suggested_for_names_that_say_nothing(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text(f'"{first}","{second}"\np,c\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        rows.read(spec(table))
+    (word,) = shlex.split(str(caught.value).partition("ours: ")[2])
+    columns = plain(parse(word.partition("=")[2]))
+    assert rows.read(spec(table, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "chosen": "c", "rejected": "no"},
+        {"chosen": CHAT, "rejected": [{"role": "user", "content": "no"}]},
+        {"dialog": CHAT, "output": "no"},
+    ],
+)
+def test_what_is_suggested_fits_the_first_row(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", row)
+    if "dialog" in row:
+        path = write_lines(path, {"Dialog": CHAT, "output": "no"})
+    with pytest.raises(ConfigError) as caught:
+        rows.read(spec(path))
+    (word,) = shlex.split(str(caught.value).partition("ours: ")[2])
+    (read,) = rows.read(spec(path, columns=plain(parse(word.partition("=")[2])))).train
+    assert read in ({"prompt": "p", "completion": "c"}, {"messages": CHAT})
+
+
+def test_a_blank_before_a_column_s_name_is_none_of_it(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("prompt, completion\np, c\n")
+    assert rows.read(spec(table)).train == [{"prompt": "p", "completion": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("odd", "usual"),
+    [
+        ({"prompt": "p", "completion": "c"}, {"messages": CHAT}),
+        ({"prompt": CHAT[:1], "completion": "c"}, {"prompt": CHAT[:1], "completion": CHAT[1:]}),
+        ({"prompt": "p", "completion": CHAT[1:]}, {"prompt": "p", "completion": "c"}),
+    ],
+)
+def test_one_row_of_another_shape_is_the_bad_one(
+    tmp_path: Path, odd: dict[str, Any], usual: dict[str, Any]
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", odd, usual, usual)
+    with pytest.raises(SweepError, match=r"1 of 3 rows cannot be used:\n  .*a\.jsonl:1: "):
+        rows.read(spec(path))
+
+
 def test_wrong_mapping_names_the_nearest_column(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"question": "p", "answer": "c"})
     wrong = {"promt": "question", "completion": "anser"}
@@ -222,6 +284,34 @@ def test_chats_are_read_from_lists_json_text_and_sharegpt(tmp_path: Path) -> Non
     read = rows.read(spec(path))
     assert read.train == [{"messages": CHAT}] * 3
     assert read.layout.words == "messages (chat)"
+    tools = write_lines(tmp_path / "b.jsonl", {"messages": CHAT, "tools": []})
+    assert rows.read(spec(tools)).layout.words == "messages (chat with tools)"
+
+
+def test_a_table_holds_chats_as_json_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+
+    def read(*columns: str, rows_: list[list[object]]) -> list[dict[str, Any]]:
+        cells = [
+            [each if isinstance(each, str) else json.dumps(each) for each in row] for row in rows_
+        ]
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows([columns, *cells])
+        return rows.read(spec(path, on_bad_row="skip")).train
+
+    pair = {"prompt": CHAT[:1], "completion": CHAT[1:]}
+    assert read(*pair, rows_=[["?", "["], list(pair.values()), list(pair.values())]) == [pair] * 2
+    answer = json.dumps(CHAT)  # a text that happens to be JSON
+    assert read("prompt", "completion", rows_=[["Write a chat", answer]]) == [
+        {"prompt": "Write a chat", "completion": answer}
+    ]
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
+    assert read("conversations", rows_=[["[{"], [turns]]) == [{"messages": CHAT}]
+
+
+def test_one_bad_row_does_not_decide_what_the_others_are(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"prompt": "p", "completion": ["c"]}, *PAIRS)
+    assert rows.read(spec(path, on_bad_row="skip")).train == PAIRS
 
 
 @pytest.mark.parametrize(
@@ -233,7 +323,8 @@ def test_chats_are_read_from_lists_json_text_and_sharegpt(tmp_path: Path) -> Non
         ([{"content": "Hi"}], r"messages\[0\]\.role is missing, not text"),
         ([*CHAT, {"role": "user"}], r"messages\[2\]\.content is missing"),
         ([{"role": "user", "content": 3}], r"messages\[0\]\.content is the int 3"),
-        ([{"from": ["x"], "value": 1}], r"messages\[0\]\.content is the int 1"),
+        ([{"from": ["x"], "value": 1}], r"messages\[0\]\.role is a list, not text"),
+        ([{"from": "gpt", "value": 1}], r"messages\[0\]\.content is the int 1"),
     ],
 )
 def test_bad_messages_are_named(tmp_path: Path, messages: object, why: str) -> None:

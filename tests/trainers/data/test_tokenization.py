@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
-from sweeps.core.errors import SweepError
+from sweeps.core.errors import ConfigError, SweepError
 from trainers.data.preparation import DataReport, tokenized
 from trainers.data.rows import read
 from trainers.model.source import resolve_path
@@ -89,6 +89,11 @@ def test_tool_calls_are_learnt_verbatim_whatever_other_rows_have(tmp_path: Path)
     assert shown[3][0].startswith("<user>hi<assistant>hello")
 
 
+def test_a_template_that_knows_no_calls_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SweepError, match=r"rows\.jsonl:1: cannot be .*may know no tool calls"):
+        prepared(tmp_path, [call("weather", city="Paris")])
+
+
 def test_each_row_has_its_own_tools(tmp_path: Path) -> None:
     first = {**chat("a", "b"), "tools": [{"name": "clock", "parameters": {"zone": {"type": "s"}}}]}
     second = {**chat("a", "b"), "tools": [{"name": "weather", "strict": True}]}
@@ -106,6 +111,35 @@ def test_the_end_of_a_prompt_is_never_learnt(tmp_path: Path) -> None:
     assert any("rows: the prompt's last token would grow together" in x for x in report.notes)
     line_ends = [{"prompt": f"{p}\n", "completion": c} for p, c in pairs]
     assert not prepared(tmp_path, line_ends)[1].notes
+
+
+@pytest.mark.parametrize(
+    ("template", "learnt"),
+    [
+        (None, "\nHo\n<|im_end|>"),
+        # Without a token of its own between the turns, their line breaks grow together.
+        (
+            "{% for m in messages %}{% if m.role == 'assistant' %}{{ 'A:\\n' }}"
+            "{% generation %}{{ m.content }}{% endgeneration %}{{ '\\n\\n' }}"
+            "{% else %}{{ 'U:\\n' + m.content + '\\n\\n' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ 'A:\\n' }}{% endif %}",
+            "\nHo\n",
+        ),
+    ],
+    ids=["own", "plain"],
+)
+def test_a_turn_is_learnt_from_its_first_letter_to_its_last(
+    tmp_path: Path, template: str | None, learnt: str
+) -> None:
+    row = chat("Hi", "\nHo\n", "Hi", "\nHo\n", weight=0)
+    shown, report = prepared(tmp_path, [row], template=template, trainer=ASSISTANT_ONLY)
+    assert [each for _, each in shown] == [learnt]
+    assert any("2 rows: a turn's first or last token" in note for note in report.notes)
+    turns = chat("Hi", "Ho", "Hi", "\nHo\n")["messages"]
+    pair = {"prompt": turns[:3], "completion": turns[3:]}
+    ((text, after),), _ = prepared(tmp_path, [pair], template=template)
+    assert text.endswith(after)
+    assert after.startswith(learnt)
 
 
 def test_a_tokenizer_that_adds_its_own_eos_gives_one(tmp_path: Path) -> None:
@@ -170,3 +204,130 @@ def test_a_conversation_that_the_template_refuses_is_named(tmp_path: Path) -> No
     rows = [chat("q", "a"), twice]
     shown, _ = prepared(tmp_path, rows, template=template, on_bad_row="skip")
     assert len(shown) == 1
+
+
+def test_the_end_of_a_turn_is_learnt_and_is_where_generation_stops(tmp_path: Path) -> None:
+    ((_, learnt), *_), report = prepared(tmp_path, [chat("q", "a")], trainer=ASSISTANT_ONLY)
+    assert learnt == "a<|im_end|>"
+    assert report.stops == (4, 2)
+    (note,) = report.notes
+    assert note.startswith("a turn ends with <|im_end|>, and the tokenizer's eos token is <|eos|>")
+    named, report = prepared(tmp_path, [chat("q", "a")], trainer={"eos_token": "<|im_end|>"})
+    assert (report.stops, report.notes) == ((4,), ())
+    pair = {"prompt": "q\n", "completion": "a"}
+    named, report = prepared(tmp_path, [pair], trainer={"eos_token": "<|im_end|>"})
+    assert (named, report.stops) == ([("q\na<|im_end|>", "a<|im_end|>")], (4,))
+    open_end = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    _, report = prepared(tmp_path, [chat("q", "a")], template=open_end)
+    assert report.stops == (2,)
+    assert report.notes[0].startswith("the chat template ends the assistant's turn with no token")
+
+
+def marked(end: str) -> str:
+    """A template that marks answers as learnt, and writes `end` after each without the mark."""
+    return (
+        "{% for m in messages %}<|im_start|>{% if m.role == 'assistant' %}{% generation %}"
+        "{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        + end
+        + "{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize(("end", "also"), [("<|im_end|>", "<|im_end|>"), ("\n", "")])
+def test_the_end_of_a_turn_is_learnt_though_the_template_does_not_mark_it(
+    tmp_path: Path, end: str, also: str
+) -> None:
+    row = chat("q", "a", "q2", "b")
+    row["messages"][1]["weight"] = 0
+    ((_, learnt), *_), _ = prepared(tmp_path, [row], template=marked(end), trainer=ASSISTANT_ONLY)
+    assert learnt == f"b{also}"
+
+
+def test_what_the_template_does_not_write_is_said(tmp_path: Path) -> None:
+    row = call("clock", zone="UTC")
+    row["messages"][1] |= {"content": "at once", "reasoning_content": "hm", "name": "C"}
+    row["messages"].append({"role": "tool", "content": "noon", "tool_call_id": "1"})
+    row["messages"].append({"role": "assistant", "content": "It is noon."})
+    row |= {"tools": [{"name": "clock"}], "system": "Be brief."}
+    _, report = prepared(tmp_path, [chat("q", "a"), row])  # its template writes all contents
+    said = "\n".join(report.notes)
+    for part in ("tool_calls, so the turns that call", "reasoning_content, so it is not learnt"):
+        assert f"2 rows: the chat template does not write {part}" in said
+    assert "does not write name, so" in said
+    assert "does not write tools, so the model does not see which there are" in said
+    assert "of the role" not in said
+    only_users = "{% for m in messages if m.role in ('user', 'assistant') %}{{ m }}{% endfor %}"
+    _, report = prepared(tmp_path, [chat("q", "a"), row], template=only_users)
+    (system, tool) = [note for note in report.notes if "turns of the role" in note]
+    assert "turns of the role system" in system
+    assert "turns of the role tool" in tool
+    everything = "{{ tools }}{% for m in messages %}{{ m }}<|eos|>{% endfor %}"
+    assert not prepared(tmp_path, [chat("q", "a"), row], template=everything)[1].notes
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_learnt_as_the_template_writes_it(tmp_path: Path, key: str) -> None:
+    template = (
+        "{% for m in messages %}{% if m." + key + " %}<think>{{ m." + key + " }}</think>{% endif %}"
+        "{{ m.content }}<|eos|>{% endfor %}"
+    )
+    rows = [chat("q", "a", **{key: "because"}), chat("q", "b")]
+    shown, report = prepared(tmp_path, rows, template=template)
+    assert [text for text, _ in shown] == [
+        "q<|eos|><think>because</think>a<|eos|>",
+        "q<|eos|>b<|eos|>",
+    ]
+    assert report.notes == ()
+
+
+def test_arguments_that_are_json_text_stay_text_and_are_said(tmp_path: Path) -> None:
+    text = '{"zone": "UTC"}'
+    row = call("clock")
+    row["messages"][1]["tool_calls"][0]["function"]["arguments"] = text
+    ((shown, _), *_), report = prepared(tmp_path, [row], template=TOOLS_TEMPLATE)
+    assert json.dumps(text) in shown
+    assert any("arguments of tool calls are JSON text" in note for note in report.notes)
+    plainly = (
+        "{% for m in messages %}{{ m.content or m.tool_calls[0].function.arguments }}{% endfor %}"
+    )
+    ((shown, _), *_), report = prepared(tmp_path, [row], template=plainly)
+    assert shown == f"?{text}"
+    assert not any("JSON text" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "", None])
+def test_a_system_column_is_the_first_turn(tmp_path: Path, system: str | None) -> None:
+    sharegpt = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    head = [{"role": "system", "content": system}] if system else []
+    expected = prepared(tmp_path, [{"messages": [*head, *chat("q", "a")["messages"]]}])[0]
+    for row in (
+        {"conversations": sharegpt, "system": system},
+        {**chat("q", "a"), "system": system},
+    ):
+        assert prepared(tmp_path, [row])[0] == expected
+
+
+def test_two_different_system_prompts_and_odd_tools_are_bad_rows(tmp_path: Path) -> None:
+    own = [{"role": "system", "content": "Be brief."}, *chat("q", "a")["messages"]]
+    same = {"messages": own, "system": "Be brief."}
+    others = [{"messages": own, "system": "Be long."}, {**same, "system": 3}]
+    others += [{**same, "tools": tools} for tools in ({"name": "a"}, "{", ["a"])]
+    with pytest.raises(SweepError, match="10 of 12 rows cannot be used") as caught:
+        prepared(tmp_path, [same, *others])
+    reasons = [line.split(": ", 1)[1] for line in str(caught.value).splitlines()[1:6]]
+    assert reasons[0] == "system and the messages have different system prompts; keep one"
+    assert reasons[1] == "system is the int 3, not text"
+    assert reasons[2:] == [
+        "tools is an object, not a list of tools",
+        "tools is text that is not JSON",
+        "tools holds text; a tool is an object",
+    ]
+    assert prepared(tmp_path, [same, *others], on_bad_row="skip")[1].skipped_rows == 10
+
+
+def test_a_system_column_is_not_read_with_text(tmp_path: Path) -> None:
+    pair = {"prompt": "q\n", "completion": "a", "system": "Be brief."}
+    _, report = prepared(tmp_path, [pair])
+    assert report.notes == ("columns not used: system",)
+    with pytest.raises(ConfigError, match=r"data\.columns\.system = system: is read with chats"):
+        prepared(tmp_path, [pair], columns={"system": "system"})

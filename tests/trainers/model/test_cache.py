@@ -50,7 +50,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "name", ["lora", *(pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS if n != "lora")]
+    "name", ["lora", *(pytest.param(n, marks=pytest.mark.long) for n in VARIANTS if n != "lora")]
 )
 def test_what_a_trial_leaves_is_what_it_found(
     loads: list[TrainSpec], tmp_path: Path, name: str
@@ -82,7 +82,7 @@ CHANGING = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("spec", CHANGING.values(), ids=CHANGING)
 def test_a_trial_that_changes_the_base_gets_its_own(
     loads: list[TrainSpec], tmp_path: Path, spec: TrainSpec

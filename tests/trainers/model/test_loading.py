@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +106,20 @@ def test_gated_and_unknown_models_say_what_to_do(monkeypatch: pytest.MonkeyPatch
     assert "not in the revision" in refused_with("RevisionNotFoundError")
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_cache_that_takes_nothing_is_named(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As in a home that is read-only, or on a full disk."""
+    from trainers.model import hub
+
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
+    with pytest.raises(SweepError) as caught, hub.reading("model", "meta/llama"):
+        try:
+            raise OSError(number, os.strerror(number), "/home/ada/.cache")
+        except OSError as error:
+            raise OSError("PermissionError at /home/ada/.cache") from error
+    assert f"({os.strerror(number)}). Set HF_HOME to a folder that can" in str(caught.value)
+
+
 def test_running_out_of_memory_is_not_called_a_missing_model() -> None:
     from trainers.model import hub
 
@@ -192,7 +208,7 @@ def test_flash_attention_is_taken_where_it_is_installed(monkeypatch: pytest.Monk
         ({"dtype": "float16"}, "cpu", "loses small gradients; float32 or bfloat16"),
         ({"attn_implementation": "flash_attention_2"}, "cpu", "needs a CUDA device.*sdpa or eager"),
         ({"attn_implementation": "flash_attention_2"}, "cuda", "flash_attn, which is not inst"),
-        ({"attn_implementation": "spda"}, "cpu", r"is one of auto.* Did you mean sdpa\?"),
+        ({"attn_implementation": "spda"}, "cpu", r"must be one of auto.* Did you mean sdpa\?"),
     ],
 )
 def test_what_a_device_cannot_do_is_refused(

@@ -52,14 +52,14 @@ def test_searched_words_are_checked_as_fixed_ones_are() -> None:
         ("peft.modules_to_save=lm_head", "Write 'peft.modules_to_save=[lm_head]'"),
         ("peft.exclude_modules=3", "must be text or a list or null"),
         ("peft.layers_to_transform=first", "must be a whole number or a list or null"),
-        ("peft.rank_pattern={q_proj: many}", "is a mapping of module names to ranks"),
-        ("peft.rank_pattern=8", "is a mapping of module names to ranks"),
-        ("peft.alpha_pattern={q_proj: 0}", "is a mapping of module names to numbers above 0"),
-        ("peft.qalora_group_size=0", "is a whole number, 1 or more"),
+        ("peft.rank_pattern={q_proj: many}", "must be a mapping of module names to ranks"),
+        ("peft.rank_pattern=8", "must be a mapping of module names to ranks"),
+        ("peft.alpha_pattern={q_proj: 0}", "must be a mapping of module names to numbers above 0"),
+        ("peft.qalora_group_size=0", "must be a whole number, 1 or more"),
         ("peft.layer_replication=[1]", "must be a list or null"),
         ("peft.loftq_config=x", "must be a mapping"),
-        ("peft.r='8'", "is a whole number, 1 or more"),
-        ("peft.lora_alpha=sixteen", "is a number above 0"),
+        ("peft.r='8'", "must be a whole number, 1 or more"),
+        ("peft.lora_alpha=sixteen", "must be a number above 0"),
         ("peft.revision=1", "must be text or null"),
     ],
 )
@@ -124,7 +124,12 @@ def test_each_searched_list_is_looked_for_in_the_model() -> None:
         ({"layers_pattern": "layer"}, "layers_pattern", "layers"),
         ({"layers_to_transform": [0, 99]}, "layers_to_transform", None),
         ({"rank_pattern": {"q_porj": 4}}, "rank_pattern", "q_proj"),
-        ({"alpha_pattern": {"kproj": 4}}, "alpha_pattern", "k_proj"),
+        (
+            {"target_modules": "all-linear", "alpha_pattern": {"kproj": 4}},
+            "alpha_pattern",
+            "k_proj",
+        ),
+        ({"rank_pattern": {"o_proj": 4}}, "rank_pattern", "q_proj"),  # there, without an adapter
     ],
 )
 def test_names_that_the_model_lacks_are_named(

@@ -52,9 +52,7 @@ def test_what_trials_of_one_engine_agree_in() -> None:
     first = shared(small())
     assert shared(small(optim="sgd", seed=9, peft={"r": 2}, learning_rate=1.0)) == first
     assert shared(small(gradient_checkpointing=True)) != first
-    assert shared(small(activation_checkpointing=True)) == shared(
-        small(gradient_checkpointing=True)
-    )
+    assert shared(small(**{CHECKPOINTING: True})) == shared(small(gradient_checkpointing=True))
     quantized = replace(small_base(), quantization="nf4")
     assert shared(small(model=quantized)) != first
 

@@ -105,8 +105,8 @@ EACH_LANE = 30  # launches of its clip, its masked step and its AdamW
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("pads", [True, False])
-@pytest.mark.parametrize("count", [1, 8, 32])
+@pytest.mark.parametrize("pads", [pytest.param(True, marks=pytest.mark.long), False])
+@pytest.mark.parametrize("count", [1, 8, pytest.param(32, marks=pytest.mark.long)])
 def test_launches_of_a_micro_step(monkeypatch: pytest.MonkeyPatch, count: int, pads: bool) -> None:
     """No more than docs/gpu.md says."""
     page = (Path(__file__).parents[3] / "docs" / "gpu.md").read_text(encoding="utf-8")

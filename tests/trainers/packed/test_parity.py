@@ -118,7 +118,7 @@ def test_8bit_states_of_whole_blocks(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.long)])
 @pytest.mark.parametrize("optimizer", ["adafactor", "ademamix", "rmsprop_bnb", "ademamix_8bit"])
 def test_lane_to_solo_to_lane(tmp_path: Path, optimizer: str, quantization: Any) -> None:
     """States that are kept in another form than SFTTrainer's; of nf4, adapters in bfloat16."""
@@ -177,7 +177,7 @@ def test_at_an_unstable_rate_the_first_steps_are_equal(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
-@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("recomputes", [pytest.param(False, marks=pytest.mark.long), True])
 def test_quantized_and_recomputing_packs(
     tmp_path: Path, quantization: Any, recomputes: bool
 ) -> None:

@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 
 from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
 from sweeps.core.errors import ConfigError
-from trainers.sft.config import schedule_problems, sft_config
+from trainers.sft.config import CHECKPOINTING, schedule_problems, sft_config
 from trainers.sft.lr_schedule import names
 
 
@@ -85,13 +85,13 @@ def test_the_stream_is_read_once_in_order_and_nothing_runs_by_itself(tmp_path: P
     assert made.logging_nan_inf_filter is False
 
 
-@pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
+@pytest.mark.parametrize("name", ["gradient_checkpointing", CHECKPOINTING])
 def test_checkpointing_is_off_unless_asked_for_by_either_name(tmp_path: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         assert config(tmp_path).gradient_checkpointing is False
         assert config(tmp_path, **{name: True}).gradient_checkpointing is True
-        both = config(tmp_path, gradient_checkpointing=False, **{"activation_checkpointing": True})
+        both = config(tmp_path, **{"gradient_checkpointing": False, CHECKPOINTING: True})
     assert both.gradient_checkpointing is True
 
 

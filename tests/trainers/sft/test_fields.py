@@ -35,10 +35,18 @@ def test_the_default_of_every_other_field_is_accepted(name: str) -> None:
     assert field_problems({name: getattr(SFTConfig, name)}) == []
 
 
+def test_the_eos_token_is_set_for_all_trials() -> None:
+    assert found({"eos_token": "<|im_end|>"}) == ""
+    assert "which tokens the evaluation counts" in found(
+        searched={"trainer.eos_token": ["<|im_end|>", "<|eos|>"]}
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "owner"),
     [
         ("output_dir", "run_dir"),
+        ("pad_token", "model; rows are tokenized"),
         ("max_steps", "sweep.budget.examples"),
         ("num_train_epochs", "sweep.budget.epochs"),
         ("max_length", "data.max_length"),

@@ -90,6 +90,7 @@ def checkpoint(root: Path, step: int = training.STEPS) -> Path:
 # ---------------------------------------------------------------------- numbers and checkpoints
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_two_ranks_that_share_the_weights_give_the_numbers_of_one_device(
@@ -109,6 +110,7 @@ def test_two_ranks_that_share_the_weights_give_the_numbers_of_one_device(
     assert first.base == close(training.reference().seen.reports[0].metrics["eval_loss"])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "dora", "embeddings", "full"])
 def test_a_checkpoint_is_whole_and_plain(
@@ -140,6 +142,7 @@ def _shape(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, torch.Tensor) else value
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "full"])
 def test_a_checkpoint_loads_by_itself_with_the_loss_that_was_reported(

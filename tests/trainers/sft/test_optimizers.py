@@ -164,7 +164,7 @@ def test_a_command_line_is_asked_for_the_type_that_its_adapters_have() -> None:
         assert ("trainer.optim = rmsprop_bnb: has no kernel for a GPU" in found) is refused
 
 
-def test_before_a_worker_rehearses_it_steps_what_is_searched(tmp_path: Path) -> None:
+def test_before_the_dry_run_a_worker_steps_what_is_searched(tmp_path: Path) -> None:
     worker_config = WorkerConfig(
         root=tmp_path, examples=1, cpus=1, gpus=0, optimizers=("sgd", "lomo")
     )

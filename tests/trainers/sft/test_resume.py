@@ -121,6 +121,7 @@ def named(spec: TrainSpec) -> str:
     return f"{spec.trainer['optim']}, {spec.trainer['lr_scheduler_type']}"
 
 
+@pytest.mark.long
 def test_alone_it_goes_on_to_the_last_bit(killed: Killed, tmp_path: Path) -> None:
     root = killed.copy("alone", tmp_path)
     for place, spec in enumerate(killed.specs):
@@ -150,6 +151,7 @@ def test_a_trial_goes_on_as_a_lane(killed: Killed, tmp_path: Path) -> None:
     assert max(worst.values()) < 1e-5, worst
 
 
+@pytest.mark.long
 def test_a_lane_goes_on_alone(killed: Killed, tmp_path: Path) -> None:
     root = killed.copy("lanes", tmp_path)
     worst = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers.model.ragged_products import Equal, Grouped, Looped, Scales, products
+from trainers.flat.products import Equal, Grouped, Looped, Scales, products
 
 LANES, RANK, INTO, OUT = 3, 4, 16, 24
 

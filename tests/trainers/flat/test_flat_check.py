@@ -9,7 +9,8 @@ from support.tiny_archs import ARCHITECTURES, tiny
 from transformers import MistralConfig
 
 from sweeps.config.spec import ModelSpec
-from trainers.model import flat_attention, flat_check
+from trainers.flat import attention as flat_attention
+from trainers.flat import check as flat_check
 from trainers.model.loading import load_base
 
 # State-space layers, linear attention, convolutions; attention that is not transformers' interface;

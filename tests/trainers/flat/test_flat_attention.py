@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.models.gemma2 import modeling_gemma2
 
-from trainers.model.flat_attention import Layout, attend, grouped, laid, laid_out
+from trainers.flat.attention import Layout, attend, grouped, laid, laid_out
 
 LENGTHS = (5, 40, 1, 1, 33, 7)
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8

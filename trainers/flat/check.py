@@ -17,7 +17,8 @@ import torch
 
 from sweeps.config.spec import ModelSpec
 from sweeps.core.errors import ConfigError, SweepError
-from trainers.model import attention, flat_attention
+from trainers.flat import attention as flat_attention
+from trainers.model import attention
 from trainers.model.source import load_config
 
 _LENGTHS = (21, 1, 30, 5)  # of the rows that are tried: beyond windows of 8, and unlike

@@ -1,0 +1,223 @@
+"""The ledger's events, one class each: a class's fields are the keys of its lines, in their order.
+
+A field whose default is None is left out of the line if it is unset. Keys that are not known here,
+a newer version's, are passed over. Types are checked as a line is read; what it says of the lines
+before it is for the reader of them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar
+
+import pydantic
+from pydantic import Field, InstanceOf
+
+from sweeps.core import trial as trials
+
+_MOST = 2**63
+
+Text = InstanceOf[str]
+Keys = InstanceOf[Mapping[str, Any]]
+# A trial's key is a folder's name, so no more than that.
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Flag = Annotated[bool, Field(strict=True)]
+Count = Annotated[int, Field(strict=True, ge=0, lt=_MOST)]
+Whole = Annotated[int, Field(strict=True, ge=-_MOST, lt=_MOST)]
+Number = Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]  # an int stays one
+Numbers = Mapping[str, Number]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of the ledger."""
+
+    event: ClassVar[str]  # the line's first key
+    time: Number | None = None  # seconds since the epoch; set by `Ledger.append`
+
+    def __init_subclass__(cls) -> None:
+        cls.event = cls.__dict__.get("event", cls.__name__.lower())
+
+    def to_json(self) -> dict[str, Any]:
+        """The line's keys and values."""
+        return {"event": self.event} | {
+            each.name: value
+            for each in fields(self)
+            if (value := getattr(self, each.name)) is not None or each.default is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Event):
+    """The ledger begins: the sweep's name and its config without secrets."""
+
+    name: Text
+    spec: Keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt(Event):
+    """A driver takes over.
+
+    Attributes:
+        spec: the config without secrets; keys that may change on a begun folder may differ.
+        data, base: fingerprints of the prepared data and of the base model.
+        examples: training examples per trial.
+        code: a hash of this program's source code.
+        rehearsal: the dry run's identity, what its step measured, and `lanes` if it reduced them.
+    """
+
+    number: Count | None = None
+    spec: Keys | None = None
+    host: Text | None = None
+    pid: Count | None = None
+    command: Text | None = None
+    data: Text | None = None
+    base: Text | None = None
+    examples: Count | None = None
+    versions: Keys | None = None
+    code: Text | None = None
+    rehearsal: Keys | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ask(Event):
+    """A new trial.
+
+    Attributes:
+        config: number of the Optuna trial that suggested it; the repeats of a config share it.
+        choices: dimension -> what was picked.
+        params: the config keys that this sets.
+        first: the part of `choices` that an entry of `sweep.first` gave.
+    """
+
+    trial: Key
+    number: Count
+    repeat: Count
+    seed: Count
+    config: Count
+    choices: Keys
+    by_hand: Flag = False
+    params: Keys
+    first: Keys | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicate(Event):
+    """A suggestion that trial `duplicate` had before: Optuna is told, and nothing is trained."""
+
+    event = "ask"
+    trial: None
+    duplicate: Key
+    config: Count
+    choices: Keys
+    by_hand: Flag = False
+    params: Keys
+    first: Keys | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEvent(Event):
+    """An event of an attempt at a trial."""
+
+    trial: Key
+    attempt: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(TrialEvent):
+    """An attempt begins on `worker`, host and pid, from the checkpoint of `step`."""
+
+    worker: Text
+    device: Text
+    step: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(TrialEvent):
+    """A trial's evaluation, and the decision on it.
+
+    Attributes:
+        noted: what the pruner noted in the Optuna trial, which a replay gives back.
+    """
+
+    index: Count
+    step: Count
+    examples: Count
+    tokens: Count
+    metrics: Numbers
+    decision: Text
+    noted: Numbers | None = None
+
+    @property
+    def report(self) -> trials.Report:
+        return trials.Report.from_json(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint(TrialEvent):
+    """A checkpoint lies whole on disk, at `path` in the run folder."""
+
+    step: Count
+    path: Text
+    bytes: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry(TrialEvent):
+    """A trial waits again: a failure of the infrastructure, or of `kind` oom or moved."""
+
+    kind: Text | None = None
+    reason: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class End(TrialEvent):
+    """A trial has ended; `kind` and `reason` say why it failed, `totals` what it took."""
+
+    state: Text
+    kind: Text = ""
+    reason: Text = ""
+    totals: Numbers = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupt(Event):
+    """No more trials are handed out."""
+
+    reason: Text
+
+
+KINDS: Mapping[str, type[Event]] = {
+    kind.event: kind
+    for kind in (Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End, Interrupt)
+}
+
+
+def read_event(line: Mapping[str, Any]) -> Event:
+    """The event of a line, whose `event` is one of `KINDS`.
+
+    Raises:
+        ValueError: a field is missing, or is not what is written there.
+    """
+    kind = KINDS[line["event"]]
+    if kind is Ask and line.get("trial") is None:
+        kind = Duplicate
+    try:
+        return _readers()[kind].validate_python(line)
+    except pydantic.ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        name, *inside = map(str, found["loc"])
+    if found["type"] == "missing":
+        raise ValueError(f"{name} is missing")
+    if inside:
+        raise ValueError(f"{name} holds what is no number: {line[name]!r:.80}")
+    is_key = found["type"].startswith("string_pattern")
+    raise ValueError(f"{name} {'is no key:' if is_key else '='} {line[name]!r:.40}")
+
+
+@cache
+def _readers() -> dict[type[Event], pydantic.TypeAdapter[Event]]:
+    return {kind: pydantic.TypeAdapter(kind) for kind in (*KINDS.values(), Duplicate)}

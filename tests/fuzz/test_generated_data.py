@@ -1,0 +1,20 @@
+"""Data files as people have them are read as meant, up to the labels, or refused by their place.
+
+Drawn by hypothesis: 200 here, 10,000 by `make fuzz`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import assume, given
+from support.checked_data import check_case
+from support.data_files import DataCase, data_cases
+from support.fuzzing import MANY
+
+
+@MANY
+@given(case=data_cases())
+def test_a_file_is_learnt_as_meant_or_refused_by_its_place(case: DataCase, counted: Any) -> None:
+    assume(counted.is_new(case))
+    counted.add(case, check_case(case))

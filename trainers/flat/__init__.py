@@ -1,0 +1,1 @@
+"""Rows that lie one after another in one sequence: their attention, and products of each lane."""
