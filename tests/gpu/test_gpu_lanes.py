@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.cards import CUDA, Matmuls, counted, llama, operators, reseal, rows_of
-from support.packs import alone, key, pack, short_rows, small
+from support.packs import alone, key, pack, short_rows, small, unlike_rows
 from support.training import Recorder, stop_at
 
 from sweeps.config.spec import ModelSpec, TrainSpec
@@ -60,6 +60,20 @@ def test_the_proof_accepts_what_lanes_report(tmp_path: Path, quantization: str, 
 def test_the_proof_accepts_what_sft_trainer_reports(tmp_path: Path, quantization: str) -> None:
     spec = trial(replace(llama(), quantization=quantization))
     prove_again(tmp_path, spec, alone(tmp_path, spec, device=CUDA), 0)
+
+
+@pytest.mark.parametrize(("dtype", "rel"), [("bfloat16", 5e-3), ("float32", 1e-4)])
+def test_rows_of_unlike_length_flat_and_padded(tmp_path: Path, dtype: Any, rel: float) -> None:
+    """By PyTorch's kernel and grouped matmuls, or padded inside attention and lane by lane."""
+    specs = [trial(replace(llama(), dtype=dtype), seed=seed, peft={"r": 8}) for seed in (3, 4)]
+    flat, padded = (
+        pack(tmp_path / str(pads), specs, data=unlike_rows(), device=CUDA, pads=pads).finish()
+        for pads in (False, True)
+    )
+    assert flat.engine._base.is_flat
+    for mine, other in zip(flat.seen, padded.seen, strict=True):
+        assert mine.losses == pytest.approx(other.losses, rel=rel)
+        assert mine.measured == [pytest.approx(each, rel=rel) for each in other.measured]
 
 
 def test_thirty_steps_of_a_lane_are_those_of_sft_trainer(tmp_path: Path) -> None:

@@ -13,14 +13,15 @@ from trainers.flat import attention as flat_attention
 from trainers.flat import check as flat_check
 from trainers.model.loading import load_base
 
-# State-space layers, linear attention, convolutions; attention that is not transformers' interface.
+# State-space layers, linear attention, convolutions; attention that is not transformers' interface;
+# Doge picks the keys of a row longer than its window by what all keys are.
 PADDED = {
     *("qwen3_next", "qwen3_next_dense", "qwen3_5_text", "qwen3_5_moe_text", "falcon_h1"),
     *("granitemoehybrid", "bamba", "jamba", "zamba2", "lfm2", "lfm2_moe", "nemotron_h"),
     *("minimax", "olmo_hybrid", "recurrent_gemma", "recurrent_gemma_cap30", "mamba", "mamba2"),
     *("falcon_mamba", "rwkv", "xlstm"),
     *("gpt_neo", "gptj", "codegen", "falcon", "falcon_alibi", "bloom", "mpt", "mpt_scale", "xglm"),
-    "llama4_text",
+    *("llama4_text", "doge"),
 }
 QUICK = ("llama_untied", "gemma2", "mistral_sw", "gpt_oss", "falcon_h1", "gptj", "lfm2")
 
