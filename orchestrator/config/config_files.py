@@ -120,7 +120,7 @@ def path_problem(group: str, choice: str, own: Path | None) -> Problem | None:
 def renamed_note(group: str, choice: str, own: Path | None) -> str:
     """What to do if the choice would be there by another ending; empty if it would not."""
     path = (own or CONF) / group / f"{choice}.yml"
-    return f" {path} is passed over: config files end in .yaml." if path.is_file() else ""
+    return f" {path} is passed over: config files end in .yaml." if os.path.isfile(path) else ""
 
 
 def not_there(said: str, own: Path | None) -> Problem | None:
