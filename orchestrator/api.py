@@ -136,9 +136,8 @@ def _unchanged() -> Iterator[None]:
     levels = {name: logging.getLogger(name).level for name in _LOGGERS}
     logging.getLogger(_LOGGERS[-1]).setLevel(logging.ERROR)  # see `orchestrator.cli.main`
     try:
-        with (
-            warnings.catch_warnings()
-        ):  # tqdm wants a package of widgets for bars that are not shown
+        with warnings.catch_warnings():
+            # tqdm wants a package of widgets for bars that are not shown
             warnings.filterwarnings("ignore", "IProgress not found")
             name_user()
             yield

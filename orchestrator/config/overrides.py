@@ -7,6 +7,7 @@ at its dots), and any `KEY=choice(...)` or `KEY=a,b` adds a searched key. The re
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ def _sort(word: str, known: Mapping[str, Sequence[str]], into: Overrides) -> Pro
             return Problem(key=key, value=text, message=message)
         reason = _SECRET_REASON if is_secret_key(key) else _in_words(str(error))
         message = f"cannot be read: {reason}. Is it whole, and quoted in the shell?"
-        return Problem(key=key, message=message + _as_text(key, text))
+        return Problem(key=key, message=message + (_as_literal(key, text) or _as_text(key, text)))
     group = key.split("@")[0]
     if group in known:
         return _take_group(word, prefix, group, text, known[group], is_search, into)
@@ -213,6 +214,16 @@ def _as_text(key: str, text: str) -> str:
     if not text or len(text) > _MOST_QUOTED or _EXPRESSION.search(text):
         return ""
     return f" As text it is written {typed(key, text)}"
+
+
+def _as_literal(key: str, text: str) -> str:
+    """How a mapping or list of Python or JSON is written."""
+    try:
+        value = ast.literal_eval(text.strip())
+        is_known = isinstance(value, dict | list) and not is_secret_key(key)
+        return f" It is written {typed(key, value)}" if is_known else ""
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ""  # UnwritableError is a ValueError
 
 
 def _cut(word: str) -> tuple[str, str, str]:

@@ -22,8 +22,10 @@ from sweeps.config.spec import (
     Spec,
     TrainSpec,
 )
+from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.naming import SPOKEN
+from sweeps.core.secrets import is_secret_key
 
 Section = TypeVar("Section")
 
@@ -200,13 +202,34 @@ def _value(key: str, kind: Any, value: Any, problems: list[Problem]) -> Any:
     """The value as its field holds it; None, and `problems` longer, if it does not fit."""
     if not isinstance(kind, Kind):
         return _read(kind, value, key, problems)
+    if value == "None" and _fits(kind, None):
+        message = f"is a text here; nothing is written null: {typed(key, None)}"
+        problems.append(Problem(key=key, value=value, message=message))
+        return None
     try:
         return kind.read(value)
     except ValueError as error:
         close = _near(value, kind.options) if isinstance(value, str) else None
-        message = f"must be {error}."
+        message = f"must be {error}.{_as_typed(key, kind, value)}"
         problems.append(Problem(key=key, value=value, message=message, nearest=close))
         return None
+
+
+def _as_typed(key: str, kind: Kind, value: Any) -> str:
+    """How a number is written that is meant as text, and one word as a list of one."""
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    for meant in ([str(value)] if is_number else []) + [[value]]:
+        if _fits(kind, meant) and not is_secret_key(key):
+            return f" Write {typed(key, meant)}"
+    return ""
+
+
+def _fits(kind: Kind, value: Any) -> bool:
+    try:
+        kind.read(value)
+    except ValueError:
+        return False
+    return True
 
 
 @functools.cache

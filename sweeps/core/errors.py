@@ -81,5 +81,7 @@ def first_line(error: object) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
     """The one of `names` that `name` was most likely meant to be, or None."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    every = list(names)
+    alike = [each for each in every if each.lower() == name.lower()]
+    matches = alike or difflib.get_close_matches(name, every, n=1, cutoff=0.6)
     return matches[0] if matches else None

@@ -13,6 +13,7 @@ _RATE, _SCHEDULE = "trainer.learning_rate", "trainer.lr_scheduler_type"
 # Share of a decaying schedule before which a rate that wins in the end may be behind: measured by
 # `python -m benchmarks.replay --pruners` over public curves; docs/search.md has the table.
 _SETTLED = 0.6
+_SAFE_FACTOR = 2
 _MILD_PERCENTILE = 75  # only the worst quarter is stopped
 # Pruner -> the option that says from which evaluation on it compares trials.
 STARTS: Mapping[PrunerName, str] = {
@@ -60,14 +61,20 @@ def misled(spec: SearchSpec, space: Space, trainer: Mapping[str, Any]) -> list[s
     if first is None or is_mild or not decays or len(searched.get(_RATE, ())) < 2:
         return []
     later = next(n for n in range(1, spec.evaluations + 1) if n >= _SETTLED * spec.evaluations)
-    if first >= later or later >= spec.evaluations:
-        return []
-    option = override(f"sweep.pruner_options.{STARTS[spec.pruner]}", later)
-    return [
-        f"{spec.pruner} compares trials from evaluation {first} of {spec.evaluations} on. Where "
-        "the learning rate decays, one that wins in the end is often behind before about "
-        f"{_SETTLED:.0%} of the schedule: {option} waits for that"
-    ]
+    if first < later < spec.evaluations:
+        option = override(f"sweep.pruner_options.{STARTS[spec.pruner]}", later)
+        return [
+            f"{spec.pruner} compares trials from evaluation {first} of {spec.evaluations} on. "
+            "Where the learning rate decays, one that wins in the end is often behind before about "
+            f"{_SETTLED:.0%} of the schedule: {option} waits for that"
+        ]
+    if spec.pruner == "asha" and _factor(spec) > _SAFE_FACTOR:
+        option = override("sweep.pruner_options.reduction_factor", _SAFE_FACTOR)
+        return [
+            f"asha stops all but one in {_factor(spec)} trials at evaluation {first}. Where "
+            f"the learning rate decays, that has stopped winners; {option} has not"
+        ]
+    return []
 
 
 def _factor(spec: SearchSpec) -> int:

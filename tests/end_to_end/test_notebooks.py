@@ -14,7 +14,7 @@ from support.real_sweeps import LR, REPOSITORY, SMALL
 pytestmark = pytest.mark.long
 
 WORDS = [*SMALL, f"{LR}=1e-3,1e-2", "trainer.lr_scheduler_type=constant", "tracking=off"]
-LONGER = ["sweep.budget.examples=640", "sweep.evaluations=20", "run_dir=run"]
+LONGER = ["sweep.budget.examples=320", "sweep.evaluations=10", "run_dir=run"]
 BEGIN = f"""
 import os, signal, sys, threading, time
 from pathlib import Path

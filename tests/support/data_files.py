@@ -177,9 +177,9 @@ def _schema_table(draw: Draw, count: int) -> Table:
         completion = draw(FILLED)
         filled = [cell for cell in cells.values() if cell]
         prompt = "\n\n".join(filled) + end if filled else ""
-        kept = {
-            part: cell for part, cell in cells.items() if cell or not values or draw(st.booleans())
-        }
+        kept = cells
+        if values and filled:  # an empty column may be absent, but not all of them
+            kept = {part: each for part, each in cells.items() if each or draw(st.booleans())}
         values.append({**kept, answer: completion})
         meant.append(Meant(prompt=prompt, completion=completion))
     return Table(shape="schema", values=values, meant=meant, learnt=(answer,), told=(known,))
@@ -676,9 +676,9 @@ def _broken(
         for place in part.places
     ]
     broken = replace(case, kind=kind, refused=places[at])
+    if table.shape == "sharegpt":  # known by what its cells hold, if there is one left
+        broken = replace(broken, refused=f"{broken.refused}|has the columns")
     if damage == "values":
-        if table.shape == "sharegpt":  # known by what its cells hold, if there is one left
-            broken = replace(broken, refused=f"{broken.refused}|has the columns")
         return _skipping(draw, broken, at)
     if damage == "columns":
         return replace(

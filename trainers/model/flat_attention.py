@@ -85,7 +85,9 @@ def laid(
     lengths: Sequence[int], groups: Sequence[tuple[int, int]], there: Sequence[torch.Tensor]
 ) -> Layout:
     """The layout of what `grouped` gave, once its arrays are on the device."""
-    places, back, *ends = there or (None, None)
+    if not there:
+        return Layout(lengths, groups)
+    places, back, *ends = there
     return Layout(lengths, groups, places, back, ends[0].to(torch.int32) if ends else None)
 
 

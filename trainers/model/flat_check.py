@@ -58,11 +58,12 @@ def obstacle(spec: ModelSpec) -> str:
 def settle(model: Any, spec: ModelSpec) -> str:
     """Let a model attend within rows that lie one after another; or say why it cannot.
 
-    In the second case the model is as it was.
+    In the second case its attention is as it was. It evaluates (`eval()`) from then on.
 
     Raises:
         What the device raises if its memory is too small.
     """
+    model.eval()
     try:
         if found := obstacle(spec):
             return found
@@ -71,7 +72,13 @@ def settle(model: Any, spec: ModelSpec) -> str:
     if model.get_input_embeddings().weight.is_meta:
         return _settle(model, None, 0.0)
     is_half = model.dtype != torch.float32 or spec.quantization != "none"
-    return _settle(model, _apart(model), _ALIKE_IN_HALF if is_half else _ALIKE)
+    try:
+        apart = _apart(model)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        return f"rows could not be tried: {str(error)[:100] or repr(error)}"
+    return _settle(model, apart, _ALIKE_IN_HALF if is_half else _ALIKE)
 
 
 def _settle(model: Any, apart: torch.Tensor | None, alike: float) -> str:
@@ -103,8 +110,6 @@ def _apart(model: Any) -> torch.Tensor:
 @torch.no_grad()
 def _hidden(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
     """The hidden states of rows in sequences, whose lengths are given, one after another."""
-    trains = model.training
-    model.eval()
     weight = model.get_input_embeddings().weight
     found, first = [], 3
     for lengths in sequences:
@@ -117,7 +122,6 @@ def _hidden(model: Any, sequences: Sequence[Sequence[int]]) -> torch.Tensor:
         with flat_attention.laid_out(flat_attention.lay_out(lengths, weight.device)):
             given = {"input_ids": ids[None], "use_cache": False, **options}
             found.append(model.base_model(**given).last_hidden_state[0])
-    model.train(trains)
     return torch.cat(found).float()
 
 
@@ -139,12 +143,12 @@ def _small(config: Any, spec: ModelSpec) -> Any:
     given = type(config).from_dict(_narrowed(config), attn_implementation=None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        options = {"dtype": torch.float32, "trust_remote_code": spec.trust_remote_code}
-        model = AutoModelForCausalLM.from_config(given, **options)
+        options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+        model = AutoModelForCausalLM.from_config(given, dtype=torch.float32, **options)
         for weight in model.parameters():  # sizes at which each layer matters
             if weight.dim() == 2:
                 weight.data.normal_(std=weight.shape[-1] ** -0.5)
-    return model.requires_grad_(False)
+    return model.requires_grad_(False).eval()
 
 
 def _narrowed(config: Any) -> dict[str, Any]:

@@ -205,6 +205,8 @@ def _value_problems(peft: Mapping[str, Any], typed: Collection[str] | None) -> l
 
 def _as_list(name: str, value: object) -> str:
     """How one word is written if it is meant as a list of one."""
+    if value == "None":
+        return f" Nothing is written {commands.typed(f'peft.{name}', None)}"
     try:
         _kind(name).read([value])
     except ValueError:

@@ -56,8 +56,8 @@ class Equal:
         *,
         rounds: bool,
     ) -> None:
-        self._counts, self._a, self._b, self._scales = counts, a, b, scales
-        self._rounds = rounds
+        self._counts, self._scales, self._rounds = list(counts), scales, rounds
+        self._a, self._b = a, b
 
     def add(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add scale B A x to `target` [tokens, out]; returns `low`."""
@@ -78,7 +78,8 @@ class Equal:
         grads_a: torch.Tensor,
         grads_b: torch.Tensor,
         out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        wanted: bool = True,
+    ) -> torch.Tensor | None:
         """Add the gradients of A and B to `grads_a` and `grads_b`, which are shaped as they are.
 
         Args:
@@ -86,7 +87,7 @@ class Equal:
             out: where the gradient of x goes.
 
         Returns:
-            The gradient of x, [tokens, in].
+            The gradient of x, [tokens, in], if it is wanted.
         """
         scale, of_b = self._scales.shared, 1.0  # of_b: what `low` lacks of the gradient of B
         if self._rounds:
@@ -98,7 +99,7 @@ class Equal:
             grad_low, of_b = self._low(self._b, above, scale), scale
         self._accumulate(grads_b, low, above, of_b)
         self._accumulate(grads_a, grad_low, x, 1.0)
-        return self._high(grad_low, self._a, out)
+        return self._high(grad_low, self._a, out) if wanted else None
 
     @property
     def _by_token(self) -> torch.Tensor | float:
@@ -145,12 +146,15 @@ class Equal:
 class Looped(Equal):
     """Lanes with unlike numbers of tokens, lane by lane; `low` is [r, tokens]."""
 
+    @cached_property
+    def _each(self) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
+        """A, B and scale of each lane."""
+        return list(zip(self._a.unbind(), self._b.unbind(), self._scales.values, strict=True))
+
     def add(self, target: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         low = x.new_empty(self._a.shape[1], len(x))
-        for a, b, scale, own, few, into in zip(
-            self._a.unbind(),
-            self._b.unbind(),
-            self._scales.values,
+        for (a, b, scale), own, few, into in zip(
+            self._each,
             x.split(self._counts),
             low.split(self._counts, 1),
             target.split(self._counts),
@@ -171,13 +175,12 @@ class Looped(Equal):
         grads_a: torch.Tensor,
         grads_b: torch.Tensor,
         out: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        wanted: bool = True,
+    ) -> torch.Tensor | None:
         out = torch.empty_like(x) if out is None else out
         of_a, of_b = low.new_empty(grads_a.shape), low.new_empty(grads_b.shape)
-        for a, b, scale, high, own, few, to_a, to_b, to_x in zip(
-            self._a.unbind(),
-            self._b.unbind(),
-            self._scales.values,
+        for (a, b, scale), high, own, few, to_a, to_b, to_x in zip(
+            self._each,
             above.split(self._counts),
             x.split(self._counts),
             low.split(self._counts, 1),
@@ -191,10 +194,11 @@ class Looped(Equal):
             grad_low = torch.mm(b, high.t())
             to_a.addmm_(grad_low, own, beta=0, alpha=scale)
             to_b.addmm_(few, high, beta=0, alpha=scale)
-            to_x.addmm_(grad_low.t(), a, beta=0, alpha=scale)
+            if wanted:
+                to_x.addmm_(grad_low.t(), a, beta=0, alpha=scale)
         grads_a.add_(of_a)
         grads_b.add_(of_b)
-        return out
+        return out if wanted else None
 
 
 class Grouped(Equal):

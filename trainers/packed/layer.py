@@ -150,9 +150,11 @@ class _LanesSum(torch.autograd.Function):
         result = base if fresh else base.clone()
         flat_x, flat_result = x.reshape(-1, x.shape[-1]), result.view(-1, result.shape[-1])
         kept: list[torch.Tensor | None] = [x]
+        ctx.products = []
         for part in now.parts:
             if not part.bank.has(name):
                 kept += [None, None]
+                ctx.products.append(None)
                 continue
             ours = _own(part, now, flat_x, name)
             mask = _mask(part, now, name, ours, _memory_order(x))
@@ -160,6 +162,7 @@ class _LanesSum(torch.autograd.Function):
             of = _products(part, name, ours.dtype, _rounds(ours, target, now))
             low = of.add(target, ours if mask is None else ours * mask)
             kept += [low, mask]
+            ctx.products.append(of)
         ctx.save_for_backward(*kept)
         ctx.now, ctx.name = now, name
         return result
@@ -174,7 +177,8 @@ class _LanesSum(torch.autograd.Function):
         if wanted:  # a bank may have no adapter here
             is_whole = now.is_whole and all(low is not None for low in kept[::2])
             grad_x = torch.empty_like(flat_x) if is_whole else torch.zeros_like(flat_x)
-        for part, low, mask in zip(now.parts, kept[::2], kept[1::2], strict=True):
+        lanes = zip(now.parts, ctx.products, kept[::2], kept[1::2], strict=True)
+        for part, of, low, mask in lanes:
             if low is None:
                 continue
             ours = _own(part, now, flat_x, name)
@@ -182,15 +186,16 @@ class _LanesSum(torch.autograd.Function):
             grads = [part.bank.view(name, side, part.first, part.last, None) for side in ("A", "B")]
             into = None if grad_x is None else part.own(grad_x)
             is_direct = mask is None and into is not None and into.dtype == ours.dtype
-            back = _products(part, name, ours.dtype, _rounds(ours, grad, now)).back(
+            back = of.back(
                 above,
                 ours if mask is None else ours * mask,
                 low,
                 grads[0],
                 grads[1].transpose(1, 2),
                 out=into if is_direct else None,
+                wanted=wanted,
             )
-            if into is not None and not is_direct:
+            if into is not None and back is not None and not is_direct:
                 into.copy_(back if mask is None else back.mul_(mask))
         return grad, None if grad_x is None else grad_x.view(x.shape), None, None, None, None
 

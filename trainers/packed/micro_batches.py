@@ -142,7 +142,7 @@ class Placing:
     ) -> None:
         self._is_cpu = device.type == "cpu"
         self._lengths = [length for own in lengths for length in own]
-        self._shape = None
+        self._shape: tuple[int, int] | None = None
         if padded is not None:
             rows, tokens = padded
             firsts = np.cumsum([0, *rows])

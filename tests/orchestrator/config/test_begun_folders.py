@@ -160,3 +160,19 @@ def test_a_home_in_a_path_stays_as_it_was_written(
     assert command.spec is not None
     assert command.spec.train.model.path == "~/m"
     assert Command.read([*words, "run_dir=other"]).config["model"]["path"].endswith("/home/m")
+
+
+def test_the_options_of_a_begun_sweeps_pruner_stay_though_its_file_has_others_now(
+    begin: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["sweep=asha", "run_dir=run"]
+    began(begin, words, monkeypatch)
+    there = yaml.safe_load(begin.spec.read_text())
+    there["sweep"]["pruner_options"] = then = {"min_resource": 1, "reduction_factor": 3}
+    begin.spec.write_text(yaml.safe_dump(there))
+    again = Command.read(words).spec
+    assert again is not None
+    assert again.sweep.pruner_options == then
+    typed = Command.read([*words, "sweep.pruner_options.min_resource=2"]).spec
+    assert typed is not None
+    assert typed.sweep.pruner_options == {"min_resource": 2, "reduction_factor": 2}

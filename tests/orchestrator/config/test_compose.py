@@ -192,6 +192,7 @@ def test_a_mapping_is_cut_at_its_own_commas(text: str, parts: list[str]) -> None
         (["sweep=lr_gird"], "Did you mean lr_grid?"),
         (["model=null"], "model = null: is none of its choices"),
         (["sweep=random"], "Write sweep.search=random"),
+        (['data.columns={"prompt": "q"}'], "It is written 'data.columns={prompt: q}'"),
         (["wandb.project=x"], "Did you mean tracking?"),
         (["~model"], "~model: cannot be left out; choose one of hub"),
         (["~model=tiny"], "~model: cannot be left out"),

@@ -85,6 +85,13 @@ def test_a_bare_off_in_yaml_is_the_word_off() -> None:
         ({"sweep__search": "tpr"}, "sweep.search = tpr: must be one of grid, random"),
         ({"sweep__search": "tpr"}, "Did you mean tpe?"),
         ({"sweep__search": "bayes"}, "Did you mean tpe?"),
+        ({"sweep__search": "TPE"}, "Did you mean tpe?"),
+        ({"tracking__project": 2024}, "must be text. Write 'tracking.project=\"2024\"'"),
+        ({"tracking__tags": "a"}, "must be a list of words. Write 'tracking.tags=[a]'"),
+        (
+            {"tracking__entity": "None"},
+            "is a text here; nothing is written null: tracking.entity=n",
+        ),
         ({"sweep__direction": "down"}, "must be one of minimize, maximize."),
         (
             {"sweep__direction": "maximize"},

@@ -50,6 +50,9 @@ def test_a_pruner_that_compares_rates_too_early_is_told_with_the_way_out() -> No
     assert note.startswith("asha compares trials from evaluation 1 of 8 on.")
     assert "sweep.pruner_options.min_resource=5 waits for that" in note
     assert notes({**rates, SCHEDULE: "choice(constant, linear)"}, "constant", **early)
+    (note,) = notes(rates, pruner="asha", pruner_options={"min_resource": 5, "reduction_factor": 4})
+    assert "stops all but one in 4 trials at evaluation 5" in note
+    assert "sweep.pruner_options.reduction_factor=2 has not" in note
     for kept in (
         notes(rates, "constant_with_warmup", **early),
         notes({OPTIM: "choice(a, b)"}, **early),

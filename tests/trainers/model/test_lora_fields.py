@@ -129,7 +129,7 @@ def test_each_searched_list_is_looked_for_in_the_model() -> None:
             "alpha_pattern",
             "k_proj",
         ),
-        ({"rank_pattern": {"o_proj": 4}}, "rank_pattern", None),  # there, and without an adapter
+        ({"rank_pattern": {"o_proj": 4}}, "rank_pattern", "q_proj"),  # there, without an adapter
     ],
 )
 def test_names_that_the_model_lacks_are_named(

@@ -81,7 +81,7 @@ _SHARED = (
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name == "llama_tied" else pytest.mark.long)
+        pytest.param(name, marks=() if name in ("llama_tied", "granite") else pytest.mark.slow)
         for name in _SHARED
     ],
 )
