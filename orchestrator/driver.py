@@ -382,7 +382,8 @@ class Driver:
             if not self._has_left:
                 print(self._go_on(), flush=True)
             self._has_left = True
-            stop_ray()
+            if self._signals.ends_process:  # else once the heartbeat has ended; see `run`
+                stop_ray()
             self._signals.leave()
 
     # ------------------------------------------------------------------ the end

@@ -16,6 +16,7 @@ SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _LOOK_S = 0.2
 _ECHO_S = 1.0  # a batch system signals every process, and its script passes the signal on
 _BEAT_S = 0.5
+_ANSWER_S = 1.0
 
 
 class Signals:
@@ -31,7 +32,7 @@ class Signals:
 
     def __init__(self, *, ends_process: bool = True) -> None:
         self.seen: list[signal.Signals] = []
-        self._ends_process = ends_process
+        self.ends_process = ends_process
         self._taken = 0.0
         self._leave: Callable[[], object] | None = None
         self._is_lost: Callable[[], bool] = bool
@@ -71,7 +72,7 @@ class Signals:
     def leave(self) -> NoReturn:
         """End the process, or the main thread's sweep, with the exit code of the last signal."""
         code = SIGNAL_EXIT[self.seen[-1]]
-        if self._ends_process:
+        if self.ends_process:
             os._exit(code)
         if not _is_main():
             _thread.interrupt_main()  # it comes here, too
@@ -131,6 +132,8 @@ class Heartbeat(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        # If Ray is stopped amid a question, the question ends the process a minute later.
+        self.join(_ANSWER_S)
 
     def run(self) -> None:
         import ray

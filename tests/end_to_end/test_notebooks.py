@@ -99,5 +99,6 @@ def test_the_notebook_of_the_docs_runs_as_it_is(tmp_path: Path) -> None:
     assert kinds(sweep) == ["display_data", "stream stdout"]
     assert "Best: trial " in shown[0]["data"]["text/plain"]
     assert "trainer.learning_rate" in table[0]["data"]["text/html"]
-    assert answer[-1]["text"].startswith("Where is my parcel 471?")
+    (said,) = [one["text"] for one in answer if one.get("name") == "stdout"]  # beside a bar
+    assert said.startswith("Where is my parcel 471?")
     assert (tmp_path / "outputs" / "mails" / "best" / "adapter_model.safetensors").is_file()
