@@ -248,7 +248,7 @@ class Packs:
     """The packs of a table: on a GPU one that grows, since a lane takes longer to make than to
     time."""
 
-    def __init__(self, setup: Setup, data: Any, root: Path, *, pads: bool, apart: bool) -> None:
+    def __init__(self, setup: Setup, data: Any, root: Path, *, pads: bool | None, apart: bool) -> None:
         self._setup, self._data, self._root = setup, data, root
         self._pads, self._apart = pads, apart
         self._bases: dict[str, Base] = {}
@@ -460,7 +460,7 @@ def by_lanes(
     """Tokens a second for each number of lanes, beside the other ways to train."""
     spec = trial(setup, model, rows)
     packs = {
-        name: Packs(setup, data, root / name, pads=name == "padded", apart=apart)
+        name: Packs(setup, data, root / name, pads=True if name == "padded" else None, apart=apart)
         for name in ("flat", "padded")
     }
 
@@ -506,7 +506,7 @@ def unlike(setup: Setup, model: ModelSpec, data: Any, root: Path, rows: int) -> 
     arms = {
         name: (
             lambda name=name, specs=specs: Packs(
-                setup, data, root / str(len(name)), pads=False, apart=True
+                setup, data, root / str(len(name)), pads=None, apart=True
             ).of(specs)
         )
         for name, specs in packs.items()
