@@ -248,7 +248,9 @@ class Packs:
     """The packs of a table: on a GPU one that grows, since a lane takes longer to make than to
     time."""
 
-    def __init__(self, setup: Setup, data: Any, root: Path, *, pads: bool | None, apart: bool) -> None:
+    def __init__(
+        self, setup: Setup, data: Any, root: Path, *, pads: bool | None, apart: bool
+    ) -> None:
         self._setup, self._data, self._root = setup, data, root
         self._pads, self._apart = pads, apart
         self._bases: dict[str, Base] = {}
