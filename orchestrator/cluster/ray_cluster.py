@@ -111,6 +111,7 @@ class _Ray(threading.Thread):
         self.error: Exception | None = None
         self._cluster = cluster
         self._is_started, self._is_over = threading.Event(), threading.Event()
+        self._lock = threading.Lock()
         self.start()
 
     def run(self) -> None:
@@ -119,7 +120,13 @@ class _Ray(threading.Thread):
         except Exception as error:
             self.error = error
         finally:
-            self._is_started.set()
+            with self._lock:
+                self._is_started.set()
+                was_ended = self._is_over.is_set()
+        if was_ended and self.error is None:
+            import ray
+
+            ray.shutdown()  # a process whose Ray goes without it is ended by Ray a minute later
         self._is_over.wait()
 
     @property
@@ -131,8 +138,13 @@ class _Ray(threading.Thread):
         self._is_started.wait(seconds)
 
     def end(self) -> None:
+        """Stop Ray; while it starts, this is left to its thread."""
         import ray
 
+        with self._lock:
+            if not self._is_started.is_set():
+                self._is_over.set()
+                return
         if own_ray_is_gone():  # `ray.shutdown` would wait for it; what is left of it is ended
             _own_node().kill_all_processes(check_alive=False, allow_graceful=False)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,22 @@ def test_a_cluster_that_was_joined_has_a_head_of_its_own(monkeypatch: pytest.Mon
     assert not ray_cluster.own_ray_is_gone()
 
 
+def test_a_ray_that_is_stopped_while_it_starts_is_shut_down_once_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its processes end with the thread that started them, and Ray would end this one then."""
+    may_run, shut_down = threading.Event(), threading.Event()
+    monkeypatch.setattr(ray_cluster, "_init", lambda cluster: may_run.wait())
+    monkeypatch.setattr(ray, "shutdown", shut_down.set)
+    own = ray_cluster._Ray(ClusterSpec())
+    own.end()
+    assert not shut_down.is_set()
+    may_run.set()
+    assert shut_down.wait(10)
+    own.join(10)
+    assert not own.is_alive()
+
+
 @pytest.mark.parametrize("is_gone", [False, True])
 def test_a_ray_without_a_head_is_not_asked_to_shut_down(
     monkeypatch: pytest.MonkeyPatch, is_gone: bool
@@ -46,7 +63,9 @@ def test_a_ray_without_a_head_is_not_asked_to_shut_down(
     monkeypatch.setattr(ray_cluster, "_init", lambda cluster: None)
     monkeypatch.setattr(ray, "shutdown", lambda: called.append("shutdown"))
     cluster: Any = None
-    ray_cluster._Ray(cluster).end()
+    own = ray_cluster._Ray(cluster)
+    own.wait()
+    own.end()
     wanted = "kill {'check_alive': False, 'allow_graceful': False}" if is_gone else "shutdown"
     assert called == [wanted]
 
