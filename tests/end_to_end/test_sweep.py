@@ -237,7 +237,7 @@ def test_a_signal_while_ray_starts_leaves_neither_file_nor_process(
     said = command.output
     command.send(number)
     assert command.process.wait(PATIENCE_S) == 128 + number
-    assert command.output == said
+    assert command.output == f"{said}\n{number.name}: no trial was started.\n"
     assert not command.run_dir.exists()
     assert command.processes() == []
 
