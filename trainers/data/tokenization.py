@@ -128,11 +128,7 @@ class Tokenizing:
 
     def _written(self, turns: Sequence[Mapping[str, Any]], tools: Any) -> str | None:
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    copy.deepcopy(list(turns)), tools=tools, tokenize=False
-                )
-            )
+            return self._rendered(turns, tools)[0]
         except Exception:  # Jinja has exceptions of its own; the row is refused by its place
             return None
 
@@ -269,7 +265,7 @@ class Tokenizing:
     def _parted(self, text: str, learnt: Sequence[bool]) -> tuple[list[int], list[bool]]:
         """Tokens of a text, of which some characters are learnt; no token holds others too.
 
-        Where one would, the two sides are tokenized apart, as in generation.
+        If one would, the two sides are tokenized apart, as in generation.
         """
         ids, spans = self._spanned(text)
         held = [set(learnt[start:end]) for start, end in spans]
@@ -295,11 +291,11 @@ class Tokenizing:
 
     def _spanned(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens of a text without any that are added to it, and which characters each holds."""
-        encoded = self._tokenizer(text, add_special_tokens=False)
+        is_fast = self._tokenizer.is_fast
+        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=is_fast)
         ids = list(encoded["input_ids"])
-        if encoded.is_fast:
-            spans = [encoded.token_to_chars(index) for index in range(len(ids))]
-            return ids, [(0, 0) if span is None else (span.start, span.end) for span in spans]
+        if is_fast:
+            return ids, list(encoded["offset_mapping"])
         ends = [len(self._tokenizer.decode(ids[: index + 1])) for index in range(len(ids))]
         return ids, list(itertools.pairwise([0, *ends]))
 
@@ -342,13 +338,10 @@ class Tokenizing:
 
     def cut(self, whole: Dataset, max_length: int, name: str) -> Dataset:
         """Cut rows at `max_length` tokens, and drop those without any label left."""
-        return self._prepared(whole, max_length, name)
-
-    def _prepared(self, dataset: Dataset, max_length: int | None, name: str) -> Dataset:
         arguments = SimpleNamespace(**{**vars(self._arguments), "max_length": max_length})
         with silence():
             prepared = self._preparer._prepare_dataset(
-                dataset, self._tokenizer, arguments, False, None, name
+                whole, self._tokenizer, arguments, False, None, name
             )
         return prepared.select_columns(COLUMNS)
 
