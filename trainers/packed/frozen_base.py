@@ -260,7 +260,10 @@ class _Plan:
         found = sent_together(
             [
                 *_tokens(batches, placing, pad),
-                *(batch.kept if is_flat else None for batch in batches),
+                *(
+                    batch.kept if is_flat and lane.stream.probability else None
+                    for lane, batch in zip(lanes, batches, strict=True)
+                ),
                 *(np.cumsum(part.counts) if is_ragged else None for part in self.parts),
                 *placing.arrays(),
             ],
