@@ -49,9 +49,9 @@ def plan(argv: Sequence[str]) -> int:
 def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
-    from trainers.preview import first_rows
-
     refuse_another(folder, spec)
+    from trainers.preview import first_rows  # imports torch, which a refusal need not wait for
+
     display = Display(folder, spec.public)
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         # If the sweep has begun, its data is there, and what has changed since can be told.

@@ -172,7 +172,7 @@ def failed_step(error: Exception, train: TrainSpec) -> tuple[str, str]:
 
 
 def _about_experts(error: Exception, train: TrainSpec) -> str:
-    """What to type where TRL or PEFT trip over the routers of a mixture of experts."""
+    """What to type if TRL or PEFT trip over the routers of a mixture of experts."""
     try:
         if not has_experts(load_config(train.model)):
             return ""

@@ -53,7 +53,7 @@ def expected_share(spec: SearchSpec) -> float:
 
 
 def misled(spec: SearchSpec, space: Space, trainer: Mapping[str, Any]) -> list[str]:
-    """A line if the pruner compares learning rates where a decaying schedule misleads it."""
+    """A line if the pruner compares learning rates so early that a decaying schedule misleads."""
     first, searched = first_judged(spec), space.values_by_key()
     schedules = searched.get(_SCHEDULE, [trainer.get(_SCHEDULE)])
     decays = any(not str(each).startswith("constant") for each in schedules)
@@ -65,13 +65,13 @@ def misled(spec: SearchSpec, space: Space, trainer: Mapping[str, Any]) -> list[s
         option = override(f"sweep.pruner_options.{STARTS[spec.pruner]}", later)
         return [
             f"{spec.pruner} compares trials from evaluation {first} of {spec.evaluations} on. "
-            "Where the learning rate decays, one that wins in the end is often behind before about "
+            "If the learning rate decays, one that wins in the end is often behind before about "
             f"{_SETTLED:.0%} of the schedule: {option} waits for that"
         ]
     if spec.pruner == "asha" and _factor(spec) > _SAFE_FACTOR:
         option = override("sweep.pruner_options.reduction_factor", _SAFE_FACTOR)
         return [
-            f"asha stops all but one in {_factor(spec)} trials at evaluation {first}. Where "
+            f"asha stops all but one in {_factor(spec)} trials at evaluation {first}. If "
             f"the learning rate decays, that has stopped winners; {option} has not"
         ]
     return []

@@ -161,5 +161,5 @@ def _nearby(path: Path) -> str:
     names = sorted(each.name for each in folder.iterdir() if decoding.suffix(each) in FORMATS)
     if close := nearest(path.name, names):
         return f". Did you mean {folder / close}?"
-    there = ", ".join(names[:10]) or "no .jsonl, .json, .csv or .parquet file"
+    there = ", ".join(names[:10]) or f"no file that ends in {', '.join(FORMATS)}"
     return f". {folder.absolute()} has {there}"

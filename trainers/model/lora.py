@@ -96,7 +96,7 @@ def adapt(model: Any, peft: Mapping[str, Any]) -> Any:
 
 
 def _way_out(said: str, peft: Mapping[str, Any]) -> str:
-    """What to type where PEFT refuses one kind of a model's modules."""
+    """What to type if PEFT refuses one kind of a model's modules."""
     if "ParamWrapper" in said:
         return (
             " Experts take no dropout: set peft.lora_dropout=0, or name the modules beside them, "
