@@ -167,9 +167,13 @@ class WandbRuns:
         if not self._history.unfinished():  # while the best is proven there is time for it
             self._look()
 
-    def _look(self) -> None:
-        """Check that the server is there before runs are closed: closing waits for it long."""
-        if not self._is_online or time.monotonic() - self._looked < _LOOK_EVERY_S:
+    def _look(self, every_s: float = _LOOK_EVERY_S) -> None:
+        """Check that the server is there: opening and closing runs wait long for one that is not.
+
+        Args:
+            every_s: what was seen within so many seconds still holds.
+        """
+        if not self._is_online or time.monotonic() - self._looked < every_s:
             return
         self._looked = time.monotonic()
         try:
@@ -201,6 +205,7 @@ class WandbRuns:
 
     def _run(self, key: str) -> Run:
         if key not in self._open:
+            self._look(every_s=0.0)  # `wandb.init` would wait for a server that is gone
             self._open[key] = self._begin(key)
         return self._open[key]
 

@@ -211,7 +211,7 @@ def test_a_cluster_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Mo
     finally:
         stop_ray()
         hangs.set()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 19
 
 
 def test_a_start_asks_its_cluster_before_it_judges(monkeypatch: pytest.MonkeyPatch) -> None:
