@@ -30,6 +30,7 @@ from sweeps.core.trial import Decision, Report, State, Trial
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
+from sweeps.results import row_losses
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
@@ -235,6 +236,8 @@ class Coordinator:
                 return Decision.CONTINUE
             if report.index not in record.reports:
                 self._report(record, report)
+            else:
+                self._keep_rows_again(record, report)
             if record.pruned_at is not None:
                 return Decision.PRUNE
             return Decision.STOP if self.stop is not None else Decision.CONTINUE
@@ -357,7 +360,27 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
+        self._keep_rows(record, report)
         self._write_report(record, report, self._suggestions.tell_report(record, report))
+
+    def _keep_rows(self, record: Record, report: Report) -> None:
+        """Keep the rows' losses of the best report so far; before the ledger tells of it."""
+        rows, best = report.row_losses, self.history.value(record)
+        value = report.metrics[self.history.metric]
+        if rows is None or (best is not None and self.history.sign * (value - best) >= 0):
+            return
+        with suppress(OSError):  # a full disk shows at the next checkpoint
+            row_losses.keep(self._folder, record.key, rows)
+
+    def _keep_rows_again(self, record: Record, report: Report) -> None:
+        """Keep what a folder lacks that came back from a store; the ledger may be ahead of it."""
+        best = record.best(self.history.metric, self.history.direction)
+        is_best = best is not None and best.index == report.index
+        if not is_best or report.row_losses is None:
+            return
+        if row_losses.of_trial(self._folder, self.history, record) is None:
+            with suppress(OSError):
+                row_losses.keep(self._folder, record.key, report.row_losses)
 
     def _write_report(self, record: Record, report: Report, verdict: Verdict) -> None:
         self._write(
