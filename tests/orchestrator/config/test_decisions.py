@@ -60,6 +60,8 @@ def test_a_list_keeps_the_rows_that_have_the_fixed_value() -> None:
 
 
 def test_a_value_that_no_row_has_is_refused_with_those_there_are() -> None:
+    # `++` sets what no trial reads; it does not set what the rows set.
+    assert refused("sweep=accumulation", "++trainer.per_device_train_batch_size=16")
     said = refused("sweep=accumulation", "trainer.per_device_train_batch_size=16")
     assert said.startswith("trainer.per_device_train_batch_size = 16: ")
     assert "whose rows have 8, 4, 2, 1" in said

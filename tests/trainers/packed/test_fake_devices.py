@@ -116,6 +116,7 @@ def test_launches_of_a_micro_step(monkeypatch: pytest.MonkeyPatch, count: int, p
     assert watch.count <= int(row[not pads].replace(",", "")), watch.launches.most_common(20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pads", [True, False])
 def test_lanes_of_one_shape_share_every_launch_of_a_pass(
     monkeypatch: pytest.MonkeyPatch, pads: bool
