@@ -54,7 +54,7 @@ class Coordinator:
         self._suggestions = Suggestions(spec, space, self.history, self._write)
         # Configs of the trials that have not ended.
         self._ledger, self._configs = replay_ledger(
-            folder.ledger, spec, self.history, self._suggestions
+            folder.ledger, spec, space, self.history, self._suggestions
         )
         self._retention = Retention(folder, self.history, spec.sweep.keep)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
