@@ -29,7 +29,12 @@ from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
-from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
+from orchestrator.config.run_folder_claim import (
+    claim_folder,
+    refuse_strangers,
+    remove_claim,
+    write_spec,
+)
 from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
@@ -109,9 +114,9 @@ def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
         try:
             with ExitStack() as stack:
                 lease = stack.enter_context(held(store, folder, spec)) if store else None
-                claim_folder(folder, spec)
+                grown = claim_folder(folder, spec)
                 copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
-                driver = Driver(spec, space, folder, argv, signals, copies)
+                driver = Driver(spec, space, folder, argv, signals, copies, grown)
                 refused.pop_all()  # from here on Ray ends with the driver
                 return driver.run()
         finally:
@@ -139,6 +144,7 @@ class Driver:
         argv: Sequence[str],
         signals: Signals,
         copies: Copies | None = None,
+        grown: Sequence[str] = (),
     ) -> None:
         self._spec = spec
         self._space = space
@@ -155,6 +161,7 @@ class Driver:
         self._signals = signals
         self._copies = copies
         self._display = Display(folder, spec.public)
+        self._grown = grown  # lines on what is more than it was
         self._attempts = 0  # before this one
         self._asked: dict[str, Future[None]] = {}  # requests that the Coordinator has in hand
         self._tokens = 0.0  # of a trial
@@ -170,10 +177,12 @@ class Driver:
         try:
             if past.spec and self._is_over():
                 self._history = past
-                self._show({}, ["This sweep had ended already."])
+                spent = ", and its trials are spent: more sweep.trials try what is new"
+                grown = [f"{line}{spent}" for line in self._grown]
+                self._show({}, ["This sweep had ended already.", *grown])
                 self._tell_failure(None)
                 return self._ended()
-            self._display.say(*plan_lines(self._spec, self._space, self._folder))
+            self._display.say(*plan_lines(self._spec, self._space, self._folder), *self._grown)
             return self._sweep(past, *self._get_ready(past))
         finally:
             self._display.close()
@@ -374,6 +383,8 @@ class Driver:
         for event in self._tail.events():
             self._history.apply(event)
             if isinstance(event, events.Attempt) and self._history.attempts > self._attempts:
+                if self._grown:  # the ledger says so by now
+                    write_spec(self._folder, self._spec)
                 self._tell_step(event.rehearsal or {})
             if isinstance(event, events.Request) and self._history.attempts > self._attempts:
                 self._display.say(f"{event.verb}, asked by {event.by}: {event.said}.")

@@ -64,6 +64,7 @@ def sweep_commands() -> Iterator[tuple[str, str]]:
                 yield where, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
 def test_every_command_that_is_shown_is_accepted(
     where: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -217,6 +217,7 @@ class Copies(threading.Thread):
                 case events.Ask(trial=key):
                     add(partial(self._copy_small, [self._folder.trial_config(key)]))
                 case events.Checkpoint(trial=key):
+                    add(partial(self._copy_small, [self._folder.row_losses(key)]))
                     add(partial(self._copy_checkpoint, key, event.step, event.attempt))
                 case events.End(trial=key):
                     add(partial(self._copy_small, self._folder.trial_files(key)))

@@ -66,7 +66,7 @@ def _show(folder: RunFolder, console: Console) -> None:
     show(console, [title(history), *_driver(history, progress, holder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history)])
+    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history, folder)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))

@@ -31,6 +31,7 @@ from sweeps.core.trial import Decision, Report, State, Trial
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
+from sweeps.results import row_losses
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
@@ -56,7 +57,7 @@ class Coordinator:
         self._suggestions = Suggestions(spec, space, self.history, self._write)
         # Configs of the trials that have not ended.
         self._ledger, self._configs = replay_ledger(
-            folder.ledger, spec, self.history, self._suggestions
+            folder.ledger, spec, space, self.history, self._suggestions
         )
         self._retention = Retention(folder, self.history, spec.sweep.keep)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
@@ -263,6 +264,8 @@ class Coordinator:
                 return Decision.CONTINUE
             if report.index not in record.reports:
                 self._report(record, report)
+            else:
+                self._keep_rows_again(record, report)
             return self._decision(record)
 
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
@@ -392,7 +395,27 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
+        self._keep_rows(record, report)
         self._write_report(record, report, self._suggestions.tell_report(record, report))
+
+    def _keep_rows(self, record: Record, report: Report) -> None:
+        """Keep the rows' losses of the best report so far; before the ledger tells of it."""
+        rows, best = report.row_losses, self.history.value(record)
+        value = report.metrics[self.history.metric]
+        if rows is None or (best is not None and self.history.sign * (value - best) >= 0):
+            return
+        with suppress(OSError):  # a full disk shows at the next checkpoint
+            row_losses.keep(self._folder, record.key, rows)
+
+    def _keep_rows_again(self, record: Record, report: Report) -> None:
+        """Keep what a folder lacks that came back from a store; the ledger may be ahead of it."""
+        best = record.best(self.history.metric, self.history.direction)
+        is_best = best is not None and best.index == report.index
+        if not is_best or report.row_losses is None:
+            return
+        if row_losses.of_trial(self._folder, self.history, record) is None:
+            with suppress(OSError):
+                row_losses.keep(self._folder, record.key, report.row_losses)
 
     def _write_report(self, record: Record, report: Report, verdict: Verdict) -> None:
         self._write(

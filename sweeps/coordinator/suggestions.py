@@ -52,8 +52,13 @@ class Suggestions:
     def study(self) -> optuna.Study:
         return self._search.study
 
+    def replay_space(self, space: Space) -> None:
+        """What the ledger says from here on was suggested in this space."""
+        self._search.search_in(space)
+
     def settle(self) -> None:
         """End the replay, and find out whether everything has been tried."""
+        self._search.search_in(self._space)
         self._search.settle()
         finite = not self._space.is_continuous
         used_up = finite and first_untried(self._space, self._tried) is None
@@ -103,7 +108,7 @@ class Suggestions:
 
     def _next(self, doubles: int) -> Suggestion | None:
         if self._spec.sweep.search == "grid" or doubles < _DOUBLES_BEFORE_LOOKING:
-            return self._search.ask()
+            return self._search.ask(self._tried)
         if doubles < _DOUBLES_BEFORE_GIVING_UP:
             return self._search.ask_untried(self._tried)
         log.warning("%d suggestions in a row were tried before: there is no other", doubles)

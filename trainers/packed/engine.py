@@ -166,7 +166,7 @@ class Engine:
     def _report(self, lane: Lane, measured: Measured | Exception) -> None:
         if isinstance(measured, Exception):
             raise measured
-        if lane.report(measured.loss) is Decision.PRUNE:
+        if lane.report(measured) is Decision.PRUNE:
             self._end(lane, State.PRUNED)  # nothing of a pruned trial is kept
 
     def _settle(self, lane: Lane) -> None:

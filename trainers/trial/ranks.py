@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -90,6 +91,14 @@ class Ranks:
         total = torch.tensor([value], dtype=torch.float64)
         dist.all_reduce(total, group=self.group)
         return float(total)
+
+    def sum_of_each(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The sum over all ranks of each value of a float64 array; the same bits on each rank."""
+        if self.world == 1:
+            return values
+        totals = torch.from_numpy(values.copy())
+        dist.all_reduce(totals, group=self.group)
+        return totals.numpy()
 
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, by rank, on rank 0; an empty list on the others."""

@@ -96,6 +96,7 @@ def test_the_page_has_every_code() -> None:
     assert {code for codes, _ in rows() for code in codes} == {0, 1, 3, 4, 130, 143}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "part"), rows(), ids=lambda value: str(value))
 def test_exit_codes_are_those_of_the_page(codes: list[int], part: str, tmp_path: Path) -> None:
     found = SHOWN[part](tmp_path)
