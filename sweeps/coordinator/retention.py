@@ -25,7 +25,7 @@ class Retention:
     def __init__(self, folder: RunFolder, history: History, keep: int) -> None:
         self._folder = folder
         self._history = history
-        self._keep = keep
+        self.keep = keep
         self._judged: list[tuple[float, int]] = []  # (signed mean, config), the best first
         self._known: set[int] = set()
 
@@ -33,7 +33,7 @@ class Retention:
         """Look at every trial: a driver takes over, and may keep more or fewer than the last."""
         self._judged = _judged(self._history)
         self._known = {config for _, config in self._judged}
-        clean(self._folder, self._history, self._keep)
+        clean(self._folder, self._history, self.keep)
 
     def committed(self, record: Record) -> None:
         _clean_trial(self._folder, record, _own_steps(self._history, record))
@@ -50,8 +50,8 @@ class Retention:
         self._known.add(config)
         place = (self._history.sign * mean, config)
         bisect.insort(self._judged, place)
-        if len(self._judged) > self._keep:
-            _, displaced = max(place, self._judged[self._keep])
+        if len(self._judged) > self.keep:
+            _, displaced = max(place, self._judged[self.keep])
             for other in self._history.repeats(displaced):
                 _clean_trial(self._folder, other, set())
 
