@@ -78,6 +78,8 @@ class History:
     attempts: int = 0
     driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
     interrupted: bool = False
+    finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
+    chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
     began: float | None = None
     latest: float | None = None  # time of the last event
     _device_s: float = 0.0  # of workers that have no trial any more
@@ -117,6 +119,12 @@ class History:
                 self.base = event.report
             case events.TrialEvent():
                 self._apply_to(self.trials[event.trial], event)
+            case events.Finalists():
+                self.finalists = tuple(dict.fromkeys((*self.finalists, *event.configs)))
+                self.chosen = event.among, event.most
+            case events.Removed():
+                for key in event.trials:
+                    self.trials[key].checkpoints = []
             case events.Interrupt():
                 self.interrupted = True
 
@@ -215,23 +223,36 @@ class History:
     def repeats(self, config: int) -> list[Record]:
         return list(self._configs.get(config, {}).values())
 
-    def config_mean(self, config: int) -> float | None:
-        """Mean value of a config's completed repeats; None where none is completed."""
-        values = [
+    def config_values(self, config: int) -> list[float]:
+        """What a config's completed repeats are ranked by."""
+        return [
             value
             for record in self.repeats(config)
             if record.state is State.COMPLETED and (value := self.value(record)) is not None
         ]
+
+    def config_mean(self, config: int) -> float | None:
+        """Mean value of a config's completed repeats; None where none is completed."""
+        values = self.config_values(config)
         return statistics.fmean(values) if values else None
+
+    def seeds(self, config: int, sweep: Mapping[str, Any] | None = None) -> int:
+        """How many seeds a config gets: `sweep.repeats`; with `sweep.finalists` they alone do.
+
+        Args:
+            sweep: the section of the config; None: as the last start had it.
+        """
+        sweep = self.spec.get("sweep", {}) if sweep is None else sweep
+        is_one = sweep.get("finalists") is not None and config not in self.finalists
+        return 1 if is_one else int(sweep.get("repeats") or 1)
 
     def is_settled(self, config: int) -> bool:
         """Whether nothing more will come of a config: all repeats ended, and none is to follow."""
         repeats = self.repeats(config)
         if not all(record.state.is_finished() for record in repeats):
             return False
-        expected = int(self.spec["sweep"]["repeats"]) if self.spec else 1
         stopped = any(record.state is not State.COMPLETED for record in repeats)
-        return stopped or len(repeats) >= expected
+        return stopped or len(repeats) >= self.seeds(config)
 
     @property
     def config_count(self) -> int:
