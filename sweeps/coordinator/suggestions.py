@@ -101,7 +101,7 @@ class Suggestions:
         is_all = sweep.finalists is None
         for config in list(self._repeatable if is_all else self._history.finalists):
             repeats = self._history.repeats(config)
-            spoilt = any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats)
+            spoilt = any(r.state.is_finished() and r.state is not State.COMPLETED for r in repeats)
             if len(repeats) >= sweep.repeats or spoilt:
                 self._repeatable.pop(config, None)
             elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
@@ -172,7 +172,7 @@ class Suggestions:
         mean = self._history.config_mean(config)
         if states == {State.COMPLETED} and mean is not None:
             self._search.complete(config, mean)
-        elif states <= {State.COMPLETED, State.PRUNED}:
+        elif states <= {State.COMPLETED, State.PRUNED, State.STOPPED}:
             self._search.prune(config)
         else:
             self._search.fail(config)

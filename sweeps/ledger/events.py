@@ -23,13 +23,13 @@ Text = InstanceOf[str]
 Keys = InstanceOf[Mapping[str, Any]]
 # A trial's key is a folder's name, so no more than that.
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Trials = tuple[Key, ...]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=_MOST)]
 Whole = Annotated[int, Field(strict=True, ge=-_MOST, lt=_MOST)]
 Number = Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]  # an int stays one
 Numbers = Mapping[str, Number]
 Counts = tuple[Count, ...]
-Trials = tuple[Key, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,11 +214,29 @@ class Interrupt(Event):
     reason: Text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request(Event):
+    """What a user's verb asked for is done from here on.
+
+    Attributes:
+        request: the name of its file.
+        by: who asked, and from where.
+        trials: keys of the trials that it is about.
+        said: the answer.
+    """
+
+    request: Text
+    verb: Text
+    by: Text
+    trials: Trials | None = None
+    said: Text
+
+
 KINDS: Mapping[str, type[Event]] = {
     kind.event: kind
     for kind in (
         *(Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End),
-        *(Finalists, Removed, Interrupt),
+        *(Finalists, Removed, Interrupt, Request),
     )
 }
 

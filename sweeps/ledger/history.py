@@ -19,6 +19,9 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.ledger import read_ledger
 
+# Of the sweep section: a sweep that a user has finished goes on if one of them is another.
+_GROWING = ("space", "trials", "repeats", "finalists", "first")
+
 
 def sign_of(direction: Direction) -> int:
     """What a value is multiplied by so that lower is better."""
@@ -47,6 +50,7 @@ class Record:
     ended: float | None = None
     reports: dict[int, Report] = field(default_factory=dict)
     pruned_at: int | None = None
+    stopped_by: str = ""  # the user who did; it ends as soon as it has committed
     checkpoints: list[int] = field(default_factory=list)  # steps
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
     reason: str = ""
@@ -80,6 +84,8 @@ class History:
     interrupted: bool = False
     finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
     chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
+    is_closed: bool = False  # a user has ended the sweep: nothing more is tried
+    answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
     _device_s: float = 0.0  # of workers that have no trial any more
@@ -109,6 +115,7 @@ class History:
                 self.began = event.time
             case events.Attempt():
                 self.attempts += 1
+                self.is_closed = self.is_closed and not self.asks_for_more(event.spec)
                 self.driver = event
                 self.interrupted = False
                 self.spec = event.spec or self.spec  # keys that may change on the same folder
@@ -127,6 +134,21 @@ class History:
                     self.trials[key].checkpoints = []
             case events.Interrupt():
                 self.interrupted = True
+            case events.Request():
+                self._carry_out(event)
+
+    def asks_for_more(self, spec: Mapping[str, Any] | None) -> bool:
+        """Whether a config has another space, or other numbers of trials, than the last start."""
+        before, now = self.spec.get("sweep", {}), (spec or self.spec).get("sweep", {})
+        return any((before.get(name) or None) != (now.get(name) or None) for name in _GROWING)
+
+    def _carry_out(self, event: events.Request) -> None:
+        self.answered[event.request] = event.said
+        if event.verb == "finish":
+            self.is_closed = True
+        if event.verb in ("stop", "finish"):
+            for key in event.trials or ():
+                self.trials[key].stopped_by = event.by
 
     def _add(self, event: events.Ask) -> None:
         record = Record(

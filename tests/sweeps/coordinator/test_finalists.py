@@ -16,6 +16,7 @@ from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.trial import State, Trial
 from sweeps.ledger.events import Finalists, Removed
 from sweeps.results.ranking import best, config_ranks
+from sweeps.storage.requests import Request
 from sweeps.storage.run_folder import RunFolder
 
 RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -171,3 +172,16 @@ def test_the_best_checkpoint_is_one_that_is_kept(finalists: int | None, tmp_path
     assert found is not None
     assert (found.record.values[LR], found.record.seed) == (1e-5, 1)
     assert RunFolder(tmp_path).checkpoint(found.record.key, found.report.step).is_dir()
+
+
+def test_a_sweep_that_a_user_has_finished_goes_on_if_it_grows(tmp_path: Path) -> None:
+    coordinator = open_sweep(made(repeats=1), tmp_path)
+    drive(coordinator, most=3)
+    coordinator.note(Request(name="1", verb="finish", by="me"), "it ends", ())
+    coordinator.close()
+    assert open_sweep(made(repeats=1), tmp_path).is_finished
+    for _ in range(2):
+        grown = open_sweep(made(repeats=2, finalists=1), tmp_path)
+        assert not grown.is_finished
+        assert grown.ask() is not None
+        grown.close()
