@@ -569,7 +569,7 @@ def main() -> None:
     parser.add_argument("--kernels", choices=("torch", "liger"), nargs="+", default=["torch"])
     asked = parser.parse_args()
     if "liger" in asked.kernels and (asked.device == "cpu" or kernels.lacking()):
-        parser.error(f"--kernels liger needs --device cuda, and {kernels.EXTRA}")
+        parser.error(f"--kernels liger needs --device cuda, and liger-kernel ({kernels.EXTRA})")
     torch.set_num_threads(1 if asked.device == "cpu" else 8)
     setup = GPU if asked.device == "cuda" else LAPTOP
     setup = replace(
