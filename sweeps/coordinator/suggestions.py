@@ -99,7 +99,7 @@ class Suggestions:
         first_alone = self._spec.sweep.pruner != "none"
         for config in list(self._repeatable):
             repeats = self._history.repeats(config)
-            spoilt = any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats)
+            spoilt = any(r.state.is_finished() and r.state is not State.COMPLETED for r in repeats)
             if len(repeats) >= wanted or spoilt:
                 del self._repeatable[config]
             elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
@@ -141,7 +141,7 @@ class Suggestions:
         mean = self._history.config_mean(config)
         if states == {State.COMPLETED} and mean is not None:
             self._search.complete(config, mean)
-        elif states <= {State.COMPLETED, State.PRUNED}:
+        elif states <= {State.COMPLETED, State.PRUNED, State.STOPPED}:
             self._search.prune(config)
         else:
             self._search.fail(config)

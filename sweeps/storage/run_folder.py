@@ -11,6 +11,7 @@ PROMPTS = {"eval": "eval_prompts.npy", "test": "test_prompts.npy"}
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
+REQUESTS = "requests"
 
 
 class _Named:
@@ -35,6 +36,7 @@ class RunFolder:
         scratch: Tune's own files while a driver lives; nothing in it is read back.
         token: the file by which another node recognizes this folder.
         refusal: the traceback of an unforeseen error that kept all trials from starting.
+        requests: what verbs ask of the sweep, and the answers.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class RunFolder:
     token = _Named(".here")
     trials = _Named("trials")
     refusal = _Named("error.txt")
+    requests = _Named(REQUESTS)
 
     @property
     def has_begun(self) -> bool:

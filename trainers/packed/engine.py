@@ -126,6 +126,8 @@ class Engine:
             self._try(lane, lane.step)
         for lane in [lane for lane in full if lane in self._lanes and lane.is_to_log]:
             self._try(lane, lane.log)
+        for lane in [lane for lane in full if lane in self._lanes and not lane.is_to_log]:
+            self._try(lane, lane.listen)
         with self._clock.paused():
             due = [lane for lane in full if lane in self._lanes and lane.is_due]
             for lane, measured in zip(due, self._evaluation.measure(due), strict=True):

@@ -290,6 +290,8 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
             self.record.state_bytes = state_bytes(self._trainer.optimizer)
         if state.global_step in self.record.due:
             control.should_log = control.should_evaluate = control.should_save = True
+        elif self.record.told() is Decision.STOP:
+            self._leave(control)
 
     def on_log(
         self,

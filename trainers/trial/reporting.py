@@ -107,6 +107,10 @@ class TrialReporter:
             "optimizer_state_mb": self.state_bytes / 2**20,
         }
 
+    def told(self) -> Decision:
+        """What was decided on the trial since the last log."""
+        return self._observer.told()
+
     def stepped(self) -> None:
         """Count an optimizer step."""
         self.step += 1
