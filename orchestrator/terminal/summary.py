@@ -22,9 +22,10 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results import row_losses
 from sweeps.results.importance import Effect
+from sweeps.results.intervals import few_rows
 from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
-from sweeps.results.significance import Comparison, compare, few_rows, margin
+from sweeps.results.significance import Comparison, compare, margin
 from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text
 

@@ -105,3 +105,17 @@ def of_loss(sums: Array, tokens: Array, prompts: Array) -> Interval:
     """The interval of one loss, from [rows] sums of token losses and tokens."""
     estimate, part = ratio(by_prompt(sums, prompts), by_prompt(tokens, prompts))
     return interval(estimate, [part])
+
+
+def few_rows(rows: int, prompts: int) -> list[str]:
+    """A line if there are too few evaluation rows to tell trials apart that are close."""
+    if prompts >= FEW_PROMPTS:
+        return []
+    shared = f" with {prompts:,} different prompts" if prompts < rows else ""
+    so = "intervals are wide, and close trials cannot be told apart"
+    if prompts < FEWEST_PROMPTS:
+        so = "no interval is given, and close trials cannot be told apart"
+    return [
+        f"Only {rows:,} rows to evaluate on{shared}: {so}. More rows help: a higher "
+        "data.eval_fraction, or data.eval_path"
+    ]

@@ -17,11 +17,11 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results import row_losses
 from sweeps.results.intervals import (
-    FEW_PROMPTS,
     FEWEST_PROMPTS,
     Interval,
     Part,
     by_prompt,
+    few_rows,
     interval,
     ratio,
 )
@@ -161,20 +161,6 @@ def compare(history: History, folder: RunFolder) -> Comparison | None:
         prompts=count,
         knows_seeds=spread is not None,
     )
-
-
-def few_rows(rows: int, prompts: int) -> list[str]:
-    """A line if there are too few evaluation rows to tell trials apart that are close."""
-    if prompts >= FEW_PROMPTS:
-        return []
-    shared = f" with {prompts:,} different prompts" if prompts < rows else ""
-    so = "intervals are wide, and close trials cannot be told apart"
-    if prompts < FEWEST_PROMPTS:
-        so = "no interval is given, and close trials cannot be told apart"
-    return [
-        f"Only {rows:,} rows to evaluate on{shared}: {so}. More rows help: a higher "
-        "data.eval_fraction, or data.eval_path"
-    ]
 
 
 def _mean_rows(

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from sweeps.config.spec import DataSpec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
-from sweeps.results.significance import few_rows
+from sweeps.results.intervals import few_rows
 from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, prompt_numbers, split
