@@ -417,6 +417,8 @@ class TrialLoop:
 
     def _task(self, waiting: Waiting) -> Task:
         self.files.fetch(waiting.trial.key)
+        if waiting.train.warm is not None:
+            self.files.fetch(waiting.train.warm.trial)
         return Task(
             key=waiting.trial.key,
             train=waiting.train,

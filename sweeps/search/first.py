@@ -7,6 +7,7 @@ from typing import Any
 
 from sweeps.config.spec import SearchSpec
 from sweeps.core.errors import Problem, nearest
+from sweeps.space.parser import lookup
 from sweeps.space.space import Choice, Dimension, Label, Space, label, set_by
 
 
@@ -35,6 +36,32 @@ def fitting(first: Sequence[Mapping[str, Any]], space: Space) -> list[dict[str, 
     names = {dimension.name for dimension in space.dimensions}
     kept = [{key: value for key, value in entry.items() if key in names} for entry in first]
     return [entry for entry in kept if entry and not _problems("", entry, space)]
+
+
+def picks_of(config: Mapping[str, Any], space: Space) -> dict[str, Label] | None:
+    """What a search would have picked to come to a trial's config, as Optuna names it.
+
+    None if the space does not hold it. Keys that are not searched are not looked at.
+    """
+
+    def pick(dimension: Dimension) -> Label:
+        if isinstance(dimension, Choice):
+            for option in dimension.options:
+                chosen = option if isinstance(option, Mapping) else {dimension.name: option}
+                if all(_same(value, lookup(config, key)) for key, value in chosen.items()):
+                    return label(option)
+        elif _unfit(dimension, value := lookup(config, dimension.name)) is None:
+            return _label(dimension, value)
+        raise _NotHeldError
+
+    try:
+        return space.walk(pick)
+    except _NotHeldError:
+        return None
+
+
+class _NotHeldError(Exception):
+    """A dimension does not hold a value."""
 
 
 def _picked(entry: Mapping[str, Any], space: Space) -> dict[str, Label]:
