@@ -41,6 +41,7 @@ class RunFolder:
     lock = _Named("lock")
     table = _Named("trials.csv")
     study = _Named("study.db")
+    report = _Named("report.html")
     data = _Named("data")
     tracking = _Named("wandb")
     best = _Named("best")
