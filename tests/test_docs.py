@@ -64,6 +64,7 @@ def sweep_commands() -> Iterator[tuple[str, str]]:
                 yield where, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
 def test_every_command_that_is_shown_is_accepted(
     where: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -73,6 +74,7 @@ def test_every_command_that_is_shown_is_accepted(
     monkeypatch.setattr("orchestrator.storage.run_dir.fetched", Path)
     monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
     monkeypatch.setattr("orchestrator.report.write.report", lambda folder: 0)
+    monkeypatch.setattr("orchestrator.steer.steer", lambda verb, options: 0)
     monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
     if where == "docs/own-project.md":
         monkeypatch.chdir(write_project(tmp_path))
@@ -97,7 +99,9 @@ def test_a_verb_with_the_wrong_words_would_be_found(words: str) -> None:
 def test_each_kind_of_command_is_shown() -> None:
     """None of them was passed over by the way in which they are looked for."""
     shown = sorted(set(sweep_commands()))
-    assert {"plan", "show", "status", "report", "export"} <= {words.split()[0] for _, words in shown}
+    assert {"plan", "show", "status", "report", "export"} <= {
+        words.split()[0] for _, words in shown
+    }
     assert {"README.md", "launch/README.md", "--help"} <= {where for where, _ in shown}
     without = {"docs/benchmarks.md", "docs/gpu.md"}
     assert set(PAGES) - {where for where, _ in shown} <= without

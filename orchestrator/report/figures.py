@@ -21,12 +21,18 @@ GREY = "#8b949e"
 COLOURS = {
     State.RUNNING: "#0891b2",
     State.PRUNED: GREY,
+    State.STOPPED: GREY,
     State.DIVERGED: "#d97706",
     State.FAILED: "#dc2626",
     RETRIED: "#c4a7e7",
     INTERRUPTED: "#a16207",
 }
-SYMBOLS = {State.PRUNED: "x-thin", State.DIVERGED: "triangle-up", State.FAILED: "x"}
+SYMBOLS = {
+    State.PRUNED: "x-thin",
+    State.STOPPED: "square-open",
+    State.DIVERGED: "triangle-up",
+    State.FAILED: "x",
+}
 _CORNER = 0.35  # of a figure: where trials are cheap and good
 _SHADES = 5  # of completed trials' curves
 _MOST_ROWS = 48  # of the timeline

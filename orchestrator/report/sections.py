@@ -74,7 +74,7 @@ def report_html(
         history=history,
         rows=rows,
         spans=spans,
-        hints=outlook_at_the_end(history),
+        hints=outlook_at_the_end(history, folder),
         best=None if found is None else found.record.number,
         y=values_scale(history, rows),
     )
@@ -133,8 +133,8 @@ class _Builder:
         if curves := evaluations(self.history, self.shown):
             note = (
                 "Dotted curves ended early: a cross where a trial was pruned or failed, a "
-                "triangle where it diverged. What lies far above the base model is cut off; a "
-                "double click shows it."
+                "square where it was stopped, a triangle where it diverged. What lies "
+                "far above the base model is cut off; a double click shows it."
             )
             figure = curves_figure(curves, metric, self.best, curves_scale(self.history))
             figures.append(
@@ -164,7 +164,7 @@ class _Builder:
         if figures and self.best is not None:
             note = (
                 f"{escaped(self.history.metric)} of each completed trial, repeats one by one. "
-                "Marks at the upper edge are trials that were pruned, diverged or failed."
+                "Marks at the upper edge are trials that ended early."
             )
             yield Section(name="knobs", title="Each knob", body=_note(note), figures=figures)
 

@@ -57,7 +57,7 @@ def summary(
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
     parts += [Text(note) for note in (*verdicts(history), *notes, *used_lines(history))]
-    parts += hints(history)
+    parts += hints(history, folder)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
@@ -106,21 +106,21 @@ def verdicts(history: History) -> list[str]:
     return found
 
 
-def hints(history: History) -> list[RenderableType]:
+def hints(history: History, folder: RunFolder) -> list[RenderableType]:
     """What a wider or longer sweep may find, each with its command, once this one has ended."""
     return [
         part
-        for hint in outlook_at_the_end(history)
+        for hint in outlook_at_the_end(history, folder)
         for part in (Text(hint.text), unbroken(f"  {hint.command}"))
     ]
 
 
-def outlook_at_the_end(history: History) -> list[Hint]:
+def outlook_at_the_end(history: History, folder: RunFolder) -> list[Hint]:
     """`outlook` of a sweep that has ended; empty while trials are still to come."""
     total = planned_trials(history, planned_configs(history.spec))
     if history.unfinished() or len(history.trials) < (total or 0):
         return []
-    return outlook(history)
+    return outlook(history, folder)
 
 
 def knob_part(
