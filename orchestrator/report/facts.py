@@ -26,6 +26,7 @@ from sweeps.core.errors import ConfigError
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.ranking import Best
+from sweeps.results.significance import Comparison
 from sweeps.storage.run_folder import REPORT, RunFolder, folder_text
 
 Facts = Mapping[str, Mapping[str, str]]  # heading -> name -> value, not escaped yet
@@ -52,11 +53,18 @@ class Words:
 
 
 def words_of(
-    folder: RunFolder, history: History, best: Best | None, *, holder: str | None, now: float
+    folder: RunFolder,
+    history: History,
+    best: Best | None,
+    comparison: Comparison | None,
+    *,
+    holder: str | None,
+    now: float,
 ) -> Words:
     """Everything on the page that is a sentence.
 
     Args:
+        comparison: of `sweeps.results.significance.compare`.
         holder: of the run folder's lock, a living driver; None if there is none.
         now: seconds since the epoch.
     """
@@ -68,7 +76,8 @@ def words_of(
         standing=_standing(folder, history, holder, now),
         answer=clean(answer, _MOST_FACT * 2),
         sureness=tuple(
-            clean(line, _MOST_FACT * 4) for line in [*verdicts(history), *_tested(folder, best)]
+            clean(line, _MOST_FACT * 4)
+            for line in [*verdicts(history, folder, comparison), *_tested(folder, best)]
         ),
         facts=_facts(folder, history),
         commands=tuple(_commands(folder, history, best, is_running=holder is not None)),

@@ -44,6 +44,7 @@ from sweeps.ledger.history import History
 from sweeps.results.importance import why_no_importance
 from sweeps.results.outlook import Hint
 from sweeps.results.ranking import best
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import Row, ranked
 from sweeps.search.optuna_export import study_of
 from sweeps.storage.run_folder import RunFolder
@@ -67,8 +68,9 @@ def report_html(
         now: seconds since the epoch.
     """
     found = best(history)
-    words = words_of(folder, history, found, holder=holder, now=now)
-    rows = ranked(history)
+    comparison = compare(history, folder)
+    words = words_of(folder, history, found, comparison, holder=holder, now=now)
+    rows = ranked(history, comparison)
     builder = _Builder(
         folder=folder,
         history=history,
@@ -119,6 +121,8 @@ class _Builder:
 
     def _table(self) -> Section:
         note = "A click on a column's head sorts by it."
+        if any(row.behind is not None for row in self.rows):
+            note += " behind: eval_loss above the best's, with the ends of its 95% interval."
         if len(self.rows) > len(self.shown):
             note += (
                 f" The first {len(self.shown):,} of {len(self.rows):,} trials; trials.csv has all."

@@ -13,7 +13,12 @@ from sweeps.results.ranking import searched_keys
 from sweeps.results.trials_csv import Row, columns
 
 MOST_ROWS = 1000
-_FIRST = ("rank", "number", "value")  # then the searched keys, the other columns, and at last
+_FIRST = (
+    "rank",
+    "number",
+    "value",
+    "behind",
+)  # then the searched keys, the other columns, and at last
 _LAST = ("key", "seed", "error")
 
 
