@@ -51,6 +51,7 @@ from sweeps.core.trial import State
 from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
+from sweeps.results.cost import Costs
 from sweeps.results.importance import effects
 from sweeps.results.ranking import best
 from sweeps.space.space import Space
@@ -202,10 +203,12 @@ class Driver:
         return ready, placement, engine
 
     def _is_over(self) -> bool:
-        """Whether nothing is left to do: all trials have ended and best/ is made."""
+        """Whether nothing is left to do: trials have ended, best/ is made, costs are measured."""
         coordinator = Coordinator(self._spec, self._space, self._folder)
         try:
-            return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
+            history = coordinator.history
+            is_finished = coordinator.is_finished and is_ready(self._folder, best(history))
+            return is_finished and Costs(history).next_to_measure() is None
         finally:
             coordinator.close()
 

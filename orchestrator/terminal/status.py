@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from orchestrator.storage.run_dir import not_found
+from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, make_console, show
 from orchestrator.terminal.progress import (
     Progress,
@@ -65,7 +66,8 @@ def _show(folder: RunFolder, console: Console) -> None:
     show(console, [title(history), *_driver(history, progress, holder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history)])
+    said = (*verdicts(history), *cost_lines(history))
+    show(console, [*map(Text, said), *hints(history)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
