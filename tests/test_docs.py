@@ -64,6 +64,7 @@ def sweep_commands() -> Iterator[tuple[str, str]]:
                 yield where, words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("where", "words"), sorted(set(sweep_commands())))
 def test_every_command_that_is_shown_is_accepted(
     where: str, words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -72,6 +73,7 @@ def test_every_command_that_is_shown_is_accepted(
     # What a verb would do is left out; its words are read by the command line itself.
     monkeypatch.setattr("orchestrator.storage.run_dir.fetched", Path)
     monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
+    monkeypatch.setattr("orchestrator.steer.steer", lambda verb, options: 0)
     monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
     if where == "docs/own-project.md":
         monkeypatch.chdir(write_project(tmp_path))

@@ -167,6 +167,7 @@ ROW = st.one_of(
 )
 
 
+@pytest.mark.slow
 @cases(500)
 @given(
     st.lists(ROW, max_size=5),
@@ -331,6 +332,7 @@ def spoil(folder: Path, how: str, name: str, junk: bytes, value: Any) -> None:
         (folder / "MANIFEST.json").write_text(json.dumps(data))
 
 
+@pytest.mark.slow
 @cases(500)
 @given(
     st.lists(

@@ -55,6 +55,7 @@ class Decisions:
     when: Any
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    _unread: list[Problem] = field(default_factory=list)  # typed, and read by no trial
 
     def settle(self) -> None:
         """Take out of the space what is fixed, and what no trial reads."""
@@ -66,10 +67,12 @@ class Decisions:
         self._settle_trainer()
         self._settle_conditions()
         self._settle_first()
-        self.problems += [*self._unread_data(), *self._unread_places()]
-        forced = [each for each in self.problems if is_within(each.key, self.forced)]
-        self.notes += [f"set by ++ all the same: {each}" for each in forced]
-        self.problems = [each for each in self.problems if each not in forced]
+        self._unread += [*self._unread_data(), *self._unread_places()]
+        for each in self._unread:
+            if is_within(each.key, self.forced):
+                self.notes.append(f"set by ++ all the same: {each}")
+            else:
+                self.problems.append(each)
 
     def leave_as_begun(self) -> None:
         """Turn what was decided into notes: the sweep began when nothing of it was decided."""
@@ -151,7 +154,7 @@ class Decisions:
                 f"{UNREAD}, since peft.method=full trains no adapter: leave it out, or take "
                 "peft=lora."
             )
-            self.problems.append(Problem(key=each, message=message))
+            self._unread.append(Problem(key=each, message=message))
 
     def _settle_trainer(self) -> None:
         """Settings of optimizers and schedules that no trial has, and the like."""
@@ -175,18 +178,22 @@ class Decisions:
             is_noted = key == "trainer.warmup_steps" or lookup(self.config, key) in _EMPTY
             if (reason := reasons[key]) and (key in self.typed or not is_noted):
                 message = f"{UNREAD}: {reason}. Leave it out."
-                self.problems.append(Problem(key=key, message=message))
+                self._unread.append(Problem(key=key, message=message))
 
     def _settle_conditions(self) -> None:
-        """A condition on a key that is not searched holds always or never."""
+        """Of a file's condition, what its key may be is left; if it may be none, so is nothing."""
         space = self._parsed()
-        searched = {key for each in space.dimensions for key in set_by(each)}
+        intervals = {each.name for each in space.dimensions if not isinstance(each, Choice)}
+        searched = space.values_by_key()
         for name, condition in space.when.items():
-            value = lookup(self.config, condition.key)
-            if condition.key in searched or value is None or value in condition.values:
+            there = searched.get(condition.key) or [lookup(self.config, condition.key)]
+            kept = [value for value in condition.values if value in there]
+            if 0 < len(kept) < len(condition.values) and name not in self.typed:
+                self.when[name] = f"{condition.key}=choice({', '.join(map(written, kept))})"
+            if kept or None in there or condition.key in intervals:
                 continue
             wanted = " or ".join(map(_text, condition.values))
-            why = f"it is for {condition.key}={wanted}, which is {_text(value)}"
+            why = f"it is for {condition.key}={wanted}, which is {' or '.join(map(_text, there))}"
             if name in self.typed:
                 message = f"is searched by no trial: {why}."
                 self.problems.append(Problem(key=name, message=message))

@@ -22,17 +22,19 @@ from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.steering import answer
 from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
 from sweeps.ledger.events import Attempt, End
-from sweeps.ledger.history import History
+from sweeps.ledger.history import History, Record
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
 from sweeps.results.trials_csv import Table
 from sweeps.search.optuna_export import export_study, study_of
 from sweeps.space.space import Space
+from sweeps.storage.requests import Request, Unreadable
 from sweeps.storage.run_folder import RunFolder
 from trainers.trial.task import DryRun
 
@@ -134,8 +136,17 @@ class CoordinatorActor:
             with suppress(LedgerWriteError):  # then it stops for that reason, and says so
                 self._open()
         self._wants_proof = self._wants_proof and prove
-        self._cost.is_wanted = self._wants_proof
         self._coordinator.interrupt(stop)
+
+    def take(self, request: Request | Unreadable) -> None:
+        """Carry out what a user asks for, and answer; later, if the ledger has not begun yet."""
+        if not self._gate.is_open:
+            return
+        answer(self._coordinator, self._folder, request)
+        stop = self._coordinator.stop
+        if stop is not None and stop.cause is Cause.CANCELLED:
+            self._wants_proof = False
+        self._table.refresh(self._coordinator.history)
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
@@ -144,7 +155,7 @@ class CoordinatorActor:
         self._look_at_idle()
         if not self._coordinator.is_finished or self._has_to_prove():
             return False
-        return not self._cost.holder and self._cost.next() is None
+        return not self._cost.holder and self._next_cost() is None
 
     def _look_at_idle(self) -> None:
         """Stop the sweep if for `_IDLE_S` there have been only unusable workers."""
@@ -254,7 +265,7 @@ class CoordinatorActor:
         if not (self._assigner.count or self._proof.holder or self._cost.holder):
             if self._has_to_prove():
                 return self._prove_job(worker)
-            if (record := self._cost.next()) is not None:
+            if (record := self._next_cost()) is not None:
                 self._cost.give(worker, record)
                 return Job(kind="cost", trial=self._coordinator.trial(record.key))
         self._assigner.worker_left(worker)
@@ -325,7 +336,7 @@ class CoordinatorActor:
         """End a trial, or pause it if the state is WAITING."""
         self._assigner.release(worker, ended.trial)
         if ended.state == State.WAITING:
-            self._coordinator.pause(ended.trial, ended.attempt, ended.reason)
+            self._coordinator.pause(ended.trial, ended.attempt, ended.reason, ended.totals)
             return
         self._coordinator.end(ended, error)
         self._table.refresh(self._coordinator.history)
@@ -338,6 +349,10 @@ class CoordinatorActor:
             self._proof.error = error
         else:
             self._proof.results[key, step] = result
+
+    def _next_cost(self) -> Record | None:
+        """The trial whose cost alone is measured next; None if that is over, or has to wait."""
+        return self._cost.next() if self._wants_proof else None
 
     def cost_measured(
         self, worker: str, key: str, device: str, parts: Parts | None, reason: str = ""

@@ -27,20 +27,19 @@ class CostJob:
 
     Attributes:
         holder: the worker that measures now; empty if none does.
-        is_wanted: False if the sweep was told to leave.
     """
 
     coordinator: Coordinator
     holder: str = ""
-    is_wanted: bool = True
     _key: str = ""
     _since: float = 0.0
     _spent_s: float = 0.0
     _deaths: int = 0
+    _is_broken: bool = False  # nothing can be written any more
 
     def next(self) -> Record | None:
         """The trial to measure next; None if nothing is missing, or enough time went into it."""
-        if not self.is_wanted:
+        if self._is_broken:
             return None
         history = self.coordinator.history
         if self._spent_s > max(_MOST_S, _SHARE * 3600 * history.device_hours()):
@@ -79,4 +78,4 @@ class CostJob:
         try:
             self.coordinator.cost_measured(key, device, parts, reason)
         except LedgerWriteError:
-            self.is_wanted = False  # the next start measures
+            self._is_broken = True  # the next start measures

@@ -74,14 +74,18 @@ def _about_padding(history: History, costs: Costs) -> Iterator[str]:
         (fast, less), (slow, more) = found[small], found[large]
         if small < large and fast > _NOTICEABLE * slow and less < more:
             explained = min((1 - less) / (1 - more), fast / slow) - 1
-            rest = fast / slow - 1 - explained
+            more_than_that = fast / slow - 1 - explained
             line = (
                 f"Micro-batches of {small} are {fast / slow - 1:.0%} faster than of {large} at "
                 f"equal optimizer steps. Less padding explains {explained:.0%}: rows are padded to "
                 f"the longest of their micro-batch, which makes {more:.0%} of the tokens padding "
                 f"with {large} rows, {less:.0%} with {small}."
             )
-            yield f"{line} The rest is how the device takes larger passes." if rest > 0.05 else line
+            yield (
+                f"{line} The rest is how the device takes larger passes."
+                if more_than_that > 0.05
+                else line
+            )
             return
 
 

@@ -54,12 +54,14 @@ def test_the_grid_finds_its_best_and_quick_what_it_may(tmp_path: Path) -> None:
     assert replay(contender("quick"), panel, 16, 0).regret == 0.0
 
 
+@pytest.mark.slow
 def test_quick_finds_the_best_of_the_public_grids_for_a_fifth_of_them() -> None:
     found = [replay(contender("quick"), panel, 4, 0) for panel in read_panels(PUBLIC)]
     assert sum(one.regret <= CLOSE for one in found) >= 0.95 * len(found)
     assert statistics.fmean(one.trials for one in found) <= 0.2
 
 
+@pytest.mark.slow
 def test_a_pruner_is_replayed_over_curves() -> None:
     panels = with_curves(read_panels(PUBLIC), CURVES, 8)
     panel = next(each for each in panels if each.model == "meta-llama/Llama-3.1-8B-Instruct")

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from support.checked_data import check_case
 from support.data_files import DataCase, data_cases
 from support.fuzzing import MANY
 
 
+@pytest.mark.slow
 @MANY
 @given(case=data_cases())
 def test_a_file_is_learnt_as_meant_or_refused_by_its_place(case: DataCase, counted: Any) -> None:

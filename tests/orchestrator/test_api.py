@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas
@@ -162,6 +162,15 @@ def test_a_ray_of_the_programs_own_is_left_alone(monkeypatch: pytest.MonkeyPatch
 # ---------------------------------------------------------------------- interrupts
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT; a shell lets what it starts with `&` ignore the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("is_collecting", [False, True], ids=["before", "while it trains"])
 def test_an_interrupt_is_the_programs_once_the_sweep_has_stopped(
     is_collecting: bool, tmp_path: Path, given: Callable[[Run], None]
@@ -180,6 +189,7 @@ def test_an_interrupt_is_the_programs_once_the_sweep_has_stopped(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_leaves_the_sweep_and_not_the_process(
     given: Callable[[Run], None],
 ) -> None:

@@ -145,6 +145,7 @@ def test_what_cannot_be_read_is_told_without_a_parsers_words(
     assert said == f"{RATE}: cannot be read: {reason}. Is it whole, and quoted in the shell?"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "meant"),
     [
@@ -158,6 +159,7 @@ def test_what_people_call_a_key_is_known(word: str, meant: str, refused: Refused
     assert said.endswith(f"Did you mean {meant}?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["", "plan"])
 @pytest.mark.parametrize("below", ["", "/run"])
 def test_a_run_dir_that_cannot_be(
@@ -230,6 +232,7 @@ def test_a_plan_warns_of_what_a_setting_leaves_unused(
 # ---------------------------------------------------------------------- searched keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "near"),
     [
@@ -254,6 +257,7 @@ def test_a_key_that_changes_what_is_measured_is_not_searched(refused: Refused) -
 # ---------------------------------------------------------------------- values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["abc", "-1", "0", "nan", "inf"])
 @pytest.mark.parametrize("searched", [False, True], ids=["fixed", "searched"])
 def test_a_learning_rate_that_cannot_be(value: str, searched: bool, refused: Refused) -> None:
@@ -301,6 +305,7 @@ def test_an_expression_that_cannot_be_searched(
 # ---------------------------------------------------------------------- optimizers, schedules
 
 
+@pytest.mark.slow
 def test_an_unknown_optimizer_names_those_that_work_here(refused: Refused) -> None:
     message = refused("trainer.optim=adamw,sgd")
     assert "trainer.optim = adamw" in message
@@ -308,6 +313,7 @@ def test_an_unknown_optimizer_names_those_that_work_here(refused: Refused) -> No
         assert name in message
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(find_spec("grokadamw")), reason="grokadamw is installed")
 def test_an_optimizer_whose_package_is_missing(refused: Refused) -> None:
     message = refused("trainer.optim=sgd,grokadamw")
@@ -316,12 +322,14 @@ def test_an_optimizer_whose_package_is_missing(refused: Refused) -> None:
     assert "What would work here: adamw_torch" in message
 
 
+@pytest.mark.slow
 def test_an_unknown_schedule_names_the_known_ones(refused: Refused) -> None:
     message = refused(f"{SCHEDULE}=linear,sawtooth")
     assert f"{SCHEDULE} = sawtooth" in message
     assert "cosine" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "argument"),
     [("cosine_with_min_lr", "min_lr"), ("warmup_stable_decay", "num_decay_steps")],
@@ -331,6 +339,7 @@ def test_a_schedule_without_its_argument(schedule: str, argument: str, refused: 
     assert f"needs {argument}" in message or argument in message
 
 
+@pytest.mark.slow
 def test_what_a_message_suggests_is_accepted(refused: Refused, tmp_path: Path) -> None:
     words = [f"{SCHEDULE}=warmup_stable_decay", "sweep=base"]
     suggested = refused(*words).split("'")[1]
@@ -340,17 +349,20 @@ def test_what_a_message_suggests_is_accepted(refused: Refused, tmp_path: Path) -
 # ---------------------------------------------------------------------- the sweep itself
 
 
+@pytest.mark.slow
 def test_a_grid_over_a_continuous_range_names_the_ways_out(refused: Refused) -> None:
     message = refused(f"{RATE}=interval(1e-5,1e-2)", "sweep.search=grid")
     assert "sweep.search=random" in message or "random" in message
     assert "choice" in message
 
 
+@pytest.mark.slow
 def test_a_pruner_without_evaluations_to_prune_on(refused: Refused) -> None:
     message = refused("sweep.pruner=asha", "sweep.evaluations=1")
     assert "sweep.evaluations" in message
 
 
+@pytest.mark.slow
 def test_a_search_that_cannot_do_the_space(refused: Refused) -> None:
     assert "cmaes" in refused("sweep.search=cmaes", "sweep.trials=4")
 
@@ -383,6 +395,7 @@ def test_a_misspelt_choice_is_refused_with_the_nearest(refused: Refused) -> None
 # ---------------------------------------------------------------------- devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["1.5", "2"])
 def test_more_than_one_gpu_for_a_trial(value: str, refused: Refused) -> None:
     assert "a trial trains on one device" in refused(f"engine.gpus_per_trial={value}")

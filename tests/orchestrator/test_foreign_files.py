@@ -41,6 +41,7 @@ def test_what_a_sweep_would_write_over_is_seen(name: str, tmp_path: Path) -> Non
     refuse_strangers(RunFolder(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", [[], ["plan"]])
 def test_it_is_refused_and_stays(
     verb: list[str],
@@ -95,6 +96,7 @@ def test_a_best_that_cannot_be_read_is_none_yet(text: str, tmp_path: Path) -> No
     assert proof_of(folder) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["- 1", "a: b: c"])
 def test_a_sweep_yaml_that_cannot_be_read_is_refused(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

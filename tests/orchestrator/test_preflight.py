@@ -100,6 +100,7 @@ def test_the_largest_of_what_is_searched_is_tried() -> None:
     assert largest(train_spec(), {}) == train_spec()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["solo", "packed"])
 def test_one_real_step_is_trained_by_either_engine_and_leaves_nothing(
     engine: str, tmp_path: Path
@@ -135,6 +136,7 @@ def short_of_memory(most: int) -> Train:
     return train
 
 
+@pytest.mark.slow
 def test_a_micro_batch_that_does_not_fit_is_halved_once_as_a_trials_would_be(
     tmp_path: Path,
 ) -> None:

@@ -312,7 +312,8 @@ def _replace_space(draw: Draw, line: _Line) -> None:
 
 
 def _plainly(row: Mapping[str, Any]) -> str:
-    return repr([float(v) if isinstance(v, int | float) else v for v in row.values()])
+    values = (row[key] for key in sorted(row))
+    return repr([float(v) if isinstance(v, int | float) else v for v in values])
 
 
 def _search_key(draw: Draw, line: _Line, key: str) -> None:
@@ -337,11 +338,14 @@ def _settled(draw: Draw, line: _Line) -> None:
                 del line.space[name]
             del line.when[name]
     _settle_unread(line)
+    _settle_pruner(line)
     is_counted = all(isinstance(each, Options) for each in line.space.values())
     if not is_counted or draw(st.integers(0, 4)) == 4:
         search = draw(st.sampled_from(["random", "tpe"]))
         trials = draw(st.integers(2, 20))
-        line.words += [f"sweep.search={search}", f"sweep.trials={trials}"]
+        line.words.append(f"sweep.search={search}")
+        if not any(word.startswith("sweep.trials=") for word in line.words):  # one that is broken
+            line.words.append(f"sweep.trials={trials}")
         line.config["sweep"] |= {"search": search, "trials": trials, "search_options": {}}
 
 
@@ -360,6 +364,14 @@ def _settle_unread(line: _Line) -> None:
     key = "trainer.warmup_steps"
     if key in line.space and set(_values(line, "trainer.lr_scheduler_type")) == {"constant"}:
         _refuse(line, re.escape(key))
+
+
+def _settle_pruner(line: _Line) -> None:
+    """A pruner that cannot stop a trial before its last evaluation is refused."""
+    sweep = line.config["sweep"]
+    first = sweep["pruner_options"].get("min_resource", 1)
+    if sweep["pruner"] != "none" and sweep["evaluations"] <= first:
+        _refuse(line, r"sweep\.pruner")
 
 
 def _values(line: _Line, key: str) -> list[Any]:
@@ -605,7 +617,6 @@ _FOREIGN_KEYS = [
     ("sweep.space.trainer.nope=choice(1,2)", r"trainer\.nope"),
     ("name=a/b", "name"),
     ("run_dir=../x", "run_dir"),
-    ("peft.target_modules=q_proj,v_proj", r"peft\.target_modules"),
 ]
 
 

@@ -156,6 +156,7 @@ def with_test_split() -> PreparedData:
     return replace(prepared(), test=rows.select(range(half)))
 
 
+@pytest.mark.slow
 def test_the_test_split_is_measured_beside_the_base(
     held: Path, with_test_split: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,6 +238,7 @@ def test_what_was_trained_under_autocast_is_proven(tmp_path: Path) -> None:
     prove(tmp_path / "best", spec, prepared(), expected=last_loss(trained), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["packed", "solo"])
 def test_best_names_its_base_by_the_whole_path_and_loads_from_any_folder(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,7 @@ print(ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV)
 """
 
 
+@pytest.mark.slow
 def test_workers_start_under_uv_run_as_they_do_without_it() -> None:
     """Else Ray packs the folder that a command is typed in, and runs uv for each worker."""
     done = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True, check=True)

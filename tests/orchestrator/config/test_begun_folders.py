@@ -88,6 +88,7 @@ def test_a_sweep_that_is_decided_now_goes_on_too(
     assert compose.differences(command.spec, yaml.safe_load(begin.spec.read_text())) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "note"),
     [

@@ -17,6 +17,7 @@ def notes(*words: str, examples: int) -> list[str]:
     return step_notes(*read("sweep=base", *words), examples)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["packed", "solo"])
 def test_a_budget_below_one_step_is_said_for_every_combination(engine: str) -> None:
     words = [f"engine={engine}", "trainer.per_device_train_batch_size=2,8"]

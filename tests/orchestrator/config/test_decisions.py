@@ -60,6 +60,8 @@ def test_a_list_keeps_the_rows_that_have_the_fixed_value() -> None:
 
 
 def test_a_value_that_no_row_has_is_refused_with_those_there_are() -> None:
+    # `++` sets what no trial reads; it does not set what the rows set.
+    assert refused("sweep=accumulation", "++trainer.per_device_train_batch_size=16")
     said = refused("sweep=accumulation", "trainer.per_device_train_batch_size=16")
     assert said.startswith("trainer.per_device_train_batch_size = 16: ")
     assert "whose rows have 8, 4, 2, 1" in said
@@ -77,6 +79,19 @@ def test_a_condition_that_a_fixed_value_breaks_takes_its_key_along() -> None:
     names, _ = space_and_notes("sweep=joint", "trainer.optim=adamw_torch")
     assert "trainer.weight_decay" in names
     assert "trainer.optim" not in names
+
+
+def test_a_condition_of_the_file_asks_only_for_what_the_typed_search_gives() -> None:
+    names, notes = space_and_notes("sweep=asha", "trainer.optim=sgd,adafactor")
+    assert "trainer.weight_decay" not in names
+    assert "it is for trainer.optim=adamw_torch, which is sgd or adafactor" in notes
+    command = Command.read(
+        [
+            *("sweep=asha", "trainer.optim=sgd,lion_8bit", "sweep.space.peft.r=choice(4,8)"),
+            "sweep.when.trainer.weight_decay=trainer.optim=choice(lion_8bit, adamw_torch)",
+        ]
+    )
+    assert "trainer.optim is never adamw_torch" in "\n".join(map(str, command.problems))
 
 
 def test_a_typed_condition_that_never_holds_is_refused() -> None:

@@ -193,6 +193,7 @@ def test_a_sweep_that_began_with_a_relative_data_file_goes_on(here: Path) -> Non
 _ANY = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
 )

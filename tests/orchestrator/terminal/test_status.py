@@ -164,6 +164,7 @@ def test_an_empty_ledger_is_a_sweep_that_has_not_begun(tmp_path: Path) -> None:
     assert "No trial has been asked for yet" in shown(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_large_ledger_is_read_in_time(tmp_path: Path) -> None:
     def seconds(trials: int) -> float:
         sweep = Sweep({LR: "tag(log, interval(1e-5, 1e-2))"}, evaluations=20, repeats=2)

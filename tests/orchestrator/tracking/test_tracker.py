@@ -72,6 +72,7 @@ def test_a_missing_package_is_said_and_training_goes_on(
     driver.finish()
 
 
+@pytest.mark.slow
 def test_without_a_key_every_row_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +114,7 @@ def test_a_broken_key_is_said_without_showing_it(
     driver.finish()
 
 
+@pytest.mark.slow
 def test_when_the_process_is_stuck_the_driver_is_not_and_no_row_is_lost(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     process = psutil.Process().children()[0]
@@ -125,6 +127,7 @@ def test_when_the_process_is_stuck_the_driver_is_not_and_no_row_is_lost(tmp_path
     assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 1000
 
 
+@pytest.mark.slow
 def test_a_process_that_stays_stuck_is_killed_in_time(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     (process,) = psutil.Process().children()
@@ -136,6 +139,7 @@ def test_a_process_that_stays_stuck_is_killed_in_time(tmp_path: Path) -> None:
     assert not process.is_running()
 
 
+@pytest.mark.slow
 def test_the_process_ends_with_a_driver_that_is_killed(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys, time; from support.tracked_sweep import Driver;"
@@ -189,6 +193,7 @@ def test_rows_come_late_twice_and_before_any_start(tmp_path: Path) -> None:
     assert steps == [5, 6, 7, 8]
 
 
+@pytest.mark.slow
 def test_a_run_is_closed_soon_after_its_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +234,7 @@ def test_the_end_of_wandbs_process_is_told(
     assert warnings(caplog)[0].startswith("W&B: something could not be tracked: ")
 
 
+@pytest.mark.slow
 def test_exit_codes_say_how_a_trial_ended(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     for number, (key, state) in enumerate(

@@ -33,6 +33,7 @@ from orchestrator.tracking.tracker import Patience
 __all__ = ["impatient", "no_account", "serve"]  # fixtures
 
 
+@pytest.mark.slow
 def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
     server: WandbStub = serve()
     driver = Driver(tmp_path / "run")
@@ -69,6 +70,7 @@ def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_trial_goes_on_in_its_run(tmp_path: Path, serve: Any) -> None:
     server: WandbStub = serve()
     first = Driver(tmp_path / "run")
@@ -103,6 +105,7 @@ def test_two_run_folders_never_share_a_run(tmp_path: Path, serve: Any) -> None:
     assert len(server.runs) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("manner", "why"),
     [

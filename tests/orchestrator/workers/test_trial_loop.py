@@ -108,6 +108,7 @@ class Preempted:
         return bool(self._sweep.events(Report))
 
 
+@pytest.mark.slow
 def test_lanes_train_together_and_what_cannot_be_a_lane_has_the_device_to_itself(
     tmp_path: Path,
 ) -> None:
@@ -129,6 +130,7 @@ def test_lanes_train_together_and_what_cannot_be_a_lane_has_the_device_to_itself
     assert sweep.workers == 1
 
 
+@pytest.mark.slow
 def test_a_worker_whose_node_goes_commits_what_trains_and_begins_nothing_more(
     tmp_path: Path,
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_node_that_goes_before_anything_began_is_given_nothing(tmp_path: Path)
 # -- no memory
 
 
+@pytest.mark.slow
 def test_for_whom_there_is_no_room_in_the_pack_waits_and_stays_as_it_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +188,7 @@ def test_for_whom_there_is_no_room_in_the_pack_waits_and_stays_as_it_was_asked_f
     assert built == [0, 1, 2, 2, 0, 1]
 
 
+@pytest.mark.slow
 def test_no_room_for_an_optimizers_state_is_none_in_the_pack(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +212,7 @@ def test_no_room_for_an_optimizers_state_is_none_in_the_pack(
     assert len(steps) == 3 * 4 + 1
 
 
+@pytest.mark.slow
 def test_what_is_too_large_even_alone_goes_on_with_half_its_micro_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,6 +232,7 @@ def test_what_is_too_large_even_alone_goes_on_with_half_its_micro_batch(
     assert [event.kind for event in sweep.events(Retry)] == ["moved", "oom"]
 
 
+@pytest.mark.slow
 def test_trials_that_fit_by_themselves_only_train_one_after_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +250,7 @@ def test_trials_that_fit_by_themselves_only_train_one_after_another(
     assert {(record.halvings, record.retries) for record in sweep.records} == {(0, 0)}
 
 
+@pytest.mark.slow
 def test_one_that_fits_only_by_itself_neither_waits_for_all_others_nor_keeps_them_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +295,7 @@ def test_with_each_lane_that_ends_a_full_pack_may_try_one_more(tmp_path: Path) -
 # -- a device that is lost
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
@@ -316,6 +324,7 @@ def test_a_lost_device_costs_a_retry_and_the_worker_leaves(
     assert sweep.workers == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lanes", [1, pytest.param(4, marks=pytest.mark.long)])
 def test_a_trial_that_loses_each_device_fails_when_its_retries_are_spent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
@@ -350,6 +359,7 @@ def test_a_trial_that_loses_each_device_fails_when_its_retries_are_spent(
     assert sweep.workers == 4  # three that it has cost, and the one that proves the best
 
 
+@pytest.mark.slow
 def test_who_was_not_begun_when_the_device_was_lost_pays_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,6 +377,7 @@ def test_who_was_not_begun_when_the_device_was_lost_pays_nothing(
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
 
 
+@pytest.mark.slow
 def test_a_device_that_is_lost_while_the_best_is_proven_is_no_proof(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

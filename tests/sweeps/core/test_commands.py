@@ -62,6 +62,7 @@ def without_types(value: Any) -> Any:
     return [without_types(item) for item in value] if isinstance(value, list) else plain(value)
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(VALUES)
 @example("\\")
@@ -73,6 +74,7 @@ def test_hydras_parser_reads_back_what_was_written(value: Any) -> None:
     assert same(without_types(read), value)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.lists(VALUES, min_size=1, max_size=8))
 @example(

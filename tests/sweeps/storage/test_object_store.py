@@ -259,6 +259,7 @@ def test_a_holder_that_lives_is_named(store: Store, monkeypatch: pytest.MonkeyPa
         Lease(store).take()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_holder_that_does_not_stir_is_followed(
     store: Store, monkeypatch: pytest.MonkeyPatch

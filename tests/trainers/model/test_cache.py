@@ -49,6 +49,7 @@ def weights(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["lora", *(pytest.param(n, marks=pytest.mark.long) for n in VARIANTS if n != "lora")]
 )

@@ -69,8 +69,13 @@ def assert_same(ours: Recorder, theirs: Recorder, *, rel: float = 1e-5, start: i
         assert mine == pytest.approx(other, rel=rel, abs=1e-9)
     for mine, other in zip(ours.measured, theirs.measured[-len(ours.measured) :], strict=True):
         assert mine == pytest.approx(other, rel=rel)
+    for one, two in zip(ours.reports, theirs.reports[-len(ours.reports) :], strict=True):
+        assert one.row_losses is not None
+        assert two.row_losses is not None
+        assert one.row_losses == pytest.approx(two.row_losses, rel=rel)
 
 
+@pytest.mark.slow
 def test_unlike_lanes_equal_their_solo_runs(tmp_path: Path) -> None:
     made = pack(tmp_path, UNLIKE).finish()
     for place, spec in enumerate(UNLIKE):
@@ -91,6 +96,7 @@ def test_unlike_lanes_equal_their_solo_runs(tmp_path: Path) -> None:
         assert set(made.seen[place].reports[-1].metrics) == set(theirs.reports[-1].metrics)
 
 
+@pytest.mark.slow
 def test_rows_of_very_unlike_length_flat_padded_and_alone(tmp_path: Path) -> None:
     """Dropout and lanes' scales too: it is drawn as SFTTrainer draws it, for its own padding."""
     specs = [
@@ -147,6 +153,7 @@ def test_what_cannot_be_built_leaves_the_others_alone(tmp_path: Path) -> None:
     assert_same(made.finish().seen[0], alone_once(UNLIKE[0])[1])
 
 
+@pytest.mark.slow
 def test_lanes_come_and_go_and_the_others_do_not_notice(tmp_path: Path) -> None:
     """Lanes of one shape come, are pruned, diverge and fail: the first one's bits stay."""
     watched = small(peft={"lora_dropout": 0.1})
@@ -373,6 +380,7 @@ def test_a_lanes_checkpoint_loads_as_it_was_measured(tmp_path: Path) -> None:
 # -- memory
 
 
+@pytest.mark.slow
 def test_out_of_memory_the_pack_goes_on_in_smaller_groups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -399,6 +407,7 @@ def test_out_of_memory_the_pack_goes_on_in_smaller_groups(
         assert_same(made.seen[place], alone_once(spec)[1])
 
 
+@pytest.mark.slow
 def test_when_the_lane_has_left_that_took_so_much_all_pass_at_once_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,7 @@ def plain_sft_trainer(folder: Path, rows: Dataset) -> list[dict[str, float]]:
     return [row for row in trainer.state.log_history if "loss" in row]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_a_plain_sft_trainer(tmp_path: Path) -> None:
     plain = plain_sft_trainer(tmp_path, stream(prepared().train, EXAMPLES, 3))
     assert len(plain) == STEPS
@@ -198,6 +199,7 @@ def test_batch_and_accumulation_that_multiply_alike_train_alike(tmp_path: Path) 
 # -- stopping, and going on
 
 
+@pytest.mark.slow
 def test_a_trial_told_to_stop_commits_there_and_goes_on_to_the_last_bit(tmp_path: Path) -> None:
     stopped = run(tmp_path, seen=Recorder(to_row=stop_at(3)))
     assert stopped.outcome.state is State.WAITING
@@ -265,6 +267,7 @@ def test_a_trial_goes_on_with_half_the_micro_batch(tmp_path: Path) -> None:
     assert rest.seen.reports[-1].examples == EXAMPLES
 
 
+@pytest.mark.slow
 def test_a_finished_trial_has_nothing_left_to_train(tmp_path: Path) -> None:
     copy_of_reference(tmp_path)
     again = run(tmp_path)
@@ -275,6 +278,7 @@ def test_a_finished_trial_has_nothing_left_to_train(tmp_path: Path) -> None:
         assert again.outcome.totals[name] == reference().outcome.totals[name]
 
 
+@pytest.mark.slow
 def test_told_to_stop_at_its_last_step_a_trial_is_complete(tmp_path: Path) -> None:
     seen = Recorder(to_row=stop_at(2), to_report=lambda _: Decision.STOP)
     trained = run(tmp_path, train_spec(evaluations=1), seen, examples=SHORT)
@@ -295,6 +299,7 @@ def prune_at(index: int) -> Callable[[Report], Decision]:
     return lambda r: Decision.PRUNE if r.index >= index else Decision.CONTINUE
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_ends_at_once_and_saves_nothing_more(tmp_path: Path) -> None:
     pruned = run(tmp_path, seen=Recorder(to_report=prune_at(2)))
     assert pruned.outcome.state is State.PRUNED
@@ -350,6 +355,7 @@ def spoil_gradient(weight: torch.Tensor) -> None:
     weight.register_hook(lambda gradient: gradient * math.inf)
 
 
+@pytest.mark.slow
 def test_a_bad_loss_is_found_before_the_step(tmp_path: Path, built: list[SweepSFTTrainer]) -> None:
     seen = Poisoner(at=3, poison=fill_with_nan, built=built)
     with pytest.raises(DivergedError, match="the training loss is nan at step 4"):
@@ -410,6 +416,7 @@ def test_too_high_a_rate_diverges(tmp_path: Path) -> None:
     assert seen.commits == []
 
 
+@pytest.mark.slow
 def test_a_bad_evaluation_is_found_and_nothing_is_committed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
