@@ -116,7 +116,7 @@ def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
             with ExitStack() as stack:
                 lease = stack.enter_context(held(store, folder, spec)) if store else None
                 grown = claim_folder(folder, spec)
-                copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
+                copies = Copies(store, folder, spec.sweep.kept, lease) if store and lease else None
                 driver = Driver(spec, space, folder, argv, signals, copies, grown)
                 refused.pop_all()  # from here on Ray ends with the driver
                 return driver.run()
@@ -261,8 +261,11 @@ class Driver:
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        packed = engine.lanes > 1
-        self._begin(ready, *ready.known_dry_run(past, device, packed=packed, strategy=strategy))
+        kernels = self._spec.engine.kernels
+        known = ready.known_dry_run(
+            past, device, packed=engine.lanes > 1, strategy=strategy, kernels=kernels
+        )
+        self._begin(ready, *known)
         job = Job(
             tracking=self._spec.tracking,
             root=self._folder.root,
@@ -283,6 +286,7 @@ class Driver:
             gpus=placement.gpus,
             lanes=engine.lanes,
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
+            kernels=kernels,
             devices=placement.devices,
             strategy=strategy,
             folder_token=folder_token,

@@ -35,6 +35,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History, read_history
 from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
 from sweeps.search.optuna_export import export_study, study_of
 from sweeps.storage.run_folder import RunFolder
@@ -63,11 +64,12 @@ def _show(folder: RunFolder, console: Console) -> None:
     if holder is None:
         history.stop_running()
     progress = read_progress(folder, history)
-    rows = ranked(history)
+    comparison = compare(history, folder)
+    rows = ranked(history, comparison)
     show(console, [title(history), *_driver(history, progress, holder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    said = (*verdicts(history), *cost_lines(history))
+    said = (*verdicts(history, folder, comparison), *cost_lines(history))
     show(console, [*map(Text, said), *hints(history, folder)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
