@@ -24,6 +24,7 @@ from orchestrator.terminal.tables import (
     pace_text,
     running_grid,
 )
+from sweeps.core.commands import command_line
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.trials_csv import Row, ranked
@@ -110,12 +111,14 @@ class Display:
         hidden = max(0, len(running) - room)
         parts: list[RenderableType] = [self._head(history, left), self._counts(history, progress)]
         parts.append(Text())
+        if history.paused_by:
+            parts.append(Text(paused_line(history, self._folder), style="yellow"))
         if running:
             parts.append(running_grid(history, running[: len(running) - hidden], progress))
             if hidden:
                 parts.append(Text(f"... and {hidden} more running", style="dim"))
-        else:
-            parts.append(Text(_pause_text(history), style="dim"))
+        elif not history.paused_by:
+            parts.append(Text(_quiet_text(history), style="dim"))
         if leaders:
             parts += [Text(), leaders_grid(history, leaders)]
         return Group(*parts)
@@ -172,13 +175,20 @@ class Display:
             self._live = None
 
 
-def _pause_text(history: History) -> str:
+def _quiet_text(history: History) -> str:
     """What happens while no trial trains."""
     if not history.attempts:
         return "Waiting for a worker to train one step before the first trial"
     if history.trials and not history.unfinished():
         return "Loading the best checkpoint again, and measuring what training alone costs"
     return "Waiting for the first trial to start"
+
+
+def paused_line(history: History, folder: RunFolder) -> str:
+    """That a user has paused the sweep, and the command that goes on."""
+    what = "no trial runs" if history.is_idle else "no trial begins"
+    command = command_line(["resume", folder_text(folder.root)])
+    return f"Paused by {history.paused_by}, {what}; {command} goes on"
 
 
 class _Leaders:

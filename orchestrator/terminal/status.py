@@ -12,6 +12,7 @@ from rich.text import Text
 from orchestrator.storage.run_dir import not_found
 from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, make_console, show
+from orchestrator.terminal.live_table import paused_line
 from orchestrator.terminal.progress import (
     Progress,
     is_over,
@@ -66,7 +67,7 @@ def _show(folder: RunFolder, console: Console) -> None:
     progress = read_progress(folder, history)
     comparison = compare(history, folder)
     rows = ranked(history, comparison)
-    show(console, [title(history), *_driver(history, progress, holder), Text()])
+    show(console, [title(history), *_driver(history, progress, holder, folder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
     said = (*verdicts(history, folder, comparison), *cost_lines(history))
@@ -95,7 +96,7 @@ def lock_holder(lock: Path) -> str | None:
 
 
 def _driver(
-    history: History, progress: dict[str, Progress], holder: str | None
+    history: History, progress: dict[str, Progress], holder: str | None, folder: RunFolder
 ) -> list[RenderableType]:
     """Whether the sweep is running, and how long it will be."""
     total = planned_trials(history, planned_configs(history.spec))
@@ -103,7 +104,10 @@ def _driver(
     if holder is not None:
         left = time_left_s(history, progress, total, time.time())
         more = "" if left is None else f", about {duration_text(left)} left"
-        return [Text(f"Running: {holder}; {ended} of {total or '?'} trials ended{more}")]
+        line = Text(f"Running: {holder}; {ended} of {total or '?'} trials ended{more}")
+        if not history.paused_by:
+            return [line]
+        return [line, Text(paused_line(history, folder), style="yellow")]
     if is_over(history):
         return [Text("Finished: no driver is running, every trial has ended")]
     how = "was interrupted" if history.interrupted else "is gone"
