@@ -258,8 +258,11 @@ class Driver:
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        packed = engine.lanes > 1
-        self._begin(ready, *ready.known_dry_run(past, device, packed=packed, strategy=strategy))
+        kernels = self._spec.engine.kernels
+        known = ready.known_dry_run(
+            past, device, packed=engine.lanes > 1, strategy=strategy, kernels=kernels
+        )
+        self._begin(ready, *known)
         job = Job(
             tracking=self._spec.tracking,
             root=self._folder.root,
@@ -280,6 +283,7 @@ class Driver:
             gpus=placement.gpus,
             lanes=engine.lanes,
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
+            kernels=kernels,
             devices=placement.devices,
             strategy=strategy,
             folder_token=folder_token,
