@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -48,8 +48,8 @@ class Tracker(Protocol):
         package: what pip installs for it.
     """
 
-    name: ClassVar[str]
-    package: ClassVar[str]
+    name: str
+    package: str
 
     def __init__(self, job: Job) -> None: ...
 
