@@ -31,6 +31,9 @@ Parsed = TypeVar("Parsed")
 STEERING = {
     "stop": "end trials early, each with a checkpoint: stop RUN_DIR TRIAL...",
     "finish": "end all trials, rank them and prove the best one: finish RUN_DIR",
+    "pause": "let no more trials begin; --now frees the devices: pause RUN_DIR [--now]",
+    "resume": "go on after a pause: resume RUN_DIR",
+    "set": "change what may change while a sweep runs: set RUN_DIR sweep.max_concurrent=2",
     "cancel": "stop as Ctrl-C does, from any terminal: cancel RUN_DIR",
 }
 VERBS = {

@@ -43,12 +43,13 @@ from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, held, places_of, unanswered
 from orchestrator.storage.sync import Copies
 from orchestrator.terminal.format import show
-from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.live_table import Display, paused_line
 from orchestrator.terminal.progress import read_progress
 from orchestrator.terminal.summary import summary
 from orchestrator.tracking.tracker import Job, TrackerProcess
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
+from sweeps.coordinator.changes import with_changes
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.coordinator.steering import answer
 from sweeps.core.commands import command_line
@@ -174,8 +175,13 @@ class Driver:
     def run(self) -> Ended:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         self._attempts = past.attempts
+        self._spec = with_changes(self._spec, past)
         try:
-            if past.spec and self._is_over():
+            is_over = bool(past.spec) and self._is_over()
+            if past.spec:  # what was asked for in the meantime is in the ledger now
+                past = read_history(self._folder.ledger)
+                self._spec = with_changes(self._spec, past)
+            if is_over:
                 self._history = past
                 spent = ", and its trials are spent: more sweep.trials try what is new"
                 grown = [f"{line}{spent}" for line in self._grown]
@@ -343,8 +349,7 @@ class Driver:
     def _loop(
         self, workers: Workers, heartbeat: Heartbeat, began: float, capacity: CapacityWatch
     ) -> None:
-        interrupted = False
-        budget, hours = self._spec.sweep.time_budget_s, self._spec.sweep.device_hours
+        interrupted = is_spent = False
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
@@ -363,15 +368,22 @@ class Driver:
                 break  # a worker that waits for resources would keep Tune alive for ever
             if interrupted and capacity.seconds > _SILENCE_S:
                 break
-            if budget is not None and time.monotonic() - began > budget:
-                budget = None
-                self._display.say("The time budget is spent: trials commit and wait.")
-                send(self._coordinator.interrupt, Stop(cause=Cause.TIME_BUDGET), True)
-            if hours is not None and self._history.device_hours(time.time()) >= hours:
-                hours = None
-                self._display.say("The device-hours are spent: trials commit and wait.")
-                send(self._coordinator.interrupt, Stop(cause=Cause.DEVICE_HOURS), True)
+            cause = None if is_spent else self._spent(time.monotonic() - began)
+            if cause is not None:
+                is_spent = True
+                self._display.say(f"{str(Stop(cause=cause)).capitalize()}: trials commit and wait.")
+                send(self._coordinator.interrupt, Stop(cause=cause), True)
         self._follow()
+
+    def _spent(self, seconds: float) -> Cause | None:
+        """The budget that is spent after so many seconds of this start; users may change them."""
+        sweep = self._history.spec["sweep"]
+        budget, hours = sweep.get("time_budget_s"), sweep.get("device_hours")
+        if budget is not None and seconds > budget:
+            return Cause.TIME_BUDGET
+        if hours is not None and self._history.device_hours(time.time()) >= hours:
+            return Cause.DEVICE_HOURS
+        return None
 
     def _follow(self) -> None:
         """Hand over what users ask for; show news and the new events of the ledger."""
@@ -390,6 +402,8 @@ class Driver:
                 if self._grown:  # the ledger says so by now
                     write_spec(self._folder, self._spec)
                 self._tell_step(event.rehearsal or {})
+                if self._history.paused_by:
+                    self._display.say(paused_line(self._history, self._folder))
             if isinstance(event, events.Request) and self._history.attempts > self._attempts:
                 self._display.say(f"{event.verb}, asked by {event.by}: {event.said}.")
         self._display.update(self._history, read_progress(self._folder, self._history))
