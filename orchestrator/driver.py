@@ -39,6 +39,7 @@ from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
 from orchestrator.plan import plan_lines
+from orchestrator.report.write import has_plotly, report_line, write_report
 from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, held, places_of, unanswered
 from orchestrator.storage.sync import Copies
@@ -65,7 +66,7 @@ from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
 from sweeps.storage.requests import unanswered_requests
-from sweeps.storage.run_folder import RunFolder
+from sweeps.storage.run_folder import RunFolder, folder_text
 from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
@@ -448,7 +449,7 @@ class Driver:
         stop = result.stop
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
-        lines = self._tracker.finish(_TRACKING_END_S)
+        lines = [*self._report(), *self._tracker.finish(_TRACKING_END_S)]
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(result.importance or {}, [*notes, *lines], proof_error)
@@ -458,6 +459,16 @@ class Driver:
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
         return self._ended(stop, proof_error)
+
+    def _report(self) -> list[str]:
+        """Write report.html, if plotly is installed and no signal waits; a line that names it."""
+        if not has_plotly() or self._signals.seen:
+            return []
+        try:
+            write_report(self._folder, holder=None)
+            return [report_line(self._folder)]
+        except Exception as error:  # the sweep has ended well all the same
+            return [f"{folder_text(self._folder.report)} was not written: {first_line(error)}"]
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """End the sweep, since no step could be trained."""

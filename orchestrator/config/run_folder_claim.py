@@ -153,7 +153,7 @@ def refuse_strangers(folder: RunFolder) -> None:
         return
     ours = (
         *(folder.trials, folder.best, folder.tracking, folder.tensorboard),
-        *(folder.table, folder.study),
+        *(folder.table, folder.study, folder.report),
     )
     there = [path for path in ours if path.exists()]
     # These may come from a start that was killed before its ledger began.

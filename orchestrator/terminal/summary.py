@@ -23,7 +23,7 @@ from sweeps.ledger.history import History
 from sweeps.results import row_losses
 from sweeps.results.importance import Effect
 from sweeps.results.intervals import few_rows
-from sweeps.results.outlook import outlook
+from sweeps.results.outlook import Hint, outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import Comparison, compare, margin
 from sweeps.results.trials_csv import Row, ranked
@@ -118,14 +118,19 @@ def verdicts(history: History, folder: RunFolder, comparison: Comparison | None)
 
 def hints(history: History, folder: RunFolder) -> list[RenderableType]:
     """What a wider or longer sweep may find, each with its command, once this one has ended."""
+    return [
+        part
+        for hint in outlook_at_the_end(history, folder)
+        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
+    ]
+
+
+def outlook_at_the_end(history: History, folder: RunFolder) -> list[Hint]:
+    """`outlook` of a sweep that has ended; empty while trials are still to come."""
     total = planned_trials(history, planned_configs(history.spec))
     if history.unfinished() or len(history.trials) < (total or 0):
         return []
-    return [
-        part
-        for hint in outlook(history, folder)
-        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
-    ]
+    return outlook(history, folder)
 
 
 def knob_part(
@@ -187,6 +192,17 @@ def closing(
     if best is None:
         reason = "no trial has completed" if history.trials else "no trial was trained"
         return [Text(f"No best checkpoint: {reason}.", style="bold red")]
+    line = best_line(history, best)
+    if is_ready(folder, best):
+        return [
+            Text(line, style="bold green"),
+            Text(f"{folder_text(folder.best)}/", style="bold green"),
+        ]
+    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+
+
+def best_line(history: History, best: Best) -> str:
+    """The best trial, its value, and how much better than the base model that is."""
     value = best.report.metrics[history.metric]
     name = trial_name(best.record.values)
     line = f"Best: trial {best.record.number}" + (f" ({name})" if name else "")
@@ -197,12 +213,7 @@ def closing(
     if improved is not None:
         word = "better" if improved >= 0 else "worse"
         line += f"; {loss_text(abs(improved))} {word} than the base model"
-    if is_ready(folder, best):
-        return [
-            Text(line, style="bold green"),
-            Text(f"{folder_text(folder.best)}/", style="bold green"),
-        ]
-    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+    return line
 
 
 def _not_ready(folder: RunFolder, best: Best, proof_error: str) -> list[RenderableType]:
