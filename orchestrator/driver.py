@@ -60,6 +60,7 @@ from sweeps.core.trial import State
 from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
+from sweeps.results.cost import Costs
 from sweeps.results.importance import effects
 from sweeps.results.ranking import best
 from sweeps.space.space import Space
@@ -223,14 +224,16 @@ class Driver:
 
     def _is_over(self) -> bool:
         """Take what was asked for in the meantime; whether nothing is left to do: all trials have
-        ended and best/ is made."""
+        ended, best/ is made, costs are measured."""
         coordinator = Coordinator(self._spec, self._space, self._folder)
         coordinator.history.stop_running()
         try:
             for request in unanswered_requests(self._folder):
                 said = answer(coordinator, self._folder, request).said
                 self._display.say(f"asked while no driver ran: {said}.")
-            return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
+            history = coordinator.history
+            is_finished = coordinator.is_finished and is_ready(self._folder, best(history))
+            return is_finished and Costs(history).next_to_measure() is None
         finally:
             coordinator.close()
 

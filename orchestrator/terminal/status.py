@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from orchestrator.storage.run_dir import not_found
+from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, make_console, show
 from orchestrator.terminal.live_table import paused_line
 from orchestrator.terminal.progress import (
@@ -69,10 +70,8 @@ def _show(folder: RunFolder, console: Console) -> None:
     show(console, [title(history), *_driver(history, progress, holder, folder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    show(
-        console,
-        [*(Text(said) for said in verdicts(history, folder, comparison)), *hints(history, folder)],
-    )
+    said = (*verdicts(history, folder, comparison), *cost_lines(history))
+    show(console, [*map(Text, said), *hints(history, folder)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orchestrator.best.model_card import is_ready, proof_of
 from orchestrator.config.device_hours import used_lines
+from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knobs_grid
 from orchestrator.terminal.progress import planned_configs, planned_trials
@@ -59,7 +60,7 @@ def summary(
     rows = ranked(history, comparison)
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
-    said = verdicts(history, folder, comparison)
+    said = (*verdicts(history, folder, comparison), *cost_lines(history))
     parts += [Text(note) for note in (*said, *notes, *used_lines(history))]
     parts += hints(history, folder)
     parts += knob_part(history, knobs, importance)
