@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,17 +39,20 @@ from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
 from orchestrator.plan import plan_lines
+from orchestrator.report.write import has_plotly, report_line, write_report
 from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, held, places_of, unanswered
 from orchestrator.storage.sync import Copies
 from orchestrator.terminal.format import show
-from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.live_table import Display, paused_line
 from orchestrator.terminal.progress import read_progress
 from orchestrator.terminal.summary import summary
 from orchestrator.tracking.tracker import Job, TrackerProcess
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
+from sweeps.coordinator.changes import with_changes
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.steering import answer
 from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
 from sweeps.core.errors import SweepError, first_line
@@ -56,12 +60,15 @@ from sweeps.core.trial import State
 from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
-from sweeps.results.importance import effects
+from sweeps.results.cost import Costs
+from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
+from sweeps.search.optuna_export import completed_study
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
-from sweeps.storage.run_folder import RunFolder
+from sweeps.storage.requests import unanswered_requests
+from sweeps.storage.run_folder import RunFolder, folder_text
 from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
@@ -112,7 +119,7 @@ def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
             with ExitStack() as stack:
                 lease = stack.enter_context(held(store, folder, spec)) if store else None
                 grown = claim_folder(folder, spec)
-                copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
+                copies = Copies(store, folder, spec.sweep.kept, lease) if store and lease else None
                 driver = Driver(spec, space, folder, argv, signals, copies, grown)
                 refused.pop_all()  # from here on Ray ends with the driver
                 return driver.run()
@@ -160,6 +167,7 @@ class Driver:
         self._display = Display(folder, spec.public)
         self._grown = grown  # lines on what is more than it was
         self._attempts = 0  # before this one
+        self._asked: dict[str, Future[None]] = {}  # requests that the Coordinator has in hand
         self._tokens = 0.0  # of a trial
         self._is_broken = False
         self._leaving = threading.RLock()
@@ -170,12 +178,18 @@ class Driver:
     def run(self) -> Ended:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         self._attempts = past.attempts
+        self._spec = with_changes(self._spec, past)
         try:
-            if past.spec and self._is_over():
+            is_over = bool(past.spec) and self._is_over()
+            if past.spec:  # what was asked for in the meantime is in the ledger now
+                past = read_history(self._folder.ledger)
+                self._spec = with_changes(self._spec, past)
+            if is_over:
                 self._history = past
                 spent = ", and its trials are spent: more sweep.trials try what is new"
                 grown = [f"{line}{spent}" for line in self._grown]
-                self._show({}, ["This sweep had ended already.", *grown])
+                weights = importance(completed_study(past)) or {}
+                self._show(weights, ["This sweep had ended already.", *grown])
                 self._tell_failure(None)
                 return self._ended()
             self._display.say(*plan_lines(self._spec, self._space, self._folder), *self._grown)
@@ -211,10 +225,17 @@ class Driver:
         return ready, placement, engine
 
     def _is_over(self) -> bool:
-        """Whether nothing is left to do: all trials have ended and best/ is made."""
+        """Take what was asked for in the meantime; whether nothing is left to do: all trials have
+        ended, best/ is made, costs are measured."""
         coordinator = Coordinator(self._spec, self._space, self._folder)
+        coordinator.history.stop_running()
         try:
-            return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
+            for request in unanswered_requests(self._folder):
+                said = answer(coordinator, self._folder, request).said
+                self._display.say(f"asked while no driver ran: {said}.")
+            history = coordinator.history
+            is_finished = coordinator.is_finished and is_ready(self._folder, best(history))
+            return is_finished and Costs(history).next_to_measure() is None
         finally:
             coordinator.close()
 
@@ -249,8 +270,11 @@ class Driver:
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        packed = engine.lanes > 1
-        self._begin(ready, *ready.known_dry_run(past, device, packed=packed, strategy=strategy))
+        kernels = self._spec.engine.kernels
+        known = ready.known_dry_run(
+            past, device, packed=engine.lanes > 1, strategy=strategy, kernels=kernels
+        )
+        self._begin(ready, *known)
         job = Job(
             tracking=self._spec.tracking,
             root=self._folder.root,
@@ -271,6 +295,7 @@ class Driver:
             gpus=placement.gpus,
             lanes=engine.lanes,
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
+            kernels=kernels,
             devices=placement.devices,
             strategy=strategy,
             folder_token=folder_token,
@@ -330,8 +355,7 @@ class Driver:
     def _loop(
         self, workers: Workers, heartbeat: Heartbeat, began: float, capacity: CapacityWatch
     ) -> None:
-        interrupted = False
-        budget, hours = self._spec.sweep.time_budget_s, self._spec.sweep.device_hours
+        interrupted = is_spent = False
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
@@ -350,18 +374,29 @@ class Driver:
                 break  # a worker that waits for resources would keep Tune alive for ever
             if interrupted and capacity.seconds > _SILENCE_S:
                 break
-            if budget is not None and time.monotonic() - began > budget:
-                budget = None
-                self._display.say("The time budget is spent: trials commit and wait.")
-                send(self._coordinator.interrupt, Stop(cause=Cause.TIME_BUDGET), True)
-            if hours is not None and self._history.device_hours(time.time()) >= hours:
-                hours = None
-                self._display.say("The device-hours are spent: trials commit and wait.")
-                send(self._coordinator.interrupt, Stop(cause=Cause.DEVICE_HOURS), True)
+            cause = None if is_spent else self._spent(time.monotonic() - began)
+            if cause is not None:
+                is_spent = True
+                self._display.say(f"{str(Stop(cause=cause)).capitalize()}: trials commit and wait.")
+                send(self._coordinator.interrupt, Stop(cause=cause), True)
         self._follow()
 
+    def _spent(self, seconds: float) -> Cause | None:
+        """The budget that is spent after so many seconds of this start; users may change them."""
+        sweep = self._history.spec["sweep"]
+        budget, hours = sweep.get("time_budget_s"), sweep.get("device_hours")
+        if budget is not None and seconds > budget:
+            return Cause.TIME_BUDGET
+        if hours is not None and self._history.device_hours(time.time()) >= hours:
+            return Cause.DEVICE_HOURS
+        return None
+
     def _follow(self) -> None:
-        """Show the news of tracker and copies and the new events of the ledger."""
+        """Hand over what users ask for; show news and the new events of the ledger."""
+        self._asked = {name: sent for name, sent in self._asked.items() if not sent.done()}
+        for request in unanswered_requests(self._folder):
+            if request.name not in self._asked:
+                self._asked[request.name] = send(self._coordinator.take, request)
         for news in (self._tracker.news, self._copies.news if self._copies else str):
             if line := news():
                 self._display.say(line)
@@ -373,6 +408,10 @@ class Driver:
                 if self._grown:  # the ledger says so by now
                     write_spec(self._folder, self._spec)
                 self._tell_step(event.rehearsal or {})
+                if self._history.paused_by:
+                    self._display.say(paused_line(self._history, self._folder))
+            if isinstance(event, events.Request) and self._history.attempts > self._attempts:
+                self._display.say(f"{event.verb}, asked by {event.by}: {event.said}.")
         self._display.update(self._history, read_progress(self._folder, self._history))
 
     def _tell_step(self, told: Mapping[str, Any]) -> None:
@@ -415,15 +454,26 @@ class Driver:
         stop = result.stop
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
-        lines = self._tracker.finish(_TRACKING_END_S)
+        lines = [*self._report(), *self._tracker.finish(_TRACKING_END_S)]
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(result.importance or {}, [*notes, *lines], proof_error)
         self._tell_failure(stop)
-        can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
+        for_good = (Cause.SAME_ERROR, Cause.FINISHED)
+        can_go_on = stop is not None and stop.cause not in for_good
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
         return self._ended(stop, proof_error)
+
+    def _report(self) -> list[str]:
+        """Write report.html, if plotly is installed and no signal waits; a line that names it."""
+        if not has_plotly() or self._signals.seen:
+            return []
+        try:
+            write_report(self._folder, holder=None)
+            return [report_line(self._folder)]
+        except Exception as error:  # the sweep has ended well all the same
+            return [f"{folder_text(self._folder.report)} was not written: {first_line(error)}"]
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """End the sweep, since no step could be trained."""
@@ -439,7 +489,6 @@ class Driver:
     ) -> None:
         found = best(self._history)
         proof = proof_of(self._folder) if is_ready(self._folder, found) else None
-        tested = (proof or {}).get("proof", {})
         show(
             self._display.console,
             summary(
@@ -448,8 +497,7 @@ class Driver:
                 effects(self._history),
                 importance or None,
                 found,
-                test_loss=tested.get("test_loss"),
-                base_test_loss=tested.get("base_test_loss"),
+                proof=(proof or {}).get("proof"),
                 notes=notes,
                 again=None if found is None else train_again(self._spec, found),
                 proof_error=proof_error,

@@ -16,7 +16,7 @@ from sweeps.search.optuna_export import has_found
 from sweeps.space.parser import space_of
 from sweeps.storage.run_folder import RunFolder
 
-_NO_REPEATS = (State.PRUNED, State.DIVERGED, State.FAILED)
+_NO_REPEATS = (State.PRUNED, State.STOPPED, State.DIVERGED, State.FAILED)
 _LAST_BYTES = 4096  # of metrics.jsonl: enough for its last row many times over
 
 
@@ -102,15 +102,30 @@ def planned_trials(history: History, configs: int | None) -> int | None:
     """
     if configs is None:
         return None
+    known = history.by_config()
     if history.trials and not history.unfinished() and has_found(history):
-        return len(history.trials)
-    repeats = int(history.spec.get("sweep", {}).get("repeats") or 1)
-    known = history.by_config().values()
+        configs = len(known)
     tried = sum(
-        len(records) if any(r.state in _NO_REPEATS for r in records) else max(repeats, len(records))
-        for records in known
+        len(records)
+        if any(r.state in _NO_REPEATS for r in records)
+        else max(history.seeds(config), len(records))
+        for config, records in known.items()
     )
-    return tried + max(0, configs - len(known)) * repeats
+    sweep = history.spec.get("sweep", {})
+    repeats, finalists = int(sweep.get("repeats") or 1), sweep.get("finalists")
+    if finalists is None:
+        return tried + max(0, configs - len(known)) * repeats
+    are_chosen = history.chosen == (len(known), finalists)
+    finals = 0 if are_chosen else min(configs, finalists) * (repeats - 1)
+    return tried + max(0, configs - len(known)) + finals
+
+
+def is_over(history: History) -> bool:
+    """Whether every trial has ended and none is to follow, as far as the ledger says."""
+    if history.unfinished() or not history.trials:
+        return False
+    total = planned_trials(history, planned_configs(history.spec))
+    return history.is_closed or total is None or history.ended >= total
 
 
 def time_left_s(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
 
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
+_ASK_EVERY_S = 2.0  # what was decided, if there are no rows to send
 
 
 @dataclass
@@ -34,6 +35,7 @@ class WorkerObserver:
     device: str
     watch: DrainWatch | None = None
     files: WorkerFiles | None = None
+    lane: bool = False
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)
     _sent: float = 0.0
@@ -42,7 +44,7 @@ class WorkerObserver:
 
     def begin(self, step: int, reports: list[Report]) -> bool:
         attempt = self.coordinator.start(
-            self.worker, self.key, self.where, self.device, step, reports
+            self.worker, self.key, self.where, self.device, step, reports, self.lane
         )
         self.attempt = attempt or 0
         return attempt is not None
@@ -54,6 +56,15 @@ class WorkerObserver:
         self._rows.append(row)
         if time.monotonic() - self._sent >= _LOG_EVERY_S:
             self._send()
+        return Decision.STOP if self._stop or self._has_to_leave else Decision.CONTINUE
+
+    def told(self) -> Decision:
+        now = time.monotonic()
+        if self._answer is not None and self._answer.done():
+            self._hear()
+        if self._answer is None and now - self._sent >= _ASK_EVERY_S:
+            self._answer = send(self.coordinator.log, self.key, self.attempt, [])
+            self._sent = now
         return Decision.STOP if self._stop or self._has_to_leave else Decision.CONTINUE
 
     def report(self, report: Report) -> Decision:
@@ -90,10 +101,13 @@ class WorkerObserver:
 
     def _send(self) -> None:
         """Send the rows; the answer is read at the next call, so that training does not wait."""
-        if self._answer is not None:
-            self._stop = self._answer.result() is Decision.STOP
-            self._answer = None
+        self._hear()
         if self._rows:
             self._answer = send(self.coordinator.log, self.key, self.attempt, self._rows)
             self._rows = []
             self._sent = time.monotonic()
+
+    def _hear(self) -> None:
+        if self._answer is not None:
+            self._stop = self._answer.result() is Decision.STOP
+            self._answer = None

@@ -22,7 +22,7 @@ from sweeps.config.spec import (
     Spec,
     TrainSpec,
 )
-from sweeps.core.commands import typed
+from sweeps.core.commands import override, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.naming import SPOKEN
 from sweeps.core.secrets import is_secret_key
@@ -163,6 +163,25 @@ def read_train(config: Mapping[str, Any]) -> TrainSpec:
     return TrainSpec(model=model, data=data, budget=budget, **as_it_is)
 
 
+def search_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of keys of the sweep section, as its fields hold them.
+
+    Raises:
+        ConfigError: a key is unknown, or a value does not fit it.
+    """
+    problems: list[Problem] = []
+    kinds = _kinds(SearchSpec)
+    problems += [_unknown(name, kinds, "sweep", {}) for name in values if name not in kinds]
+    read = {
+        name: _value(f"sweep.{name}", kinds[name], value, problems)
+        for name, value in values.items()
+        if name in kinds
+    }
+    if problems:
+        raise ConfigError(problems)
+    return read
+
+
 def _read(
     section: type[Section], config: Any, prefix: str, problems: list[Problem]
 ) -> Section | None:
@@ -262,6 +281,12 @@ def _sweep_problems(sweep: SearchSpec | None) -> list[Problem]:
     if (sweep.budget.examples is None) == (sweep.budget.epochs is None):
         message = "set one of sweep.budget.examples and sweep.budget.epochs, and the other to null."
         found.append(Problem(key="sweep.budget", message=message))
+    if sweep.finalists is not None and sweep.repeats == 1:
+        message = (
+            "the best configs get further seeds, and sweep.repeats=1 has none: "
+            f"{override('sweep.repeats', 3)} gives each of them three."
+        )
+        found.append(Problem(key="sweep.finalists", value=sweep.finalists, message=message))
     own = METRICS[sweep.metric]
     if sweep.direction != own:
         better = {"minimize": "lower", "maximize": "higher"}[own]

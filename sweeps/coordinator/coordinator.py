@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -20,9 +20,11 @@ from omegaconf import OmegaConf
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of, trial_key
 from sweeps.config.validation import read_train
+from sweeps.coordinator import steering
 from sweeps.coordinator.ledger_replay import replay_ledger
 from sweeps.coordinator.retention import Retention
 from sweeps.coordinator.suggestions import Suggestions
+from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
@@ -31,9 +33,11 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.results import row_losses
+from sweeps.results.cost import settings
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
+from sweeps.storage.requests import Answer, Request
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -57,12 +61,15 @@ class Coordinator:
         self._ledger, self._configs = replay_ledger(
             folder.ledger, spec, space, self.history, self._suggestions
         )
-        self._retention = Retention(folder, self.history, spec.sweep.keep)
+        if self.history.asks_for_more(spec.public):
+            self.history.is_closed = False
+        self._retention = Retention(folder, self.history, spec.sweep.kept, self._write)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
         ended = self.history.trials.values()
         self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
         self._base_holder: str | None = None
         self._stop: Stop | None = None  # why no more trials are handed out
+        self.has_begun = False  # a driver has taken over
         self._broken: Stop | None = None  # why nothing can be written any more
 
     # ------------------------------------------------------------------ a driver's life
@@ -75,10 +82,53 @@ class Coordinator:
             driver = driver or events.Attempt()
             number = self.history.attempts + 1
             self._write(replace(driver, number=number, spec=self._spec.public))
+            self._suggestions.took_over()
             self._retention.begin()
+            self.has_begun = True
             for record in self.history.unfinished():
-                if record.pruned_at is not None:
-                    self._finish(record, State.PRUNED)
+                self.end_if_decided(record)
+
+    def take(self, request: Request) -> Answer:
+        """Carry out what a user asks for, once; a request that is known is answered again.
+
+        Raises:
+            LedgerWriteError: it cannot be written down, and nothing was done.
+        """
+        with self._guard:
+            return steering.take(self, request)
+
+    def note(self, request: Request, said: str, **about: Any) -> None:
+        """Write down that a request is carried out from here on, and its answer.
+
+        Args:
+            about: other fields of the event.
+        """
+        self._write(
+            events.Request(
+                request=request.name, verb=request.verb, by=request.by, said=said, **about
+            )
+        )
+
+    @property
+    def spec(self) -> Spec:
+        """The command's, with what users have set."""
+        return self._spec
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    def change(self, spec: Spec) -> None:
+        """Go on with another spec, which differs in keys that may change."""
+        self._spec = spec
+        self._suggestions.change(spec)
+        self._retention.keep = spec.sweep.keep
+        if self.has_begun:
+            self._retention.begin()
+
+    def stop_for(self, stop: Stop) -> None:
+        """Hand out nothing more in this start, unless that is so already."""
+        self._stop = self._stop or stop
 
     def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
@@ -119,8 +169,11 @@ class Coordinator:
         with self._guard:
             if self.stop is not None:
                 return True
-            more = self._suggestions.repeat() or self._suggestions.wants_config()
-            return not (self.history.unfinished() or more)
+            if self.history.is_closed or self.history.unfinished():
+                return not self.history.unfinished()
+            if self._suggestions.wants_config():
+                return False
+            return not (self._suggestions.repeat() or self._suggestions.finalists())
 
     # ------------------------------------------------------------------ handing out
 
@@ -130,13 +183,17 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self.stop is not None:
+            if self.stop is not None or self.history.is_closed or self.history.paused_by:
                 return None
             for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
                     return self._hand_out(record.key)
             try:
                 suggestion = self._suggestions.repeat() or self._suggestions.suggest()
+                if suggestion is None and (best := self._suggestions.finalists()):
+                    self._write(best)
+                    self._retention.begin()  # they may have been judged before
+                    suggestion = self._suggestions.repeat()
                 return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
             except LedgerWriteError:
                 return None
@@ -176,7 +233,14 @@ class Coordinator:
     # ------------------------------------------------------------------ while a trial trains
 
     def start(
-        self, key: str, *, worker: str, device: str, step: int, reports: Sequence[Report] = ()
+        self,
+        key: str,
+        *,
+        worker: str,
+        device: str,
+        step: int,
+        reports: Sequence[Report] = (),
+        lane: bool = False,
     ) -> int | None:
         """An attempt at a trial begins; returns its number, or None where there is nothing to do.
 
@@ -184,24 +248,29 @@ class Coordinator:
             worker: host and pid.
             step: the checkpoint's step that it goes on from, 0 for none.
             reports: those in that checkpoint's manifest; what never reached the ledger is added.
+            lane: it trains as a lane of a pack.
         """
         with self._guard:
             record = self.history.trials[key]
-            if record.state.is_finished() or self.stop is not None:
+            if record.state.is_finished() or self.stop is not None or self.history.paused_by:
                 return None
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
             attempt = record.attempt + 1
             self._write(
-                events.Start(trial=key, attempt=attempt, worker=worker, device=device, step=step)
+                events.Start(
+                    trial=key,
+                    attempt=attempt,
+                    worker=worker,
+                    device=device,
+                    step=step,
+                    lane=lane,
+                )
             )
             for report in reports:
                 if report.index and report.index not in record.reports:
                     self._report(record, report)
-            if record.pruned_at is not None:
-                self._finish(record, State.PRUNED)
-                return None
-            return attempt
+            return None if self.end_if_decided(record) else attempt
 
     def claim_base(self, key: str, attempt: int) -> bool:
         """Whether this trial is to measure the base model first: once per sweep."""
@@ -217,10 +286,11 @@ class Coordinator:
     def log(self, key: str, attempt: int, rows: Sequence[Mapping[str, Any]]) -> Decision:
         """Take training metrics; they go to the trial's metrics.jsonl, not into the ledger."""
         with self._guard:
-            self._check(key, attempt)
+            record = self._check(key, attempt)
             with suppress(OSError):  # rows for the eye; a full disk shows at the next checkpoint
-                append_lines(self._folder.metrics(key), rows)
-            return Decision.STOP if self.stop is not None else Decision.CONTINUE
+                if rows:
+                    append_lines(self._folder.metrics(key), rows)
+            return self._decision(record)
 
     def report(self, key: str, attempt: int, report: Report) -> Decision:
         """Take a report and decide. A report that is known already is not told twice.
@@ -238,9 +308,7 @@ class Coordinator:
                 self._report(record, report)
             else:
                 self._keep_rows_again(record, report)
-            if record.pruned_at is not None:
-                return Decision.PRUNE
-            return Decision.STOP if self.stop is not None else Decision.CONTINUE
+            return self._decision(record)
 
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         """A checkpoint lies whole on disk. Checkpoints that need not stay are removed.
@@ -279,16 +347,27 @@ class Coordinator:
             if ended.kind == "bug":
                 self._stop_if_all_fail_alike(ended.reason)
 
-    def pause(self, key: str, attempt: int, reason: str = "") -> None:
+    def pause(
+        self,
+        key: str,
+        attempt: int,
+        reason: str = "",
+        totals: Mapping[str, float] | None = None,
+    ) -> None:
         """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
 
         While the sweep goes on that is none of the trial's doing, and costs none of its retries:
-        the worker's node is about to go, or has no room for one more trial.
+        the worker's node is about to go, or has no room for one more trial. A trial that a user
+        has stopped ends here.
         """
         with self._guard:
-            self._check(key, attempt)
+            record = self._check(key, attempt)
             self._handed.discard(key)
+            if self.end_if_decided(record, totals or {}):
+                return
             if self._stop is None:
+                if self.history.is_idle:
+                    reason = reason or f"paused by {self.history.paused_by}"
                 reason = reason or "its node is about to go"
                 self._write(events.Retry(trial=key, attempt=attempt, kind="moved", reason=reason))
 
@@ -334,6 +413,21 @@ class Coordinator:
             note += f"{half.batch_size} x {half.accumulation_steps}"
             self._write(events.Retry(trial=key, attempt=attempt, kind="oom", reason=note))
             return True
+
+    def cost_measured(self, key: str, device: str, parts: Parts | None, reason: str = "") -> None:
+        """Take what training a trial's config alone came to, or why that cannot be measured."""
+        with self._guard:
+            micro, update = settings(self.history.trials[key])
+            self._write(
+                events.Cost(
+                    trial=key,
+                    device=device,
+                    micro=micro,
+                    update=update,
+                    parts=asdict(parts) if parts else None,
+                    reason=None if parts else scrub(reason),
+                )
+            )
 
     def _write(self, event: Event) -> None:
         """Append an event to the ledger, then fold it into the history.
@@ -396,10 +490,10 @@ class Coordinator:
     def _retry(self, record: Record, reason: str) -> bool:
         """Count a failure of the infrastructure; False where the trial ends instead.
 
-        It ends as pruned where that was decided already, as failed where its retries are spent.
+        It ends as pruned or stopped if that was decided already, as failed if its retries are
+        spent.
         """
-        if record.pruned_at is not None:
-            self._finish(record, State.PRUNED)
+        if self.end_if_decided(record):
             return False
         if record.retries >= self._spec.sweep.max_retries:
             reason = f"{reason}; {record.retries} retries spent (sweep.max_retries)"
@@ -407,6 +501,30 @@ class Coordinator:
             return False
         self._write(events.Retry(trial=record.key, attempt=record.attempt, reason=reason))
         return True
+
+    def _decision(self, record: Record) -> Decision:
+        if record.pruned_at is not None:
+            return Decision.PRUNE
+        leaves = self.stop or record.stopped_by or self.history.is_idle
+        return Decision.STOP if leaves else Decision.CONTINUE
+
+    def end_if_decided(self, record: Record, totals: Mapping[str, float] | None = None) -> bool:
+        """End a trial that was pruned or stopped and whose worker has no more to say."""
+        if record.pruned_at is not None:
+            self._finish(record, State.PRUNED)
+            return True
+        if record.stopped_by:
+            self._end(
+                events.End(
+                    trial=record.key,
+                    attempt=record.attempt,
+                    state=State.STOPPED,
+                    reason=f"by {record.stopped_by}",
+                    totals=totals or {},
+                )
+            )
+            return True
+        return False
 
     def _finish(self, record: Record, state: State, kind: str = "", reason: str = "") -> None:
         """End a trial of which its worker has no more to say."""
@@ -426,7 +544,7 @@ class Coordinator:
     def _stop_if_all_fail_alike(self, reason: str) -> None:
         alike = self._same_errors[reason]
         limit = self._spec.sweep.max_same_error
-        if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
+        if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED, State.STOPPED):
             self.interrupt(Stop(cause=Cause.SAME_ERROR, details=(str(alike),)))
 
     def _keep_error(self, key: str, error: str) -> None:

@@ -24,11 +24,17 @@ class State(enum.StrEnum):
     RUNNING = "running"
     COMPLETED = "completed"
     PRUNED = "pruned"
+    STOPPED = "stopped"
     DIVERGED = "diverged"
     FAILED = "failed"
 
     def is_finished(self) -> bool:
         return self not in (State.WAITING, State.RUNNING)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether it ended before its budget was spent, by a pruner or by a user: not ranked."""
+        return self in (State.PRUNED, State.STOPPED)
 
 
 class Decision(enum.StrEnum):
@@ -36,7 +42,7 @@ class Decision(enum.StrEnum):
 
     CONTINUE = "continue"
     PRUNE = "prune"  # stop: this trial is not worth its budget
-    STOP = "stop"  # commit a checkpoint and leave: the sweep is being interrupted
+    STOP = "stop"  # commit a checkpoint and leave: the sweep is interrupted, or the trial stopped
 
 
 @dataclass(frozen=True, kw_only=True)

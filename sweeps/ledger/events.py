@@ -23,11 +23,13 @@ Text = InstanceOf[str]
 Keys = InstanceOf[Mapping[str, Any]]
 # A trial's key is a folder's name, so no more than that.
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Trials = tuple[Key, ...]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=_MOST)]
 Whole = Annotated[int, Field(strict=True, ge=-_MOST, lt=_MOST)]
 Number = Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]  # an int stays one
 Numbers = Mapping[str, Number]
+Counts = tuple[Count, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +130,16 @@ class TrialEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Start(TrialEvent):
-    """An attempt begins on `worker`, host and pid, from the checkpoint of `step`."""
+    """An attempt begins on `worker`, host and pid, from the checkpoint of `step`.
+
+    Attributes:
+        lane: it trains as a lane of a pack; older versions do not say.
+    """
 
     worker: Text
     device: Text
     step: Count
+    lane: Flag | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,15 +191,81 @@ class End(TrialEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finalists(Event):
+    """The search is over, and these configs get the other seeds of `sweep.repeats`.
+
+    Attributes:
+        configs: the best, as `Ask.config` has them.
+        among: how many configs there were.
+        most: `sweep.finalists`.
+    """
+
+    configs: Counts
+    among: Count
+    most: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed(Event):
+    """No checkpoint of these completed trials is kept any more: other configs are better."""
+
+    trials: Trials
+
+
+@dataclass(frozen=True, kw_only=True)
 class Interrupt(Event):
     """No more trials are handed out."""
 
     reason: Text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request(Event):
+    """What a user's verb asked for is done from here on.
+
+    Attributes:
+        request: the name of its file.
+        by: who asked, and from where.
+        trials: keys of the trials that it is about.
+        values: of set, the keys and their values; of pause, whether running trials leave, too.
+        typed: of set, what the command says of the same keys.
+        said: the answer.
+    """
+
+    request: Text
+    verb: Text
+    by: Text
+    trials: Trials | None = None
+    values: Keys | None = None
+    typed: Keys | None = None
+    said: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Event):
+    """The parts of what it costs to train a trial's config alone, measured after the trials.
+
+    Attributes:
+        trial: whose config was measured.
+        device: that it was measured on.
+        micro, update: the searched values on which a micro-batch and an optimizer step depend.
+        parts: see `sweeps.core.cost.Parts`; None if they could not be measured, for `reason`.
+    """
+
+    trial: Key
+    device: Text
+    micro: Keys
+    update: Keys
+    parts: Numbers | None = None
+    reason: Text | None = None
+
+
 KINDS: Mapping[str, type[Event]] = {
     kind.event: kind
-    for kind in (Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End, Interrupt)
+    for kind in (
+        *(Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End),
+        *(Finalists, Removed, Interrupt, Request, Cost),
+    )
 }
 
 

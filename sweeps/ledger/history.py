@@ -19,6 +19,9 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.ledger import read_ledger
 
+# Of the sweep section: a sweep that a user has finished goes on if one of them is another.
+_GROWING = ("space", "trials", "repeats", "finalists", "first")
+
 
 def sign_of(direction: Direction) -> int:
     """What a value is multiplied by so that lower is better."""
@@ -47,10 +50,19 @@ class Record:
     ended: float | None = None
     reports: dict[int, Report] = field(default_factory=dict)
     pruned_at: int | None = None
+    stopped_by: str = ""  # the user who did; it ends as soon as it has committed
     checkpoints: list[int] = field(default_factory=list)  # steps
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
     reason: str = ""
     totals: dict[str, float] = field(default_factory=dict)  # at the end: seconds, tokens, ...
+    is_lane: bool = False  # has trained in passes that it shared with other trials
+    has_neighbours: bool = False  # another worker has trained on the same CPUs or GPU meanwhile
+    tells_engine: bool = False  # False: of a version that did not note how it was trained
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the trial has had its device to itself: then what it took is its cost."""
+        return not (self.is_lane or self.has_neighbours)
 
     @property
     def latest(self) -> Report | None:
@@ -77,9 +89,19 @@ class History:
     base: Report | None = None  # report 0
     attempts: int = 0
     driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
+    costs: list[events.Cost] = field(default_factory=list)
     interrupted: bool = False
+    finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
+    chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
+    is_closed: bool = False  # a user has ended the sweep: nothing more is tried
+    paused_by: str = ""  # the user; empty if trials begin as usual
+    is_idle: bool = False  # while paused: running trials leave their devices, too
+    changes: dict[str, Any] = field(default_factory=dict)  # keys that users have set
+    typed: dict[str, Any] = field(default_factory=dict)  # what the command says of those keys
+    answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
+    pack_s: float = 0.0  # seconds for which packs trained, of all workers
     _device_s: float = 0.0  # of workers that have no trial any more
     _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
@@ -95,8 +117,9 @@ class History:
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""
         if isinstance(event, events.Attempt):
-            for worker in list(self._busy):  # the last word of the driver before was its end
-                self._rest(worker)
+            for worker, (_, keys) in list(self._busy.items()):
+                # The last word of the driver before was its end.
+                self._rest(worker, any(self.trials[key].is_lane for key in keys))
         self.latest = event.time
         match event:
             case events.Sweep():
@@ -107,9 +130,11 @@ class History:
                 self.began = event.time
             case events.Attempt():
                 self.attempts += 1
+                self.is_closed = self.is_closed and not self.asks_for_more(event.spec)
                 self.driver = event
                 self.interrupted = False
                 self.spec = event.spec or self.spec  # keys that may change on the same folder
+                self._drop_changes()
                 self.stop_running()  # their workers died with the driver before
             case events.Ask():
                 self._add(event)
@@ -117,8 +142,47 @@ class History:
                 self.base = event.report
             case events.TrialEvent():
                 self._apply_to(self.trials[event.trial], event)
+            case events.Finalists():
+                self.finalists = tuple(dict.fromkeys((*self.finalists, *event.configs)))
+                self.chosen = event.among, event.most
+            case events.Removed():
+                for key in event.trials:
+                    self.trials[key].checkpoints = []
             case events.Interrupt():
                 self.interrupted = True
+            case events.Cost():
+                self.costs.append(event)
+            case events.Request():
+                self._carry_out(event)
+
+    def _drop_changes(self) -> None:
+        """Forget what users have set, of the keys that this start's command sets otherwise."""
+        sweep = self.spec.get("sweep") or {}
+        for key in [k for k, v in self.changes.items() if sweep.get(k.partition(".")[2]) != v]:
+            del self.changes[key], self.typed[key]
+
+    def asks_for_more(self, spec: Mapping[str, Any] | None) -> bool:
+        """Whether a config has another space, or other numbers of trials, than the last start."""
+        before, now = self.spec.get("sweep", {}), (spec or self.spec).get("sweep", {})
+        return any((before.get(name) or None) != (now.get(name) or None) for name in _GROWING)
+
+    def _carry_out(self, event: events.Request) -> None:
+        self.answered[event.request] = event.said
+        values = event.values or {}
+        match event.verb:
+            case "stop" | "finish":
+                self.is_closed = self.is_closed or event.verb == "finish"
+                for key in event.trials or ():
+                    self.trials[key].stopped_by = event.by
+            case "pause":
+                self.paused_by, self.is_idle = event.by, bool(values.get("now"))
+            case "resume":
+                self.paused_by, self.is_idle = "", False
+            case "set":
+                self.typed = {**(event.typed or {}), **self.typed}
+                self.changes |= values
+                own = {key.removeprefix("sweep."): value for key, value in values.items()}
+                self.spec = {**self.spec, "sweep": {**self.spec["sweep"], **own}}
 
     def _add(self, event: events.Ask) -> None:
         record = Record(
@@ -145,6 +209,7 @@ class History:
                 record.started = event.time
                 if event.time is not None:
                     self._busy.setdefault(event.worker, (event.time, set()))[1].add(record.key)
+                self._note_neighbours(record, event)
             case events.Report():
                 record.reports[event.index] = event.report
                 self._values.pop(record.key, None)
@@ -170,6 +235,19 @@ class History:
                 record.ended = event.time
                 record.totals = dict(event.totals)
 
+    def _note_neighbours(self, record: Record, start: events.Start) -> None:
+        """Note which trials share a pack, and which the CPUs of a host or a GPU, from now on."""
+        record.tells_engine = start.lane is not None
+        record.is_lane |= bool(start.lane)
+        has_own_gpu = start.device.startswith("cuda") and self._devices >= 1
+        host = start.worker.rpartition(":")[0]
+        for worker, (_, keys) in self._busy.items():
+            for other in [self.trials[key] for key in keys if key != record.key]:
+                if worker == start.worker:
+                    record.is_lane = other.is_lane = True
+                elif not has_own_gpu and worker.rpartition(":")[0] == host:
+                    record.has_neighbours = other.has_neighbours = True
+
     def device_hours(self, now: float | None = None) -> float:
         """Hours for which devices had a trial, over all starts; `now` is for those that still have.
 
@@ -193,11 +271,13 @@ class History:
             keys = self._busy[record.worker][1]
             keys.discard(record.key)
             if not keys:
-                self._rest(record.worker)
+                self._rest(record.worker, record.is_lane)
 
-    def _rest(self, worker: str) -> None:
+    def _rest(self, worker: str, was_pack: bool) -> None:
         since, _ = self._busy.pop(worker)
-        self._device_s += ((self.latest or since) - since) * self._devices
+        seconds = (self.latest or since) - since
+        self._device_s += seconds * self._devices
+        self.pack_s += seconds if was_pack else 0.0
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""
@@ -215,23 +295,36 @@ class History:
     def repeats(self, config: int) -> list[Record]:
         return list(self._configs.get(config, {}).values())
 
-    def config_mean(self, config: int) -> float | None:
-        """Mean value of a config's completed repeats; None where none is completed."""
-        values = [
+    def config_values(self, config: int) -> list[float]:
+        """What a config's completed repeats are ranked by."""
+        return [
             value
             for record in self.repeats(config)
             if record.state is State.COMPLETED and (value := self.value(record)) is not None
         ]
+
+    def config_mean(self, config: int) -> float | None:
+        """Mean value of a config's completed repeats; None where none is completed."""
+        values = self.config_values(config)
         return statistics.fmean(values) if values else None
+
+    def seeds(self, config: int, sweep: Mapping[str, Any] | None = None) -> int:
+        """How many seeds a config gets: `sweep.repeats`; with `sweep.finalists` they alone do.
+
+        Args:
+            sweep: the section of the config; None: as the last start had it.
+        """
+        sweep = self.spec.get("sweep", {}) if sweep is None else sweep
+        is_one = sweep.get("finalists") is not None and config not in self.finalists
+        return 1 if is_one else int(sweep.get("repeats") or 1)
 
     def is_settled(self, config: int) -> bool:
         """Whether nothing more will come of a config: all repeats ended, and none is to follow."""
         repeats = self.repeats(config)
         if not all(record.state.is_finished() for record in repeats):
             return False
-        expected = int(self.spec["sweep"]["repeats"]) if self.spec else 1
         stopped = any(record.state is not State.COMPLETED for record in repeats)
-        return stopped or len(repeats) >= expected
+        return stopped or len(repeats) >= self.seeds(config)
 
     @property
     def config_count(self) -> int:

@@ -11,6 +11,7 @@ PROMPTS = {"eval": "eval_prompts.npy", "test": "test_prompts.npy"}
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
+REQUESTS = "requests"
 
 
 class _Named:
@@ -31,10 +32,12 @@ class RunFolder:
         data: the tokenized data, prepared once by the driver and read by every worker.
         eval_prompts: which evaluation rows share a prompt.
         tracking: W&B's local files.
+        tensorboard: event files, a folder for each trial.
         best_draft: the best checkpoint while it is put together; it is renamed to best/.
         scratch: Tune's own files while a driver lives; nothing in it is read back.
         token: the file by which another node recognizes this folder.
         refusal: the traceback of an unforeseen error that kept all trials from starting.
+        requests: what verbs ask of the sweep, and the answers.
     """
 
     root: Path
@@ -44,15 +47,18 @@ class RunFolder:
     lock = _Named("lock")
     table = _Named("trials.csv")
     study = _Named("study.db")
+    report = _Named("report.html")
     data = _Named("data")
     eval_prompts = _Named(f"data/{PROMPTS['eval']}")
     tracking = _Named("wandb")
+    tensorboard = _Named("tensorboard")
     best = _Named("best")
     best_draft = _Named(".best.draft")
     scratch = _Named(".tune")
     token = _Named(".here")
     trials = _Named("trials")
     refusal = _Named("error.txt")
+    requests = _Named(REQUESTS)
 
     @property
     def has_begun(self) -> bool:

@@ -175,6 +175,10 @@ class Lane:
         if self.record.log(values) is Decision.STOP:
             self.leaving = True
 
+    def listen(self) -> None:
+        """Hear between two logs if the trial was told to stop."""
+        self.leaving = self.leaving or self.record.told() is Decision.STOP
+
     def report(self, measured: Measured) -> Decision:
         """Report an evaluation at this step.
 
@@ -188,4 +192,4 @@ class Lane:
         return decision
 
     def outcome(self, state: State) -> Outcome:
-        return Outcome(state=state, totals=self.record.totals())
+        return Outcome(state=state, totals=self.record.outcome())

@@ -140,6 +140,10 @@ class FirstSpeaks:
     def log(self, row: Mapping[str, float]) -> Decision:
         return self._ask(lambda observer: observer.log(row))
 
+    def told(self) -> Decision:
+        """Ranks ask at their logs: at every step they would wait for each other."""
+        return Decision.CONTINUE
+
     def report(self, report: Report) -> Decision:
         return self._ask(lambda observer: observer.report(report))
 

@@ -1,0 +1,174 @@
+"""Carries out what users ask of a sweep: each request once, by the event that it leaves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sweeps.config.validation import search_values
+from sweeps.coordinator.changes import SETTABLE, changed, value_of
+from sweeps.core.ending import Cause, Stop
+from sweeps.core.errors import ConfigError, LedgerWriteError
+from sweeps.core.trial import State
+from sweeps.ledger.history import Record
+from sweeps.search.samplers import search_problems
+from sweeps.storage.requests import Answer, Request, Unreadable, write_answer
+from sweeps.storage.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from sweeps.coordinator.coordinator import Coordinator
+
+
+class Refused(Exception):
+    """A request that cannot be carried out; the message is the answer."""
+
+
+def take(coordinator: Coordinator, request: Request) -> Answer:
+    """Carry out a request that is not in the ledger yet, and answer it.
+
+    Raises:
+        LedgerWriteError: it cannot be written down, and nothing was done.
+    """
+    known = coordinator.history.answered.get(request.name)
+    if known is not None:
+        return Answer(is_done=True, said=known)
+    try:
+        return Answer(is_done=True, said=_VERBS[request.verb](coordinator, request))
+    except Refused as refusal:
+        return Answer(is_done=False, said=str(refusal))
+
+
+def answer(coordinator: Coordinator, folder: RunFolder, request: Request | Unreadable) -> Answer:
+    """Carry out a request, and write the answer beside it."""
+    if isinstance(request, Unreadable):
+        found = Answer(is_done=False, said=request.why)
+    else:
+        try:
+            found = coordinator.take(request)
+        except LedgerWriteError as error:
+            found = Answer(is_done=False, said=str(error))
+    write_answer(folder, request.name, found)
+    return found
+
+
+def _stop(coordinator: Coordinator, request: Request) -> str:
+    records = [_unfinished(coordinator, key) for key in request.trials]
+    return _stop_all(coordinator, request, records)
+
+
+def _finish(coordinator: Coordinator, request: Request) -> str:
+    _refuse_if_over(coordinator)
+    records = coordinator.history.unfinished()
+    tail = "then trials are ranked and the best one is proven"
+    said = _stop_all(coordinator, request, records, "no more trials begin", tail)
+    coordinator.stop_for(Stop(cause=Cause.FINISHED, details=(request.by,)))
+    return said
+
+
+def _cancel(coordinator: Coordinator, request: Request) -> str:
+    if not coordinator.has_begun or request.start != coordinator.history.attempts:
+        raise Refused("the start that was meant is over, and nothing of it runs")
+    said = "running trials commit a checkpoint and stop; the same command goes on"
+    coordinator.note(request, said)
+    coordinator.interrupt(Stop(cause=Cause.CANCELLED, details=(request.by,)))
+    return said
+
+
+def _pause(coordinator: Coordinator, request: Request) -> str:
+    _refuse_if_over(coordinator)
+    history = coordinator.history
+    if history.paused_by and history.is_idle == request.now:
+        raise Refused(f"the sweep is paused already, by {history.paused_by}")
+    running = [r for r in history.unfinished() if r.state is State.RUNNING]
+    parts = ["no trial begins until `resume`"]
+    if running and request.now:
+        s = _s(running)
+        parts.append(f"{_named(running)} commit{s} a checkpoint after the next step and wait{s}")
+    if request.now:
+        parts.append("workers leave their devices")
+    elif running:
+        parts.append(f"{_named(running)} go{'es' if len(running) == 1 else ''} on")
+    said = "; ".join(parts)
+    coordinator.note(request, said, values={"now": request.now})
+    return said
+
+
+def _resume(coordinator: Coordinator, request: Request) -> str:
+    if not coordinator.history.paused_by:
+        raise Refused("the sweep is not paused")
+    said = "trials begin again, and go on from their checkpoints"
+    coordinator.note(request, said)
+    return said
+
+
+def _set(coordinator: Coordinator, request: Request) -> str:
+    history, spec = coordinator.history, coordinator.spec
+    values = dict(request.values)
+    if not values or not set(values) <= set(SETTABLE):
+        raise Refused(f"{', '.join(values) or 'nothing'} cannot be set while a sweep runs")
+    try:
+        checked = search_values({key.partition(".")[2]: value for key, value in values.items()})
+        new = changed(spec, {f"sweep.{name}": value for name, value in checked.items()})
+        problems = search_problems(new.sweep, coordinator.space)
+    except ConfigError as error:
+        problems = list(error.problems)
+    if problems:
+        raise Refused("; ".join(map(str, problems)))
+    said = ", ".join(f"{key} is {value_of(new, key)} from now on" for key in values)
+    typed = {key: history.typed.get(key, value_of(spec, key)) for key in values}
+    held = {key: value_of(new, key) for key in values}
+    coordinator.note(request, f"{said}, and at later starts", values=held, typed=typed)
+    coordinator.change(new)
+    return f"{said}, and at later starts"
+
+
+def _stop_all(
+    coordinator: Coordinator, request: Request, records: list[Record], head: str = "", *tail: str
+) -> str:
+    running = [record for record in records if record.state is State.RUNNING]
+    waiting = [record for record in records if record.state is State.WAITING]
+    parts = [head] if head else []
+    if running:
+        s = _s(running)
+        parts.append(
+            f"{_named(running)} commit{s} a checkpoint after the next step and end{s} as stopped"
+        )
+    if waiting:
+        parts.append(f"{_named(waiting)} end{_s(waiting)} as stopped now")
+    said = "; ".join([*parts, *tail])
+    coordinator.note(request, said, trials=tuple(record.key for record in records))
+    for record in waiting if coordinator.has_begun else ():
+        coordinator.end_if_decided(record)
+    return said
+
+
+def _unfinished(coordinator: Coordinator, key: str) -> Record:
+    record = coordinator.history.trials.get(key)
+    if record is None:
+        raise Refused(f"the sweep has no trial {key}")
+    if record.state.is_finished():
+        raise Refused(f"trial {record.number} has ended already: it is {record.state}")
+    return record
+
+
+def _refuse_if_over(coordinator: Coordinator) -> None:
+    if coordinator.is_finished and not coordinator.history.unfinished():
+        raise Refused("the sweep has ended already")
+
+
+def _named(records: list[Record]) -> str:
+    numbers = ", ".join(str(record.number) for record in records)
+    return f"trial {numbers}" if len(records) == 1 else f"trials {numbers}"
+
+
+def _s(records: list[Record]) -> str:
+    return "s" if len(records) == 1 else ""
+
+
+_VERBS = {
+    "stop": _stop,
+    "finish": _finish,
+    "cancel": _cancel,
+    "pause": _pause,
+    "resume": _resume,
+    "set": _set,
+}
