@@ -307,7 +307,6 @@ def _replace_space(draw: Draw, line: _Line) -> None:
             text, line.space[key] = _search(draw, key, SEARCHED[key], commas=False)
             parts.append(f"{key}: {text}")
             line.taken.add(key)
-    line.when = {name: each for name, each in line.when.items() if name in line.space}
     line.words.append("sweep.space={" + ", ".join(parts) + "}")
 
 
@@ -626,9 +625,9 @@ _FOREIGN_KEYS = [
 def _foreign_key(draw: Draw, line: _Line) -> None:
     word, named = draw(st.sampled_from(_FOREIGN_KEYS))
     key = word.partition("=")[0]
-    line.words = [each for each in line.words if not each.lstrip("+").startswith(f"{key}=")]
     if word.startswith("data.") and "data=file" in line.words:
         return
+    line.words = [each for each in line.words if not each.lstrip("+").startswith(f"{key}=")]
     line.words.append(word)
     line.refused = named
 
