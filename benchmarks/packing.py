@@ -149,6 +149,9 @@ class Silent:
     def report(self, _: Any) -> Decision:
         return Decision.CONTINUE
 
+    def told(self) -> Decision:
+        return Decision.CONTINUE
+
     def may_commit(self) -> None: ...
 
     def committed(self, *_: Any) -> None: ...

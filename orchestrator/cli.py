@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import sys
 import textwrap
@@ -27,12 +28,18 @@ from sweeps.core.secrets import scrub
 
 Parsed = TypeVar("Parsed")
 
+STEERING = {
+    "stop": "end trials early, each with a checkpoint: stop RUN_DIR TRIAL...",
+    "finish": "end all trials, rank them and prove the best one: finish RUN_DIR",
+    "cancel": "stop as Ctrl-C does, from any terminal: cancel RUN_DIR",
+}
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
     "sync": "upload a sweep to W&B, or what its server lacks of it: sync RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
+    **STEERING,
 }
 _USERS_DISK = {
     errno.ENOSPC: "Free some room, or choose another run_dir=...; what was written before is whole",
@@ -45,7 +52,8 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
-_PARSED = ("show", "status", "export", "sync")  # these have options, and help of their own
+# These have options, and help of their own.
+_PARSED = ("show", "status", "export", "sync", *STEERING)
 _HELP = ("-h", "--help", "help")
 _PLAN_HELP = """\
 usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
@@ -66,20 +74,28 @@ def main(argv: Sequence[str]) -> int:
     # At its import it advises a package that would only speed up 4-bit models on a CPU.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     name_user()
+    is_json = "--json" in argv
     try:
         return _dispatch(list(argv))
     except SweepError as error:
-        print(scrub(str(error)), file=sys.stderr)
-        return error.exit_code
+        return _failed(str(error), error.exit_code, is_json)
     except OSError as error:
         if error.errno not in _USERS_DISK:
             raise
         what = f"{error.filename}: " if error.filename else ""
-        print(scrub(f"{what}{error.strerror}. {_USERS_DISK[error.errno]}"), file=sys.stderr)
-        return 1
+        return _failed(f"{what}{error.strerror}. {_USERS_DISK[error.errno]}", 1, is_json)
     except KeyboardInterrupt:
         print("\nSIGINT: stopped.", file=sys.stderr)
         return 130
+
+
+def _failed(why: str, code: int, is_json: bool) -> int:
+    """Say why nothing was done: on stderr, or as a program asked for it."""
+    if is_json:
+        print(json.dumps({"error": scrub(why)}))
+    else:
+        print(scrub(why), file=sys.stderr)
+    return code
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -98,6 +114,11 @@ def _dispatch(argv: list[str]) -> int:
         from orchestrator.terminal.status import status
 
         return status(_status_arguments(argv[1:]))
+    if first in STEERING:
+        from orchestrator.steer import parser as steering_parser
+        from orchestrator.steer import steer
+
+        return steer(first, _parse(steering_parser(first, STEERING[first]).parse_args, argv[1:]))
     if first == "export":
         from orchestrator.best.merge import export
         from orchestrator.storage.run_dir import fetched

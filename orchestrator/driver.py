@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,7 +29,12 @@ from orchestrator.config.device_hours import expected_lines
 from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
-from orchestrator.config.run_folder_claim import claim_folder, refuse_strangers, remove_claim
+from orchestrator.config.run_folder_claim import (
+    claim_folder,
+    refuse_strangers,
+    remove_claim,
+    write_spec,
+)
 from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
@@ -44,6 +50,7 @@ from orchestrator.tracking.tracker import Job, TrackerProcess
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.steering import answer
 from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
 from sweeps.core.errors import SweepError, first_line
@@ -56,6 +63,7 @@ from sweeps.results.ranking import best
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
+from sweeps.storage.requests import unanswered_requests
 from sweeps.storage.run_folder import RunFolder
 from trainers.trial.task import DryRun
 
@@ -106,9 +114,9 @@ def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
         try:
             with ExitStack() as stack:
                 lease = stack.enter_context(held(store, folder, spec)) if store else None
-                claim_folder(folder, spec)
+                grown = claim_folder(folder, spec)
                 copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
-                driver = Driver(spec, space, folder, argv, signals, copies)
+                driver = Driver(spec, space, folder, argv, signals, copies, grown)
                 refused.pop_all()  # from here on Ray ends with the driver
                 return driver.run()
         finally:
@@ -136,6 +144,7 @@ class Driver:
         argv: Sequence[str],
         signals: Signals,
         copies: Copies | None = None,
+        grown: Sequence[str] = (),
     ) -> None:
         self._spec = spec
         self._space = space
@@ -152,7 +161,9 @@ class Driver:
         self._signals = signals
         self._copies = copies
         self._display = Display(folder, spec.public)
+        self._grown = grown  # lines on what is more than it was
         self._attempts = 0  # before this one
+        self._asked: dict[str, Future[None]] = {}  # requests that the Coordinator has in hand
         self._tokens = 0.0  # of a trial
         self._is_broken = False
         self._leaving = threading.RLock()
@@ -166,10 +177,12 @@ class Driver:
         try:
             if past.spec and self._is_over():
                 self._history = past
-                self._show({}, ["This sweep had ended already."])
+                spent = ", and its trials are spent: more sweep.trials try what is new"
+                grown = [f"{line}{spent}" for line in self._grown]
+                self._show({}, ["This sweep had ended already.", *grown])
                 self._tell_failure(None)
                 return self._ended()
-            self._display.say(*plan_lines(self._spec, self._space, self._folder))
+            self._display.say(*plan_lines(self._spec, self._space, self._folder), *self._grown)
             return self._sweep(past, *self._get_ready(past))
         finally:
             self._display.close()
@@ -202,9 +215,14 @@ class Driver:
         return ready, placement, engine
 
     def _is_over(self) -> bool:
-        """Whether nothing is left to do: all trials have ended and best/ is made."""
+        """Take what was asked for in the meantime; whether nothing is left to do: all trials have
+        ended and best/ is made."""
         coordinator = Coordinator(self._spec, self._space, self._folder)
+        coordinator.history.stop_running()
         try:
+            for request in unanswered_requests(self._folder):
+                said = answer(coordinator, self._folder, request).said
+                self._display.say(f"asked while no driver ran: {said}.")
             return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
         finally:
             coordinator.close()
@@ -352,7 +370,11 @@ class Driver:
         self._follow()
 
     def _follow(self) -> None:
-        """Show the news of tracker and copies and the new events of the ledger."""
+        """Hand over what users ask for; show news and the new events of the ledger."""
+        self._asked = {name: sent for name, sent in self._asked.items() if not sent.done()}
+        for request in unanswered_requests(self._folder):
+            if request.name not in self._asked:
+                self._asked[request.name] = send(self._coordinator.take, request)
         for news in (self._tracker.news, self._copies.news if self._copies else str):
             if line := news():
                 self._display.say(line)
@@ -361,7 +383,11 @@ class Driver:
         for event in self._tail.events():
             self._history.apply(event)
             if isinstance(event, events.Attempt) and self._history.attempts > self._attempts:
+                if self._grown:  # the ledger says so by now
+                    write_spec(self._folder, self._spec)
                 self._tell_step(event.rehearsal or {})
+            if isinstance(event, events.Request) and self._history.attempts > self._attempts:
+                self._display.say(f"{event.verb}, asked by {event.by}: {event.said}.")
         self._display.update(self._history, read_progress(self._folder, self._history))
 
     def _tell_step(self, told: Mapping[str, Any]) -> None:
@@ -409,7 +435,8 @@ class Driver:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(result.importance or {}, [*notes, *lines], proof_error)
         self._tell_failure(stop)
-        can_go_on = stop is not None and stop.cause is not Cause.SAME_ERROR
+        for_good = (Cause.SAME_ERROR, Cause.FINISHED)
+        can_go_on = stop is not None and stop.cause not in for_good
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
         return self._ended(stop, proof_error)

@@ -49,7 +49,7 @@ def plan(argv: Sequence[str]) -> int:
 def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
-    refuse_another(folder, spec)
+    grown = refuse_another(folder, spec)
     from trainers.preview import first_rows  # imports torch, which a refusal need not wait for
 
     display = Display(folder, spec.public)
@@ -80,7 +80,7 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         )
         lines = [*ready.lines, *about, step, tracking.result()]
         rows = first_rows(spec.train, ready.data.train, _ROWS)
-    display.say(*plan_lines(spec, space, folder), *lines)
+    display.say(*plan_lines(spec, space, folder), *grown, *lines)
     console = display.console
     display.say(f"the first rows to train on, {legend(console)}")
     display.show(*(row_view(row, console, _LETTERS) for row in rows))

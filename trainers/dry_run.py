@@ -147,6 +147,9 @@ class _Audience:
         self.train_s = report.metrics.get("seconds", 0.0)
         return Decision.CONTINUE
 
+    def told(self) -> Decision:
+        return Decision.CONTINUE
+
     def may_commit(self) -> None:
         """Any attempt may commit."""
 

@@ -68,7 +68,7 @@ def write_best(
         "again": again,
         "config": yaml.safe_load(folder.trial_config(found.record.key).read_text(encoding="utf-8")),
     }
-    write_text(target / "README.md", card(spec, history, found, proof, again))
+    write_text(target / "README.md", card(folder, spec, history, found, proof, again))
     write_text(target / "trial.yaml", yaml.safe_dump(facts, sort_keys=False))
     if not ready:
         publish(draft, folder.best, "best")
@@ -124,7 +124,12 @@ def _differences(default: Mapping[str, Any], config: Mapping[str, Any]) -> Itera
 
 
 def card(
-    spec: Spec, history: History, found: Best, proof: Mapping[str, float], again: str | None
+    folder: RunFolder,
+    spec: Spec,
+    history: History,
+    found: Best,
+    proof: Mapping[str, float],
+    again: str | None,
 ) -> str:
     """Fill in the model card beside this module, in the Hub's format."""
     from huggingface_hub import ModelCard, ModelCardData
@@ -150,7 +155,7 @@ def card(
         proof=proof,
         rows=[row for row in ranked(history) if row.rank is not None][:_TOP],
         trial_name=trial_name,
-        hints=outlook(history),
+        hints=outlook(history, folder),
         again=again,
     )
     return f"{filled}\n"

@@ -181,15 +181,19 @@ class Decisions:
                 self._unread.append(Problem(key=key, message=message))
 
     def _settle_conditions(self) -> None:
-        """A condition on a key that is not searched holds always or never."""
+        """Of a file's condition, what its key may be is left; if it may be none, so is nothing."""
         space = self._parsed()
-        searched = {key for each in space.dimensions for key in set_by(each)}
+        intervals = {each.name for each in space.dimensions if not isinstance(each, Choice)}
+        searched = space.values_by_key()
         for name, condition in space.when.items():
-            value = lookup(self.config, condition.key)
-            if condition.key in searched or value is None or value in condition.values:
+            there = searched.get(condition.key) or [lookup(self.config, condition.key)]
+            kept = [value for value in condition.values if value in there]
+            if 0 < len(kept) < len(condition.values) and name not in self.typed:
+                self.when[name] = f"{condition.key}=choice({', '.join(map(written, kept))})"
+            if kept or None in there or condition.key in intervals:
                 continue
             wanted = " or ".join(map(_text, condition.values))
-            why = f"it is for {condition.key}={wanted}, which is {_text(value)}"
+            why = f"it is for {condition.key}={wanted}, which is {' or '.join(map(_text, there))}"
             if name in self.typed:
                 message = f"is searched by no trial: {why}."
                 self.problems.append(Problem(key=name, message=message))

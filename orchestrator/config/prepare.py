@@ -23,7 +23,7 @@ from orchestrator.config.preflight import (
     room_line,
     step_line,
 )
-from orchestrator.config.run_folder_claim import as_begun
+from orchestrator.config.run_folder_claim import as_begun, is_as_begun
 from orchestrator.storage.run_dir import folder_of
 from sweeps.config.spec import Spec, Strategy, TrainSpec
 from sweeps.config.trial_config import config_of
@@ -132,7 +132,7 @@ def prepare_training(
     searched = space.values_by_key()
     base = ""
     unknown: Sequence[Problem] = ()
-    begun, told = folder_of(spec).has_begun, list[str]()
+    begun, told = folder_of(spec).has_begun and is_as_begun(spec, past.spec), list[str]()
     has_weights = False
     with findings.part():
         require_weights(spec.train.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,39 +14,81 @@ from omegaconf import OmegaConf
 from orchestrator.config import compose
 from sweeps.config.spec import Spec
 from sweeps.core.errors import Problem, SweepError
+from sweeps.ledger.ledger import last_spec
+from sweeps.space.parser import space_of
+from sweeps.space.widening import lost
 from sweeps.storage.durable_writes import remove_tree, write_text
 from sweeps.storage.run_folder import RunFolder, is_prepared
 
+_SPACE = "sweep.space."
 SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
 
 
-def claim_folder(folder: RunFolder, spec: Spec) -> None:
-    """Write sweep.yaml, or check that the one in the folder says the same.
+_MAY_GROW = (
+    "Its sweep may grow: more options or wider intervals in sweep.space, more sweep.trials and "
+    "more of sweep.first. "
+)
+
+
+def claim_folder(folder: RunFolder, spec: Spec) -> list[str]:
+    """Write sweep.yaml, or check that the one in the folder says the same or less.
+
+    If the sweep grows, sweep.yaml is left as it is until the ledger says so: see `write_spec`.
+
+    Returns:
+        Lines on what grows.
 
     Raises:
         SweepError: see `refuse_another`.
     """
-    refuse_another(folder, spec)
+    grown = refuse_another(folder, spec)
+    if not grown:
+        write_spec(folder, spec)
+    return grown
+
+
+def write_spec(folder: RunFolder, spec: Spec) -> None:
+    """Write sweep.yaml."""
     text = OmegaConf.to_yaml(OmegaConf.create(dict(spec.public)))
     write_text(folder.spec, f"{SPEC_HEAD}\n{text}")
 
 
-def refuse_another(folder: RunFolder, spec: Spec) -> None:
-    """Check that the folder holds no other sweep than this one.
+def refuse_another(folder: RunFolder, spec: Spec) -> list[str]:
+    """Check that the folder holds no other sweep than this one, or a smaller part of it.
+
+    Returns:
+        Lines on what grows.
 
     Raises:
         SweepError: it does; the differences are shown.
     """
-    if folder.has_begun and folder.spec.exists():  # else no trial depends on it
-        changed = compose.differences(spec, _written(folder))
-        if changed:
-            rows = "\n".join(
-                f"  {key}: there {there!r}, now {now!r}" for key, there, now in changed
-            )
-            raise SweepError(
-                f"{folder.root} holds another sweep:\n{rows}\n"
-                "Give the same settings to go on with it, or choose another run_dir=..."
-            )
+    if not (folder.has_begun and folder.spec.exists()):  # else no trial depends on it
+        return []
+    there = _written(folder)
+    told = last_spec(folder.ledger).get("sweep", {})
+    if "space" in told and isinstance(there.get("sweep"), Mapping):
+        there["sweep"] = {**there["sweep"], "space": told["space"]}  # by which the ledger is read
+    narrower = lost(space_of(there), space_of(spec.public))
+    changed = compose.differences(spec, there)
+    grown = [each for each in changed if _grows(each[0], narrower)]
+    refused = [each for each in changed if each not in grown]
+    if refused:
+        rows = "\n".join(f"  {_row(*each, narrower)}" for each in refused)
+        may = _MAY_GROW if any(key.startswith("sweep.") for key, _, _ in refused) else ""
+        raise SweepError(
+            f"{folder.root} holds another sweep:\n{rows}\n{may}"
+            "Give the same settings to go on with it, or choose another run_dir=..."
+        )
+    return [f"grows: {_row(*each, {})}" for each in grown]
+
+
+def _grows(key: str, narrower: Mapping[str, str]) -> bool:
+    return key.startswith(_SPACE) and key.removeprefix(_SPACE) not in narrower
+
+
+def _row(key: str, there: Any, now: Any, narrower: Mapping[str, str]) -> str:
+    why = narrower.get(key.removeprefix(_SPACE)) if key.startswith(_SPACE) else None
+    return f"{key}: there {there!r}, now {now!r}{f', which {why}' if why else ''}"
 
 
 def holds(folder: RunFolder, spec: Spec) -> bool:
@@ -54,6 +96,15 @@ def holds(folder: RunFolder, spec: Spec) -> bool:
     if not folder.has_begun or not folder.spec.exists():
         return False
     return not compose.differences(spec, _written(folder))
+
+
+def is_as_begun(spec: Spec, there: Mapping[str, Any]) -> bool:
+    """Whether the sweep of a begun folder is no more than it was.
+
+    Args:
+        there: the config of the last start; empty if it is not known.
+    """
+    return not there or not compose.differences(spec, there)
 
 
 def as_begun(problems: Iterable[Problem]) -> list[str]:

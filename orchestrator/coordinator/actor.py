@@ -21,6 +21,7 @@ from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.steering import answer
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
@@ -31,6 +32,7 @@ from sweeps.results.ranking import best
 from sweeps.results.trials_csv import Table
 from sweeps.search.optuna_export import export_study, study_of
 from sweeps.space.space import Space
+from sweeps.storage.requests import Request, Unreadable
 from sweeps.storage.run_folder import RunFolder
 from trainers.trial.task import DryRun
 
@@ -131,6 +133,16 @@ class CoordinatorActor:
                 self._open()
         self._wants_proof = self._wants_proof and prove
         self._coordinator.interrupt(stop)
+
+    def take(self, request: Request | Unreadable) -> None:
+        """Carry out what a user asks for, and answer; later, if the ledger has not begun yet."""
+        if not self._gate.is_open:
+            return
+        answer(self._coordinator, self._folder, request)
+        stop = self._coordinator.stop
+        if stop is not None and stop.cause is Cause.CANCELLED:
+            self._wants_proof = False
+        self._table.refresh(self._coordinator.history)
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
@@ -305,7 +317,7 @@ class CoordinatorActor:
         """End a trial, or pause it if the state is WAITING."""
         self._assigner.release(worker, ended.trial)
         if ended.state == State.WAITING:
-            self._coordinator.pause(ended.trial, ended.attempt, ended.reason)
+            self._coordinator.pause(ended.trial, ended.attempt, ended.reason, ended.totals)
             return
         self._coordinator.end(ended, error)
         self._table.refresh(self._coordinator.history)

@@ -28,10 +28,12 @@ from sweeps.ledger.ledger import Tail
 from sweeps.storage.driver_lease import Lease
 from sweeps.storage.ledger_copy import LedgerCopy
 from sweeps.storage.object_store import Store
+from sweeps.storage.requests import ANSWER, fetch_requests
 from sweeps.storage.run_folder import CHECKPOINTS, REPORT, RunFolder
 
 _TICK_S = 0.5
 _METRICS_EVERY_S = 60.0  # of running trials; those of a trial that ended go at once
+_REQUESTS_EVERY_S = 5.0  # a listing each, which a store charges for
 _AT_ONCE = 16  # small files that are fetched side by side
 
 
@@ -45,6 +47,7 @@ def bring_back(store: Store, folder: RunFolder, *, checkpoints: bool) -> None:
         SweepError: the ledger here and the one there tell of different events.
     """
     LedgerCopy(store, folder.ledger).settle()
+    fetch_requests(store, folder)
     there = store.tree(folder.name(folder.trials))
     wanted = [folder.spec, folder.table, folder.study]
     wanted += [
@@ -99,7 +102,7 @@ class Copies(threading.Thread):
         self._there: dict[str, set[str]] = {}  # trial key -> its checkpoints' names in the store
         self._todo: list[Callable[[], None]] = []
         self._written: dict[Path, float] = {}  # small files, as they were when they were copied
-        self._metrics_at = 0.0
+        self._metrics_at = self._requests_at = 0.0
         self._over = threading.Event()
         self._news: list[str] = []
         self._silent = False
@@ -196,6 +199,10 @@ class Copies(threading.Thread):
             running = [record.key for record in self._history.unfinished()]
             self._copy_small([self._folder.metrics(key) for key in running])
         self._copy_small([self._folder.spec, self._folder.table])
+        if time.monotonic() - self._requests_at > _REQUESTS_EVERY_S:
+            self._requests_at = time.monotonic()
+            fetch_requests(self._store, self._folder)
+        self._copy_small(self._folder.requests.glob(f"*{ANSWER}"))
         if self._silent:
             self._silent = False
             self._news.append(f"{self._store} takes copies again")
@@ -210,6 +217,7 @@ class Copies(threading.Thread):
                 case events.Ask(trial=key):
                     add(partial(self._copy_small, [self._folder.trial_config(key)]))
                 case events.Checkpoint(trial=key):
+                    add(partial(self._copy_small, [self._folder.row_losses(key)]))
                     add(partial(self._copy_checkpoint, key, event.step, event.attempt))
                 case events.End(trial=key):
                     add(partial(self._copy_small, self._folder.trial_files(key)))

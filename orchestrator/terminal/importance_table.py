@@ -68,7 +68,12 @@ def _reach(effect: Effect) -> str:
 
 
 def _stopped(level: Level) -> str:
-    counts = ((level.pruned, "pruned"), (level.diverged, "diverged"), (level.failed, "failed"))
+    counts = (
+        (level.pruned, "pruned"),
+        (level.stopped, "stopped"),
+        (level.diverged, "diverged"),
+        (level.failed, "failed"),
+    )
     return ", ".join(f"{count} {word}" for count, word in counts if count)
 
 

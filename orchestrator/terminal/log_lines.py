@@ -82,7 +82,7 @@ def _standing(history: History, total: int | None, left: float | None) -> str:
     parts = [f"{history.ended} of {total or '?'} trials ended", f"{running} running"]
     parts += [
         f"{history.count(state)} {state}"
-        for state in (State.PRUNED, State.DIVERGED, State.FAILED)
+        for state in (State.PRUNED, State.STOPPED, State.DIVERGED, State.FAILED)
         if history.count(state)
     ]
     winner = best(history)

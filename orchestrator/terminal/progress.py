@@ -16,7 +16,7 @@ from sweeps.search.optuna_export import has_found
 from sweeps.space.parser import space_of
 from sweeps.storage.run_folder import RunFolder
 
-_NO_REPEATS = (State.PRUNED, State.DIVERGED, State.FAILED)
+_NO_REPEATS = (State.PRUNED, State.STOPPED, State.DIVERGED, State.FAILED)
 _LAST_BYTES = 4096  # of metrics.jsonl: enough for its last row many times over
 
 
@@ -111,6 +111,14 @@ def planned_trials(history: History, configs: int | None) -> int | None:
         for records in known
     )
     return tried + max(0, configs - len(known)) * repeats
+
+
+def is_over(history: History) -> bool:
+    """Whether every trial has ended and none is to follow, as far as the ledger says."""
+    if history.unfinished() or not history.trials:
+        return False
+    total = planned_trials(history, planned_configs(history.spec))
+    return history.is_closed or total is None or history.ended >= total
 
 
 def time_left_s(

@@ -13,6 +13,7 @@ from orchestrator.storage.run_dir import not_found
 from orchestrator.terminal.format import duration_text, make_console, show
 from orchestrator.terminal.progress import (
     Progress,
+    is_over,
     planned_configs,
     planned_trials,
     read_progress,
@@ -65,7 +66,7 @@ def _show(folder: RunFolder, console: Console) -> None:
     show(console, [title(history), *_driver(history, progress, holder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history)])
+    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history, folder)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
@@ -99,7 +100,7 @@ def _driver(
         left = time_left_s(history, progress, total, time.time())
         more = "" if left is None else f", about {duration_text(left)} left"
         return [Text(f"Running: {holder}; {ended} of {total or '?'} trials ended{more}")]
-    if history.trials and ended == len(history.trials) and (total is None or ended >= total):
+    if is_over(history):
         return [Text("Finished: no driver is running, every trial has ended")]
     how = "was interrupted" if history.interrupted else "is gone"
     return [

@@ -57,7 +57,7 @@ def summary(
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
     parts += [Text(note) for note in (*verdicts(history), *notes, *used_lines(history))]
-    parts += hints(history)
+    parts += hints(history, folder)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
     parts += _best_values(best, history, test_loss, base_test_loss)
@@ -106,14 +106,14 @@ def verdicts(history: History) -> list[str]:
     return found
 
 
-def hints(history: History) -> list[RenderableType]:
+def hints(history: History, folder: RunFolder) -> list[RenderableType]:
     """What a wider or longer sweep may find, each with its command, once this one has ended."""
     total = planned_trials(history, planned_configs(history.spec))
     if history.unfinished() or len(history.trials) < (total or 0):
         return []
     return [
         part
-        for hint in outlook(history)
+        for hint in outlook(history, folder)
         for part in (Text(hint.text), unbroken(f"  {hint.command}"))
     ]
 

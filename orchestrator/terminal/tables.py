@@ -33,6 +33,7 @@ STYLES = {
     State.RUNNING: "cyan",
     State.WAITING: "bright_black",
     State.PRUNED: "bright_black",
+    State.STOPPED: "bright_black",
     State.DIVERGED: "yellow",
     State.FAILED: "red",
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
 
 _LOG_EVERY_S = 0.5  # training rows are sent together, no more often
+_ASK_EVERY_S = 2.0  # what was decided, if there are no rows to send
 
 
 @dataclass
@@ -56,6 +57,15 @@ class WorkerObserver:
             self._send()
         return Decision.STOP if self._stop or self._has_to_leave else Decision.CONTINUE
 
+    def told(self) -> Decision:
+        now = time.monotonic()
+        if self._answer is not None and self._answer.done():
+            self._hear()
+        if self._answer is None and now - self._sent >= _ASK_EVERY_S:
+            self._answer = send(self.coordinator.log, self.key, self.attempt, [])
+            self._sent = now
+        return Decision.STOP if self._stop or self._has_to_leave else Decision.CONTINUE
+
     def report(self, report: Report) -> Decision:
         self._send()
         decision = self.coordinator.report(self.key, self.attempt, report)
@@ -90,10 +100,13 @@ class WorkerObserver:
 
     def _send(self) -> None:
         """Send the rows; the answer is read at the next call, so that training does not wait."""
-        if self._answer is not None:
-            self._stop = self._answer.result() is Decision.STOP
-            self._answer = None
+        self._hear()
         if self._rows:
             self._answer = send(self.coordinator.log, self.key, self.attempt, self._rows)
             self._rows = []
             self._sent = time.monotonic()
+
+    def _hear(self) -> None:
+        if self._answer is not None:
+            self._stop = self._answer.result() is Decision.STOP
+            self._answer = None

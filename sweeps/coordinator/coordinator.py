@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of, trial_key
 from sweeps.config.validation import read_train
+from sweeps.coordinator import steering
 from sweeps.coordinator.ledger_replay import replay_ledger
 from sweeps.coordinator.retention import Retention
 from sweeps.coordinator.suggestions import Suggestions
@@ -30,9 +31,11 @@ from sweeps.core.trial import Decision, Report, State, Trial
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
+from sweeps.results import row_losses
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
+from sweeps.storage.requests import Answer, Request
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -54,7 +57,7 @@ class Coordinator:
         self._suggestions = Suggestions(spec, space, self.history, self._write)
         # Configs of the trials that have not ended.
         self._ledger, self._configs = replay_ledger(
-            folder.ledger, spec, self.history, self._suggestions
+            folder.ledger, spec, space, self.history, self._suggestions
         )
         self._retention = Retention(folder, self.history, spec.sweep.keep)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
@@ -62,6 +65,7 @@ class Coordinator:
         self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
         self._base_holder: str | None = None
         self._stop: Stop | None = None  # why no more trials are handed out
+        self.has_begun = False  # a driver has taken over
         self._broken: Stop | None = None  # why nothing can be written any more
 
     # ------------------------------------------------------------------ a driver's life
@@ -75,9 +79,34 @@ class Coordinator:
             number = self.history.attempts + 1
             self._write(replace(driver, number=number, spec=self._spec.public))
             self._retention.begin()
+            self.has_begun = True
             for record in self.history.unfinished():
-                if record.pruned_at is not None:
-                    self._finish(record, State.PRUNED)
+                self.end_if_decided(record)
+
+    def take(self, request: Request) -> Answer:
+        """Carry out what a user asks for, once; a request that is known is answered again.
+
+        Raises:
+            LedgerWriteError: it cannot be written down, and nothing was done.
+        """
+        with self._guard:
+            return steering.take(self, request)
+
+    def note(self, request: Request, said: str, trials: Sequence[str] | None = None) -> None:
+        """Write down that a request is carried out from here on, and its answer."""
+        self._write(
+            events.Request(
+                request=request.name,
+                verb=request.verb,
+                by=request.by,
+                trials=None if trials is None else tuple(trials),
+                said=said,
+            )
+        )
+
+    def stop_for(self, stop: Stop) -> None:
+        """Hand out nothing more in this start, unless that is so already."""
+        self._stop = self._stop or stop
 
     def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
@@ -118,6 +147,8 @@ class Coordinator:
         with self._guard:
             if self.stop is not None:
                 return True
+            if self.history.is_closed:
+                return not self.history.unfinished()
             more = self._suggestions.repeat() or self._suggestions.wants_config()
             return not (self.history.unfinished() or more)
 
@@ -129,7 +160,7 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self.stop is not None:
+            if self.stop is not None or self.history.is_closed:
                 return None
             for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
@@ -197,10 +228,7 @@ class Coordinator:
             for report in reports:
                 if report.index and report.index not in record.reports:
                     self._report(record, report)
-            if record.pruned_at is not None:
-                self._finish(record, State.PRUNED)
-                return None
-            return attempt
+            return None if self.end_if_decided(record) else attempt
 
     def claim_base(self, key: str, attempt: int) -> bool:
         """Whether this trial is to measure the base model first: once per sweep."""
@@ -216,10 +244,11 @@ class Coordinator:
     def log(self, key: str, attempt: int, rows: Sequence[Mapping[str, Any]]) -> Decision:
         """Take training metrics; they go to the trial's metrics.jsonl, not into the ledger."""
         with self._guard:
-            self._check(key, attempt)
+            record = self._check(key, attempt)
             with suppress(OSError):  # rows for the eye; a full disk shows at the next checkpoint
-                append_lines(self._folder.metrics(key), rows)
-            return Decision.STOP if self.stop is not None else Decision.CONTINUE
+                if rows:
+                    append_lines(self._folder.metrics(key), rows)
+            return self._decision(record)
 
     def report(self, key: str, attempt: int, report: Report) -> Decision:
         """Take a report and decide. A report that is known already is not told twice.
@@ -235,9 +264,9 @@ class Coordinator:
                 return Decision.CONTINUE
             if report.index not in record.reports:
                 self._report(record, report)
-            if record.pruned_at is not None:
-                return Decision.PRUNE
-            return Decision.STOP if self.stop is not None else Decision.CONTINUE
+            else:
+                self._keep_rows_again(record, report)
+            return self._decision(record)
 
     def committed(self, key: str, attempt: int, step: int, size: int) -> None:
         """A checkpoint lies whole on disk. Checkpoints that need not stay are removed.
@@ -276,15 +305,24 @@ class Coordinator:
             if ended.kind == "bug":
                 self._stop_if_all_fail_alike(ended.reason)
 
-    def pause(self, key: str, attempt: int, reason: str = "") -> None:
+    def pause(
+        self,
+        key: str,
+        attempt: int,
+        reason: str = "",
+        totals: Mapping[str, float] | None = None,
+    ) -> None:
         """A worker leaves a trial unfinished: it waits for the next, from its last checkpoint.
 
         While the sweep goes on that is none of the trial's doing, and costs none of its retries:
-        the worker's node is about to go, or has no room for one more trial.
+        the worker's node is about to go, or has no room for one more trial. A trial that a user
+        has stopped ends here.
         """
         with self._guard:
-            self._check(key, attempt)
+            record = self._check(key, attempt)
             self._handed.discard(key)
+            if self.end_if_decided(record, totals or {}):
+                return
             if self._stop is None:
                 reason = reason or "its node is about to go"
                 self._write(events.Retry(trial=key, attempt=attempt, kind="moved", reason=reason))
@@ -357,7 +395,27 @@ class Coordinator:
         return record
 
     def _report(self, record: Record, report: Report) -> None:
+        self._keep_rows(record, report)
         self._write_report(record, report, self._suggestions.tell_report(record, report))
+
+    def _keep_rows(self, record: Record, report: Report) -> None:
+        """Keep the rows' losses of the best report so far; before the ledger tells of it."""
+        rows, best = report.row_losses, self.history.value(record)
+        value = report.metrics[self.history.metric]
+        if rows is None or (best is not None and self.history.sign * (value - best) >= 0):
+            return
+        with suppress(OSError):  # a full disk shows at the next checkpoint
+            row_losses.keep(self._folder, record.key, rows)
+
+    def _keep_rows_again(self, record: Record, report: Report) -> None:
+        """Keep what a folder lacks that came back from a store; the ledger may be ahead of it."""
+        best = record.best(self.history.metric, self.history.direction)
+        is_best = best is not None and best.index == report.index
+        if not is_best or report.row_losses is None:
+            return
+        if row_losses.of_trial(self._folder, self.history, record) is None:
+            with suppress(OSError):
+                row_losses.keep(self._folder, record.key, report.row_losses)
 
     def _write_report(self, record: Record, report: Report, verdict: Verdict) -> None:
         self._write(
@@ -373,10 +431,10 @@ class Coordinator:
     def _retry(self, record: Record, reason: str) -> bool:
         """Count a failure of the infrastructure; False where the trial ends instead.
 
-        It ends as pruned where that was decided already, as failed where its retries are spent.
+        It ends as pruned or stopped if that was decided already, as failed if its retries are
+        spent.
         """
-        if record.pruned_at is not None:
-            self._finish(record, State.PRUNED)
+        if self.end_if_decided(record):
             return False
         if record.retries >= self._spec.sweep.max_retries:
             reason = f"{reason}; {record.retries} retries spent (sweep.max_retries)"
@@ -384,6 +442,29 @@ class Coordinator:
             return False
         self._write(events.Retry(trial=record.key, attempt=record.attempt, reason=reason))
         return True
+
+    def _decision(self, record: Record) -> Decision:
+        if record.pruned_at is not None:
+            return Decision.PRUNE
+        return Decision.STOP if self.stop or record.stopped_by else Decision.CONTINUE
+
+    def end_if_decided(self, record: Record, totals: Mapping[str, float] | None = None) -> bool:
+        """End a trial that was pruned or stopped and whose worker has no more to say."""
+        if record.pruned_at is not None:
+            self._finish(record, State.PRUNED)
+            return True
+        if record.stopped_by:
+            self._end(
+                events.End(
+                    trial=record.key,
+                    attempt=record.attempt,
+                    state=State.STOPPED,
+                    reason=f"by {record.stopped_by}",
+                    totals=totals or {},
+                )
+            )
+            return True
+        return False
 
     def _finish(self, record: Record, state: State, kind: str = "", reason: str = "") -> None:
         """End a trial of which its worker has no more to say."""
@@ -403,7 +484,7 @@ class Coordinator:
     def _stop_if_all_fail_alike(self, reason: str) -> None:
         alike = self._same_errors[reason]
         limit = self._spec.sweep.max_same_error
-        if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED):
+        if alike >= limit and not self.history.count(State.COMPLETED, State.PRUNED, State.STOPPED):
             self.interrupt(Stop(cause=Cause.SAME_ERROR, details=(str(alike),)))
 
     def _keep_error(self, key: str, error: str) -> None:

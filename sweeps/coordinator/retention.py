@@ -1,4 +1,7 @@
-"""Which checkpoints stay on disk. Their number does not grow with the number of trials."""
+"""Which checkpoints stay on disk.
+
+Their number does not grow with the number of trials, but for those that a user has stopped.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,8 @@ class Retention:
 def kept_steps(history: History, keep: int) -> dict[str, set[int]]:
     """Trial key -> checkpoint steps to keep.
 
-    An unfinished trial keeps its two latest checkpoints and its best so far. Of completed configs,
+    An unfinished trial keeps its two latest checkpoints and its best so far, a trial that a user
+    has stopped its latest. Of completed configs,
     the `keep` best keep the best checkpoint of each of their repeats; a config whose repeats are
     not all done is not judged yet. An unfinished trial displaces nothing of a completed one.
     """
@@ -91,6 +95,8 @@ def _own_steps(history: History, record: Record) -> set[int]:
     best_step = {best.step} & set(record.checkpoints) if best else set()
     if record.state is State.COMPLETED:
         return best_step
+    if record.state is State.STOPPED:
+        return set(sorted(record.checkpoints)[-1:])  # `resume` goes on from there
     if record.state.is_finished():
         return set()
     return best_step | set(sorted(record.checkpoints)[-_LATEST:])

@@ -52,8 +52,13 @@ class Suggestions:
     def study(self) -> optuna.Study:
         return self._search.study
 
+    def replay_space(self, space: Space) -> None:
+        """What the ledger says from here on was suggested in this space."""
+        self._search.search_in(space)
+
     def settle(self) -> None:
         """End the replay, and find out whether everything has been tried."""
+        self._search.search_in(self._space)
         self._search.settle()
         finite = not self._space.is_continuous
         used_up = finite and first_untried(self._space, self._tried) is None
@@ -94,7 +99,7 @@ class Suggestions:
         first_alone = self._spec.sweep.pruner != "none"
         for config in list(self._repeatable):
             repeats = self._history.repeats(config)
-            spoilt = any(r.state in (State.PRUNED, State.DIVERGED, State.FAILED) for r in repeats)
+            spoilt = any(r.state.is_finished() and r.state is not State.COMPLETED for r in repeats)
             if len(repeats) >= wanted or spoilt:
                 del self._repeatable[config]
             elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
@@ -103,7 +108,7 @@ class Suggestions:
 
     def _next(self, doubles: int) -> Suggestion | None:
         if self._spec.sweep.search == "grid" or doubles < _DOUBLES_BEFORE_LOOKING:
-            return self._search.ask()
+            return self._search.ask(self._tried)
         if doubles < _DOUBLES_BEFORE_GIVING_UP:
             return self._search.ask_untried(self._tried)
         log.warning("%d suggestions in a row were tried before: there is no other", doubles)
@@ -136,7 +141,7 @@ class Suggestions:
         mean = self._history.config_mean(config)
         if states == {State.COMPLETED} and mean is not None:
             self._search.complete(config, mean)
-        elif states <= {State.COMPLETED, State.PRUNED}:
+        elif states <= {State.COMPLETED, State.PRUNED, State.STOPPED}:
             self._search.prune(config)
         else:
             self._search.fail(config)

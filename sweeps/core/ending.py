@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+CANCELLED_EXIT = 130  # as after Ctrl-C
 _WHOLE = "what was written before is whole"
 
 
@@ -14,6 +15,8 @@ class Cause(enum.Enum):
     SIGNAL = "{}"  # its name
     TIME_BUDGET = "the time budget is spent"
     DEVICE_HOURS = "the device-hours are spent"
+    FINISHED = "{} has ended the sweep"
+    CANCELLED = "cancelled by {}"
     SAME_ERROR = "the first {} trials failed with the same error"
     WORKERS_DIE = "workers die before they can train anything: {}"
     UNFIT_NODES = "{}"  # what each of them lacks
@@ -25,7 +28,10 @@ class Cause(enum.Enum):
     @property
     def is_failure(self) -> bool:
         """Whether the sweep could not go on; otherwise it was asked to stop."""
-        return self not in (Cause.SIGNAL, Cause.TIME_BUDGET, Cause.DEVICE_HOURS)
+        return self not in _ASKED
+
+
+_ASKED = (Cause.SIGNAL, Cause.TIME_BUDGET, Cause.DEVICE_HOURS, Cause.FINISHED, Cause.CANCELLED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +65,8 @@ def exit_code(
         return 1
     if signal_code:
         return signal_code
+    if stop is not None and stop.cause is Cause.CANCELLED:
+        return CANCELLED_EXIT
     if not completed or not is_proven:
         return 1
     return 4 if failed else 0

@@ -31,6 +31,7 @@ POINTS = frozenset(
     (
         *("ledger.before", "ledger.middle", "ledger.after"),
         *("text.before", "text.middle", "text.rename", "text.after"),
+        *("rows.before", "rows.middle", "rows.rename", "rows.after"),  # row_losses.npy
         # after the files and before the manifest; in it; before the rename; before the ledger line
         *("checkpoint.before", "checkpoint.middle", "checkpoint.rename", "checkpoint.after"),
         *("remove.middle", "folder.rename", "best.rename"),  # a tree half removed; the data; best/

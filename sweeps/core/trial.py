@@ -8,8 +8,11 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KEY_LENGTH = 10  # hex digits: 40 bits, far beyond any sweep's number of trials
 
@@ -21,11 +24,17 @@ class State(enum.StrEnum):
     RUNNING = "running"
     COMPLETED = "completed"
     PRUNED = "pruned"
+    STOPPED = "stopped"
     DIVERGED = "diverged"
     FAILED = "failed"
 
     def is_finished(self) -> bool:
         return self not in (State.WAITING, State.RUNNING)
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether it ended before its budget was spent, by a pruner or by a user: not ranked."""
+        return self in (State.PRUNED, State.STOPPED)
 
 
 class Decision(enum.StrEnum):
@@ -33,7 +42,7 @@ class Decision(enum.StrEnum):
 
     CONTINUE = "continue"
     PRUNE = "prune"  # stop: this trial is not worth its budget
-    STOP = "stop"  # commit a checkpoint and leave: the sweep is being interrupted
+    STOP = "stop"  # commit a checkpoint and leave: the sweep is interrupted, or the trial stopped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +78,7 @@ class Report:
         examples: training examples seen.
         tokens: training tokens seen, padding left out.
         metrics: finite numbers by name; always `eval_loss` (nats per labelled token).
+        row_losses: what `sweeps.results.row_losses` keeps in a file; no part of the JSON.
     """
 
     index: int
@@ -76,13 +86,20 @@ class Report:
     examples: int
     tokens: int
     metrics: Mapping[str, float] = field(default_factory=dict)
+    row_losses: np.ndarray[Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         finite = all(map(math.isfinite, self.metrics.values()))
         assert finite, f"a report holds finite numbers only: {self.metrics}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            "index": self.index,
+            "step": self.step,
+            "examples": self.examples,
+            "tokens": self.tokens,
+            "metrics": dict(self.metrics),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Report:

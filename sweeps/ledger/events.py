@@ -23,6 +23,7 @@ Text = InstanceOf[str]
 Keys = InstanceOf[Mapping[str, Any]]
 # A trial's key is a folder's name, so no more than that.
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+Trials = tuple[Key, ...]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0, lt=_MOST)]
 Whole = Annotated[int, Field(strict=True, ge=-_MOST, lt=_MOST)]
@@ -190,9 +191,27 @@ class Interrupt(Event):
     reason: Text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request(Event):
+    """What a user's verb asked for is done from here on.
+
+    Attributes:
+        request: the name of its file.
+        by: who asked, and from where.
+        trials: keys of the trials that it is about.
+        said: the answer.
+    """
+
+    request: Text
+    verb: Text
+    by: Text
+    trials: Trials | None = None
+    said: Text
+
+
 KINDS: Mapping[str, type[Event]] = {
     kind.event: kind
-    for kind in (Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End, Interrupt)
+    for kind in (Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End, Interrupt, Request)
 }
 
 

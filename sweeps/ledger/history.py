@@ -47,6 +47,7 @@ class Record:
     ended: float | None = None
     reports: dict[int, Report] = field(default_factory=dict)
     pruned_at: int | None = None
+    stopped_by: str = ""  # the user who did; it ends as soon as it has committed
     checkpoints: list[int] = field(default_factory=list)  # steps
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
     reason: str = ""
@@ -78,6 +79,8 @@ class History:
     attempts: int = 0
     driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
     interrupted: bool = False
+    is_closed: bool = False  # a user has ended the sweep: nothing more is tried
+    answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
     _device_s: float = 0.0  # of workers that have no trial any more
@@ -119,6 +122,16 @@ class History:
                 self._apply_to(self.trials[event.trial], event)
             case events.Interrupt():
                 self.interrupted = True
+            case events.Request():
+                self._carry_out(event)
+
+    def _carry_out(self, event: events.Request) -> None:
+        self.answered[event.request] = event.said
+        if event.verb == "finish":
+            self.is_closed = True
+        if event.verb in ("stop", "finish"):
+            for key in event.trials or ():
+                self.trials[key].stopped_by = event.by
 
     def _add(self, event: events.Ask) -> None:
         record = Record(

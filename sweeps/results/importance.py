@@ -40,7 +40,7 @@ class Level:
     Attributes:
         values: the value, or the lowest and the highest of a range.
         trials: completed ones; every mean is over these, and None if there is none.
-        pruned, diverged, failed: trials that stopped early with this value.
+        pruned, stopped, diverged, failed: trials that ended early with this value.
         mean: of the value ranked; `best` is the best of them.
         adjusted: the mean if the other knobs had been tried alike with every value of this one.
     """
@@ -48,6 +48,7 @@ class Level:
     values: tuple[Any, ...]
     trials: int
     pruned: int
+    stopped: int
     diverged: int
     failed: int
     mean: float | None
@@ -205,6 +206,7 @@ def _level(
         values=values,
         trials=len(completed),
         pruned=sum(row.status is State.PRUNED for row in rows),
+        stopped=sum(row.status is State.STOPPED for row in rows),
         diverged=sum(row.status is State.DIVERGED for row in rows),
         failed=sum(row.status is State.FAILED for row in rows),
         mean=_mean(losses),

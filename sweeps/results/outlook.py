@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sweeps.core.commands import changed, in_a_shell, written
+from sweeps.config.keys import may_change
+from sweeps.core.commands import changed, in_a_shell, override, written
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import config_ranks
 from sweeps.space.parser import space_of
 from sweeps.space.space import Choice, Dimension, Interval
+from sweeps.storage.run_folder import RunFolder, folder_text
 
 _NEAR = 0.1  # of an interval: as near to its end, it is the end that stops the search
 _TOP = 3  # trials whose curves are looked at
@@ -27,14 +29,14 @@ class Hint:
     command: str
 
 
-def outlook(history: History) -> list[Hint]:
+def outlook(history: History, folder: RunFolder) -> list[Hint]:
     """What the ranking cannot know since the sweep ended too early; empty if nothing completed."""
     ranks = config_ranks(history)
     top = [history.repeats(config)[0] for config in sorted(ranks, key=ranks.__getitem__)[:_TOP]]
-    return [*_edges(history, top[0]), *_falling(history, top)] if top else []
+    return [*_edges(history, folder, top[0]), *_falling(history, top)] if top else []
 
 
-def _edges(history: History, best: Record) -> Iterator[Hint]:
+def _edges(history: History, folder: RunFolder, best: Record) -> Iterator[Hint]:
     """The numbers whose best value is the lowest or the highest that was tried."""
     for dimension in space_of(history.spec).dimensions:
         name = dimension.name
@@ -50,29 +52,34 @@ def _edges(history: History, best: Record) -> Iterator[Hint]:
                 side = "highest" if is_high else "lowest"
                 text = f"{name}: the best value, {written(value)}, is the {side} that was tried. "
                 text += "A better one may lie beyond:"
-                yield Hint(text=text, command=_command(history, words))
+                yield Hint(text=text, command=_command(history, words, folder))
 
 
 def _beyond(history: History, dimension: Dimension, value: Any, is_high: bool) -> list[str] | None:
     """Overrides that try values beyond the best; None if there can be none."""
+    more = f"sweep.trials={history.config_count + max(4, history.config_count // 2)}"
     if not _is_end(dimension, value, is_high):
-        more = max(4, history.config_count // 2)
-        return [f"sweep.trials={history.config_count + more}"]
-    if isinstance(dimension, Choice):
-        return _wider_choice(dimension, is_high)
-    return _wider_interval(dimension, is_high)
+        return [more]
+    wider = (
+        _wider_choice(dimension, is_high)
+        if isinstance(dimension, Choice)
+        else _wider_interval(dimension, is_high)
+    )
+    if wider is None:
+        return None
+    return [wider] if history.spec["sweep"].get("trials") is None else [wider, more]
 
 
-def _wider_choice(dimension: Choice, is_high: bool) -> list[str] | None:
+def _wider_choice(dimension: Choice, is_high: bool) -> str | None:
     options = sorted(dimension.options)
     further = _next(options, is_high)
     if not _may_be(dimension.name, further, options):
         return None
     options = [*options, further] if is_high else [further, *options]
-    return [f"{dimension.name}={','.join(map(written, options))}"]
+    return f"{dimension.name}={','.join(map(written, options))}"
 
 
-def _wider_interval(dimension: Interval, is_high: bool) -> list[str] | None:
+def _wider_interval(dimension: Interval, is_high: bool) -> str | None:
     low, high = dimension.ends
     width = high - low
     if is_high:
@@ -84,7 +91,7 @@ def _wider_interval(dimension: Interval, is_high: bool) -> list[str] | None:
     kind = int if dimension.integer else float
     tags = [tag for tag, is_set in (("log", dimension.log), ("int", dimension.integer)) if is_set]
     inner = f"interval({written(kind(low))}, {written(kind(high))})"
-    return [f"{dimension.name}=" + (f"tag({', '.join([*tags, inner])})" if tags else inner)]
+    return f"{dimension.name}=" + (f"tag({', '.join([*tags, inner])})" if tags else inner)
 
 
 def _falling(history: History, top: Sequence[Record]) -> Iterator[Hint]:
@@ -103,7 +110,7 @@ def _falling(history: History, top: Sequence[Record]) -> Iterator[Hint]:
         "gains most at its end:"
     )
     words = [f"sweep.budget.{kind}={written(2 * size)}"]
-    yield Hint(text=text, command=_command(history, words))
+    yield Hint(text=text, command=_command(history, words, None))
 
 
 def _last_fall(history: History, record: Record, last: int) -> float | None:
@@ -118,12 +125,16 @@ def _last_fall(history: History, record: Record, last: int) -> float | None:
     return fall if fall > max(0.0, _STILL_FALLS * sign * (before - end)) else None
 
 
-def _command(history: History, words: Sequence[str]) -> str:
-    """The sweep's own command with other words; in a folder of its own where it must be one."""
-    command, is_same = history.driver.command, words[0].startswith("sweep.trials=")
+def _command(history: History, words: Sequence[str], folder: RunFolder | None) -> str:
+    """The sweep's own command with other words, on this folder; None: in a folder of its own."""
+    command = history.driver.command
     if not command:
         return " ".join(map(in_a_shell, words))
-    return changed(command, words, "" if is_same else "-next")
+    made = changed(command, words, "-next" if folder is None else "")
+    is_named = "run_dir=" in command or all(may_change(word.partition("=")[0]) for word in words)
+    if folder is None or is_named:
+        return made
+    return changed(made, [override("run_dir", folder_text(folder.root))])
 
 
 def _next(options: Sequence[Any], is_high: bool) -> Any:

@@ -22,6 +22,7 @@ _SECTIONS = (
     State.RUNNING,
     State.WAITING,
     State.PRUNED,
+    State.STOPPED,
     State.DIVERGED,
     State.FAILED,
 )
@@ -89,7 +90,7 @@ def ranked(history: History) -> list[Row]:
         if record.state is State.COMPLETED:
             return (section, ranks.get(record.config, len(ranks) + 1), record.number)
         value = values[record.key]
-        if record.state is State.PRUNED and value is not None:
+        if record.state.is_cut_short and value is not None:
             return (section, -max(record.reports), sign * value, record.number)
         return (section, 0, 0, record.number)
 
@@ -178,7 +179,7 @@ def _error(record: Record) -> str:
 
     For a trial that went well: whether its micro-batch was halved for want of memory.
     """
-    if record.state in (State.COMPLETED, State.PRUNED):
+    if record.state is State.COMPLETED or record.state.is_cut_short:
         return record.memory_note
     reason = " ".join(record.reason.split())
     if record.kind in ("", record.state) or not record.state.is_finished():

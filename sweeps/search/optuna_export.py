@@ -106,7 +106,8 @@ def _state(records: Sequence[Record]) -> TrialState:
     states = {record.state for record in records}
     if states == {State.COMPLETED}:
         return TrialState.COMPLETE
-    return TrialState.PRUNED if states <= {State.COMPLETED, State.PRUNED} else TrialState.FAIL
+    short = {State.COMPLETED, State.PRUNED, State.STOPPED}
+    return TrialState.PRUNED if states <= short else TrialState.FAIL
 
 
 def _clock(time_s: float | None) -> datetime | None:

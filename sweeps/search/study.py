@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from sweeps.search import quick, study_replay
 from sweeps.search.first import first_picks
 from sweeps.search.samplers import NOTING_PRUNERS, SAMPLERS, _own_seed, make_pruner, make_sampler
 from sweeps.space.space import Choice, Dimension, Label, Space
+from sweeps.space.widening import is_same
 
 log = logging.getLogger(__name__)
 
@@ -85,11 +86,7 @@ class Search:
         self._spec = spec
         self._space = space
         self._seed = seed
-        self.study = optuna.create_study(
-            study_name=STUDY_NAME,
-            direction=spec.direction,
-            pruner=make_pruner(spec),
-        )
+        self.study = self._new_study()
         self._first = first_picks(spec, space)  # those that are still to be tried
         self._trials: dict[int, optuna.Trial] = {}
         self._notes = spec.pruner in NOTING_PRUNERS
@@ -98,12 +95,39 @@ class Search:
         self._past: list[study_replay.Past] | None = None
         if not (SAMPLERS[spec.search].keeps_state or "auto" in spec.pruner_options.values()):
             self._past = []
-        self._grid: Iterator[dict[str, Label]] | None = (
-            space.grid() if spec.search == "grid" else None
+        self._grid = self._new_grid()
+
+    def _new_study(self) -> optuna.Study:
+        return optuna.create_study(
+            study_name=STUDY_NAME,
+            direction=self._spec.direction,
+            pruner=make_pruner(self._spec),
         )
 
-    def ask(self) -> Suggestion | None:
-        """The next config; None if a grid is used up, or as `quick.following`."""
+    def _new_grid(self) -> Iterator[dict[str, Label]] | None:
+        return self._space.grid() if self._spec.search == "grid" else None
+
+    def search_in(self, space: Space) -> None:
+        """From here on the search is in this space, in which all earlier trials lie.
+
+        Optuna takes no other options of a choice within a study, and leaves out trials of another
+        interval if it looks for what they have in common. So the study is made anew, of the same
+        trials in the new space. A sampler that keeps a state begins it anew.
+        """
+        if is_same(self._space, space):
+            return
+        self._space = space
+        self._grid = self._new_grid()
+        if told := self.study.get_trials(deepcopy=False):
+            self.study = self._new_study()
+            self._rebuild([study_replay.past_of(trial) for trial in told])
+
+    def ask(self, tried: Set[str] = frozenset()) -> Suggestion | None:
+        """The next config; None if a grid is used up, or as `quick.following`.
+
+        Args:
+            tried: what a grid passes over (see `picked_id`).
+        """
         self.settle()
         if self._first:
             return self._ask_first(self._first.pop(0))
@@ -113,7 +137,7 @@ class Search:
             return None if value is None else self._impose({dimension.name: value})
         if self._grid is None:
             return self._ask(sampler=self._sampler())
-        picked = next(self._grid, None)
+        picked = next((each for each in self._grid if picked_id(each) not in tried), None)
         return None if picked is None else self._impose(picked)
 
     @property
@@ -151,16 +175,9 @@ class Search:
         if first in self._first:
             self._first.remove(dict(first or {}))
         if self._past is not None:
-            if self._grid is not None and not by_hand:
-                next(self._grid, None)
             self._past.append(study_replay.Past(picked=dict(picked)))
             return
-        if by_hand:
-            self._impose(picked)
-            return
-        if self._grid is not None:
-            next(self._grid, None)
-        if not SAMPLERS[self._spec.search].keeps_state:
+        if by_hand or not SAMPLERS[self._spec.search].keeps_state:
             self._impose(picked)
             return
         again = self._ask(sampler=self._sampler()) if first is None else self._ask_first(first)
@@ -196,8 +213,11 @@ class Search:
         """End the replay, if there was one: add the trials that it told of to the study."""
         past, self._past = self._past, None
         if past:
-            kinds = {d.name: study_replay.distribution(d) for d in self._space.dimensions}
-            self._trials = study_replay.rebuild(self.study, past, kinds, self._pick)
+            self._rebuild(past)
+
+    def _rebuild(self, past: Sequence[study_replay.Past]) -> None:
+        kinds = {d.name: study_replay.distribution(d) for d in self._space.dimensions}
+        self._trials = study_replay.rebuild(self.study, past, kinds, self._pick)
 
     def report(self, number: int, index: int, value: float) -> Verdict:
         """Tell an intermediate value, and ask the pruner.

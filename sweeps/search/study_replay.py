@@ -22,6 +22,8 @@ from optuna.trial import TrialState, create_trial
 
 from sweeps.space.space import Choice, Dimension
 
+_RUNG = "completed_rung_"  # begins what Optuna's successive halving notes in a trial
+
 
 @dataclass(kw_only=True)
 class Past:
@@ -37,6 +39,17 @@ class Past:
     noted: dict[str, Any] = field(default_factory=dict)
     state: TrialState = TrialState.RUNNING
     value: float | None = None
+
+
+def past_of(trial: optuna.trial.FrozenTrial) -> Past:
+    """A trial of a study, without what samplers noted: they go by the space of then."""
+    return Past(
+        picked=trial.params,
+        values=dict(trial.intermediate_values),
+        noted={k: v for k, v in trial.system_attrs.items() if k.startswith(_RUNG)},
+        state=trial.state,
+        value=trial.value,
+    )
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

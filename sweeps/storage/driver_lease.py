@@ -87,6 +87,16 @@ class Lease:
         self._last = time.monotonic()
 
 
+def holder_of(store: Store) -> str | None:
+    """`host, pid` of the driver that holds a sweep in its store, alive or not; None if none does.
+
+    Raises:
+        OSError: the store does not answer.
+    """
+    holder = Lease(store)._read()
+    return f"{holder.get('host')}, pid {holder.get('pid')}" if holder else None
+
+
 def _is_dead_here(holder: dict[str, Any]) -> bool:
     """Whether the holder was a process of this machine that has ended."""
     if holder.get("host") != socket.gethostname():

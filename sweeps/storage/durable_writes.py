@@ -52,18 +52,23 @@ def write_synced(path: Path, data: bytes, what: str) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` as a whole: readers see the old text or the new, never a part."""
-    fault_injection.passing("text.before")
+    write_bytes(path, text.encode(), "text")
+
+
+def write_bytes(path: Path, data: bytes, what: str) -> None:
+    """Replace `path` as a whole; `what` is the prefix of its fault points."""
+    fault_injection.passing(f"{what}.before")
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_synced(draft, text.encode(), "text")
-        fault_injection.passing("text.rename")
+        write_synced(draft, data, what)
+        fault_injection.passing(f"{what}.rename")
         os.replace(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
     sync(path.parent)
-    fault_injection.passing("text.after")
+    fault_injection.passing(f"{what}.after")
 
 
 def publish(draft: Path, final: Path, what: str = "folder") -> None:

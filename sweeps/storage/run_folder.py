@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPORT = "report.json"  # in the folder of tokenized data
+# There, too: [rows] int32, equal for rows of a split that share a prompt.
+PROMPTS = {"eval": "eval_prompts.npy", "test": "test_prompts.npy"}
 CHECKPOINTS = "checkpoints"
 STEP_PREFIX = "step-"
 REMOVING_PREFIX = ".removing-"
+REQUESTS = "requests"
 
 
 class _Named:
@@ -27,11 +30,13 @@ class RunFolder:
 
     Attributes:
         data: the tokenized data, prepared once by the driver and read by every worker.
+        eval_prompts: which evaluation rows share a prompt.
         tracking: W&B's local files.
         best_draft: the best checkpoint while it is put together; it is renamed to best/.
         scratch: Tune's own files while a driver lives; nothing in it is read back.
         token: the file by which another node recognizes this folder.
         refusal: the traceback of an unforeseen error that kept all trials from starting.
+        requests: what verbs ask of the sweep, and the answers.
     """
 
     root: Path
@@ -42,6 +47,7 @@ class RunFolder:
     table = _Named("trials.csv")
     study = _Named("study.db")
     data = _Named("data")
+    eval_prompts = _Named(f"data/{PROMPTS['eval']}")
     tracking = _Named("wandb")
     best = _Named("best")
     best_draft = _Named(".best.draft")
@@ -49,6 +55,7 @@ class RunFolder:
     token = _Named(".here")
     trials = _Named("trials")
     refusal = _Named("error.txt")
+    requests = _Named(REQUESTS)
 
     @property
     def has_begun(self) -> bool:
@@ -67,9 +74,13 @@ class RunFolder:
     def error(self, key: str) -> Path:
         return self.trial(key) / "error.txt"
 
+    def row_losses(self, key: str) -> Path:
+        """The losses of each evaluation row at the trial's best checkpoint."""
+        return self.trial(key) / "row_losses.npy"
+
     def trial_files(self, key: str) -> tuple[Path, ...]:
         """The files of a trial beside its checkpoints, whether they exist or not."""
-        return self.trial_config(key), self.metrics(key), self.error(key)
+        return self.trial_config(key), self.metrics(key), self.error(key), self.row_losses(key)
 
     def checkpoints(self, key: str) -> Path:
         return self.trial(key) / CHECKPOINTS

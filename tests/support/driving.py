@@ -70,6 +70,7 @@ def make(
         "repeats": search.repeats,
         "trials": search.trials,
         "space": dict(space),
+        "when": dict(when or {}),
     }
     spec = Spec(
         name="made",

@@ -115,6 +115,9 @@ class Recorder:
         self.reports.append(report)
         return self.to_report(report)
 
+    def told(self) -> Decision:
+        return Decision.CONTINUE
+
     def may_commit(self) -> None:
         if self.fenced:
             raise StaleAttemptError("a newer attempt has begun")

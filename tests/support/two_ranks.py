@@ -41,6 +41,7 @@ class Result:
     """What rank 0 was told, as `training.Recorder` has it, and how it ended.
 
     Attributes:
+        rows: of the last evaluation, each row's loss and its tokens.
         shared: of the weights that rank 0 held while it trained, the part of the whole.
     """
 
@@ -51,6 +52,7 @@ class Result:
     state: str
     commits: list[int]
     shared: float
+    rows: list[list[float]]
 
     @property
     def losses(self) -> list[float]:
@@ -163,6 +165,7 @@ def _train(job: Job) -> Result:
         state=str(outcome.state),
         commits=[step for step, _ in seen.commits],
         shared=held.part,
+        rows=[] if seen.reports[-1].row_losses is None else seen.reports[-1].row_losses.tolist(),
     )
 
 

@@ -22,11 +22,11 @@ from datasets import Dataset, concatenate_datasets, load_from_disk
 from sweeps.config.spec import TrainSpec
 from sweeps.core.errors import SweepError
 from sweeps.storage.durable_writes import publish, write_text
-from sweeps.storage.run_folder import REPORT
+from sweeps.storage.run_folder import PROMPTS, REPORT
 from trainers.data import rows as data_rows
 from trainers.data.fingerprint import fingerprint
 from trainers.data.preparation import DataReport, lengths, tokenized
-from trainers.data.tokenization import silence
+from trainers.data.tokenization import COLUMNS, PROMPT, silence
 from trainers.model.tokenizer import IGNORED
 
 _SPLITS = ("train", "eval", "test")
@@ -38,6 +38,7 @@ class PreparedData:
 
     Attributes:
         test: None if the spec sets no rows aside for it.
+        test_prompts: [rows], equal for test rows that share a prompt; None if it was not noted.
         fingerprint: hash of everything that decided these rows.
     """
 
@@ -46,6 +47,7 @@ class PreparedData:
     test: Dataset | None
     fingerprint: str
     report: DataReport
+    test_prompts: np.ndarray[Any, Any] | None = None
 
 
 def prepare(train: TrainSpec, folder: Path) -> PreparedData:
@@ -84,12 +86,18 @@ def load(folder: Path) -> PreparedData:
             test=parts.get("test"),
             fingerprint=saved["fingerprint"],
             report=DataReport.from_json(saved["report"]),
+            test_prompts=_prompts(folder / PROMPTS["test"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SweepError(
             f"{folder} holds no whole prepared data ({type(error).__name__}: {error}). Remove it: "
             "the next start prepares it again"
         ) from error
+
+
+def _prompts(path: Path) -> np.ndarray[Any, Any] | None:
+    """Read which rows share a prompt; older versions did not write it."""
+    return np.load(path, allow_pickle=False) if path.is_file() else None
 
 
 def stream(train: Dataset, examples: int, seed: int) -> Dataset:
@@ -140,7 +148,10 @@ def _save(folder: Path, parts: Mapping[str, Dataset], report: Mapping[str, Any])
     try:
         for name, part in parts.items():
             with silence():
-                part.save_to_disk(str(draft / name))
+                part.select_columns(COLUMNS).save_to_disk(str(draft / name))
+            if PROMPT in part.column_names:
+                numbers = np.array(part[PROMPT], dtype=np.int32)
+                np.save(draft / PROMPTS[name], numbers, allow_pickle=False)
         write_text(draft / REPORT, json.dumps(report, indent=1))
         publish(draft, folder)
     except BaseException:

@@ -15,8 +15,8 @@ from sweeps.config.spec import DataSpec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
-from trainers.data.split import Split, split
-from trainers.data.tokenization import Tokenizing, roles
+from trainers.data.split import Split, prompt_numbers, split
+from trainers.data.tokenization import PROMPT, Tokenizing, roles
 from trainers.model.source import context_tokens, embedded_tokens, load_config
 from trainers.model.tokenizer import IGNORED, load_tokenizer
 
@@ -122,6 +122,8 @@ class Whole:
 def tokenized(train: TrainSpec, raw: RawData) -> tuple[dict[str, Dataset], DataReport]:
     """Make the splits `train`, `eval` and, if asked for, `test`, as token ids and labels.
 
+    Rows to measure on have a third column, `tokenization.PROMPT`.
+
     Raises:
         ConfigError, SweepError: max_length beyond the model's context, a tokenizer that cannot do
             what the rows need, an empty split, too many rows cut, or no labels left.
@@ -155,6 +157,9 @@ def tokenized_whole(train: TrainSpec, raw: RawData) -> Whole:
     }
     for name, part in whole.items():
         _refuse_unembedded(train, tokenizer, part, places[name])
+    for name in [name for name in whole if name != "train"]:
+        kept = [row.values for row in given[name] if row.where not in left_out]
+        whole[name] = whole[name].add_column(PROMPT, np.array(prompt_numbers(kept), np.int32))
     return Whole(
         rows=whole, places=places, raw=raw, parts=parts, tokenizing=tokenizing, notes=notes
     )

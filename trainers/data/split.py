@@ -90,6 +90,12 @@ def _overlap(train: Sequence[FileRow], evaluation: Sequence[FileRow]) -> int:
     return sum(_digest(_prompt(row.values)) in seen for row in evaluation)
 
 
+def prompt_numbers(rows: Sequence[Values]) -> list[int]:
+    """Number the prompts of rows from 0 in their order: rows that share one have equal numbers."""
+    numbers: dict[bytes, int] = {}
+    return [numbers.setdefault(_digest(_prompt(row)), len(numbers)) for row in rows]
+
+
 def _prompt(row: Values) -> object:
     """The part of a row that the model is given, if the row's shape tells it from the answer."""
     if "messages" not in row:

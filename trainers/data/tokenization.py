@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # SFTConfig's fields that change what is trained on or measured; no sweep may search them.
 DATA_FIELDS = ("assistant_only_loss", "completion_only_loss", "eos_token")
 COLUMNS = ["input_ids", "labels"]
+PROMPT = "same_prompt"  # of rows to measure on: equal for rows that share a prompt
 _FEATURES = Features({"input_ids": List(Value("int32")), "labels": List(Value("int64"))})
 
 _WAYS_TO_TEMPLATE = (
@@ -343,7 +344,8 @@ class Tokenizing:
             prepared = self._preparer._prepare_dataset(
                 whole, self._tokenizer, arguments, False, None, name
             )
-        return prepared.select_columns(COLUMNS)
+        kept = [*COLUMNS, PROMPT] if PROMPT in whole.column_names else COLUMNS
+        return prepared.select_columns(kept)
 
     def _new_preparer(self) -> Any:
         from trl.trainer.sft_trainer import SFTTrainer

@@ -126,6 +126,8 @@ class Engine:
             self._try(lane, lane.step)
         for lane in [lane for lane in full if lane in self._lanes and lane.is_to_log]:
             self._try(lane, lane.log)
+        for lane in [lane for lane in full if lane in self._lanes and not lane.is_to_log]:
+            self._try(lane, lane.listen)
         with self._clock.paused():
             due = [lane for lane in full if lane in self._lanes and lane.is_due]
             for lane, measured in zip(due, self._evaluation.measure(due), strict=True):
@@ -164,7 +166,7 @@ class Engine:
     def _report(self, lane: Lane, measured: Measured | Exception) -> None:
         if isinstance(measured, Exception):
             raise measured
-        if lane.report(measured.loss) is Decision.PRUNE:
+        if lane.report(measured) is Decision.PRUNE:
             self._end(lane, State.PRUNED)  # nothing of a pruned trial is kept
 
     def _settle(self, lane: Lane) -> None:

@@ -46,26 +46,32 @@ class Evaluation:
             model.train(was_training)
 
     def _losses(self, lanes: Sequence[Lane]) -> list[Measured]:
-        tokens = self._rows.tokens
-        sums = self._sums(lanes).tolist()  # the one wait for the device
-        return [Measured(loss=total / max(1, tokens), tokens=tokens) for total in sums]
+        sums = self._sums(lanes).cpu().numpy()  # the one wait for the device
+        return [
+            self._rows.measured(float(total), rows)
+            for total, rows in zip(sums[:, 0], sums[:, 1:], strict=True)
+        ]
 
     def _sums(self, lanes: Sequence[Lane]) -> torch.Tensor:
-        """Sums of -log p, [lanes], float64."""
-        totals = torch.zeros(len(lanes), dtype=torch.float64, device=self._base.device)
+        """Sums of -log p over all labels and over those of each row, [lanes, 1 + rows], float64."""
+        width = 1 + len(self._rows.row_tokens)
+        sums = torch.zeros(len(lanes), width, dtype=torch.float64, device=self._base.device)
         for batch in self._rows.batches:
             is_flat = self._base.is_worth_it([batch.lengths], batch.ids.numel())
             tokens = sum(batch.lengths) if is_flat else batch.ids.numel()
             size = max(1, self._rows.pass_tokens // tokens)
             for start in range(0, len(lanes), size):
                 some = lanes[start : start + size]
-                losses = self._losses_of(some, batch, is_flat)
-                for place, own in enumerate(losses.chunk(len(some))):
-                    totals[start + place] += own.sum(dtype=torch.float64)
-        return totals
+                losses, rows = self._losses_of(some, batch, is_flat)
+                for place, own in enumerate(losses.chunk(len(some)), start):
+                    sums[place, 0] += own.sum(dtype=torch.float64)
+                    sums[place, 1:].index_add_(0, rows, own.double())
+        return sums
 
-    def _losses_of(self, lanes: Sequence[Lane], batch: Batch, is_flat: bool) -> torch.Tensor:
-        """-log p of each target of a batch, lane after lane."""
+    def _losses_of(
+        self, lanes: Sequence[Lane], batch: Batch, is_flat: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """-log p of each target of a batch, lane after lane; and each target's row, of one lane."""
         device, many = self._base.device, len(lanes)
         rows, tokens = batch.ids.shape
         padded = None if is_flat else ([rows] * many, tokens)
@@ -77,10 +83,12 @@ class Evaluation:
         ids[: many * own.size] = np.tile(own.ravel(), many)
         row, place = np.divmod(batch.index.numpy(), tokens)
         index = placing.starts.reshape(many, rows)[:, row] + place
+        targets = np.tile(batch.targets.numpy(), many)
+        assert batch.rows is not None
         found = sent_together(
-            [ids, index.ravel(), np.tile(batch.targets.numpy(), many), *placing.arrays()], device
+            [ids, index.ravel(), targets, batch.rows.numpy(), *placing.arrays()], device
         )
-        ids_there, index_there, targets = (next(found) for _ in range(3))
+        ids_there, index_there, targets_there, rows_there = (next(found) for _ in range(4))
         inputs = placing.inputs(ids_there, list(found))
         with self._base.passing(parts_of(lanes, placing.counts), inputs):
-            return self._base.losses(inputs, index_there, targets)
+            return self._base.losses(inputs, index_there, targets_there), rows_there

@@ -14,6 +14,7 @@ from trainers.packed.compatibility import log_every
 from trainers.packed.dropout import Stream
 from trainers.packed.micro_batches import MicroBatch, Windows
 from trainers.packed.optimizer import Stepping
+from trainers.trial.evaluation import Measured
 from trainers.trial.failures import require_finite
 from trainers.trial.reporting import TrialReporter
 from trainers.trial.task import Outcome, Task
@@ -174,15 +175,19 @@ class Lane:
         if self.record.log(values) is Decision.STOP:
             self.leaving = True
 
-    def report(self, eval_loss: float) -> Decision:
+    def listen(self) -> None:
+        """Hear between two logs if the trial was told to stop."""
+        self.leaving = self.leaving or self.record.told() is Decision.STOP
+
+    def report(self, measured: Measured) -> Decision:
         """Report an evaluation at this step.
 
         Raises:
             DivergedError: it is not finite.
         """
-        require_finite("eval_loss", eval_loss, self.record.step)
-        decision = self.record.report(eval_loss)
-        self.stepping.evaluated(eval_loss)
+        require_finite("eval_loss", measured.loss, self.record.step)
+        decision = self.record.report(measured)
+        self.stepping.evaluated(measured.loss)
         self.leaving = self.leaving or decision is Decision.STOP
         return decision
 

@@ -32,7 +32,7 @@ from trainers.sft import fsdp
 from trainers.sft.config import sft_config
 from trainers.sft.optimizers import state_bytes
 from trainers.trial import checkpoint as trial_checkpoint
-from trainers.trial.evaluation import Rows, rows_for
+from trainers.trial.evaluation import Measured, Rows, rows_for
 from trainers.trial.failures import require_finite
 from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
 from trainers.trial.ranks import Ranks
@@ -157,6 +157,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
         with self.progress.clock.paused():
             measured = self.evaluation_rows.measure(self.model, self.ranks, autocast=self.autocast)
             require_finite("eval_loss", measured.loss, self.state.global_step)
+            self.progress.measured = measured
             metrics = {"eval_loss": measured.loss}
             control = self.callback_handler.on_evaluate(
                 self.args, self.state, self.control, metrics
@@ -262,6 +263,7 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
         self.record = record
         self.clock = Stopwatch()
         self.state = State.COMPLETED
+        self.measured: Measured  # by the evaluation that is reported next
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any) -> None:
         self.clock = self.record.clock = Stopwatch(self.record.seconds_before)
@@ -288,6 +290,8 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
             self.record.state_bytes = state_bytes(self._trainer.optimizer)
         if state.global_step in self.record.due:
             control.should_log = control.should_evaluate = control.should_save = True
+        elif self.record.told() is Decision.STOP:
+            self._leave(control)
 
     def on_log(
         self,
@@ -310,7 +314,7 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        decision = self.record.report(metrics["eval_loss"])
+        decision = self.record.report(self.measured)
         if decision is Decision.PRUNE:
             self.state = State.PRUNED
             control.should_save = False  # nothing of a pruned trial is kept

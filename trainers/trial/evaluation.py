@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -33,10 +34,16 @@ _GPU_PASS_TOKENS = 2**14  # of a pass of many lanes, whose logits are never held
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A loss and how many tokens it was measured over; not finite if any token's loss was not."""
+    """A loss and how many tokens it was measured over; not finite if any token's loss was not.
 
-    loss: float  # nats per labelled token
+    Attributes:
+        loss: nats per labelled token.
+        rows: [2, rows] float32, in the order of the data: each row's sum of -log p, and its tokens.
+    """
+
+    loss: float
     tokens: int
+    rows: np.ndarray[Any, Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +55,14 @@ class Batch:
         index: of each label, the position in `ids` that predicts it, counted through all rows.
         targets: of each label, its token id.
         lengths: tokens of each row.
+        rows: of each label, the number of its row in the data; None if nobody asks.
     """
 
     ids: torch.Tensor
     index: torch.Tensor
     targets: torch.Tensor
     lengths: tuple[int, ...] = ()
+    rows: torch.Tensor | None = None
 
     def on(self, device: torch.device) -> Batch:
         """This batch on a device; the host does not wait for a GPU."""
@@ -62,6 +71,7 @@ class Batch:
             index=sent(self.index, device),
             targets=sent(self.targets, device),
             lengths=self.lengths,
+            rows=None if self.rows is None else sent(self.rows, device),
         )
 
 
@@ -74,6 +84,7 @@ class Rows:
     Attributes:
         pass_tokens: tokens of a pass of many lanes at most, padding counted.
         tokens: labelled tokens of all rows.
+        row_tokens: those of each row, in the order of the data.
     """
 
     def __init__(
@@ -86,13 +97,17 @@ class Rows:
         on_gpu: bool = False,
     ) -> None:
         rows = sorted(
-            ((row["input_ids"], row["labels"]) for row in dataset), key=lambda row: len(row[0])
+            ((row["input_ids"], row["labels"], place) for place, row in enumerate(dataset)),
+            key=lambda row: len(row[0]),
         )
         held = _GPU_LOGIT_BYTES // (4 * vocab_size) if on_gpu else _LOGIT_BYTES // (8 * vocab_size)
         budget = max(1, min(most_tokens, held))
         self.pass_tokens = max(budget, _GPU_PASS_TOKENS) if on_gpu else budget
         self.batches = [_pad(batch, pad_token_id) for batch in _batches(rows, budget)]
         self.tokens = sum(len(batch.targets) for batch in self.batches)
+        numbers = [batch.rows for batch in self.batches if batch.rows is not None]
+        counted = torch.bincount(torch.cat(numbers), minlength=len(rows))
+        self.row_tokens = counted.numpy().astype(np.float32)
 
     @torch.no_grad()
     def measure(
@@ -114,6 +129,7 @@ class Rows:
 
     def _measure(self, model: torch.nn.Module, ranks: Ranks, device: torch.device) -> Measured:
         total = torch.zeros((), dtype=torch.float64, device=device)
+        rows = torch.zeros(len(self.row_tokens), dtype=torch.float64, device=device)
         was_training = model.training
         model.eval()
         try:
@@ -124,11 +140,21 @@ class Rows:
                 batch = self.batches[min(ours, len(self.batches) - 1)].on(device)
                 logits = labelled_logits(model, batch)
                 if ours < len(self.batches):
-                    total += loss_sum(logits, batch.targets)
+                    losses = token_losses(logits, batch.targets)
+                    total += losses.sum(dtype=torch.float64)
+                    assert batch.rows is not None
+                    rows.index_add_(0, batch.rows, losses.double())
         finally:
             model.train(was_training)
-        loss = ranks.sum(total.item()) / max(1, self.tokens)
-        return Measured(loss=loss, tokens=self.tokens)
+        return self.measured(ranks.sum(total.item()), ranks.sum_of_each(rows.cpu().numpy()))
+
+    def measured(self, total: float, rows: np.ndarray[Any, Any]) -> Measured:
+        """The result of sums of -log p: over all labels, and [rows] over those of each row."""
+        return Measured(
+            loss=total / max(1, self.tokens),
+            tokens=self.tokens,
+            rows=np.stack([rows.astype(np.float32), self.row_tokens]),
+        )
 
 
 def labelled_logits(model: Any, batch: Batch, **options: Any) -> torch.Tensor:
@@ -166,12 +192,11 @@ def _of_labels(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     return values.reshape(-1, values.shape[-1]).index_select(0, batch.index.to(values.device))
 
 
-def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of -log p over all targets, float64; `logits` are written over."""
+def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-log p of each target, [targets] float32; `logits` are written over."""
     size = positions_at_once(logits.shape[-1], logits.device)
     pairs = zip(logits.split(size), targets.to(logits.device).split(size), strict=True)
-    losses = torch.cat([minus_log_p(some, few) for some, few in pairs])
-    return losses.sum(dtype=torch.float64)
+    return torch.cat([minus_log_p(some, few) for some, few in pairs])
 
 
 def minus_log_p(logits: torch.Tensor, aims: torch.Tensor) -> torch.Tensor:
@@ -235,7 +260,7 @@ def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-Row = tuple[list[int], list[int]]
+Row = tuple[list[int], list[int], int]  # token ids, labels, its number in the data
 
 
 def _batches(rows: list[Row], budget: int) -> list[list[Row]]:
@@ -249,16 +274,18 @@ def _batches(rows: list[Row], budget: int) -> list[list[Row]]:
 
 
 def _pad(rows: list[Row], pad_token_id: int) -> Batch:
-    longest = max(len(ids) for ids, _ in rows)
+    longest = max(len(ids) for ids, *_ in rows)
     ids = torch.full((len(rows), longest), pad_token_id)
     labels = torch.full((len(rows), longest), IGNORED)
-    for place, (row_ids, row_labels) in enumerate(rows):
+    for place, (row_ids, row_labels, _) in enumerate(rows):
         ids[place, : len(row_ids)] = torch.tensor(row_ids)
         labels[place, : len(row_labels)] = torch.tensor(row_labels)
     is_next = F.pad(labels[:, 1:] != IGNORED, (0, 1))  # a row's last position predicts nothing
+    index = is_next.flatten().nonzero()[:, 0]
     return Batch(
         ids=ids,
-        index=is_next.flatten().nonzero()[:, 0],
+        index=index,
         targets=labels[:, 1:][is_next[:, :-1]],
-        lengths=tuple(len(ids) for ids, _ in rows),
+        lengths=tuple(len(ids) for ids, *_ in rows),
+        rows=torch.tensor([number for *_, number in rows])[index // longest],
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -91,6 +92,14 @@ class Ranks:
         dist.all_reduce(total, group=self.group)
         return float(total)
 
+    def sum_of_each(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The sum over all ranks of each value of a float64 array; the same bits on each rank."""
+        if self.world == 1:
+            return values
+        totals = torch.from_numpy(values.copy())
+        dist.all_reduce(totals, group=self.group)
+        return totals.numpy()
+
     def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, by rank, on rank 0; an empty list on the others."""
         if self.world == 1:
@@ -130,6 +139,10 @@ class FirstSpeaks:
 
     def log(self, row: Mapping[str, float]) -> Decision:
         return self._ask(lambda observer: observer.log(row))
+
+    def told(self) -> Decision:
+        """Ranks ask at their logs: at every step they would wait for each other."""
+        return Decision.CONTINUE
 
     def report(self, report: Report) -> Decision:
         return self._ask(lambda observer: observer.report(report))

@@ -107,6 +107,10 @@ class TrialReporter:
             "optimizer_state_mb": self.state_bytes / 2**20,
         }
 
+    def told(self) -> Decision:
+        """What was decided on the trial since the last log."""
+        return self._observer.told()
+
     def stepped(self) -> None:
         """Count an optimizer step."""
         self.step += 1
@@ -119,7 +123,7 @@ class TrialReporter:
         row = {name: values[name] for name in _LOGGED if math.isfinite(values.get(name, math.nan))}
         return self._observer.log({"step": self.step, **row, **self.totals()})
 
-    def report(self, eval_loss: float) -> Decision:
+    def report(self, measured: Measured) -> Decision:
         """Make the reports that are due at this step; PRUNE ends them at once, STOP does not."""
         told = Decision.CONTINUE
         totals = {name: value for name, value in self.totals().items() if name not in _COUNTS}
@@ -129,7 +133,8 @@ class TrialReporter:
                 step=self.step,
                 examples=self.examples,
                 tokens=self.tokens,
-                metrics={"eval_loss": eval_loss, "train_loss": self.train_loss, **totals},
+                metrics={"eval_loss": measured.loss, "train_loss": self.train_loss, **totals},
+                row_losses=measured.rows,
             )
             decision = self._observer.report(report)
             self.reports.append(report)

@@ -22,6 +22,9 @@ class Observer(Protocol):
 
     def log(self, row: Mapping[str, float]) -> Decision: ...
 
+    def told(self) -> Decision:
+        """What was decided since the last log: asked after every step, so it does not wait."""
+
     def report(self, report: Report) -> Decision: ...
 
     def may_commit(self) -> None:

@@ -81,6 +81,19 @@ def test_a_condition_that_a_fixed_value_breaks_takes_its_key_along() -> None:
     assert "trainer.optim" not in names
 
 
+def test_a_condition_of_the_file_asks_only_for_what_the_typed_search_gives() -> None:
+    names, notes = space_and_notes("sweep=asha", "trainer.optim=sgd,adafactor")
+    assert "trainer.weight_decay" not in names
+    assert "it is for trainer.optim=adamw_torch, which is sgd or adafactor" in notes
+    command = Command.read(
+        [
+            *("sweep=asha", "trainer.optim=sgd,lion_8bit", "sweep.space.peft.r=choice(4,8)"),
+            "sweep.when.trainer.weight_decay=trainer.optim=choice(lion_8bit, adamw_torch)",
+        ]
+    )
+    assert "trainer.optim is never adamw_torch" in "\n".join(map(str, command.problems))
+
+
 def test_a_typed_condition_that_never_holds_is_refused() -> None:
     words = ["sweep=base", "peft.r=4,8", "sweep.when.peft.r=trainer.optim=sgd"]
     assert "peft.r: is searched by no trial" in refused(*words)

@@ -24,7 +24,7 @@ from sweeps.storage.run_folder import RunFolder
 PROOF = {"eval_loss": 1.0, "eval_tokens": 9.0}
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "run-folder.md"
 BUDGETS = (Cause.TIME_BUDGET, Cause.DEVICE_HOURS)
-FAILURES = [cause for cause in Cause if cause not in (Cause.SIGNAL, *BUDGETS)]
+FAILURES = [cause for cause in Cause if cause.is_failure]
 
 
 def refused(tmp_path: Path) -> int:
@@ -50,11 +50,14 @@ def interrupted(number: signal.Signals) -> int:
 
 # What the page says of a code -> what shows that it is so; a table's row may say several.
 SHOWN: dict[str, Callable[[Path], list[int]]] = {
-    "every trial ended (pruned and diverged ones too) and there is a best": lambda _: [
+    "every trial ended (pruned, stopped and diverged ones too) and there is a best": lambda _: [
         exit_code(completed=1, failed=0)
     ],
-    "the time budget or the device-hours are spent, which the last lines say": lambda _: [
+    "the time budget or the device-hours are spent": lambda _: [
         exit_code(completed=1, failed=0, stop=stopped(cause)) for cause in BUDGETS
+    ],
+    "`finish` has ended it, which the last lines say": lambda _: [
+        exit_code(completed=1, failed=0, stop=stopped(Cause.FINISHED))
     ],
     "refused before training": lambda tmp_path: [refused(tmp_path)],
     "no usable trial": lambda _: [
@@ -70,7 +73,8 @@ SHOWN: dict[str, Callable[[Path], list[int]]] = {
     ],
     "another process holds the run folder": lambda tmp_path: [held(tmp_path)],
     "done, but at least one trial failed": lambda _: [exit_code(completed=1, failed=1)],
-    "interrupted by Ctrl-C or SIGTERM; the same command goes on": lambda _: [
+    "interrupted by Ctrl-C, by `cancel` or by SIGTERM; the same command goes on": lambda _: [
+        exit_code(completed=1, failed=1, stop=stopped(Cause.CANCELLED)),
         interrupted(signal.SIGINT),
         interrupted(signal.SIGTERM),
     ],

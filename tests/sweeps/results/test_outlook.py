@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from support.sweep_events import EXAMPLES, Sweep
 
 from sweeps.core.commands import command_line
 from sweeps.results.outlook import Hint, outlook
+from sweeps.storage.run_folder import RunFolder
 
 LR, RANK, DECAY = "trainer.learning_rate", "peft.r", "trainer.weight_decay"
+FOLDER = RunFolder(Path("outputs/joint-1a2b"))
 FLAT = (2.0, 1.5, 1.5, 1.5)
 ARGV = ["sweep=joint", f"{LR}=1e-4,1e-3", "run_dir=outputs/mine", "seed=3"]
 
@@ -31,7 +34,7 @@ def told(
     for value, loss in losses.items():
         curve = [] if loss is None else [loss + 1, loss, loss, loss]
         events.trial({key: value}, curve, "diverged" if loss is None else "completed")
-    return outlook(events.history())
+    return outlook(events.history(), FOLDER)
 
 
 def words(hint: Hint) -> list[str]:
@@ -41,8 +44,19 @@ def words(hint: Hint) -> list[str]:
 def test_a_best_value_at_the_edge_is_told_with_the_command_that_looks_beyond() -> None:
     (hint,) = told("choice(1e-4, 1e-3)", {1e-4: 2.0, 1e-3: 1.0})
     assert hint.text.startswith(f"{LR}: the best value, 0.001, is the highest that was tried.")
-    kept = ["sweep=joint", "run_dir=outputs/mine-next", "seed=3"]
+    kept = ["sweep=joint", "run_dir=outputs/mine", "seed=3"]  # the same sweep grows
     assert words(hint) == [*kept, f"{LR}=0.0001,0.001,0.01"]
+
+
+def test_a_sweep_that_grows_gets_more_trials_and_names_its_folder() -> None:
+    events = Sweep({LR: "choice(1e-4, 1e-3)"}, search="tpe", trials=2)
+    begun_by(events, ["sweep=joint"])
+    events.trial({LR: 1e-4}, [2.0, 1.9, 1.9, 1.9])
+    events.trial({LR: 1e-3}, [2.0, 1.5, 1.5, 1.5])
+    (hint,) = outlook(events.history(), FOLDER)
+    # Other words for a searched key would name another folder.
+    grown = [f"{LR}=0.0001,0.001,0.01", "sweep.trials=6", "run_dir=outputs/joint-1a2b"]
+    assert words(hint) == ["sweep=joint", *grown]
 
 
 @pytest.mark.parametrize(
@@ -92,17 +106,17 @@ def test_losses_that_still_fall_ask_for_more_budget() -> None:
         events = Sweep({"trainer.optim": "choice(a, b)"})
         events.base(3.0)
         events.trial({"trainer.optim": "a"}, [2.5, 2.0, 1.5, last])
-        hints = outlook(events.history())
+        hints = outlook(events.history(), FOLDER)
         assert len(hints) == is_told
     events.trial({"trainer.optim": "b"}, [2.5, 2.0, 1.5, 1.2])
-    assert not outlook(events.history())  # the other of the best does not fall
+    assert not outlook(events.history(), FOLDER)  # the other of the best does not fall
     events = Sweep({"trainer.optim": "choice(a, b)"})
     begun_by(events, ["sweep=joint", "sweep.budget.examples=9"])
     events.trial({"trainer.optim": "b"}, [2.5, 2.0, 1.5, 1.2])
-    (hint,) = outlook(events.history())
+    (hint,) = outlook(events.history(), FOLDER)
     assert "by up to 0.3000 over the last 1/4 of the budget" in hint.text
     assert words(hint) == ["sweep=joint", f"sweep.budget.examples={2 * EXAMPLES}"]
 
 
 def test_nothing_is_told_before_a_trial_completes() -> None:
-    assert outlook(Sweep({LR: "choice(1e-4, 1e-3)"}).history()) == []
+    assert outlook(Sweep({LR: "choice(1e-4, 1e-3)"}).history(), FOLDER) == []

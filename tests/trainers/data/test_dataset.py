@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from datasets import Dataset
@@ -309,6 +310,24 @@ def test_prompts_on_both_sides_are_counted(tmp_path: Path) -> None:
     _, report = tokenized(spec, read(spec.data))
     assert (report.train_rows, report.eval_rows, report.overlap_prompts) == (3, 2, 1)
     assert any("1 evaluation rows have a prompt" in line for line in report.lines())
+
+
+def test_it_is_kept_which_rows_to_measure_on_share_a_prompt(tmp_path: Path) -> None:
+    """Also if the cut at max_length leaves nothing of a row."""
+    pairs = [("p", "a"), ("q" * 400, "b"), ("r", "c"), ("p", "d"), ("s", "e"), ("r", "f")]
+    train = write_rows(tmp_path / "a.jsonl", [{"prompt": "t", "completion": "x"}] * 3)
+    rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
+    evaluation = write_rows(tmp_path / "b.jsonl", rows)
+    spec = train_spec(train, eval_path=str(evaluation), max_length=60)
+    folder = tmp_path / "data"
+    data = data_dataset.prepare(spec, folder)
+    numbers = np.load(folder / "eval_prompts.npy")
+    assert len(numbers) == len(data.evaluation) == 5
+    assert data.evaluation.column_names == ["input_ids", "labels"]
+    assert [list(numbers).index(each) for each in numbers] == [0, 1, 0, 3, 1]
+    assert data.test_prompts is None
+    (folder / "eval_prompts.npy").unlink()  # as older versions left it
+    assert data_dataset.load(folder).evaluation.to_dict() == data.evaluation.to_dict()
 
 
 def test_empty_splits_are_refused_with_the_counts(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def assert_same(ours: Recorder, theirs: Recorder, *, rel: float = 1e-5, start: i
         assert mine == pytest.approx(other, rel=rel, abs=1e-9)
     for mine, other in zip(ours.measured, theirs.measured[-len(ours.measured) :], strict=True):
         assert mine == pytest.approx(other, rel=rel)
+    for one, two in zip(ours.reports, theirs.reports[-len(ours.reports) :], strict=True):
+        assert one.row_losses is not None
+        assert two.row_losses is not None
+        assert one.row_losses == pytest.approx(two.row_losses, rel=rel)
 
 
 @pytest.mark.slow

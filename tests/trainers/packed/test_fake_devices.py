@@ -97,7 +97,8 @@ def test_an_evaluation_reads_once_at_its_end(monkeypatch: pytest.MonkeyPatch) ->
     engine = fake_engine(monkeypatch, lanes(3, SMALL), short_rows(), watch)
     with watch, torch.no_grad():
         sums = engine._evaluation._sums(list(engine._lanes))
-    assert (sums.shape, sums.device) == ((3,), META)
+    rows = 1 + len(short_rows().evaluation)  # all labels, and those of each row
+    assert (sums.shape, sums.device) == ((3, rows), META)
     assert watch.sent == len(engine._evaluation._rows.batches)
 
 

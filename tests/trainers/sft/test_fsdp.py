@@ -107,6 +107,9 @@ def test_two_ranks_that_share_the_weights_give_the_numbers_of_one_device(
     assert [row[2] for row in first.measured + second.measured] == close(
         [row[2] for row in one.measured]
     )
+    last = one.reports[-1].row_losses
+    assert last is not None
+    assert [*second.rows[0], *second.rows[1]] == close(last.ravel().tolist())
     assert first.base == close(training.reference().seen.reports[0].metrics["eval_loss"])
 
 

@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -17,6 +18,7 @@ from trainers.model.lora import adapt
 from trainers.model.tokenizer import IGNORED
 from trainers.trial import evaluation
 from trainers.trial.evaluation import Rows, rows_for
+from trainers.trial.ranks import Ranks
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,55 @@ def test_the_order_of_the_rows_does_not_matter(
 ) -> None:
     other = rows.select(range(len(rows) - 1, -1, -1))
     assert rows_for(other, model, TINY).measure(model).loss == pytest.approx(expected[0], rel=1e-6)
+
+
+def plain_rows(model: Any, rows: Dataset) -> list[tuple[float, int]]:
+    """Each row's sum of -log p and its labelled tokens, computed without padding."""
+    found = []
+    model.eval()
+    with torch.no_grad():
+        for row in rows:
+            logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0].double()
+            labels = torch.tensor(row["labels"][1:])
+            places = (labels != IGNORED).nonzero()[:, 0]
+            chosen = logits.log_softmax(-1)[places, labels[places]]
+            found.append((-chosen.sum().item(), len(places)))
+    return found
+
+
+@pytest.mark.parametrize("budget", [1, 700])
+def test_the_loss_of_each_row_stands_in_the_order_of_the_data(
+    monkeypatch: pytest.MonkeyPatch, model: Any, rows: Dataset, budget: int
+) -> None:
+    small_batches(monkeypatch, budget)
+    measured = rows_for(rows, model, TINY).measure(model)
+    assert measured.rows is not None
+    assert measured.rows.dtype == np.float32
+    sums, tokens = zip(*plain_rows(model, rows), strict=True)
+    assert measured.rows[0] == pytest.approx(sums, rel=1e-5)
+    assert measured.rows[1].tolist() == list(tokens)
+    totals = measured.rows.astype(np.float64).sum(1)
+    assert totals[0] / totals[1] == pytest.approx(measured.loss, abs=1e-6)
+
+
+def test_ranks_measure_the_rows_between_them(
+    monkeypatch: pytest.MonkeyPatch, model: Any, rows: Dataset
+) -> None:
+    """Also if there are fewer batches than ranks: one is measured twice, and counted once."""
+    small_batches(monkeypatch, 2**20)
+    for ranks in ([Ranks(rank=rank, world=3) for rank in range(3)], [Ranks()]):
+        parts: list[np.ndarray[Any, Any]] = []
+
+        def noted(_: Ranks, values: Any, parts: list[Any] = parts) -> Any:
+            parts.append(values)
+            return values
+
+        monkeypatch.setattr(Ranks, "sum", lambda _, value: value)
+        monkeypatch.setattr(Ranks, "sum_of_each", noted)
+        for each in ranks:
+            rows_for(rows, model, TINY).measure(model, each)
+        sums = [total for total, _ in plain_rows(model, rows)]
+        assert sum(parts) == pytest.approx(sums, rel=1e-5)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -1,0 +1,215 @@
+"""The verbs that steer a sweep, running or waiting: each writes a request and waits for its answer.
+
+The Coordinator reads the request and decides (`sweeps.coordinator.steering`); what can be told from
+the run folder alone is refused here, before anything is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NoReturn
+
+from orchestrator.storage.run_dir import fetched, not_found, unanswered
+from orchestrator.terminal.progress import is_over
+from orchestrator.terminal.status import lock_holder
+from sweeps.core.errors import SweepError
+from sweeps.core.naming import trial_name
+from sweeps.ledger.history import History, Record, read_history
+from sweeps.storage.driver_lease import holder_of
+from sweeps.storage.object_store import Store, is_uri
+from sweeps.storage.requests import Answer, Request, make_request, read_answer, write_request
+from sweeps.storage.run_folder import RunFolder, folder_text
+
+_EPILOG = "TRIAL is a trial's number, key or name, as the tables show it."
+_ANSWER_S = 20.0  # a driver looks several times a second, through a store every few seconds
+_TICK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The sweep that a verb is about.
+
+    Attributes:
+        named: the run folder, as the user named it.
+        folder: the run folder on this machine.
+        store: the run folder, if it lies in a store.
+    """
+
+    named: str
+    folder: RunFolder
+    store: Store | None
+
+    @classmethod
+    def at(cls, run_dir: str) -> Sweep:
+        """The sweep in this run folder.
+
+        Raises:
+            SweepError: it holds none; the message names run folders nearby.
+        """
+        named = run_dir.removeprefix("run_dir=")
+        folder = RunFolder(fetched(named))
+        if not folder.has_begun:
+            raise SweepError(not_found(folder))
+        return cls(named, folder, Store(named) if is_uri(named) else None)
+
+    @cached_property
+    def history(self) -> History:
+        history = read_history(self.folder.ledger)
+        if self.driver is None:
+            history.stop_running()
+        return history
+
+    @cached_property
+    def driver(self) -> str | None:
+        """`host, pid` of the driver; None if the sweep waits."""
+        held = lock_holder(self.folder.lock)
+        return held if held or self.store is None else holder_of(self.store)
+
+    def trial(self, word: str) -> Record:
+        """The trial of this number, key or name.
+
+        Raises:
+            SweepError: there is none, or more than one.
+        """
+        records = list(self.history.trials.values())
+        found = [r for r in records if word in (str(r.number), r.key)]
+        found = found or [r for r in records if trial_name(r.values) == word]
+        if len(found) > 1:
+            numbers = ", ".join(str(record.number) for record in found)
+            raise SweepError(f"{word}: trials {numbers} bear this name; give a number.")
+        if not found:
+            last = f"0 to {len(records) - 1}" if records else "none yet"
+            raise SweepError(f"{word}: no such trial; {folder_text(self.folder.root)} has {last}.")
+        return found[0]
+
+    def unfinished_trial(self, word: str) -> Record:
+        """The same, of one that has not ended; raises SweepError."""
+        record = self.trial(word)
+        if record.state.is_finished():
+            raise SweepError(f"trial {record.number} has ended already: it is {record.state}.")
+        return record
+
+    def refuse_if_over(self) -> None:
+        """Raise SweepError if the sweep has ended."""
+        if is_over(self.history):
+            raise SweepError(f"the sweep in {folder_text(self.folder.root)} has ended already.")
+
+
+def steer(verb: str, options: argparse.Namespace) -> int:
+    """Carry out a verb; returns the exit code.
+
+    Args:
+        options: as `parser` reads them.
+
+    Raises:
+        SweepError: it is refused; nothing changes.
+    """
+    sweep = Sweep.at(options.run_dir)
+    request = _REQUESTS[verb](sweep, options)
+    place = sweep.store or sweep.folder
+    try:
+        write_request(place, request)
+        answer = _wait(sweep, request) if sweep.driver else None
+    except OSError as error:
+        if sweep.store is None:
+            raise
+        raise unanswered(sweep.store, error) from None
+    if answer is not None and not answer.is_done:
+        raise SweepError(f"{verb}: {answer.said}.")
+    said = _not_yet(sweep) if answer is None else answer.said
+    print(json.dumps(_told(sweep, request, answer, said)) if options.json else f"{verb}: {said}.")
+    return 0
+
+
+def _wait(sweep: Sweep, request: Request) -> Answer | None:
+    """The answer of the driver, which may be slow; None if there is none in time."""
+    deadline = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline:
+        answer = read_answer(sweep.store or sweep.folder, request.name)
+        if answer is not None or _has_ended(sweep):
+            return answer
+        time.sleep(_TICK_S)
+    return None
+
+
+def _has_ended(sweep: Sweep) -> bool:
+    """Whether the driver has ended meanwhile, as far as this machine can see."""
+    return sweep.store is None and lock_holder(sweep.folder.lock) is None
+
+
+def _not_yet(sweep: Sweep) -> str:
+    if sweep.driver and not _has_ended(sweep):
+        return f"asked; the driver ({sweep.driver}) has not answered yet, and will read it"
+    command = sweep.history.driver.command
+    how = f": {command}" if command else ""
+    return f"no driver runs; the next start of the sweep reads this first{how}"
+
+
+def _told(sweep: Sweep, request: Request, answer: Answer | None, said: str) -> Mapping[str, Any]:
+    """What --json prints; docs/steer.md describes the fields."""
+    numbers = [sweep.history.trials[key].number for key in request.trials]
+    return {
+        "verb": request.verb,
+        "run_dir": sweep.named,
+        "request": request.name,
+        "done": answer is not None,
+        "said": said,
+        "trials": numbers,
+    }
+
+
+def _stop(sweep: Sweep, options: argparse.Namespace) -> Request:
+    sweep.refuse_if_over()
+    records = [sweep.unfinished_trial(word) for word in options.trial]
+    return make_request("stop", trials=[record.key for record in records])
+
+
+def _finish(sweep: Sweep, options: argparse.Namespace) -> Request:
+    sweep.refuse_if_over()
+    return make_request("finish")
+
+
+def _cancel(sweep: Sweep, options: argparse.Namespace) -> Request:
+    sweep.refuse_if_over()
+    if sweep.driver is None:
+        folder = folder_text(sweep.folder.root)
+        raise SweepError(f"no driver runs the sweep in {folder}: there is nothing to cancel.")
+    return make_request("cancel", start=sweep.history.attempts)
+
+
+_REQUESTS: Mapping[str, Callable[[Sweep, argparse.Namespace], Request]] = {
+    "stop": _stop,
+    "finish": _finish,
+    "cancel": _cancel,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong with the words as any other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SweepError(f"{message}. {self.format_usage().strip()}")
+
+
+def parser(verb: str, about: str) -> argparse.ArgumentParser:
+    """The parser of a verb's words; raises SweepError if they do not fit.
+
+    Args:
+        about: what the verb does, and after a colon how it is typed.
+    """
+    does = about.partition(":")[0]
+    words = _Parser(
+        prog=f"python -m orchestrator {verb}",
+        description=f"{does[0].upper()}{does[1:]}.",
+        epilog=_EPILOG if "TRIAL" in about else None,
+    )
+    words.add_argument("run_dir", help="the run folder, also s3://...")
+    if verb == "stop":
+        words.add_argument("trial", nargs="+")
+    words.add_argument("--json", action="store_true", help="print one JSON object")
+    return words

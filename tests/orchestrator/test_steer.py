@@ -1,0 +1,99 @@
+"""The verbs that steer a sweep, as a user or a program types them, while no driver runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.driving import drive, make, open_sweep
+from support.sweep_events import Sweep
+
+from orchestrator.cli import main
+from sweeps.storage.requests import Request, unanswered_requests
+from sweeps.storage.run_folder import RunFolder
+
+LR = "trainer.learning_rate"
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> RunFolder:
+    """A sweep of 4 trials whose driver is gone: one has ended, one is unfinished."""
+    coordinator = open_sweep(make(trials=4), tmp_path)
+    drive(coordinator, 1)
+    coordinator.ask()
+    coordinator.close()
+    return RunFolder(tmp_path)
+
+
+def requests(folder: RunFolder) -> list[Request]:
+    found = unanswered_requests(folder)
+    assert all(isinstance(each, Request) for each in found)
+    return [each for each in found if isinstance(each, Request)]
+
+
+@pytest.mark.parametrize("by", ["number", "key", "name"])
+def test_a_trial_is_named_as_the_tables_show_it(
+    by: str, waiting: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps.core.naming import trial_name
+    from sweeps.ledger.history import read_history
+
+    record = list(read_history(waiting.ledger).trials.values())[1]
+    word = {"number": "1", "key": record.key, "name": trial_name(record.values)}[by]
+    assert main(["stop", str(waiting.root), word]) == 0
+    assert "no driver runs; the next start of the sweep reads this first" in capsys.readouterr().out
+    (request,) = requests(waiting)
+    assert (request.verb, request.trials) == ("stop", (record.key,))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["stop", "{}", "0"], "trial 0 has ended already: it is completed."),
+        (["stop", "{}", "9"], "9: no such trial; {} has 0 to 1."),
+        (["stop", "{}", "lr=7"], "lr=7: no such trial; {} has 0 to 1."),
+        (["stop", "{}"], "the following arguments are required: trial."),
+        (["stop", "{}/nowhere", "1"], "{}/nowhere is no folder"),
+        (["cancel", "{}"], "no driver runs the sweep in {}: there is nothing to cancel."),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_sentence(
+    words: list[str], why: str, waiting: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [word.format(waiting.root) for word in words]
+    assert main(argv) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert why.format(waiting.root) in told.err
+    assert len(told.err.strip().splitlines()) == 1
+    assert main([*argv, "--json"]) == 1
+    told = capsys.readouterr()
+    assert told.err == ""
+    (error,) = json.loads(told.out).items()
+    assert error[0] == "error"
+    assert why.format(waiting.root) in error[1]
+    assert not requests(waiting)
+
+
+@pytest.mark.parametrize("words", [["stop", "0"], ["finish"], ["cancel"]], ids=lambda w: w[0])
+def test_a_verb_on_an_ended_sweep(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep({LR: "choice(1e-3)"})
+    sweep.trial({LR: 1e-3}, [1.0])
+    sweep.write(tmp_path)
+    verb, *trials = words
+    assert main([verb, str(tmp_path), *trials]) == 1
+    assert "has ended already." in capsys.readouterr().err
+
+
+def test_json_has_the_fields_of_the_page_in_their_order(
+    waiting: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stop", str(waiting.root), "1", "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    answer = json.loads(told.out)
+    assert list(answer) == ["verb", "run_dir", "request", "done", "said", "trials"]
+    assert (answer["verb"], answer["done"], answer["trials"]) == ("stop", False, [1])
