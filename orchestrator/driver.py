@@ -115,7 +115,7 @@ def run_under(signals: Signals, argv: Sequence[str]) -> Ended:
             with ExitStack() as stack:
                 lease = stack.enter_context(held(store, folder, spec)) if store else None
                 grown = claim_folder(folder, spec)
-                copies = Copies(store, folder, spec.sweep.keep, lease) if store and lease else None
+                copies = Copies(store, folder, spec.sweep.kept, lease) if store and lease else None
                 driver = Driver(spec, space, folder, argv, signals, copies, grown)
                 refused.pop_all()  # from here on Ray ends with the driver
                 return driver.run()

@@ -115,11 +115,16 @@ def _about_devices(spec: Spec) -> list[str]:
 def plan_lines(spec: Spec, space: Space, folder: RunFolder) -> list[str]:
     """Lines on what will run."""
     configs = space.planned(spec.sweep.trials)
-    repeats = f" x {spec.sweep.repeats} seeds" if spec.sweep.repeats > 1 else ""
+    more, best = spec.sweep.repeats - 1, spec.sweep.finalists
+    repeats = f" x {more + 1} seeds" if more and best is None else ""
     count = f"at most {configs}" if spec.sweep.search == "quick" else _count(configs)
     pruner = "" if spec.sweep.pruner == "none" else f", pruned by {spec.sweep.pruner}"
+    finals = ""
+    if best is not None:
+        seeds = "1 more seed" if more == 1 else f"{more} more seeds"
+        finals = f", then {seeds} of the best {'config' if best == 1 else best}"
     return [
-        f"sweep {spec.name}: {count} trials{repeats} by {spec.sweep.search}{pruner}",
+        f"sweep {spec.name}: {count} trials{repeats} by {spec.sweep.search}{pruner}{finals}",
         "searched: " + (", ".join(dimension.name for dimension in space.dimensions) or "nothing"),
         *space.notes,
         *_about_grid(spec, space),

@@ -22,7 +22,10 @@ def expected_lines(spec: Spec, space: Space, tokens: float, step: DryRun) -> lis
     if trials is None or not step.train_s or not step.tokens:
         return []
     share = expected_share(spec.sweep)
-    hours = trials * share * tokens / step.tokens * step.train_s / 3600
+    whole = 0
+    if spec.sweep.finalists is not None:  # their further seeds see the whole budget
+        whole = trials - (space.planned(spec.sweep.trials) or trials)
+    hours = ((trials - whole) * share + whole) * tokens / step.tokens * step.train_s / 3600
     hours *= spec.engine.devices_per_trial
     most = "at most" if spec.sweep.search == "quick" else "about"
     line = f"expected: {most} {_hours(hours, spec.cluster.price_per_device_hour)}"

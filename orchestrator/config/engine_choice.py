@@ -85,7 +85,7 @@ def _padding(spec: Spec, space: Space) -> str:
 def planned_trials(spec: Spec, space: Space) -> int | None:
     """Trials of the whole sweep, with repeats; None if only its time budget ends it."""
     configs = space.planned(spec.sweep.trials)
-    return None if configs is None else configs * spec.sweep.repeats
+    return None if configs is None else spec.sweep.planned_trials(configs)
 
 
 def most_workers(spec: Spec, space: Space) -> int:

@@ -70,7 +70,7 @@ def room_line(spec: Spec, found: Needs, device: str, root: Path) -> str:
     if spec.strategy == "fsdp" and device != "cpu":  # a CPU's ranks may share this machine's memory
         needed_mb /= spec.engine.devices_per_trial
     most = spec.sweep.max_concurrent or _AT_ONCE
-    kept = spec.sweep.keep * spec.sweep.repeats + most * _CHECKPOINTS_OF_A_RUNNING_TRIAL
+    kept = spec.sweep.kept * spec.sweep.repeats + most * _CHECKPOINTS_OF_A_RUNNING_TRIAL
     disk_mb = kept * found.checkpoint_mb
     free_mb = shutil.disk_usage(existing(root)).free / 2**20
     if needed_mb > memory_mb:

@@ -25,8 +25,8 @@ SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
 
 
 _MAY_GROW = (
-    "Its sweep may grow: more options or wider intervals in sweep.space, more sweep.trials and "
-    "more of sweep.first. "
+    "Its sweep may grow: more options or wider intervals in sweep.space, more sweep.repeats, "
+    "sweep.finalists and sweep.trials, and more of sweep.first. "
 )
 
 
@@ -66,11 +66,12 @@ def refuse_another(folder: RunFolder, spec: Spec) -> list[str]:
         return []
     there = _written(folder)
     told = last_spec(folder.ledger).get("sweep", {})
-    if "space" in told and isinstance(there.get("sweep"), Mapping):
-        there["sweep"] = {**there["sweep"], "space": told["space"]}  # by which the ledger is read
+    if isinstance(there.get("sweep"), Mapping):  # the ledger is read by what it says itself
+        own = {name: told[name] for name in ("space", "repeats") if name in told}
+        there["sweep"] = {**there["sweep"], **own}
     narrower = lost(space_of(there), space_of(spec.public))
     changed = compose.differences(spec, there)
-    grown = [each for each in changed if _grows(each[0], narrower)]
+    grown = [each for each in changed if _grows(*each, narrower)]
     refused = [each for each in changed if each not in grown]
     if refused:
         rows = "\n".join(f"  {_row(*each, narrower)}" for each in refused)
@@ -82,7 +83,9 @@ def refuse_another(folder: RunFolder, spec: Spec) -> list[str]:
     return [f"grows: {_row(*each, {})}" for each in grown]
 
 
-def _grows(key: str, narrower: Mapping[str, str]) -> bool:
+def _grows(key: str, there: Any, now: Any, narrower: Mapping[str, str]) -> bool:
+    if key == "sweep.repeats":
+        return isinstance(there, int) and isinstance(now, int) and there < now
     return key.startswith(_SPACE) and key.removeprefix(_SPACE) not in narrower
 
 

@@ -102,15 +102,22 @@ def planned_trials(history: History, configs: int | None) -> int | None:
     """
     if configs is None:
         return None
+    known = history.by_config()
     if history.trials and not history.unfinished() and has_found(history):
-        return len(history.trials)
-    repeats = int(history.spec.get("sweep", {}).get("repeats") or 1)
-    known = history.by_config().values()
+        configs = len(known)
     tried = sum(
-        len(records) if any(r.state in _NO_REPEATS for r in records) else max(repeats, len(records))
-        for records in known
+        len(records)
+        if any(r.state in _NO_REPEATS for r in records)
+        else max(history.seeds(config), len(records))
+        for config, records in known.items()
     )
-    return tried + max(0, configs - len(known)) * repeats
+    sweep = history.spec.get("sweep", {})
+    repeats, finalists = int(sweep.get("repeats") or 1), sweep.get("finalists")
+    if finalists is None:
+        return tried + max(0, configs - len(known)) * repeats
+    are_chosen = history.chosen == (len(known), finalists)
+    finals = 0 if are_chosen else min(configs, finalists) * (repeats - 1)
+    return tried + max(0, configs - len(known)) + finals
 
 
 def is_over(history: History) -> bool:

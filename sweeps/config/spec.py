@@ -123,6 +123,8 @@ class SearchSpec:
     pruner_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
     trials: Count | None = setting(None, may_change=True, tracked=True)  # None: the whole grid
     repeats: Count = setting(1, tracked=True)
+    # None: all configs get the repeats; else so many of the best, once the search is over.
+    finalists: Count | None = setting(None, may_change=True, tracked=True)
     keep: Count = setting(3, may_change=True)
     evaluations: Count = setting(8, tracked=True)
     budget: BudgetSpec = setting(
@@ -136,6 +138,16 @@ class SearchSpec:
     max_concurrent: Count | None = setting(None, may_change=True)
     max_retries: FromZero = setting(2, may_change=True)
     max_same_error: Count = 3
+
+    @property
+    def kept(self) -> int:
+        """Configs whose checkpoints are kept: each may still be the best."""
+        return max(self.keep, self.finalists or 0)
+
+    def planned_trials(self, configs: int) -> int:
+        """Trials of so many configs, with their repeats."""
+        repeated = configs if self.finalists is None else min(configs, self.finalists)
+        return configs + repeated * (self.repeats - 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from sweeps.config.spec import (
     Spec,
     TrainSpec,
 )
-from sweeps.core.commands import typed
+from sweeps.core.commands import override, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
 from sweeps.core.naming import SPOKEN
 from sweeps.core.secrets import is_secret_key
@@ -262,6 +262,12 @@ def _sweep_problems(sweep: SearchSpec | None) -> list[Problem]:
     if (sweep.budget.examples is None) == (sweep.budget.epochs is None):
         message = "set one of sweep.budget.examples and sweep.budget.epochs, and the other to null."
         found.append(Problem(key="sweep.budget", message=message))
+    if sweep.finalists is not None and sweep.repeats == 1:
+        message = (
+            "the best configs get further seeds, and sweep.repeats=1 has none: "
+            f"{override('sweep.repeats', 3)} gives each of them three."
+        )
+        found.append(Problem(key="sweep.finalists", value=sweep.finalists, message=message))
     own = METRICS[sweep.metric]
     if sweep.direction != own:
         better = {"minimize": "lower", "maximize": "higher"}[own]

@@ -59,7 +59,9 @@ class Coordinator:
         self._ledger, self._configs = replay_ledger(
             folder.ledger, spec, space, self.history, self._suggestions
         )
-        self._retention = Retention(folder, self.history, spec.sweep.keep)
+        if self.history.asks_for_more(spec.public):
+            self.history.is_closed = False
+        self._retention = Retention(folder, self.history, spec.sweep.kept, self._write)
         self._handed: set[str] = set()  # given to a worker by this driver, not ended
         ended = self.history.trials.values()
         self._same_errors = Counter(record.reason for record in ended if record.kind == "bug")
@@ -78,6 +80,7 @@ class Coordinator:
             driver = driver or events.Attempt()
             number = self.history.attempts + 1
             self._write(replace(driver, number=number, spec=self._spec.public))
+            self._suggestions.took_over()
             self._retention.begin()
             self.has_begun = True
             for record in self.history.unfinished():
@@ -147,10 +150,11 @@ class Coordinator:
         with self._guard:
             if self.stop is not None:
                 return True
-            if self.history.is_closed:
+            if self.history.is_closed or self.history.unfinished():
                 return not self.history.unfinished()
-            more = self._suggestions.repeat() or self._suggestions.wants_config()
-            return not (self.history.unfinished() or more)
+            if self._suggestions.wants_config():
+                return False
+            return not (self._suggestions.repeat() or self._suggestions.finalists())
 
     # ------------------------------------------------------------------ handing out
 
@@ -167,6 +171,10 @@ class Coordinator:
                     return self._hand_out(record.key)
             try:
                 suggestion = self._suggestions.repeat() or self._suggestions.suggest()
+                if suggestion is None and (best := self._suggestions.finalists()):
+                    self._write(best)
+                    self._retention.begin()  # they may have been judged before
+                    suggestion = self._suggestions.repeat()
                 return None if suggestion is None else self._hand_out(self._new_trial(suggestion))
             except LedgerWriteError:
                 return None

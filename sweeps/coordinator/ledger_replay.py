@@ -68,6 +68,8 @@ class _Replay:
         history.apply(event)
         if isinstance(event, events.Ask | events.Duplicate):
             suggestions.replay_ask(event)
+        if isinstance(event, events.Attempt):
+            suggestions.took_over()
         if isinstance(event, events.End):
             suggestions.tell_result(history.trials[event.trial].config)
 
@@ -86,5 +88,7 @@ class _Replay:
         """Raise ValueError if what decides how all other lines are read differs from ours."""
         there = event.spec["sweep"]
         for name in ("metric", "direction", "repeats"):
-            if there[name] != getattr(self._spec, name):
+            now = getattr(self._spec, name)
+            has_grown = name == "repeats" and isinstance(there[name], int) and there[name] <= now
+            if there[name] != now and not has_grown:
                 raise ValueError(f"spec.sweep.{name} = {there[name]!r:.40}")

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import bisect
 import shutil
+import statistics
+from collections.abc import Callable, Iterable
 
 from sweeps.core.trial import State
+from sweeps.ledger import events
+from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.storage.durable_writes import remove_tree
 from sweeps.storage.run_folder import REMOVING_PREFIX, RunFolder, checkpoint_step
 
+Place = tuple[int, float, int]  # minus the completed repeats, their signed mean, config
 _LATEST = 2  # of an unfinished trial: where the newest is torn, the one before it is used
 
 
@@ -22,17 +27,21 @@ class Retention:
     Call `begin` first; then `kept_steps` holds after every call.
     """
 
-    def __init__(self, folder: RunFolder, history: History, keep: int) -> None:
+    def __init__(
+        self, folder: RunFolder, history: History, keep: int, write: Callable[[Event], None]
+    ) -> None:
         self._folder = folder
         self._history = history
         self._keep = keep
-        self._judged: list[tuple[float, int]] = []  # (signed mean, config), the best first
+        self._write = write
+        self._judged: list[Place] = []  # the best first
         self._known: set[int] = set()
 
     def begin(self) -> None:
         """Look at every trial: a driver takes over, and may keep more or fewer than the last."""
         self._judged = _judged(self._history)
-        self._known = {config for _, config in self._judged}
+        self._known = {place[-1] for place in self._judged}
+        self._tell([place[-1] for place in self._judged[self._keep :]])
         clean(self._folder, self._history, self._keep)
 
     def committed(self, record: Record) -> None:
@@ -44,16 +53,22 @@ class Retention:
         _clean_trial(self._folder, record, _own_steps(self._history, record))
         if config in self._known or not self._history.is_settled(config):
             return
-        mean = self._history.config_mean(config)
-        if mean is None:
+        place = _place(self._history, config)
+        if place is None:
             return
         self._known.add(config)
-        place = (self._history.sign * mean, config)
         bisect.insort(self._judged, place)
         if len(self._judged) > self._keep:
-            _, displaced = max(place, self._judged[self._keep])
+            displaced = max(place, self._judged[self._keep])[-1]
+            self._tell([displaced])
             for other in self._history.repeats(displaced):
                 _clean_trial(self._folder, other, set())
+
+    def _tell(self, displaced: Iterable[int]) -> None:
+        """Write down whose checkpoints go: with further seeds their config may be the best."""
+        records = [each for config in displaced for each in self._history.repeats(config)]
+        if gone := tuple(record.key for record in records if record.checkpoints):
+            self._write(events.Removed(trials=gone))
 
 
 def kept_steps(history: History, keep: int) -> dict[str, set[int]]:
@@ -65,8 +80,8 @@ def kept_steps(history: History, keep: int) -> dict[str, set[int]]:
     not all done is not judged yet. An unfinished trial displaces nothing of a completed one.
     """
     kept = {record.key: _own_steps(history, record) for record in history.trials.values()}
-    for _, config in _judged(history)[keep:]:
-        for record in history.repeats(config):
+    for place in _judged(history)[keep:]:
+        for record in history.repeats(place[-1]):
             kept[record.key] = set()
     return kept
 
@@ -81,13 +96,15 @@ def clean(folder: RunFolder, history: History, keep: int) -> None:
         _clean_trial(folder, record, kept[key])
 
 
-def _judged(history: History) -> list[tuple[float, int]]:
-    found = [
-        (history.sign * mean, config)
-        for config in history.by_config()
-        if history.is_settled(config) and (mean := history.config_mean(config)) is not None
-    ]
-    return sorted(found)
+def _judged(history: History) -> list[Place]:
+    places = (_place(history, config) for config in history.by_config())
+    return sorted(place for place in places if place and history.is_settled(place[-1]))
+
+
+def _place(history: History, config: int) -> Place | None:
+    """Where a config stands, as `sweeps.results.ranking` has it; None if no repeat completed."""
+    values = history.config_values(config)
+    return (-len(values), history.sign * statistics.fmean(values), config) if values else None
 
 
 def _own_steps(history: History, record: Record) -> set[int]:

@@ -47,6 +47,7 @@ class Suggestions:
         self._told: set[int] = set()  # Optuna trials that have their result
         self._repeatable: dict[int, None] = {}  # configs that may be worth another seed, in order
         self._exhausted = False
+        self._seeds: tuple[Any, Any] = (None, None)  # repeats and finalists of the last start
 
     @property
     def study(self) -> optuna.Study:
@@ -93,18 +94,36 @@ class Suggestions:
 
     def repeat(self) -> Suggestion | None:
         """The next seed of a config that is worth it; with a pruner, after its first run ended."""
-        wanted = self._spec.sweep.repeats
-        if wanted == 1:
+        sweep = self._spec.sweep
+        if sweep.repeats == 1:
             return None
-        first_alone = self._spec.sweep.pruner != "none"
-        for config in list(self._repeatable):
+        first_alone = sweep.pruner != "none"
+        is_all = sweep.finalists is None
+        for config in list(self._repeatable if is_all else self._history.finalists):
             repeats = self._history.repeats(config)
             spoilt = any(r.state.is_finished() and r.state is not State.COMPLETED for r in repeats)
-            if len(repeats) >= wanted or spoilt:
-                del self._repeatable[config]
+            if len(repeats) >= sweep.repeats or spoilt:
+                self._repeatable.pop(config, None)
             elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
                 return Suggestion(config, {}, repeats[0].values, repeat=len(repeats))
         return None
+
+    def finalists(self) -> events.Finalists | None:
+        """The best configs, once the search is over; None before that, and if they are chosen.
+
+        The mean of few seeds is more often good by luck, and further seeds are what shows it: so
+        a config of one seed may be chosen before one that has them all.
+        """
+        most, among = self._spec.sweep.finalists, self._history.config_count
+        if most is None or self.wants_config() or self._history.unfinished():
+            return None
+        if self._history.chosen == (among, most):
+            return None
+        sign = self._history.sign
+        means = {config: self._history.config_mean(config) for config in self._history.by_config()}
+        ranked = sorted((sign * mean, config) for config, mean in means.items() if mean is not None)
+        best = tuple(config for _, config in ranked[:most])
+        return events.Finalists(configs=best, among=among, most=most) if best else None
 
     def _next(self, doubles: int) -> Suggestion | None:
         if self._spec.sweep.search == "grid" or doubles < _DOUBLES_BEFORE_LOOKING:
@@ -115,6 +134,18 @@ class Suggestions:
         return None
 
     # ------------------------------------------------------------------ what Optuna is told
+
+    def took_over(self) -> None:
+        """A start may have other repeats and finalists: tell the configs that are settled by now.
+
+        What was told stands: a config that gets more seeds is known to Optuna by those it had.
+        """
+        sweep = self._history.spec.get("sweep", {})
+        seeds = sweep.get("repeats"), sweep.get("finalists")
+        if seeds != self._seeds:
+            self._seeds = seeds
+            for config in self._history.by_config():
+                self.tell_result(config)
 
     def tell_report(self, record: Record, report: Report) -> Verdict:
         """Tell an intermediate value, and ask whether the trial should be pruned."""

@@ -29,6 +29,7 @@ Count = Annotated[int, Field(strict=True, ge=0, lt=_MOST)]
 Whole = Annotated[int, Field(strict=True, ge=-_MOST, lt=_MOST)]
 Number = Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]  # an int stays one
 Numbers = Mapping[str, Number]
+Counts = tuple[Count, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +186,28 @@ class End(TrialEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Finalists(Event):
+    """The search is over, and these configs get the other seeds of `sweep.repeats`.
+
+    Attributes:
+        configs: the best, as `Ask.config` has them.
+        among: how many configs there were.
+        most: `sweep.finalists`.
+    """
+
+    configs: Counts
+    among: Count
+    most: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Removed(Event):
+    """No checkpoint of these completed trials is kept any more: other configs are better."""
+
+    trials: Trials
+
+
+@dataclass(frozen=True, kw_only=True)
 class Interrupt(Event):
     """No more trials are handed out."""
 
@@ -211,7 +234,10 @@ class Request(Event):
 
 KINDS: Mapping[str, type[Event]] = {
     kind.event: kind
-    for kind in (Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End, Interrupt, Request)
+    for kind in (
+        *(Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End),
+        *(Finalists, Removed, Interrupt, Request),
+    )
 }
 
 

@@ -22,7 +22,7 @@ class Best:
     """The checkpoint of the sweep.
 
     Attributes:
-        record: the best trial of the config ranked first.
+        record: the best trial of the config ranked first, of those whose checkpoint is kept.
         report: its best report; the checkpoint at `report.step` is the one to keep.
         mean: of the config over its completed repeats; with one repeat, the trial's value.
         spread: standard deviation over those repeats; None for one.
@@ -69,12 +69,18 @@ def best(history: History) -> Best | None:
     config = min(ranks, key=ranks.__getitem__)
     sign = history.sign
     candidates = [
-        (sign * report.metrics[history.metric], record.number, record, report)
+        (
+            report.step not in record.checkpoints,  # removed before its config got further seeds
+            sign * report.metrics[history.metric],
+            record.number,
+            record,
+            report,
+        )
         for record in history.repeats(config)
         if record.state is State.COMPLETED
         and (report := record.best(history.metric, history.direction)) is not None
     ]
-    _, _, record, report = min(candidates, key=lambda candidate: candidate[:2])
+    *_, record, report = min(candidates, key=lambda candidate: candidate[:3])
     mean = history.config_mean(config)
     assert mean is not None
     return Best(record=record, report=report, mean=mean, spread=spread(history, config))

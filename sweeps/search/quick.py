@@ -42,7 +42,12 @@ def is_waiting(study: optuna.Study) -> bool:
 
 def abreast(spec: SearchSpec) -> int | None:
     """The most trials that the search can have at once; None if it has no limit of its own."""
-    return max(1, len(spec.first)) * spec.repeats if spec.search == "quick" else None
+    if spec.search != "quick":
+        return None
+    most = max(1, len(spec.first))
+    if spec.finalists is None:
+        return most * spec.repeats
+    return max(most, spec.finalists * (spec.repeats - 1))
 
 
 def quick_problems(spec: SearchSpec, space: Space) -> list[Problem]:

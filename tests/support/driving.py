@@ -68,6 +68,7 @@ def make(
         "metric": search.metric,
         "direction": search.direction,
         "repeats": search.repeats,
+        "finalists": search.finalists,
         "trials": search.trials,
         "space": dict(space),
         "when": dict(when or {}),

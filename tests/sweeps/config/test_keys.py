@@ -17,6 +17,7 @@ MAY_CHANGE = {
     *(
         "sweep.first",
         "sweep.trials",
+        "sweep.finalists",
         "sweep.keep",
         "sweep.device_hours",
         "sweep.time_budget_s",
