@@ -1,8 +1,8 @@
 """The Coordinator as one Ray actor on the driver's node: what workers and driver call.
 
 It adds to `sweeps.coordinator` what only matters between processes: which worker holds which
-trial, the dry run before the first trial, and the last job of a sweep, proving the best checkpoint,
-which goes to a worker that has the data and the libraries loaded.
+trial, the dry run before the first trial, and the last jobs of a sweep, proving the best checkpoint
+and measuring what trials cost alone, which go to a worker that has data and libraries loaded.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from orchestrator.coordinator.assignment import Assigner, AssignmentRules
+from orchestrator.coordinator.assignment import Assigner, AssignmentRules, assignment_rules
+from orchestrator.coordinator.cost_job import CostJob
 from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.coordinator.steering import answer
+from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
 from sweeps.ledger.events import Attempt, End
-from sweeps.ledger.history import History
+from sweeps.ledger.history import History, Record
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
 from sweeps.results.trials_csv import Table
@@ -67,14 +69,15 @@ class CoordinatorActor:
         self, spec: Spec, space: Space, root: Path, rules: AssignmentRules | None = None
     ) -> None:
         self._folder = RunFolder(root)
-        self._spec = spec.sweep
         self._coordinator = Coordinator(spec, space, self._folder)
+        self._space = space
         self._rules = rules or AssignmentRules()
         self._lanes = self._rules.lanes
         self._lane_mb = 0.0
         self._assigner = Assigner(self._rules, self._coordinator.ask)
         self._gate = DryRunGate(facts=Attempt(), train=None)
         self._proof = Proof()
+        self._cost = CostJob(coordinator=self._coordinator)
         self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that have asked for a job and not left
         self._barren = 0
@@ -125,7 +128,8 @@ class CoordinatorActor:
         """Do nothing but answer: see `orchestrator.cluster.signals.Heartbeat`."""
 
     def interrupt(self, stop: Stop, prove: bool) -> None:
-        """Stop handing out trials; with `prove`, the best checkpoint so far is still proven."""
+        """Stop handing out trials; with `prove`, the best checkpoint so far is still proven, and
+        what trials cost alone is measured."""
         if self._gate.refusal:
             return
         if not self._gate.is_open:
@@ -139,17 +143,32 @@ class CoordinatorActor:
         if not self._gate.is_open:
             return
         answer(self._coordinator, self._folder, request)
+        self._assign_as_set()
         stop = self._coordinator.stop
         if stop is not None and stop.cause is Cause.CANCELLED:
             self._wants_proof = False
         self._table.refresh(self._coordinator.history)
+
+    def _assign_as_set(self) -> None:
+        """Follow what users have set of how many trials there are, and how many at once."""
+        rules = self._rules
+        self._rules = assignment_rules(
+            self._coordinator.spec,
+            self._space,
+            workers=rules.workers,
+            lanes=rules.lanes,
+            memory_mb=rules.memory_mb,
+        )
+        self._assigner.follow(self._rules)
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
         if self._gate.refusal:
             return True
         self._look_at_idle()
-        return self._coordinator.is_finished and not self._has_to_prove()
+        if not self._coordinator.is_finished or self._has_to_prove():
+            return False
+        return not self._cost.holder and self._next_cost() is None
 
     def _look_at_idle(self) -> None:
         """Stop the sweep if for `_IDLE_S` there have been only unusable workers."""
@@ -162,8 +181,11 @@ class CoordinatorActor:
             self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
 
     def wants_worker(self) -> bool:
-        """Whether Tune should start another worker. No while one proves the best checkpoint."""
-        return not self._coordinator.is_finished or not self._proof.holder
+        """Whether Tune should start another worker. No while one does the last jobs, nor while a
+        user has paused the sweep and wants its devices."""
+        if self._gate.is_open and self._coordinator.history.is_idle:
+            return False
+        return not self._coordinator.is_finished or not (self._proof.holder or self._cost.holder)
 
     def finish(self) -> SweepResult:
         """Write trials.csv and study.db, and tell how the sweep ended."""
@@ -198,6 +220,7 @@ class CoordinatorActor:
             self._coordinator.release(key, "its worker's process died")
         if held:
             self._table.refresh(self._coordinator.history)
+        self._cost.worker_died(worker, reason)
         if self._proof.holder == worker:
             self._proof.holder = ""
             self._proof.deaths += 1
@@ -213,6 +236,7 @@ class CoordinatorActor:
         """Hand out again what a worker has not begun that leaves of its own accord."""
         self._asked.discard(worker)
         self._gate.worker_left(worker)
+        self._cost.worker_left(worker)
         for key in self._assigner.worker_left(worker):
             self._coordinator.requeue(key)
 
@@ -247,15 +271,24 @@ class CoordinatorActor:
             return Job(kind="dry_run" if is_first else "wait", spec=self._gate.train)
         room = min(room, self._lanes)
         finished = self._coordinator.history.ended
-        trial = self._assigner.deal(worker, room=room, finished=finished)
+        is_paused = self._coordinator.history.paused_by
+        trial = None
+        if not is_paused:
+            trial = self._assigner.deal(worker, room=room, finished=finished)
         if trial is not None:
             alone = self._is_last_try(trial.key)
             return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
-        if self._assigner.holds(worker) or not self._coordinator.is_finished:
+        if self._assigner.holds(worker):
             return Job(kind="wait")
+        if not self._coordinator.is_finished:
+            return Job(kind="leave" if self._coordinator.history.is_idle else "wait")
         # Proven when no trial runs any more: none can change which checkpoint is the best.
-        if not self._assigner.count and self._has_to_prove() and not self._proof.holder:
-            return self._prove_job(worker)
+        if not (self._assigner.count or self._proof.holder or self._cost.holder):
+            if self._has_to_prove():
+                return self._prove_job(worker)
+            if (record := self._next_cost()) is not None:
+                self._cost.give(worker, record)
+                return Job(kind="cost", trial=self._coordinator.trial(record.key))
         self._assigner.worker_left(worker)
         return Job(kind="leave")
 
@@ -277,15 +310,22 @@ class CoordinatorActor:
     def _is_last_try(self, key: str) -> bool:
         """Whether a trial has no retry left; then no other trial should share its process."""
         retries = self._coordinator.history.trials[key].retries
-        return retries > 0 and retries >= self._spec.max_retries
+        return retries > 0 and retries >= self._coordinator.spec.sweep.max_retries
 
     def start(
-        self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
+        self,
+        worker: str,
+        key: str,
+        where: str,
+        device: str,
+        step: int,
+        reports: Sequence[Report],
+        lane: bool = False,
     ) -> int | None:
         if not self._assigner.has(worker, key):
             return None  # the worker was thought dead, and its trials were handed out again
         attempt = self._coordinator.start(
-            key, worker=where, device=device, step=step, reports=reports
+            key, worker=where, device=device, step=step, reports=reports, lane=lane
         )
         if attempt is None:
             self._assigner.release(worker, key)
@@ -330,6 +370,16 @@ class CoordinatorActor:
             self._proof.error = error
         else:
             self._proof.results[key, step] = result
+
+    def _next_cost(self) -> Record | None:
+        """The trial whose cost alone is measured next; None if that is over, or has to wait."""
+        return self._cost.next() if self._wants_proof else None
+
+    def cost_measured(
+        self, worker: str, key: str, device: str, parts: Parts | None, reason: str = ""
+    ) -> None:
+        self._cost.done(worker, key, device, parts, reason)
+        self._table.refresh(self._coordinator.history)
 
     def _has_to_prove(self) -> bool:
         if not self._wants_proof or self._proof.error:

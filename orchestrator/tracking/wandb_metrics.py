@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.tracking.allow_list import clean
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.results.cost import Costs
 from sweeps.results.ranking import best, searched_keys
 from sweeps.results.trials_csv import columns, ranked
 from sweeps.storage.run_folder import REPORT, RunFolder
@@ -19,6 +20,7 @@ _PLAIN = frozenset(
 )
 # They are shown under another name: the step as the x-axis, the loss as the training rows' own.
 _TWICE = frozenset(("step", "steps", "train_loss"))
+_SHARED = ("tokens_per_second", "peak_memory_mb")
 
 
 def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -58,6 +60,17 @@ def status(record: Record) -> str:
     return str(record.state) if record.state.is_finished() else "interrupted"
 
 
+def without_shared(record: Record, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics without those that say nothing of a trial which shares its passes or device."""
+    hidden = () if record.is_alone else _SHARED
+    return {name: value for name, value in metrics.items() if name not in hidden}
+
+
+def cost(history: History, record: Record) -> dict[str, float]:
+    """What training the trial's config alone costs, as far as it is known."""
+    return _numbers(vars(Costs(history).of(record)))
+
+
 def outcome(history: History, record: Record) -> dict[str, Any]:
     """How a trial ended. Its reason in words stays here, as it may hold local paths."""
     top = record.best(history.metric, history.direction)
@@ -67,7 +80,7 @@ def outcome(history: History, record: Record) -> dict[str, Any]:
     if record.kind:
         values["failure"] = record.kind
     totals = {name: value for name, value in record.totals.items() if name not in _TWICE}
-    return values | _numbers(totals)
+    return values | without_shared(record, _numbers(totals)) | cost(history, record)
 
 
 def progress(history: History) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.ledger.ledger import Tail
 from sweeps.results.ranking import best
+from sweeps.results.trials_csv import ranked
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -48,6 +49,7 @@ _SUCCESS = (State.COMPLETED, State.PRUNED, State.STOPPED)
 _INTERRUPTED = 130  # exit code
 _MORE_S = 2.0  # for a run to close, beyond what wandb may take for it
 _LOOK_EVERY_S = 20.0
+_COSTS_SHARE = 0.3  # of the time to close
 _AT_ONCE = 8  # runs that `upload` closes together
 
 
@@ -88,6 +90,7 @@ class WandbRuns:
         self._history = History()
         self._progress: list[dict[str, Any]] = []  # of the sweep, at each trial's end
         self._identity = ""
+        self._has_costs = False  # measured under this driver
         self._open: dict[str, _Shown] = {}
         self._endings: dict[str, tuple[float, int]] = {}  # trial -> time.monotonic, exit code
         self._followed: set[str] = set()  # started under this driver, and not closed
@@ -121,11 +124,13 @@ class WandbRuns:
                 self._on_report(event)
             case events.End():
                 self._on_end(event)
+            case events.Cost():
+                self._has_costs = True
 
     def on_row(self, key: str, row: Mapping[str, Any]) -> None:
         """Log a training row, unless the run has it from an earlier attempt, or is closed."""
         if key in self._followed:
-            self._with_run(key, partial(self._log_row, row=row))
+            self._with_run(key, partial(self._log_row, record=self._history.trials[key], row=row))
 
     def tick(self) -> None:
         """Close the runs whose trials ended some time ago."""
@@ -138,6 +143,7 @@ class WandbRuns:
         """Close every trial's run, then the sweep's with its table."""
         until = time.monotonic() + timeout_s
         self._look()
+        self._tell_costs(time.monotonic() + _COSTS_SHARE * timeout_s)
         codes = {key: _INTERRUPTED for key in self._open if key != _SWEEP}
         codes |= {key: code for key, (_, code) in self._endings.items()}
         self._endings.clear()
@@ -166,6 +172,18 @@ class WandbRuns:
         for first in range(0, len(started), _AT_ONCE):
             self._show_whole(started[first : first + _AT_ONCE], timeout_s)
         self.close(timeout_s)
+
+    def _tell_costs(self, until: float) -> None:
+        """Add to the trials' runs what training alone costs; closed ones are opened again.
+
+        The best first, while there is time: the sweep's table has them all.
+        """
+        rows = ranked(self._history) if self._has_costs else []
+        for record in [self._history.trials[row.key] for row in rows if row.rank is not None]:
+            if record.is_alone or time.monotonic() > until:
+                continue
+            self._endings.setdefault(record.key, (0.0, 0))
+            self._with_run(record.key, partial(self._show_outcome, record=record))
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are, and how to upload what was not."""
@@ -201,7 +219,8 @@ class WandbRuns:
         if event.index == 0:
             self._with_run(_SWEEP, self._show_base)
             return
-        self._with_run(event.trial, partial(self._log_report, report=event.report))
+        record = self._history.trials[event.trial]
+        self._with_run(record.key, partial(self._log_report, record=record, report=event.report))
 
     def _on_end(self, event: events.End) -> None:
         record = self._history.trials[event.trial]
@@ -211,21 +230,22 @@ class WandbRuns:
         if not self._history.unfinished():  # while the best is proven there is time for it
             self._look()
 
-    def _log_row(self, shown: _Shown, row: Mapping[str, Any]) -> None:
+    def _log_row(self, shown: _Shown, record: Record, row: Mapping[str, Any]) -> None:
         step = row.get("step")
         if isinstance(step, int) and step > shown.step:
-            shown.run.log({STEP: step, **self._values(row)})
+            shown.run.log({STEP: step, **self._values(record, row)})
             shown.step = step
 
-    def _log_report(self, shown: _Shown, report: Report) -> None:
+    def _log_report(self, shown: _Shown, record: Record, report: Report) -> None:
         if report.index > shown.evaluation:
             counts = {"examples": report.examples, "tokens": report.tokens}
-            values = self._values({**report.metrics, **counts})
+            values = self._values(record, {**report.metrics, **counts})
             shown.run.log({STEP: report.step, EVALUATION: report.index, **values})
             shown.evaluation = report.index
 
-    def _values(self, metrics: Mapping[str, Any]) -> dict[str, float]:
-        return chart_values(metrics) | wandb_metrics.epoch(metrics, self._train_rows)
+    def _values(self, record: Record, metrics: Mapping[str, Any]) -> dict[str, float]:
+        own = wandb_metrics.without_shared(record, metrics)
+        return chart_values(own) | wandb_metrics.epoch(metrics, self._train_rows)
 
     @cached_property
     def _train_rows(self) -> int:
@@ -351,14 +371,14 @@ class WandbRuns:
             self._show_base(shown)
             self._log_progress(shown)
             return
-        reports = self._history.trials[key].reports
-        waiting = [reports[index] for index in sorted(reports)]
+        record = self._history.trials[key]
+        waiting = [record.reports[index] for index in sorted(record.reports)]
         for row in Tail(self._job.folder.metrics(key)).read():
             while waiting and waiting[0].step < row.get("step", 0):
-                self._log_report(shown, waiting.pop(0))
-            self._log_row(shown, row)
+                self._log_report(shown, record, waiting.pop(0))
+            self._log_row(shown, record, row)
         for report in waiting:
-            self._log_report(shown, report)
+            self._log_report(shown, record, report)
 
     def _name(self, record: Record) -> str:
         repeated = (self._job.public.get("sweep") or {}).get("repeats", 1) > 1

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -24,6 +24,7 @@ from sweeps.coordinator import steering
 from sweeps.coordinator.ledger_replay import replay_ledger
 from sweeps.coordinator.retention import Retention
 from sweeps.coordinator.suggestions import Suggestions
+from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
@@ -32,6 +33,7 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.results import row_losses
+from sweeps.results.cost import settings
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
@@ -95,17 +97,34 @@ class Coordinator:
         with self._guard:
             return steering.take(self, request)
 
-    def note(self, request: Request, said: str, trials: Sequence[str] | None = None) -> None:
-        """Write down that a request is carried out from here on, and its answer."""
+    def note(self, request: Request, said: str, **about: Any) -> None:
+        """Write down that a request is carried out from here on, and its answer.
+
+        Args:
+            about: other fields of the event.
+        """
         self._write(
             events.Request(
-                request=request.name,
-                verb=request.verb,
-                by=request.by,
-                trials=None if trials is None else tuple(trials),
-                said=said,
+                request=request.name, verb=request.verb, by=request.by, said=said, **about
             )
         )
+
+    @property
+    def spec(self) -> Spec:
+        """The command's, with what users have set."""
+        return self._spec
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    def change(self, spec: Spec) -> None:
+        """Go on with another spec, which differs in keys that may change."""
+        self._spec = spec
+        self._suggestions.change(spec)
+        self._retention.keep = spec.sweep.keep
+        if self.has_begun:
+            self._retention.begin()
 
     def stop_for(self, stop: Stop) -> None:
         """Hand out nothing more in this start, unless that is so already."""
@@ -164,7 +183,7 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self.stop is not None or self.history.is_closed:
+            if self.stop is not None or self.history.is_closed or self.history.paused_by:
                 return None
             for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
@@ -214,7 +233,14 @@ class Coordinator:
     # ------------------------------------------------------------------ while a trial trains
 
     def start(
-        self, key: str, *, worker: str, device: str, step: int, reports: Sequence[Report] = ()
+        self,
+        key: str,
+        *,
+        worker: str,
+        device: str,
+        step: int,
+        reports: Sequence[Report] = (),
+        lane: bool = False,
     ) -> int | None:
         """An attempt at a trial begins; returns its number, or None where there is nothing to do.
 
@@ -222,16 +248,24 @@ class Coordinator:
             worker: host and pid.
             step: the checkpoint's step that it goes on from, 0 for none.
             reports: those in that checkpoint's manifest; what never reached the ledger is added.
+            lane: it trains as a lane of a pack.
         """
         with self._guard:
             record = self.history.trials[key]
-            if record.state.is_finished() or self.stop is not None:
+            if record.state.is_finished() or self.stop is not None or self.history.paused_by:
                 return None
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
             attempt = record.attempt + 1
             self._write(
-                events.Start(trial=key, attempt=attempt, worker=worker, device=device, step=step)
+                events.Start(
+                    trial=key,
+                    attempt=attempt,
+                    worker=worker,
+                    device=device,
+                    step=step,
+                    lane=lane,
+                )
             )
             for report in reports:
                 if report.index and report.index not in record.reports:
@@ -332,6 +366,8 @@ class Coordinator:
             if self.end_if_decided(record, totals or {}):
                 return
             if self._stop is None:
+                if self.history.is_idle:
+                    reason = reason or f"paused by {self.history.paused_by}"
                 reason = reason or "its node is about to go"
                 self._write(events.Retry(trial=key, attempt=attempt, kind="moved", reason=reason))
 
@@ -377,6 +413,21 @@ class Coordinator:
             note += f"{half.batch_size} x {half.accumulation_steps}"
             self._write(events.Retry(trial=key, attempt=attempt, kind="oom", reason=note))
             return True
+
+    def cost_measured(self, key: str, device: str, parts: Parts | None, reason: str = "") -> None:
+        """Take what training a trial's config alone came to, or why that cannot be measured."""
+        with self._guard:
+            micro, update = settings(self.history.trials[key])
+            self._write(
+                events.Cost(
+                    trial=key,
+                    device=device,
+                    micro=micro,
+                    update=update,
+                    parts=asdict(parts) if parts else None,
+                    reason=None if parts else scrub(reason),
+                )
+            )
 
     def _write(self, event: Event) -> None:
         """Append an event to the ledger, then fold it into the history.
@@ -454,7 +505,8 @@ class Coordinator:
     def _decision(self, record: Record) -> Decision:
         if record.pruned_at is not None:
             return Decision.PRUNE
-        return Decision.STOP if self.stop or record.stopped_by else Decision.CONTINUE
+        leaves = self.stop or record.stopped_by or self.history.is_idle
+        return Decision.STOP if leaves else Decision.CONTINUE
 
     def end_if_decided(self, record: Record, totals: Mapping[str, float] | None = None) -> bool:
         """End a trial that was pruned or stopped and whose worker has no more to say."""
