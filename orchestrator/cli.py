@@ -42,6 +42,8 @@ VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
+    "sync": "upload a sweep to W&B, or what its server lacks of it: sync RUN_DIR",
+    "report": "the sweep on one page, RUN_DIR/report.html: report RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
     **STEERING,
 }
@@ -56,7 +58,8 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
-_PARSED = ("show", "status", "export", *STEERING)  # these have options, and help of their own
+# These have options, and help of their own.
+_PARSED = ("show", "status", "report", "export", "sync", *STEERING)
 _HELP = ("-h", "--help", "help")
 _PLAN_HELP = """\
 usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
@@ -116,7 +119,11 @@ def _dispatch(argv: list[str]) -> int:
     if first == "status":
         from orchestrator.terminal.status import status
 
-        return status(_status_arguments(argv[1:]))
+        return status(_run_dir(first, argv[1:]))
+    if first == "report":
+        from orchestrator.report.write import report
+
+        return report(_run_dir(first, argv[1:]))
     if first in STEERING:
         from orchestrator.steer import parser as steering_parser
         from orchestrator.steer import steer
@@ -128,6 +135,12 @@ def _dispatch(argv: list[str]) -> int:
 
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
+    if first == "sync":
+        from orchestrator.storage.run_dir import fetched
+        from orchestrator.tracking.sync import sync
+
+        options = _sync_arguments(argv[1:])
+        return sync(fetched(options.run_dir), project=options.project, entity=options.entity)
     if first == "show":
         from orchestrator.show import parser, show
 
@@ -151,10 +164,10 @@ def _dispatch(argv: list[str]) -> int:
     return run(with_config_dir(own, argv))
 
 
-def _status_arguments(argv: Sequence[str]) -> Path:
+def _run_dir(verb: str, argv: Sequence[str]) -> Path:
     from orchestrator.storage.run_dir import fetched
 
-    parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
+    parser = argparse.ArgumentParser(prog=f"python -m orchestrator {verb}", exit_on_error=True)
     parser.add_argument("run_dir")
     return fetched(_parse(parser.parse_args, argv).run_dir)
 
@@ -164,6 +177,14 @@ def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir")
     parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
     parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
+    return _parse(parser.parse_args, argv)
+
+
+def _sync_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator sync")
+    parser.add_argument("run_dir")
+    parser.add_argument("--project", help="default: tracking.project of the sweep")
+    parser.add_argument("--entity", help="default: tracking.entity of the sweep")
     return _parse(parser.parse_args, argv)
 
 

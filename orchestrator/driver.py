@@ -39,6 +39,7 @@ from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
 from orchestrator.plan import plan_lines
+from orchestrator.report.write import has_plotly, report_line, write_report
 from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, held, places_of, unanswered
 from orchestrator.storage.sync import Copies
@@ -59,13 +60,15 @@ from sweeps.core.trial import State
 from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
-from sweeps.results.importance import effects
+from sweeps.results.cost import Costs
+from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
+from sweeps.search.optuna_export import completed_study
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
 from sweeps.storage.requests import unanswered_requests
-from sweeps.storage.run_folder import RunFolder
+from sweeps.storage.run_folder import RunFolder, folder_text
 from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
@@ -185,7 +188,8 @@ class Driver:
                 self._history = past
                 spent = ", and its trials are spent: more sweep.trials try what is new"
                 grown = [f"{line}{spent}" for line in self._grown]
-                self._show({}, ["This sweep had ended already.", *grown])
+                weights = importance(completed_study(past)) or {}
+                self._show(weights, ["This sweep had ended already.", *grown])
                 self._tell_failure(None)
                 return self._ended()
             self._display.say(*plan_lines(self._spec, self._space, self._folder), *self._grown)
@@ -222,14 +226,16 @@ class Driver:
 
     def _is_over(self) -> bool:
         """Take what was asked for in the meantime; whether nothing is left to do: all trials have
-        ended and best/ is made."""
+        ended, best/ is made, costs are measured."""
         coordinator = Coordinator(self._spec, self._space, self._folder)
         coordinator.history.stop_running()
         try:
             for request in unanswered_requests(self._folder):
                 said = answer(coordinator, self._folder, request).said
                 self._display.say(f"asked while no driver ran: {said}.")
-            return coordinator.is_finished and is_ready(self._folder, best(coordinator.history))
+            history = coordinator.history
+            is_finished = coordinator.is_finished and is_ready(self._folder, best(history))
+            return is_finished and Costs(history).next_to_measure() is None
         finally:
             coordinator.close()
 
@@ -448,7 +454,7 @@ class Driver:
         stop = result.stop
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
-        lines = self._tracker.finish(_TRACKING_END_S)
+        lines = [*self._report(), *self._tracker.finish(_TRACKING_END_S)]
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(result.importance or {}, [*notes, *lines], proof_error)
@@ -458,6 +464,16 @@ class Driver:
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
         return self._ended(stop, proof_error)
+
+    def _report(self) -> list[str]:
+        """Write report.html, if plotly is installed and no signal waits; a line that names it."""
+        if not has_plotly() or self._signals.seen:
+            return []
+        try:
+            write_report(self._folder, holder=None)
+            return [report_line(self._folder)]
+        except Exception as error:  # the sweep has ended well all the same
+            return [f"{folder_text(self._folder.report)} was not written: {first_line(error)}"]
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """End the sweep, since no step could be trained."""
@@ -473,7 +489,6 @@ class Driver:
     ) -> None:
         found = best(self._history)
         proof = proof_of(self._folder) if is_ready(self._folder, found) else None
-        tested = (proof or {}).get("proof", {})
         show(
             self._display.console,
             summary(
@@ -482,8 +497,7 @@ class Driver:
                 effects(self._history),
                 importance or None,
                 found,
-                test_loss=tested.get("test_loss"),
-                base_test_loss=tested.get("base_test_loss"),
+                proof=(proof or {}).get("proof"),
                 notes=notes,
                 again=None if found is None else train_again(self._spec, found),
                 proof_error=proof_error,

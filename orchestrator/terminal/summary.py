@@ -10,10 +10,11 @@ from statistics import fmean
 from rich.console import RenderableType
 from rich.text import Text
 
-from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.best.model_card import is_ready, proof_of, tested_text
 from orchestrator.config.device_hours import used_lines
+from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
-from orchestrator.terminal.importance_table import knobs_grid
+from orchestrator.terminal.importance_table import knob_legend, knobs_grid
 from orchestrator.terminal.progress import planned_configs, planned_trials
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
 from sweeps.core.commands import UnwritableError, command_line, in_a_shell, typed
@@ -23,7 +24,7 @@ from sweeps.ledger.history import History
 from sweeps.results import row_losses
 from sweeps.results.importance import Effect
 from sweeps.results.intervals import few_rows
-from sweeps.results.outlook import outlook
+from sweeps.results.outlook import Hint, outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import Comparison, compare, margin
 from sweeps.results.trials_csv import Row, ranked
@@ -40,8 +41,7 @@ def summary(
     importance: Mapping[str, float] | None,
     best: Best | None,
     *,
-    test_loss: float | None = None,
-    base_test_loss: float | None = None,
+    proof: Mapping[str, float] | None = None,
     notes: Iterable[str] = (),
     again: str | None = None,
     proof_error: str = "",
@@ -50,7 +50,7 @@ def summary(
 
     Args:
         importance: of `sweeps.results.importance.importance`; None leaves the column out.
-        test_loss: of the best checkpoint on the test split, if there is one.
+        proof: what was measured of best/, if it holds the best checkpoint.
         notes: what else the user should know, a line each.
         again: command that trains the winner again.
         proof_error: why the best checkpoint could not be made ready.
@@ -59,12 +59,13 @@ def summary(
     rows = ranked(history, comparison)
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
-    said = verdicts(history, folder, comparison)
+    said = (*verdicts(history, folder, comparison), *cost_lines(history))
     parts += [Text(note) for note in (*said, *notes, *used_lines(history))]
     parts += hints(history, folder)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
-    parts += _best_values(best, history, test_loss, base_test_loss)
+    parts += _best_values(best)
+    parts += tested(history, best, proof)
     # The winner of one is trained again by the command that was typed.
     again = again if len(history.trials) > 1 or proof_error else None
     parts += _next_commands(history, folder, best, again)
@@ -118,14 +119,19 @@ def verdicts(history: History, folder: RunFolder, comparison: Comparison | None)
 
 def hints(history: History, folder: RunFolder) -> list[RenderableType]:
     """What a wider or longer sweep may find, each with its command, once this one has ended."""
+    return [
+        part
+        for hint in outlook_at_the_end(history, folder)
+        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
+    ]
+
+
+def outlook_at_the_end(history: History, folder: RunFolder) -> list[Hint]:
+    """`outlook` of a sweep that has ended; empty while trials are still to come."""
     total = planned_trials(history, planned_configs(history.spec))
     if history.unfinished() or len(history.trials) < (total or 0):
         return []
-    return [
-        part
-        for hint in outlook(history, folder)
-        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
-    ]
+    return outlook(history, folder)
 
 
 def knob_part(
@@ -138,9 +144,7 @@ def knob_part(
         Text(),
         Text(f"What each knob did to {history.metric}", style="bold"),
         knobs_grid(history, knobs, importance),
-        Text(
-            "adjusted: the mean had the other knobs been tried alike with every value", style="dim"
-        ),
+        *(Text(line, style="dim") for line in knob_legend(history, knobs, importance)),
     ]
 
 
@@ -187,6 +191,17 @@ def closing(
     if best is None:
         reason = "no trial has completed" if history.trials else "no trial was trained"
         return [Text(f"No best checkpoint: {reason}.", style="bold red")]
+    line = best_line(history, best)
+    if is_ready(folder, best):
+        return [
+            Text(line, style="bold green"),
+            Text(f"{folder_text(folder.best)}/", style="bold green"),
+        ]
+    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+
+
+def best_line(history: History, best: Best) -> str:
+    """The best trial, its value, and how much better than the base model that is."""
     value = best.report.metrics[history.metric]
     name = trial_name(best.record.values)
     line = f"Best: trial {best.record.number}" + (f" ({name})" if name else "")
@@ -197,12 +212,7 @@ def closing(
     if improved is not None:
         word = "better" if improved >= 0 else "worse"
         line += f"; {loss_text(abs(improved))} {word} than the base model"
-    if is_ready(folder, best):
-        return [
-            Text(line, style="bold green"),
-            Text(f"{folder_text(folder.best)}/", style="bold green"),
-        ]
-    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+    return line
 
 
 def _not_ready(folder: RunFolder, best: Best, proof_error: str) -> list[RenderableType]:
@@ -255,20 +265,19 @@ def _noise_text(gap: float, noise: float | None, runner_up: int) -> str:
     )
 
 
-def _best_values(
-    best: Best | None, history: History, test: float | None, base_test: float | None
-) -> list[RenderableType]:
-    if best is None:
+def _best_values(best: Best | None) -> list[RenderableType]:
+    if best is None or not best.record.values:
         return []
-    parts: list[RenderableType] = []
-    if best.record.values:
-        parts += [Text(), Text("Best values", style="bold")]
-        parts += [unbroken(f"  {_exact(*each)}") for each in best.record.values.items()]
-    if test is not None:
-        line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
-        line += "" if base_test is None else f" (base model {loss_text(base_test)})"
-        parts += [Text(), Text(line)]
-    return parts
+    values = [unbroken(f"  {_exact(*each)}") for each in best.record.values.items()]
+    return [Text(), Text("Best values", style="bold"), *values]
+
+
+def tested(
+    history: History, best: Best | None, proof: Mapping[str, float] | None
+) -> list[RenderableType]:
+    """The winner's loss on the test split, if there is one and it was measured."""
+    text = tested_text(history, best, proof) if best is not None and proof else ""
+    return [Text(), Text(text)] if text else []
 
 
 def _exact(key: str, value: object) -> str:

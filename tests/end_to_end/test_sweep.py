@@ -159,7 +159,7 @@ def test_the_model_card_and_trial_yaml_say_what_won(finished: Finished) -> None:
         f"| `{LR}` | 0.01 |",
         "docstrings of the Python standard library",
         "AutoPeftModelForCausalLM.from_pretrained",
-        "On the test split",
+        "Loss on the test split, which no decision has seen: ",
         str(proof["again"]),
     ):
         assert part in card
@@ -206,8 +206,8 @@ def test_it_writes_nothing_outside_its_folder(finished: Finished) -> None:
     ]
     assert outside == []
     assert {path.name for path in finished.folder.root.iterdir()} == {
-        *("best", "data", "ledger.jsonl", "lock", "study.db", "sweep.yaml", "trials"),
-        *("trials.csv", "wandb"),
+        *("best", "data", "ledger.jsonl", "lock", "report.html", "study.db"),
+        *("sweep.yaml", "trials", "trials.csv", "wandb"),
     }
 
 

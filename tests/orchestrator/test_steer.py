@@ -116,7 +116,7 @@ def test_json_has_the_fields_of_the_page_in_their_order(
         (["resume", "{}"], "the sweep in {} is not paused."),
         (["set", "{}", "sweep.max_concurent=2"], "Did you mean sweep.max_concurrent?"),
         (["set", "{}", "sweep.max_concurrent=0"], "must be 1 or more."),
-        (["set", "{}", "engine.lanes=2"], "its own command at its next start"),
+        (["set", "{}", "engine.lanes=2"], "the sweep's own command at its next start"),
         (["set", "{}", "trainer.learning_rate=2"], "it may not change."),
     ],
 )
