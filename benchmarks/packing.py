@@ -12,7 +12,8 @@ Tokens are those of the rows; what pads them is not counted.
 
 `of the limit`: beside a plain PEFT model with all rows of all lanes as one micro-batch of one
 adapter, without padding. `times padded`: beside the same pack with its rows padded to the longest
-of all lanes. `times one`: beside a plain model with the rows of one lane, padded to their longest,
+of all lanes. `liger` (`--kernels torch liger`, on a GPU): the same pack with engine.kernels=liger,
+beside it. `times one`: beside a plain model with the rows of one lane, padded to their longest,
 in a bare loop. All have the pack's own head, threads and AdamW. On a CPU the seconds are those of
 forward and backward passes, `optimizer` says which share of a pack's step they leave out; on a GPU,
 which runs behind the program, those of whole steps.
@@ -38,12 +39,12 @@ import numpy as np
 import torch
 
 from benchmarks.measure import machine, table
-from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
+from sweeps.config.spec import BudgetSpec, DataSpec, Kernels, ModelSpec, TrainSpec
 from sweeps.core.trial import Decision
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import order
 from trainers.flat import attention as flat_attention
-from trainers.model import cache
+from trainers.model import cache, kernels
 from trainers.packed.compatibility import settings
 from trainers.packed.engine import Engine
 from trainers.packed.frozen_base import Base
@@ -74,6 +75,7 @@ class Setup:
     steps: int  # of one timing
     rounds: int
     recomputes: bool = False
+    kernels: tuple[Kernels, ...] = ("torch",)  # of the base of packs
     minutes: float | None = None  # it ends before that
 
 
@@ -252,10 +254,17 @@ class Packs:
     time."""
 
     def __init__(
-        self, setup: Setup, data: Any, root: Path, *, pads: bool | None, apart: bool
+        self,
+        setup: Setup,
+        data: Any,
+        root: Path,
+        *,
+        pads: bool | None,
+        apart: bool,
+        kernels: Kernels = "torch",
     ) -> None:
         self._setup, self._data, self._root = setup, data, root
-        self._pads, self._apart = pads, apart
+        self._pads, self._apart, self._kernels = pads, apart, kernels
         self._bases: dict[str, Base] = {}
         self._engine: Engine | None = None
 
@@ -264,7 +273,12 @@ class Packs:
         arm, setup = Arm(), self._setup
         before = self._engine if setup.device == "cuda" else None
         engine = self._engine = before or Engine(
-            specs[0], self._data, device=setup.device, base=self._base(specs[0]), pads=self._pads
+            specs[0],
+            self._data,
+            device=setup.device,
+            base=self._base(specs[0]),
+            pads=self._pads,
+            kernels=self._kernels,
         )
         for place, spec in enumerate(specs):
             key = f"{place:010x}"
@@ -299,8 +313,13 @@ class Packs:
         if self._setup.device == "cpu":
             return None
         if spec.model.path not in self._bases:
-            made = Base(spec, settings(spec), self._setup.device, pads=self._pads)
-            self._bases[spec.model.path] = made
+            self._bases[spec.model.path] = Base(
+                spec,
+                settings(spec),
+                self._setup.device,
+                pads=self._pads,
+                kernels=self._kernels,
+            )
         return self._bases[spec.model.path]
 
 
@@ -445,10 +464,10 @@ def rounds(
     return found, peaks
 
 
-HEAD = (
-    *("lanes", "tokens/s", "ms a lane-step", "optimizer", "of the limit", "times padded"),
-    *("times one", "MiB"),
-)
+def head(setup: Setup) -> tuple[str, ...]:
+    """Names of a table's columns."""
+    names = ("lanes", "tokens/s", "ms a lane-step", "optimizer", "of the limit", "times padded")
+    return (*names, "times one", "MiB", *(["liger"] if "liger" in setup.kernels else []))
 
 
 def ratio(ours: Sequence[Timing], theirs: Sequence[Timing]) -> str:
@@ -464,23 +483,30 @@ def by_lanes(
 ) -> Iterator[Callable[[], Sequence[object]]]:
     """Tokens a second for each number of lanes, beside the other ways to train."""
     spec = trial(setup, model, rows)
+    has_liger = "liger" in setup.kernels
     packs = {
-        name: Packs(setup, data, root / name, pads=True if name == "padded" else None, apart=apart)
-        for name in ("flat", "padded")
+        name: Packs(
+            setup,
+            data,
+            root / name,
+            pads=True if name == "padded" else None,
+            apart=apart,
+            kernels="liger" if name == "liger" else "torch",
+        )
+        for name in ("flat", "padded", *(["liger"] if has_liger else []))
     }
 
     def row(lanes: int) -> Sequence[object]:
         seeds = range(lanes) if apart else [0] * lanes
         arms = {
-            "flat": lambda: packs["flat"].of([spec] * lanes),
-            "padded": lambda: packs["padded"].of([spec] * lanes),
+            **{name: (lambda made=made: made.of([spec] * lanes)) for name, made in packs.items()},
             "limit": lambda: plain(setup, spec, micro_batches(data, rows, seeds), is_flat=True),
             "one": lambda: plain(setup, spec, micro_batches(data, rows, [0]), is_flat=False),
         }
         found, peaks = rounds(setup, arms)
         ours = found["flat"]
         if not ours:
-            return (lanes, "does not fit", *"-" * 6)
+            return (lanes, "does not fit", *"-" * (len(head(setup)) - 2))
         steps = [1000 * each.seconds / setup.steps / lanes for each in ours]
         return (
             lanes,
@@ -489,6 +515,7 @@ def by_lanes(
             f"{statistics.median(each.optimizer_share for each in ours):.0%}",
             *(ratio(ours, found[name]) for name in ("limit", "padded", "one")),
             f"{peaks['flat']:,.0f}",
+            *([ratio(found["liger"], ours)] if has_liger else []),
         )
 
     return (lambda lanes=lanes: row(lanes) for lanes in setup.lanes)  # type: ignore[misc]
@@ -539,7 +566,10 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true", help="activation checkpointing in all")
     parser.add_argument("--output", type=Path, metavar="FILE", help="append each line to it, too")
     parser.add_argument("--minutes", type=float, help="end before that; on a GPU 7.5")
+    parser.add_argument("--kernels", choices=("torch", "liger"), nargs="+", default=["torch"])
     asked = parser.parse_args()
+    if "liger" in asked.kernels and (asked.device == "cpu" or kernels.lacking()):
+        parser.error(f"--kernels liger needs --device cuda, and liger-kernel ({kernels.EXTRA})")
     torch.set_num_threads(1 if asked.device == "cpu" else 8)
     setup = GPU if asked.device == "cuda" else LAPTOP
     setup = replace(
@@ -548,6 +578,7 @@ def main() -> None:
         micro_batches=tuple(asked.micro_batches or setup.micro_batches),
         rounds=asked.rounds or setup.rounds,
         recomputes=asked.recompute,
+        kernels=tuple(asked.kernels),
     )
     pages = Pages(output=asked.output, minutes=asked.minutes or setup.minutes)
     if asked.device == "cuda":  # first: a run that is cut short has said where it ran
@@ -563,9 +594,8 @@ def main() -> None:
                 for at in asked.lanes_at:
                     pages.write(f"\nmicro-batch {rows}, lanes {at}, r=8 on all linear layers\n")
                     place = Path(folder, f"{kind}-{rows}-{at}")
-                    pages.table(
-                        HEAD, by_lanes(setup, model, data, place, rows, apart=at == "apart")
-                    )
+                    lines = by_lanes(setup, model, data, place, rows, apart=at == "apart")
+                    pages.table(head(setup), lines)
                 place = Path(folder, f"{kind}-{rows}")
                 if pages.has_time(60):
                     pages.write(f"\n{sft_trainer(setup, trial(setup, model, rows), data, place)}")

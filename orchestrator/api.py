@@ -23,6 +23,7 @@ from sweeps.core.commands import command_line
 from sweeps.core.errors import SweepError
 from sweeps.ledger.history import History, read_history
 from sweeps.results.ranking import best, searched_keys
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import Row, columns, ranked
 
 _LOGGERS = ("ray", "ray.tune", "ray.air", "ray._private.worker", "bitsandbytes.backends.cpu.ops")
@@ -158,7 +159,7 @@ def _why(ended: Ended) -> str:
 def _outcome(ended: Ended) -> Outcome:
     folder = ended.folder
     history = read_history(folder.ledger)
-    rows = ranked(history)
+    rows = ranked(history, compare(history, folder))
     found = best(history)
     assert found is not None  # the exit code said so
     text, html = text_and_html([*ranking(history, folder, rows), *closing(history, folder, found)])

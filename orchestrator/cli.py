@@ -31,12 +31,16 @@ Parsed = TypeVar("Parsed")
 STEERING = {
     "stop": "end trials early, each with a checkpoint: stop RUN_DIR TRIAL...",
     "finish": "end all trials, rank them and prove the best one: finish RUN_DIR",
+    "pause": "let no more trials begin; --now frees the devices: pause RUN_DIR [--now]",
+    "resume": "go on after a pause: resume RUN_DIR",
+    "set": "change what may change while a sweep runs: set RUN_DIR sweep.max_concurrent=2",
     "cancel": "stop as Ctrl-C does, from any terminal: cancel RUN_DIR",
 }
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
+    "report": "the sweep on one page, RUN_DIR/report.html: report RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
     **STEERING,
 }
@@ -51,7 +55,7 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
-_PARSED = ("show", "status", "export", *STEERING)  # these have options, and help of their own
+_PARSED = ("show", "status", "report", "export", *STEERING)  # these have help of their own
 _HELP = ("-h", "--help", "help")
 _PLAN_HELP = """\
 usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
@@ -111,7 +115,11 @@ def _dispatch(argv: list[str]) -> int:
     if first == "status":
         from orchestrator.terminal.status import status
 
-        return status(_status_arguments(argv[1:]))
+        return status(_run_dir(first, argv[1:]))
+    if first == "report":
+        from orchestrator.report.write import report
+
+        return report(_run_dir(first, argv[1:]))
     if first in STEERING:
         from orchestrator.steer import parser as steering_parser
         from orchestrator.steer import steer
@@ -146,10 +154,10 @@ def _dispatch(argv: list[str]) -> int:
     return run(with_config_dir(own, argv))
 
 
-def _status_arguments(argv: Sequence[str]) -> Path:
+def _run_dir(verb: str, argv: Sequence[str]) -> Path:
     from orchestrator.storage.run_dir import fetched
 
-    parser = argparse.ArgumentParser(prog="python -m orchestrator status", exit_on_error=True)
+    parser = argparse.ArgumentParser(prog=f"python -m orchestrator {verb}", exit_on_error=True)
     parser.add_argument("run_dir")
     return fetched(_parse(parser.parse_args, argv).run_dir)
 

@@ -39,16 +39,18 @@ from orchestrator.coordinator.assignment import assignment_rules
 from orchestrator.coordinator.handle import send, start_coordinator
 from orchestrator.coordinator.job import SweepResult
 from orchestrator.plan import plan_lines
+from orchestrator.report.write import has_plotly, report_line, write_report
 from orchestrator.storage.folder_token import write_token
 from orchestrator.storage.run_dir import folder_of, held, places_of, unanswered
 from orchestrator.storage.sync import Copies
 from orchestrator.terminal.format import show
-from orchestrator.terminal.live_table import Display
+from orchestrator.terminal.live_table import Display, paused_line
 from orchestrator.terminal.progress import read_progress
 from orchestrator.terminal.summary import summary
 from orchestrator.tracking.tracker import Job, TrackerProcess
 from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
+from sweeps.coordinator.changes import with_changes
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.coordinator.other_folders import Found, found_elsewhere
 from sweeps.coordinator.steering import answer
@@ -65,7 +67,7 @@ from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
 from sweeps.storage.requests import unanswered_requests
-from sweeps.storage.run_folder import RunFolder
+from sweeps.storage.run_folder import RunFolder, folder_text
 from trainers.trial.task import DryRun
 
 if TYPE_CHECKING:
@@ -176,8 +178,13 @@ class Driver:
     def run(self) -> Ended:
         past = read_history(self._folder.ledger) if self._folder.ledger.exists() else History()
         self._attempts = past.attempts
+        self._spec = with_changes(self._spec, past)
         try:
-            if past.spec and self._is_over():
+            is_over = bool(past.spec) and self._is_over()
+            if past.spec:  # what was asked for in the meantime is in the ledger now
+                past = read_history(self._folder.ledger)
+                self._spec = with_changes(self._spec, past)
+            if is_over:
                 self._history = past
                 spent = ", and its trials are spent: more sweep.trials try what is new"
                 grown = [f"{line}{spent}" for line in self._grown]
@@ -261,8 +268,11 @@ class Driver:
 
         device = "cuda" if placement.gpus else "cpu"
         strategy = self._spec.strategy
-        packed = engine.lanes > 1
-        self._begin(ready, *ready.known_dry_run(past, device, packed=packed, strategy=strategy))
+        kernels = self._spec.engine.kernels
+        known = ready.known_dry_run(
+            past, device, packed=engine.lanes > 1, strategy=strategy, kernels=kernels
+        )
+        self._begin(ready, *known)
         job = Job(
             tracking=self._spec.tracking,
             root=self._folder.root,
@@ -283,6 +293,7 @@ class Driver:
             gpus=placement.gpus,
             lanes=engine.lanes,
             fits_unknown=bool(placement.gpus) and self._spec.engine.lanes == "auto",
+            kernels=kernels,
             devices=placement.devices,
             strategy=strategy,
             folder_token=folder_token,
@@ -343,8 +354,7 @@ class Driver:
     def _loop(
         self, workers: Workers, heartbeat: Heartbeat, began: float, capacity: CapacityWatch
     ) -> None:
-        interrupted = False
-        budget, hours = self._spec.sweep.time_budget_s, self._spec.sweep.device_hours
+        interrupted = is_spent = False
         while workers.is_alive():
             workers.join(_TICK_S)
             self._follow()
@@ -363,15 +373,22 @@ class Driver:
                 break  # a worker that waits for resources would keep Tune alive for ever
             if interrupted and capacity.seconds > _SILENCE_S:
                 break
-            if budget is not None and time.monotonic() - began > budget:
-                budget = None
-                self._display.say("The time budget is spent: trials commit and wait.")
-                send(self._coordinator.interrupt, Stop(cause=Cause.TIME_BUDGET), True)
-            if hours is not None and self._history.device_hours(time.time()) >= hours:
-                hours = None
-                self._display.say("The device-hours are spent: trials commit and wait.")
-                send(self._coordinator.interrupt, Stop(cause=Cause.DEVICE_HOURS), True)
+            cause = None if is_spent else self._spent(time.monotonic() - began)
+            if cause is not None:
+                is_spent = True
+                self._display.say(f"{str(Stop(cause=cause)).capitalize()}: trials commit and wait.")
+                send(self._coordinator.interrupt, Stop(cause=cause), True)
         self._follow()
+
+    def _spent(self, seconds: float) -> Cause | None:
+        """The budget that is spent after so many seconds of this start; users may change them."""
+        sweep = self._history.spec["sweep"]
+        budget, hours = sweep.get("time_budget_s"), sweep.get("device_hours")
+        if budget is not None and seconds > budget:
+            return Cause.TIME_BUDGET
+        if hours is not None and self._history.device_hours(time.time()) >= hours:
+            return Cause.DEVICE_HOURS
+        return None
 
     def _follow(self) -> None:
         """Hand over what users ask for; show news and the new events of the ledger."""
@@ -390,6 +407,8 @@ class Driver:
                 if self._grown:  # the ledger says so by now
                     write_spec(self._folder, self._spec)
                 self._tell_step(event.rehearsal or {})
+                if self._history.paused_by:
+                    self._display.say(paused_line(self._history, self._folder))
             if isinstance(event, events.Request) and self._history.attempts > self._attempts:
                 self._display.say(f"{event.verb}, asked by {event.by}: {event.said}.")
         self._display.update(self._history, read_progress(self._folder, self._history))
@@ -434,7 +453,7 @@ class Driver:
         stop = result.stop
         if stop is not None:
             notes.append(f"Stopped before the end: {stop}.")
-        lines = self._tracker.finish(_TRACKING_END_S)
+        lines = [*self._report(), *self._tracker.finish(_TRACKING_END_S)]
         if self._copies is not None:
             lines = [*lines, *self._copies.finish(_COPIES_END_S)]
         self._show(result.importance or {}, [*notes, *lines], proof_error)
@@ -444,6 +463,16 @@ class Driver:
         if self._signals.seen or can_go_on or proof_error:
             self._display.say(self._go_on())
         return self._ended(stop, proof_error)
+
+    def _report(self) -> list[str]:
+        """Write report.html, if plotly is installed and no signal waits; a line that names it."""
+        if not has_plotly() or self._signals.seen:
+            return []
+        try:
+            write_report(self._folder, holder=None)
+            return [report_line(self._folder)]
+        except Exception as error:  # the sweep has ended well all the same
+            return [f"{folder_text(self._folder.report)} was not written: {first_line(error)}"]
 
     def _refuse(self, why: str, traceback: str) -> NoReturn:
         """End the sweep, since no step could be trained."""

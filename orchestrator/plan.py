@@ -78,7 +78,14 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         place_of_step, packed = Path(scratch, "dry_run"), engine.lanes > 1
         expected = partial(expected_lines, spec, space, ready.tokens)
         step = dry_run_line(
-            ready, past, place_of_step, device, spec.strategy, packed=packed, more=expected
+            ready,
+            past,
+            place_of_step,
+            device,
+            spec.strategy,
+            packed=packed,
+            kernels=spec.engine.kernels,
+            more=expected,
         )
         lines = [*ready.lines, *elsewhere.lines, *about, step, tracking.result()]
         rows = first_rows(spec.train, ready.data.train, _ROWS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
@@ -17,7 +17,10 @@ from typing import Any, NoReturn
 from orchestrator.storage.run_dir import fetched, not_found, unanswered
 from orchestrator.terminal.progress import is_over
 from orchestrator.terminal.status import lock_holder
-from sweeps.core.errors import SweepError
+from sweeps.config.keys import may_change
+from sweeps.config.validation import search_values
+from sweeps.coordinator.changes import SETTABLE
+from sweeps.core.errors import SweepError, nearest
 from sweeps.core.naming import trial_name
 from sweeps.ledger.history import History, Record, read_history
 from sweeps.storage.driver_lease import holder_of
@@ -53,6 +56,11 @@ class Sweep:
         """
         named = run_dir.removeprefix("run_dir=")
         folder = RunFolder(fetched(named))
+        if not folder.has_begun and lock_holder(folder.lock):
+            raise SweepError(
+                f"the sweep in {folder_text(folder.root)} has not begun yet: its driver is getting "
+                "ready. Try again in a moment."
+            )
         if not folder.has_begun:
             raise SweepError(not_found(folder))
         return cls(named, folder, Store(named) if is_uri(named) else None)
@@ -182,10 +190,64 @@ def _cancel(sweep: Sweep, options: argparse.Namespace) -> Request:
     return make_request("cancel", start=sweep.history.attempts)
 
 
+def _pause(sweep: Sweep, options: argparse.Namespace) -> Request:
+    sweep.refuse_if_over()
+    return make_request("pause", now=options.now)
+
+
+def _resume(sweep: Sweep, options: argparse.Namespace) -> Request:
+    sweep.refuse_if_over()
+    if not sweep.history.paused_by:
+        raise SweepError(f"the sweep in {folder_text(sweep.folder.root)} is not paused.")
+    return make_request("resume")
+
+
+def _set(sweep: Sweep, options: argparse.Namespace) -> Request:
+    sweep.refuse_if_over()
+    values = _values(options.key)
+    for key in values:
+        if key not in SETTABLE:
+            how = "it may be given to the sweep's own command at its next start"
+            how = how if may_change(key) else "it may not change"
+            near = nearest(key, SETTABLE)
+            hint = f" Did you mean {near}?" if near else ""
+            raise SweepError(
+                f"{key} cannot be set while a sweep runs: {how}. These can: "
+                f"{', '.join(SETTABLE)}.{hint}"
+            )
+    search_values({key.removeprefix("sweep."): value for key, value in values.items()})
+    return make_request("set", values=values)
+
+
+def _values(words: Sequence[str]) -> dict[str, Any]:
+    """Config keys and their values, of words key=value in Hydra's grammar.
+
+    Raises:
+        SweepError: a word is none.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    found = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        try:
+            parsed = OverridesParser.create().parse_override(f"{key.lstrip('+')}={text}")
+            if "=" not in word or parsed.is_sweep_override():
+                raise ValueError
+        except (HydraException, ValueError):
+            raise SweepError(f"{word}: one value for a key is written key=value.") from None
+        found[parsed.key_or_group] = parsed.value()
+    return found
+
+
 _REQUESTS: Mapping[str, Callable[[Sweep, argparse.Namespace], Request]] = {
     "stop": _stop,
     "finish": _finish,
     "cancel": _cancel,
+    "pause": _pause,
+    "resume": _resume,
+    "set": _set,
 }
 
 
@@ -211,5 +273,9 @@ def parser(verb: str, about: str) -> argparse.ArgumentParser:
     words.add_argument("run_dir", help="the run folder, also s3://...")
     if verb == "stop":
         words.add_argument("trial", nargs="+")
+    if verb == "pause":
+        words.add_argument("--now", action="store_true", help="running trials leave, too")
+    if verb == "set":
+        words.add_argument("key", nargs="+", metavar="key=value")
     words.add_argument("--json", action="store_true", help="print one JSON object")
     return words

@@ -73,6 +73,7 @@ def test_every_command_that_is_shown_is_accepted(
     # What a verb would do is left out; its words are read by the command line itself.
     monkeypatch.setattr("orchestrator.storage.run_dir.fetched", Path)
     monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
+    monkeypatch.setattr("orchestrator.report.write.report", lambda folder: 0)
     monkeypatch.setattr("orchestrator.steer.steer", lambda verb, options: 0)
     monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
     if where == "docs/own-project.md":
@@ -98,7 +99,9 @@ def test_a_verb_with_the_wrong_words_would_be_found(words: str) -> None:
 def test_each_kind_of_command_is_shown() -> None:
     """None of them was passed over by the way in which they are looked for."""
     shown = sorted(set(sweep_commands()))
-    assert {"plan", "show", "status", "export"} <= {words.split()[0] for _, words in shown}
+    assert {"plan", "show", "status", "report", "export"} <= {
+        words.split()[0] for _, words in shown
+    }
     assert {"README.md", "launch/README.md", "--help"} <= {where for where, _ in shown}
     without = {"docs/benchmarks.md", "docs/gpu.md"}
     assert set(PAGES) - {where for where, _ in shown} <= without

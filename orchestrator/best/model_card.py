@@ -17,6 +17,7 @@ from sweeps.core.secrets import masked
 from sweeps.ledger.history import History
 from sweeps.results.outlook import outlook
 from sweeps.results.ranking import Best
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
 from sweeps.storage.durable_writes import publish, write_text
 from sweeps.storage.run_folder import RunFolder
@@ -137,6 +138,7 @@ def card(
     from trainers.best_checkpoint import base_name
 
     base = base_name(spec.train.model)
+    comparison = compare(history, folder)
     is_adapter = not spec.train.trains_base
     filled = ModelCard.from_template(
         ModelCardData(
@@ -153,7 +155,8 @@ def card(
         best=found,
         base_loss=history.base.metrics["eval_loss"] if history.base else None,
         proof=proof,
-        rows=[row for row in ranked(history) if row.rank is not None][:_TOP],
+        rows=[row for row in ranked(history, comparison) if row.rank is not None][:_TOP],
+        sure=[] if comparison is None else comparison.lines(),
         trial_name=trial_name,
         hints=outlook(history, folder),
         again=again,

@@ -28,18 +28,40 @@ class EngineChoice:
 
 
 def engine_problems(spec: Spec, space: Space, device: str) -> list[Problem]:
-    """Why trials cannot share `device` although engine=packed asks for it."""
+    """Why trials cannot train on `device` as the engine section asks."""
+    found = _kernel_problems(spec, device)
     if spec.engine.kind != "packed":
-        return []
+        return found
     if spec.engine.devices_per_trial > 1:
         message = "lanes share one device: engine=solo, or engine.devices_per_trial=1."
-        return [Problem(key="engine.kind", value="packed", message=message)]
+        return [*found, Problem(key="engine.kind", value="packed", message=message)]
     reasons = [reason for each in obstacles(spec, space, device).values() for reason in each]
     message = "; engine=auto trains what cannot share a device alone."
-    return [
+    return found + [
         Problem(key="engine.kind", value="packed", message=f"{reason}{message}")
         for reason in dict.fromkeys(reasons)
     ]
+
+
+def _kernel_problems(spec: Spec, device: str) -> list[Problem]:
+    """Why the base of lanes cannot have the kernels that are asked for."""
+    if spec.engine.kernels == "torch":
+        return []
+    from trainers.model import kernels
+
+    if spec.engine.kind == "solo" or spec.engine.devices_per_trial > 1:
+        message = (
+            "is for packs, whose base has its norms and gated layers from liger-kernel; a trial "
+            "that trains alone has torch's: engine=auto, or engine.kernels=torch."
+        )
+    elif device == "cpu":
+        message = "needs a GPU, and trials train on CPUs here: set engine.kernels=torch."
+    elif lacking := kernels.lacking():
+        missing = " and ".join(lacking)
+        message = f"needs {missing}, not installed here: {kernels.EXTRA}, or engine.kernels=torch."
+    else:
+        return []
+    return [Problem(key="engine.kernels", value="liger", message=message)]
 
 
 def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
@@ -61,6 +83,8 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     why = f"engine: packed, up to {lanes} trials share a device and its base model"
     if padding := _padding(spec, space):
         why += f", rows padded to the longest ({padding})"
+    if spec.engine.kernels == "liger":
+        why += _kernels_words(spec, space)
     if reasons:
         why += f"; alone where {'; '.join(reasons)}"
     return EngineChoice(lanes=lanes, why=why)
@@ -80,6 +104,19 @@ def _padding(spec: Spec, space: Space) -> str:
         return obstacle(read_train(config_of(spec, values)).model)
     except (SweepError, ConfigError):
         return ""  # reported by the check of the model
+
+
+def _kernels_words(spec: Spec, space: Space) -> str:
+    """What becomes of engine.kernels=liger, as far as the model's config says."""
+    from trainers.model.kernels import obstacle
+    from trainers.model.source import load_config
+
+    try:
+        _, values = next(_variants(spec, space))
+        found = obstacle(load_config(read_train(config_of(spec, values)).model))
+    except (SweepError, ConfigError):
+        return ""  # reported by the check of the model
+    return f", torch's kernels ({found})" if found else ", liger-kernel's norms and gated layers"
 
 
 def planned_trials(spec: Spec, space: Space) -> int | None:

@@ -25,7 +25,7 @@ from orchestrator.config.preflight import (
 )
 from orchestrator.config.run_folder_claim import as_begun, is_as_begun
 from orchestrator.storage.run_dir import folder_of
-from sweeps.config.spec import Spec, Strategy, TrainSpec
+from sweeps.config.spec import Kernels, Spec, Strategy, TrainSpec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
 from sweeps.core.commands import command_line
@@ -92,14 +92,20 @@ class Ready:
         return trained + float(lengths(self.data.evaluation).sum()) * self.largest.evaluations / 3
 
     def known_dry_run(
-        self, past: History, device: str, *, packed: bool, strategy: Strategy = "ddp"
+        self,
+        past: History,
+        device: str,
+        *,
+        packed: bool,
+        strategy: Strategy = "ddp",
+        kernels: Kernels = "torch",
     ) -> tuple[str, DryRun | None]:
         """The identity of the dry run, and its result if it is known.
 
         It is known if the last start did the same step: same training and data, device, engine,
-        libraries and code.
+        kernels, libraries and code.
         """
-        decisive = [asdict(self.largest), device, packed, strategy]
+        decisive = [asdict(self.largest), device, packed, strategy, kernels]
         decisive += [self.facts.data, self.facts.base, self.facts.versions, self.facts.code]
         identity = fingerprint(decisive, 16)
         before = past.driver.rehearsal or {}
@@ -197,6 +203,7 @@ def dry_run_line(
     strategy: Strategy = "ddp",
     *,
     packed: bool = False,
+    kernels: Kernels = "torch",
     more: Callable[[DryRun], Sequence[str]] = lambda _: (),
 ) -> str:
     """Train one step in this process, for `plan`, unless its result is known, and describe it.
@@ -204,11 +211,12 @@ def dry_run_line(
     Args:
         more: what else is to be said of the step, a line each.
         packed: trials that can be lanes are; the step is then a lane's, as in the sweep.
+        kernels: of the base of lanes.
 
     Raises:
         SweepError: the step fails; in the library's words.
     """
-    _, found = ready.known_dry_run(past, device, packed=packed, strategy=strategy)
+    _, found = ready.known_dry_run(past, device, packed=packed, strategy=strategy, kernels=kernels)
     if found is None:
         if strategy == "fsdp":
             return "no step was tried: it takes all devices of a trial; the sweep begins with one"
@@ -217,7 +225,7 @@ def dry_run_line(
         from trainers.dry_run import dry_run
 
         try:
-            train = _engine_of(ready.largest, device, packed=packed)
+            train = _engine_of(ready.largest, device, packed=packed, kernels=kernels)
             found = dry_run(ready.largest, ready.data, folder, device, train)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
@@ -225,7 +233,7 @@ def dry_run_line(
     return "\n".join([step_line(found), *more(found)])
 
 
-def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
+def _engine_of(train: TrainSpec, device: str, *, packed: bool, kernels: Kernels) -> Train:
     """How the sweep trains this trial: as a lane if it can be one, else by SFTTrainer."""
     from trainers.packed.compatibility import obstacle, settings
 
@@ -233,7 +241,8 @@ def _engine_of(train: TrainSpec, device: str, *, packed: bool) -> Train:
         from trainers.packed.engine import train_alone
         from trainers.packed.frozen_base import Base
 
-        return partial(train_alone, base=Base(train, settings(train), device))
+        base = Base(train, settings(train), device, kernels=kernels)
+        return partial(train_alone, base=base)
     from trainers.sft import trainer as sft_trainer
 
     return sft_trainer.train

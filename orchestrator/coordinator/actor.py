@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from orchestrator.coordinator.assignment import Assigner, AssignmentRules
+from orchestrator.coordinator.assignment import Assigner, AssignmentRules, assignment_rules
 from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
@@ -68,8 +68,8 @@ class CoordinatorActor:
         self, spec: Spec, space: Space, root: Path, rules: AssignmentRules | None = None
     ) -> None:
         self._folder = RunFolder(root)
-        self._spec = spec.sweep
         self._coordinator = Coordinator(spec, space, self._folder)
+        self._space = space
         self._rules = rules or AssignmentRules()
         self._lanes = self._rules.lanes
         self._lane_mb = 0.0
@@ -144,10 +144,23 @@ class CoordinatorActor:
         if not self._gate.is_open:
             return
         answer(self._coordinator, self._folder, request)
+        self._assign_as_set()
         stop = self._coordinator.stop
         if stop is not None and stop.cause is Cause.CANCELLED:
             self._wants_proof = False
         self._table.refresh(self._coordinator.history)
+
+    def _assign_as_set(self) -> None:
+        """Follow what users have set of how many trials there are, and how many at once."""
+        rules = self._rules
+        self._rules = assignment_rules(
+            self._coordinator.spec,
+            self._space,
+            workers=rules.workers,
+            lanes=rules.lanes,
+            memory_mb=rules.memory_mb,
+        )
+        self._assigner.follow(self._rules)
 
     def is_done(self) -> bool:
         """Whether no worker is needed any more."""
@@ -167,7 +180,10 @@ class CoordinatorActor:
             self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
 
     def wants_worker(self) -> bool:
-        """Whether Tune should start another worker. No while one proves the best checkpoint."""
+        """Whether Tune should start another worker. No while one proves the best checkpoint, nor
+        while a user has paused the sweep and wants its devices."""
+        if self._gate.is_open and self._coordinator.history.is_idle:
+            return False
         return not self._coordinator.is_finished or not self._proof.holder
 
     def finish(self) -> SweepResult:
@@ -252,12 +268,17 @@ class CoordinatorActor:
             return Job(kind="dry_run" if is_first else "wait", spec=self._gate.train)
         room = min(room, self._lanes)
         finished = self._coordinator.history.ended
-        trial = self._assigner.deal(worker, room=room, finished=finished)
+        is_paused = self._coordinator.history.paused_by
+        trial = None
+        if not is_paused:
+            trial = self._assigner.deal(worker, room=room, finished=finished)
         if trial is not None:
             alone = self._is_last_try(trial.key)
             return Job(kind="train", trial=trial, alone=alone, lane_mb=self._lane_mb)
-        if self._assigner.holds(worker) or not self._coordinator.is_finished:
+        if self._assigner.holds(worker):
             return Job(kind="wait")
+        if not self._coordinator.is_finished:
+            return Job(kind="leave" if self._coordinator.history.is_idle else "wait")
         # Proven when no trial runs any more: none can change which checkpoint is the best.
         if not self._assigner.count and self._has_to_prove() and not self._proof.holder:
             return self._prove_job(worker)
@@ -282,7 +303,7 @@ class CoordinatorActor:
     def _is_last_try(self, key: str) -> bool:
         """Whether a trial has no retry left; then no other trial should share its process."""
         retries = self._coordinator.history.trials[key].retries
-        return retries > 0 and retries >= self._spec.max_retries
+        return retries > 0 and retries >= self._coordinator.spec.sweep.max_retries
 
     def start(
         self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]

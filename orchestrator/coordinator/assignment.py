@@ -93,6 +93,10 @@ class Assigner:
         self._places: dict[str, int] = {}
         self._reserve: list[Trial] = []
 
+    def follow(self, rules: AssignmentRules) -> None:
+        """Assign by other rules from now on."""
+        self._rules = rules
+
     def deal(self, worker: str, *, room: int, finished: int) -> Trial | None:
         """The next trial for a worker that can train `room` at once; None: nothing now.
 

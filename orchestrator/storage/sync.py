@@ -283,4 +283,4 @@ class Copies(threading.Thread):
 
 def _all_small(folder: RunFolder) -> list[Path]:
     trials = [path for trial in folder.trials.glob("*") for path in folder.trial_files(trial.name)]
-    return [folder.spec, folder.table, folder.study, *trials]
+    return [folder.spec, folder.table, folder.study, folder.report, *trials]

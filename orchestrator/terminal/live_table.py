@@ -18,6 +18,7 @@ from orchestrator.terminal.log_lines import PlainLines
 from orchestrator.terminal.notebook import NotebookLive
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
 from orchestrator.terminal.tables import base_value, counts_text, leaders_grid, running_grid
+from sweeps.core.commands import command_line
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.trials_csv import Row, ranked
@@ -103,11 +104,13 @@ class Display:
         room = max(1, self.console.height - FIXED_LINES - len(leaders))
         hidden = max(0, len(running) - room)
         parts: list[RenderableType] = [self._head(history, left), self._counts(history), Text()]
+        if history.paused_by:
+            parts.append(Text(paused_line(history, self._folder), style="yellow"))
         if running:
             parts.append(running_grid(history, running[: len(running) - hidden], progress))
             if hidden:
                 parts.append(Text(f"... and {hidden} more running", style="dim"))
-        else:
+        elif not history.paused_by:
             begun = "Waiting for the first trial to start"
             before = "Waiting for a worker to train one step before the first trial"
             parts.append(Text(begun if history.attempts else before, style="dim"))
@@ -165,6 +168,13 @@ class Display:
             with suppress(OSError, IndexError):  # it may have failed half started
                 self._live.stop()
             self._live = None
+
+
+def paused_line(history: History, folder: RunFolder) -> str:
+    """That a user has paused the sweep, and the command that goes on."""
+    what = "no trial runs" if history.is_idle else "no trial begins"
+    command = command_line(["resume", folder_text(folder.root)])
+    return f"Paused by {history.paused_by}, {what}; {command} goes on"
 
 
 class _Leaders:

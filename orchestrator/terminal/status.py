@@ -11,6 +11,7 @@ from rich.text import Text
 
 from orchestrator.storage.run_dir import not_found
 from orchestrator.terminal.format import duration_text, make_console, show
+from orchestrator.terminal.live_table import paused_line
 from orchestrator.terminal.progress import (
     Progress,
     is_over,
@@ -34,6 +35,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History, read_history
 from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
 from sweeps.search.optuna_export import export_study, study_of
 from sweeps.storage.run_folder import RunFolder
@@ -62,11 +64,15 @@ def _show(folder: RunFolder, console: Console) -> None:
     if holder is None:
         history.stop_running()
     progress = read_progress(folder, history)
-    rows = ranked(history)
-    show(console, [title(history), *_driver(history, progress, holder), Text()])
+    comparison = compare(history, folder)
+    rows = ranked(history, comparison)
+    show(console, [title(history), *_driver(history, progress, holder, folder), Text()])
     show(console, _running(history, progress))
     show(console, ranking(history, folder, rows))
-    show(console, [*(Text(verdict) for verdict in verdicts(history)), *hints(history, folder)])
+    show(
+        console,
+        [*(Text(said) for said in verdicts(history, folder, comparison)), *hints(history, folder)],
+    )
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
     show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
@@ -91,7 +97,7 @@ def lock_holder(lock: Path) -> str | None:
 
 
 def _driver(
-    history: History, progress: dict[str, Progress], holder: str | None
+    history: History, progress: dict[str, Progress], holder: str | None, folder: RunFolder
 ) -> list[RenderableType]:
     """Whether the sweep is running, and how long it will be."""
     total = planned_trials(history, planned_configs(history.spec))
@@ -99,7 +105,10 @@ def _driver(
     if holder is not None:
         left = time_left_s(history, progress, total, time.time())
         more = "" if left is None else f", about {duration_text(left)} left"
-        return [Text(f"Running: {holder}; {ended} of {total or '?'} trials ended{more}")]
+        line = Text(f"Running: {holder}; {ended} of {total or '?'} trials ended{more}")
+        if not history.paused_by:
+            return [line]
+        return [line, Text(paused_line(history, folder), style="yellow")]
     if is_over(history):
         return [Text("Finished: no driver is running, every trial has ended")]
     how = "was interrupted" if history.interrupted else "is gone"

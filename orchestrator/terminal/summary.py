@@ -20,10 +20,12 @@ from sweeps.core.commands import UnwritableError, command_line, in_a_shell, type
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
+from sweeps.results import row_losses
 from sweeps.results.importance import Effect
-from sweeps.results.outlook import outlook
+from sweeps.results.intervals import few_rows
+from sweeps.results.outlook import Hint, outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
-from sweeps.results.significance import margin
+from sweeps.results.significance import Comparison, compare, margin
 from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text
 
@@ -53,10 +55,12 @@ def summary(
         again: command that trains the winner again.
         proof_error: why the best checkpoint could not be made ready.
     """
-    rows = ranked(history)
+    comparison = compare(history, folder)
+    rows = ranked(history, comparison)
     parts: list[RenderableType] = [title(history), Text()]
     parts += ranking(history, folder, rows)
-    parts += [Text(note) for note in (*verdicts(history), *notes, *used_lines(history))]
+    said = verdicts(history, folder, comparison)
+    parts += [Text(note) for note in (*said, *notes, *used_lines(history))]
     parts += hints(history, folder)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
@@ -77,11 +81,14 @@ def ranking(history: History, folder: RunFolder, rows: Sequence[Row]) -> list[Re
         parts.append(
             Text(f"... and {len(rows) - MOST_ROWS:,} more trials: see {table}", style="dim")
         )
+    if any(row.behind is not None for row in rows):
+        behind = "behind: eval_loss above the best's, with its 95% interval; "
+        parts.append(Text(f"{behind}~: not distinguishable from the best", style="dim"))
     return [*parts, Text()]
 
 
-def verdicts(history: History) -> list[str]:
-    """What the ranking does not say by itself: noise, missing repeats, no gain over the base."""
+def verdicts(history: History, folder: RunFolder, comparison: Comparison | None) -> list[str]:
+    """What the ranking does not say by itself: chance, missing repeats, no gain over the base."""
     found = []
     ranks = config_ranks(history)
     values = completed_values(history)
@@ -94,8 +101,11 @@ def verdicts(history: History) -> list[str]:
             "Try lower learning rates, or look at the data."
         )
     ahead = margin(history)
-    if ahead is not None:
+    if comparison is not None and comparison.lines():
+        found += comparison.lines()
+    elif ahead is not None:
         found.append(_noise_text(ahead.gap, ahead.noise, ahead.runner_up))
+        found += _few_rows(folder)
     means = {config: history.sign * fmean(values[config]) for config in ranks}
     lucky = [c for c in ranks if len(values[c]) < len(values[first]) and means[c] < means[first]]
     if lucky:
@@ -108,14 +118,19 @@ def verdicts(history: History) -> list[str]:
 
 def hints(history: History, folder: RunFolder) -> list[RenderableType]:
     """What a wider or longer sweep may find, each with its command, once this one has ended."""
+    return [
+        part
+        for hint in outlook_at_the_end(history, folder)
+        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
+    ]
+
+
+def outlook_at_the_end(history: History, folder: RunFolder) -> list[Hint]:
+    """`outlook` of a sweep that has ended; empty while trials are still to come."""
     total = planned_trials(history, planned_configs(history.spec))
     if history.unfinished() or len(history.trials) < (total or 0):
         return []
-    return [
-        part
-        for hint in outlook(history, folder)
-        for part in (Text(hint.text), unbroken(f"  {hint.command}"))
-    ]
+    return outlook(history, folder)
 
 
 def knob_part(
@@ -177,6 +192,17 @@ def closing(
     if best is None:
         reason = "no trial has completed" if history.trials else "no trial was trained"
         return [Text(f"No best checkpoint: {reason}.", style="bold red")]
+    line = best_line(history, best)
+    if is_ready(folder, best):
+        return [
+            Text(line, style="bold green"),
+            Text(f"{folder_text(folder.best)}/", style="bold green"),
+        ]
+    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+
+
+def best_line(history: History, best: Best) -> str:
+    """The best trial, its value, and how much better than the base model that is."""
     value = best.report.metrics[history.metric]
     name = trial_name(best.record.values)
     line = f"Best: trial {best.record.number}" + (f" ({name})" if name else "")
@@ -187,12 +213,7 @@ def closing(
     if improved is not None:
         word = "better" if improved >= 0 else "worse"
         line += f"; {loss_text(abs(improved))} {word} than the base model"
-    if is_ready(folder, best):
-        return [
-            Text(line, style="bold green"),
-            Text(f"{folder_text(folder.best)}/", style="bold green"),
-        ]
-    return [Text(line, style="bold green"), *_not_ready(folder, best, proof_error)]
+    return line
 
 
 def _not_ready(folder: RunFolder, best: Best, proof_error: str) -> list[RenderableType]:
@@ -222,6 +243,11 @@ def title(history: History) -> Text:
     if history.began is not None and history.latest is not None:
         title += Text(f"  {duration_text(history.latest - history.began)}  ", style="default")
     return title + counts_text(history)
+
+
+def _few_rows(folder: RunFolder) -> list[str]:
+    prompts = row_losses.prompts(folder)
+    return [] if prompts is None else few_rows(len(prompts), len(set(prompts.tolist())))
 
 
 def _noise_text(gap: float, noise: float | None, runner_up: int) -> str:

@@ -153,9 +153,25 @@ def _measures(history: History, rows: Sequence[Row | None]) -> list[Column]:
     return [
         Column(history.metric, values),
         *([] if base is None else [Column("gain", gains, keep=8)]),
+        *_behind(rows),
         *cost_columns(rows),
         Column("time", times, keep=3),
     ]
+
+
+def _behind(rows: Sequence[Row | None]) -> list[Column]:
+    """How far each is behind the best, with its 95% interval; nothing if that is not known."""
+    cells = ["" if row is None or row.behind is None else behind_text(row) for row in rows]
+    return [Column("behind", cells, keep=8)] if any(cells) else []
+
+
+def behind_text(row: Row) -> str:
+    """`0.0520 +-0.0105`, after a ~ if the interval holds zero."""
+    if row.behind is None or row.behind_low is None or row.behind_high is None:
+        return ""
+    half = (row.behind_high - row.behind_low) / 2
+    mark = "~" if row.behind_low <= 0 <= row.behind_high else ""
+    return f"{mark}{loss_text(row.behind)} +-{loss_text(half)}"
 
 
 def _status(rows: Sequence[Row | None]) -> Column:

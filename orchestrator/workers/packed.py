@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from orchestrator.workers.observer import WorkerObserver
-from sweeps.config.spec import TrainSpec
+from sweeps.config.spec import Kernels, TrainSpec
 from trainers.data.dataset import PreparedData
 from trainers.packed.compatibility import Shared
 from trainers.packed.engine import Engine
@@ -27,10 +27,12 @@ class Pack:
         data: PreparedData,
         device: str,
         base: Base | None = None,
+        *,
+        kernels: Kernels = "torch",
     ) -> None:
         self.group = group
         self._device = device
-        self._engine = Engine(train, data, device=device, base=base)
+        self._engine = Engine(train, data, device=device, base=base, kernels=kernels)
         self._observers: dict[str, WorkerObserver] = {}
         self._base_mb = held_mb(device)
         self._since_attach = 0

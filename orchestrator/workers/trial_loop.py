@@ -223,7 +223,7 @@ class TrialLoop:
         from trainers.packed.engine import train_alone
         from trainers.packed.frozen_base import Base
 
-        base = Base(train, settings(train), self._device)
+        base = Base(train, settings(train), self._device, kernels=self.config.kernels)
         self._spare = group, base
         return partial(train_alone, base=base)
 
@@ -249,7 +249,14 @@ class TrialLoop:
         together = [waiting for waiting in self._queue if waiting.group == first.group]
         self._queue = deque(one for one in self._queue if one.group != first.group)
         try:
-            self._pack = Pack(first.group, first.train, self._rows(), self._device, base)
+            self._pack = Pack(
+                first.group,
+                first.train,
+                self._rows(),
+                self._device,
+                base,
+                kernels=self.config.kernels,
+            )
         except Exception as error:
             for waiting in together:
                 self._fail(self._observer(waiting.trial), error)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.storage.worker_files import WorkerFiles
-from sweeps.config.spec import Strategy
+from sweeps.config.spec import Kernels, Strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class WorkerConfig:
         cpus, gpus: of each of its devices.
         lanes: trials that may share its device; 1: each trains alone, with SFTTrainer.
         fits_unknown: `lanes` is a bound; how many fit on the GPU is measured as they come.
+        kernels: of the base of lanes.
         devices: that each trial takes.
         strategy: how they train it together.
         folder_token: by which a node knows that it sees the same run folder; empty if there is but
@@ -31,6 +32,7 @@ class WorkerConfig:
     gpus: float
     lanes: int = 1
     fits_unknown: bool = False
+    kernels: Kernels = "torch"
     devices: int = 1
     strategy: Strategy = "ddp"
     folder_token: str = ""

@@ -33,6 +33,7 @@ METRICS: Mapping[Metric, Direction] = {"eval_loss": "minimize", "train_loss": "m
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SearchName = Literal["grid", "random", "tpe", "gp", "cmaes", "qmc", "quick"]
 PrunerName = Literal["none", "median", "percentile", "asha", "hyperband", "patient"]
+Kernels = Literal["torch", "liger"]  # of the norms and gated layers of a pack's base
 Strategy = Literal["ddp", "fsdp"]  # the devices of a trial share its rows; its weights, too
 
 _WHERE = "it says where trials run"
@@ -87,6 +88,7 @@ class EngineSpec:
 
     kind: Literal["auto", "packed", "solo"] = "auto"
     lanes: Count | Literal["auto"] = "auto"
+    kernels: Kernels = "torch"
     cpus_per_trial: Positive = 1
     gpus_per_trial: NotNegative | Literal["auto"] = "auto"
     devices_per_trial: Count = 1

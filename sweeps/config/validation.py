@@ -163,6 +163,25 @@ def read_train(config: Mapping[str, Any]) -> TrainSpec:
     return TrainSpec(model=model, data=data, budget=budget, **as_it_is)
 
 
+def search_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of keys of the sweep section, as its fields hold them.
+
+    Raises:
+        ConfigError: a key is unknown, or a value does not fit it.
+    """
+    problems: list[Problem] = []
+    kinds = _kinds(SearchSpec)
+    problems += [_unknown(name, kinds, "sweep", {}) for name in values if name not in kinds]
+    read = {
+        name: _value(f"sweep.{name}", kinds[name], value, problems)
+        for name, value in values.items()
+        if name in kinds
+    }
+    if problems:
+        raise ConfigError(problems)
+    return read
+
+
 def _read(
     section: type[Section], config: Any, prefix: str, problems: list[Problem]
 ) -> Section | None:

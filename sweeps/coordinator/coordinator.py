@@ -102,17 +102,34 @@ class Coordinator:
         with self._guard:
             return steering.take(self, request)
 
-    def note(self, request: Request, said: str, trials: Sequence[str] | None = None) -> None:
-        """Write down that a request is carried out from here on, and its answer."""
+    def note(self, request: Request, said: str, **about: Any) -> None:
+        """Write down that a request is carried out from here on, and its answer.
+
+        Args:
+            about: other fields of the event.
+        """
         self._write(
             events.Request(
-                request=request.name,
-                verb=request.verb,
-                by=request.by,
-                trials=None if trials is None else tuple(trials),
-                said=said,
+                request=request.name, verb=request.verb, by=request.by, said=said, **about
             )
         )
+
+    @property
+    def spec(self) -> Spec:
+        """The command's, with what users have set."""
+        return self._spec
+
+    @property
+    def space(self) -> Space:
+        return self._space
+
+    def change(self, spec: Spec) -> None:
+        """Go on with another spec, which differs in keys that may change."""
+        self._spec = spec
+        self._suggestions.change(spec)
+        self._retention.keep = spec.sweep.kept
+        if self.has_begun:
+            self._retention.begin()
 
     def stop_for(self, stop: Stop) -> None:
         """Hand out nothing more in this start, unless that is so already."""
@@ -198,7 +215,7 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self.stop is not None or self.history.is_closed:
+            if self.stop is not None or self.history.is_closed or self.history.paused_by:
                 return None
             for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
@@ -259,7 +276,7 @@ class Coordinator:
         """
         with self._guard:
             record = self.history.trials[key]
-            if record.state.is_finished() or self.stop is not None:
+            if record.state.is_finished() or self.stop is not None or self.history.paused_by:
                 return None
             if record.state is State.RUNNING and not self._retry(record, "its worker died"):
                 return None
@@ -366,6 +383,8 @@ class Coordinator:
             if self.end_if_decided(record, totals or {}):
                 return
             if self._stop is None:
+                if self.history.is_idle:
+                    reason = reason or f"paused by {self.history.paused_by}"
                 reason = reason or "its node is about to go"
                 self._write(events.Retry(trial=key, attempt=attempt, kind="moved", reason=reason))
 
@@ -488,7 +507,8 @@ class Coordinator:
     def _decision(self, record: Record) -> Decision:
         if record.pruned_at is not None:
             return Decision.PRUNE
-        return Decision.STOP if self.stop or record.stopped_by else Decision.CONTINUE
+        leaves = self.stop or record.stopped_by or self.history.is_idle
+        return Decision.STOP if leaves else Decision.CONTINUE
 
     def end_if_decided(self, record: Record, totals: Mapping[str, float] | None = None) -> bool:
         """End a trial that was pruned or stopped and whose worker has no more to say."""

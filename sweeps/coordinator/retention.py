@@ -32,7 +32,7 @@ class Retention:
     ) -> None:
         self._folder = folder
         self._history = history
-        self._keep = keep
+        self.keep = keep
         self._write = write
         self._judged: list[Place] = []  # the best first
         self._known: set[int] = set()
@@ -41,8 +41,8 @@ class Retention:
         """Look at every trial: a driver takes over, and may keep more or fewer than the last."""
         self._judged = _judged(self._history)
         self._known = {place[-1] for place in self._judged}
-        self._tell([place[-1] for place in self._judged[self._keep :]])
-        clean(self._folder, self._history, self._keep)
+        self._tell([place[-1] for place in self._judged[self.keep :]])
+        clean(self._folder, self._history, self.keep)
 
     def committed(self, record: Record) -> None:
         _clean_trial(self._folder, record, _own_steps(self._history, record))
@@ -58,8 +58,8 @@ class Retention:
             return
         self._known.add(config)
         bisect.insort(self._judged, place)
-        if len(self._judged) > self._keep:
-            displaced = max(place, self._judged[self._keep])[-1]
+        if len(self._judged) > self.keep:
+            displaced = max(place, self._judged[self.keep])[-1]
             self._tell([displaced])
             for other in self._history.repeats(displaced):
                 _clean_trial(self._folder, other, set())

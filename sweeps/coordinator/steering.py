@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sweeps.config.validation import search_values
+from sweeps.coordinator.changes import SETTABLE, changed, value_of
 from sweeps.core.ending import Cause, Stop
-from sweeps.core.errors import LedgerWriteError
+from sweeps.core.errors import ConfigError, LedgerWriteError
 from sweeps.core.trial import State
 from sweeps.ledger.history import Record
+from sweeps.search.samplers import search_problems
 from sweeps.storage.requests import Answer, Request, Unreadable, write_answer
 from sweeps.storage.run_folder import RunFolder
 
@@ -70,6 +73,54 @@ def _cancel(coordinator: Coordinator, request: Request) -> str:
     return said
 
 
+def _pause(coordinator: Coordinator, request: Request) -> str:
+    _refuse_if_over(coordinator)
+    history = coordinator.history
+    if history.paused_by and history.is_idle == request.now:
+        raise Refused(f"the sweep is paused already, by {history.paused_by}")
+    running = [r for r in history.unfinished() if r.state is State.RUNNING]
+    parts = ["no trial begins until `resume`"]
+    if running and request.now:
+        s = _s(running)
+        parts.append(f"{_named(running)} commit{s} a checkpoint after the next step and wait{s}")
+    if request.now:
+        parts.append("workers leave their devices")
+    elif running:
+        parts.append(f"{_named(running)} go{'es' if len(running) == 1 else ''} on")
+    said = "; ".join(parts)
+    coordinator.note(request, said, values={"now": request.now})
+    return said
+
+
+def _resume(coordinator: Coordinator, request: Request) -> str:
+    if not coordinator.history.paused_by:
+        raise Refused("the sweep is not paused")
+    said = "trials begin again, and go on from their checkpoints"
+    coordinator.note(request, said)
+    return said
+
+
+def _set(coordinator: Coordinator, request: Request) -> str:
+    history, spec = coordinator.history, coordinator.spec
+    values = dict(request.values)
+    if not values or not set(values) <= set(SETTABLE):
+        raise Refused(f"{', '.join(values) or 'nothing'} cannot be set while a sweep runs")
+    try:
+        checked = search_values({key.partition(".")[2]: value for key, value in values.items()})
+        new = changed(spec, {f"sweep.{name}": value for name, value in checked.items()})
+        problems = search_problems(new.sweep, coordinator.space)
+    except ConfigError as error:
+        problems = list(error.problems)
+    if problems:
+        raise Refused("; ".join(map(str, problems)))
+    said = ", ".join(f"{key} is {value_of(new, key)} from now on" for key in values)
+    typed = {key: history.typed.get(key, value_of(spec, key)) for key in values}
+    held = {key: value_of(new, key) for key in values}
+    coordinator.note(request, f"{said}, and at later starts", values=held, typed=typed)
+    coordinator.change(new)
+    return f"{said}, and at later starts"
+
+
 def _stop_all(
     coordinator: Coordinator, request: Request, records: list[Record], head: str = "", *tail: str
 ) -> str:
@@ -84,7 +135,7 @@ def _stop_all(
     if waiting:
         parts.append(f"{_named(waiting)} end{_s(waiting)} as stopped now")
     said = "; ".join([*parts, *tail])
-    coordinator.note(request, said, [record.key for record in records])
+    coordinator.note(request, said, trials=tuple(record.key for record in records))
     for record in waiting if coordinator.has_begun else ():
         coordinator.end_if_decided(record)
     return said
@@ -113,4 +164,11 @@ def _s(records: list[Record]) -> str:
     return "s" if len(records) == 1 else ""
 
 
-_VERBS = {"stop": _stop, "finish": _finish, "cancel": _cancel}
+_VERBS = {
+    "stop": _stop,
+    "finish": _finish,
+    "cancel": _cancel,
+    "pause": _pause,
+    "resume": _resume,
+    "set": _set,
+}

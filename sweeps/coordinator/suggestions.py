@@ -57,6 +57,10 @@ class Suggestions:
         """What the ledger says from here on was suggested in this space."""
         self._search.search_in(space)
 
+    def change(self, spec: Spec) -> None:
+        """Go on with a spec that differs in keys that may change."""
+        self._spec = spec
+
     def settle(self) -> None:
         """End the replay, and find out whether everything has been tried."""
         self._search.search_in(self._space)

@@ -259,6 +259,8 @@ class Request(Event):
         request: the name of its file.
         by: who asked, and from where.
         trials: keys of the trials that it is about.
+        values: of set, the keys and their values; of pause, whether running trials leave, too.
+        typed: of set, what the command says of the same keys.
         said: the answer.
     """
 
@@ -266,6 +268,8 @@ class Request(Event):
     verb: Text
     by: Text
     trials: Trials | None = None
+    values: Keys | None = None
+    typed: Keys | None = None
     said: Text
 
 

@@ -87,6 +87,10 @@ class History:
     chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
     learnt: tuple[str, ...] = ()  # run folders whose best configs are tried first
     is_closed: bool = False  # a user has ended the sweep: nothing more is tried
+    paused_by: str = ""  # the user; empty if trials begin as usual
+    is_idle: bool = False  # while paused: running trials leave their devices, too
+    changes: dict[str, Any] = field(default_factory=dict)  # keys that users have set
+    typed: dict[str, Any] = field(default_factory=dict)  # what the command says of those keys
     answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
@@ -121,6 +125,7 @@ class History:
                 self.driver = event
                 self.interrupted = False
                 self.spec = event.spec or self.spec  # keys that may change on the same folder
+                self._drop_changes()
                 self.stop_running()  # their workers died with the driver before
             case events.Ask():
                 self._add(event)
@@ -143,6 +148,12 @@ class History:
             case events.Request():
                 self._carry_out(event)
 
+    def _drop_changes(self) -> None:
+        """Forget what users have set, of the keys that this start's command sets otherwise."""
+        sweep = self.spec.get("sweep") or {}
+        for key in [k for k, v in self.changes.items() if sweep.get(k.partition(".")[2]) != v]:
+            del self.changes[key], self.typed[key]
+
     def asks_for_more(self, spec: Mapping[str, Any] | None) -> bool:
         """Whether a config has another space, or other numbers of trials, than the last start."""
         before, now = self.spec.get("sweep", {}), (spec or self.spec).get("sweep", {})
@@ -150,11 +161,21 @@ class History:
 
     def _carry_out(self, event: events.Request) -> None:
         self.answered[event.request] = event.said
-        if event.verb == "finish":
-            self.is_closed = True
-        if event.verb in ("stop", "finish"):
-            for key in event.trials or ():
-                self.trials[key].stopped_by = event.by
+        values = event.values or {}
+        match event.verb:
+            case "stop" | "finish":
+                self.is_closed = self.is_closed or event.verb == "finish"
+                for key in event.trials or ():
+                    self.trials[key].stopped_by = event.by
+            case "pause":
+                self.paused_by, self.is_idle = event.by, bool(values.get("now"))
+            case "resume":
+                self.paused_by, self.is_idle = "", False
+            case "set":
+                self.typed = {**(event.typed or {}), **self.typed}
+                self.changes |= values
+                own = {key.removeprefix("sweep."): value for key, value in values.items()}
+                self.spec = {**self.spec, "sweep": {**self.spec["sweep"], **own}}
 
     def _take_over(self, event: events.Known) -> None:
         record = self._add(event)

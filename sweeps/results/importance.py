@@ -24,6 +24,7 @@ from sweeps.results.trials_csv import Row, ranked
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator
 
 _Groups = list[tuple[tuple[Any, ...], list[Row]]]  # a level's values and its rows
 Levels = Sequence[Sequence[int]]  # of one key: the trials that had each of its values
@@ -103,16 +104,20 @@ def importance(study: optuna.Study) -> dict[str, float] | None:
     """
     if why_no_importance(study) is not None:
         return None
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.importance import get_param_importances
 
-    # The evaluator compares the best trials with all; it wants five of them or more.
+    shares = get_param_importances(study, evaluator=importance_evaluator(study))
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def importance_evaluator(study: optuna.Study) -> PedAnovaImportanceEvaluator:
+    """PED-ANOVA, which compares the best completed trials with all, and wants five best or more."""
+    from optuna.importance import PedAnovaImportanceEvaluator
+
     share = min(0.5, max(0.1, 5 / len(_completed(study))))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shares = get_param_importances(
-            study, evaluator=PedAnovaImportanceEvaluator(target_quantile=share)
-        )
-    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+        warnings.simplefilter("ignore")  # it is experimental
+        return PedAnovaImportanceEvaluator(target_quantile=share)
 
 
 def why_no_importance(study: optuna.Study) -> str | None:

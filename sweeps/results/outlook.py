@@ -23,10 +23,15 @@ _RATIO = 1.5  # of two neighbours: below it they are steps of a range, not of a 
 
 @dataclass(frozen=True, kw_only=True)
 class Hint:
-    """What a wider or longer sweep may find, and the command that runs it."""
+    """What a wider or longer sweep may find, and the command that runs it.
+
+    Attributes:
+        knob: the dimension whose best value is at an edge; empty if it is about losses that fall.
+    """
 
     text: str
     command: str
+    knob: str = ""
 
 
 def outlook(history: History, folder: RunFolder) -> list[Hint]:
@@ -52,7 +57,7 @@ def _edges(history: History, folder: RunFolder, best: Record) -> Iterator[Hint]:
                 side = "highest" if is_high else "lowest"
                 text = f"{name}: the best value, {written(value)}, is the {side} that was tried. "
                 text += "A better one may lie beyond:"
-                yield Hint(text=text, command=_command(history, words, folder))
+                yield Hint(text=text, command=_command(history, words, folder), knob=name)
 
 
 def _beyond(history: History, dimension: Dimension, value: Any, is_high: bool) -> list[str] | None:

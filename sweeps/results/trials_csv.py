@@ -11,7 +11,9 @@ from typing import Any
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.results.intervals import Interval
 from sweeps.results.ranking import config_ranks, searched_keys
+from sweeps.results.significance import Comparison, compare
 from sweeps.storage.durable_writes import write_csv
 from sweeps.storage.run_folder import RunFolder
 
@@ -27,6 +29,9 @@ _SECTIONS = (
     State.FAILED,
 )
 _DIGITS = {  # decimals in trials.csv; the other numbers are written in full
+    "behind": 6,
+    "behind_low": 6,
+    "behind_high": 6,
     "seconds": 3,
     "tokens_per_second": 1,
     "peak_memory_mb": 1,
@@ -44,6 +49,8 @@ class Row:
         value: of the metric ranked by, the best over the trial's reports; of an unfinished or
             pruned trial the best so far; None if it diverged or failed.
         best_step: optimizer steps done when `value` was measured.
+        behind: eval_loss of its config less that of the config ranked first; `behind_low` and
+            `behind_high` are the ends of its 95% interval. None if not compared.
         error: one line; empty if nothing went wrong. A trial that ran out of memory and went on
             with half the micro-batch says so here, whatever became of it.
         values: the searched config keys and what they were set to.
@@ -55,6 +62,9 @@ class Row:
     status: State
     value: float | None
     best_step: int | None
+    behind: float | None
+    behind_low: float | None
+    behind_high: float | None
     steps: int | None
     examples: int | None
     tokens: int | None
@@ -75,12 +85,16 @@ def columns(metric: str) -> dict[str, str]:
     return {metric if name == "value" else name: name for name in _FIELDS}
 
 
-def ranked(history: History) -> list[Row]:
+def ranked(history: History, comparison: Comparison | None = None) -> list[Row]:
     """Every trial: completed ones by rank, then running, waiting, pruned, diverged and failed.
 
     The repeats of a config stand side by side and share its rank. Pruned trials: further first,
     then better. Ties go to the lower trial number.
+
+    Args:
+        comparison: of `significance.compare`; without it rows are not `behind` anything.
     """
+    behind = {} if comparison is None else comparison.behind
     ranks = config_ranks(history)
     values = {key: history.value(record) for key, record in history.trials.items()}
     sign = history.sign
@@ -94,7 +108,10 @@ def ranked(history: History) -> list[Row]:
             return (section, -max(record.reports), sign * value, record.number)
         return (section, 0, 0, record.number)
 
-    return [_row(history, record, ranks) for record in sorted(history.trials.values(), key=place)]
+    return [
+        _row(history, record, ranks, behind)
+        for record in sorted(history.trials.values(), key=place)
+    ]
 
 
 def write_table(history: History, folder: RunFolder) -> None:
@@ -108,7 +125,7 @@ def write_table(history: History, folder: RunFolder) -> None:
                 *(_number(name, getattr(row, name)) for name in _FIELDS),
                 *(_cell(row.values[key]) if key in row.values else None for key in keys),
             ]
-            for row in ranked(history)
+            for row in ranked(history, compare(history, folder))
         ),
     )
 
@@ -139,16 +156,26 @@ class Table:
         self._next = ended + (ended - began) * (1 / _MOST_SHARE - 1)
 
 
-def _row(history: History, record: Record, ranks: Mapping[int, int]) -> Row:
+def _row(
+    history: History,
+    record: Record,
+    ranks: Mapping[int, int],
+    behind: Mapping[int, Interval],
+) -> Row:
+    is_ranked = record.state is State.COMPLETED
+    distance = behind.get(record.config) if is_ranked else None
     unusable = record.state in (State.DIVERGED, State.FAILED)
     peak = None if unusable else record.best(history.metric, history.direction)
     return Row(
-        rank=ranks.get(record.config) if record.state is State.COMPLETED else None,
+        rank=ranks.get(record.config) if is_ranked else None,
         number=record.number,
         key=record.key,
         status=record.state,
         value=None if peak is None else peak.metrics[history.metric],
         best_step=None if peak is None else peak.step,
+        behind=None if distance is None else distance.estimate,
+        behind_low=None if distance is None else distance.low,
+        behind_high=None if distance is None else distance.high,
         steps=_count(record, "step", "steps"),
         examples=_count(record, "examples", "examples"),
         tokens=_count(record, "tokens", "tokens"),

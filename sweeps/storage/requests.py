@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ from sweeps.storage.run_folder import REQUESTS, RunFolder
 _REQUEST = ".json"
 ANSWER = ".answer.json"
 
-Verb = Literal["stop", "finish", "cancel"]
+Verb = Literal["stop", "finish", "cancel", "pause", "resume", "set"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class Request:
         name: of its file, without the suffix; names sort by the time at which they were made.
         by: who asked, and from where.
         trials: keys of the trials that are meant.
+        values: config keys, and what they are to be set to.
+        now: running trials are meant, too.
         start: how many starts the sweep had had when it was asked.
     """
 
@@ -46,6 +48,8 @@ class Request:
     verb: Verb
     by: str
     trials: tuple[str, ...] = ()
+    values: Mapping[str, Any] = field(default_factory=dict)
+    now: bool = False
     start: int = 0
 
 
@@ -70,16 +74,15 @@ class Unreadable:
     why: str
 
 
-def make_request(
-    verb: Verb, *, trials: Sequence[str] = (), by: str = "", start: int = 0
-) -> Request:
+def make_request(verb: Verb, *, trials: Sequence[str] = (), by: str = "", **more: Any) -> Request:
     """A request under a new name.
 
     Args:
         by: who asks; empty for this user on this machine.
+        more: other fields of `Request`.
     """
     name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
-    return Request(name=name, verb=verb, by=by or _this_user(), trials=tuple(trials), start=start)
+    return Request(name=name, verb=verb, by=by or _this_user(), trials=tuple(trials), **more)
 
 
 def write_request(place: RunFolder | Store, request: Request) -> None:

@@ -46,6 +46,7 @@ class RunFolder:
     lock = _Named("lock")
     table = _Named("trials.csv")
     study = _Named("study.db")
+    report = _Named("report.html")
     data = _Named("data")
     eval_prompts = _Named(f"data/{PROMPTS['eval']}")
     tracking = _Named("wandb")

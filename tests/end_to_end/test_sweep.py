@@ -206,8 +206,8 @@ def test_it_writes_nothing_outside_its_folder(finished: Finished) -> None:
     ]
     assert outside == []
     assert {path.name for path in finished.folder.root.iterdir()} == {
-        *("best", "data", "ledger.jsonl", "lock", "study.db", "sweep.yaml", "trials"),
-        *("trials.csv", "wandb"),
+        *("best", "data", "ledger.jsonl", "lock", "report.html", "study.db"),
+        *("sweep.yaml", "trials", "trials.csv", "wandb"),
     }
 
 

@@ -100,8 +100,8 @@ def test_two_hundred_trials_leave_nothing_behind(
     assert made == []
     assert sessions() - ray_before == set()
     assert {path.name for path in command.run_dir.iterdir()} == {
-        *("best", "data", "ledger.jsonl", "lock", "study.db", "sweep.yaml", "trials"),
-        "trials.csv",
+        *("best", "data", "ledger.jsonl", "lock", "report.html", "study.db"),
+        *("sweep.yaml", "trials", "trials.csv"),
     }
     most = max(late.values(), key=lambda look: look.handles)
     note(

@@ -19,6 +19,7 @@ from support.training import Recorder, stop_at
 from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.storage.run_folder import RunFolder
 from trainers.best_checkpoint import assemble, prove
+from trainers.model import kernels
 from trainers.packed.compatibility import obstacle
 from trainers.packed.dropout import Stream
 from trainers.sft.optimizers import available
@@ -262,3 +263,26 @@ def test_long_rows_of_unlike_lanes_are_those_of_sft_trainer(tmp_path: Path) -> N
     for place, spec in enumerate(specs):
         theirs = alone(tmp_path / str(place), spec, examples=16, data=data, device=CUDA)
         assert made.seen[place].losses == pytest.approx(theirs.losses, abs=5e-3)
+
+
+# -- kernels
+
+
+def test_liger_kernels_serve_a_base_and_lanes_learn_the_same(tmp_path: Path) -> None:
+    if kernels.lacking():
+        pytest.skip(kernels.EXTRA)
+    specs = [
+        trial(seed=seed, peft={"r": rank, "lora_dropout": 0.1}, learning_rate=1e-3)
+        for seed, rank in ((1, 8), (2, 8), (3, 16))
+    ]
+    ours, theirs = (
+        pack(tmp_path / kind, specs, device=CUDA, kernels=kind) for kind in ("liger", "torch")
+    )
+    layer = ours.engine._base.model.model.layers[0]
+    assert "forward" in vars(layer.mlp), "they were tried, and computed something else"
+    assert "forward" in vars(layer.input_layernorm)
+    ours.finish()
+    theirs.finish()
+    for mine, other in zip(ours.seen, theirs.seen, strict=True):
+        assert mine.losses == pytest.approx(other.losses, abs=5e-3)
+    prove_again(tmp_path / "liger", specs[0], ours.seen[0], 0)

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from support.training import EXAMPLES, LORA, Recorder, scratch, train_spec
 
-from sweeps.config.spec import DataSpec, ModelSpec, TrainSpec
+from sweeps.config.spec import DataSpec, Kernels, ModelSpec, TrainSpec
 from sweeps.core.trial import State
 from sweeps.storage.run_folder import RunFolder
 from trainers.data.dataset import PreparedData
@@ -149,10 +149,11 @@ def pack(
     data: PreparedData | None = None,
     device: str = "cpu",
     pads: bool = False,
+    kernels: Kernels = "torch",
 ) -> Pack:
     """A pack with a lane for each trial; flat if the model can be, however small it is."""
     torch.set_num_threads(1)
-    engine = Engine(specs[0], data or short_rows(), device=device, pads=pads)
+    engine = Engine(specs[0], data or short_rows(), device=device, pads=pads, kernels=kernels)
     made = Pack(root, engine, [], [], {}, examples, device)
     for place, spec in enumerate(specs):
         made.attach(spec, seen[place] if seen else None)

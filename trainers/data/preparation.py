@@ -13,6 +13,7 @@ from datasets import Dataset
 
 from sweeps.config.spec import DataSpec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
+from sweeps.results.intervals import few_rows
 from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, prompt_numbers, split
@@ -40,6 +41,7 @@ class DataReport:
         truncated_share: of all rows.
         masked_rows: rows dropped because the cut left none of their labels.
         overlap_prompts: evaluation rows whose prompt is a training row's too.
+        eval_prompts: different prompts of the evaluation rows; 0 in reports of older versions.
         notes: other things that a user should know.
         stops: ids of the tokens at which generation stops; empty in reports of older versions.
         turns: role -> turns of chats, of all rows.
@@ -64,6 +66,7 @@ class DataReport:
     notes: tuple[str, ...] = ()
     stops: tuple[int, ...] = ()
     turns: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    eval_prompts: int = 0
 
     def lines(self) -> list[str]:
         """The report for a person; counts of zero are left out."""
@@ -87,7 +90,12 @@ class DataReport:
             ),
         }
         lines += [f"  {words}" for words, count in warned.items() if count]
+        lines += [f"  {line}" for line in few_rows(self.eval_rows, self._prompts)]
         return lines + [f"  note: {note}" for note in self.notes]
+
+    @property
+    def _prompts(self) -> int:
+        return self.eval_prompts or self.eval_rows
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -272,6 +280,7 @@ def _report(
         overlap_prompts=found.parts.overlap_prompts,
         notes=tuple(found.notes),
         stops=found.tokenizing.stops,
+        eval_prompts=len(set(cut["eval"][PROMPT])),
         turns=roles(row.values for row in [*raw.train_rows, *(raw.evaluation_rows or ())]),
     )
 

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
 from trainers.model import attention, hub
-from trainers.model.fingerprint import folder_hash
 from trainers.model.lora import adapt
 from trainers.model.lora_targets import missing_targets
 from trainers.model.precision import Runtime, runtime
-from trainers.model.source import load_config, reading, resolve_path, source
+from trainers.model.source import folder_hash, load_config, reading, resolve_path, source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

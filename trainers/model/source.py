@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Caps and scales of logits under names that SFTTrainer's fused loss does not look for.
 _OTHER_LOGITS = ("logits_soft_cap", "output_logit_soft_cap", "logits_mup_width_multiplier")
+# Of the weights that identify a folder: pieces of each file, and hex digits.
+_SAMPLES = 16
+_SAMPLE_BYTES = 64 * 1024
+_LENGTH = 16
 EMBEDDED = "tiny"  # model.path of the model that ships with this package; ./tiny is a folder
 
 
@@ -132,3 +137,26 @@ def reading(spec: ModelSpec) -> Iterator[str]:
     path = resolve_path(spec.path)
     with hub.reading("model", path, local=hub.is_local(path)):
         yield path
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash the config and samples of each weight file of a folder.
+
+    Samples, because two fine-tunes of one model have files of the very same names and sizes.
+    """
+    seen = hashlib.sha256((folder / "config.json").read_bytes())
+    for weights in sorted(folder.glob("*.safetensors")):
+        seen.update(f"{weights.name}:{weights.stat().st_size}".encode())
+        seen.update(_samples(weights))
+    return seen.hexdigest()[:_LENGTH]
+
+
+def _samples(path: Path) -> bytes:
+    """Read pieces from the whole length of a file, its first and last bytes included."""
+    last = max(0, path.stat().st_size - _SAMPLE_BYTES)
+    pieces = []
+    with open(path, "rb") as file:
+        for index in range(_SAMPLES):
+            file.seek(last * index // (_SAMPLES - 1))
+            pieces.append(file.read(_SAMPLE_BYTES))
+    return b"".join(pieces)

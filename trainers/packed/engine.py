@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from sweeps.config.spec import TrainSpec
+from sweeps.config.spec import Kernels, TrainSpec
 from sweeps.core.trial import Decision, State
 from trainers.data.dataset import PreparedData, tokens_seen
 from trainers.model.loading import fingerprint_base
@@ -50,7 +50,7 @@ class Engine:
     Args:
         train: any of the trials; what all of them share is read from it.
         base: the base model of an earlier engine, whose trials shared the same.
-        pads: see `Base`; of no use with an earlier engine's base.
+        pads, kernels: see `Base`; of no use with an earlier engine's base.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class Engine:
         device: str,
         base: Base | None = None,
         pads: bool | None = None,
+        kernels: Kernels = "torch",
     ) -> None:
         memory, self._clock = PeakMemory(device), Stopwatch()
-        self._base = base or Base(train, settings(train), device, pads=pads)
+        self._base = base or Base(train, settings(train), device, pads=pads, kernels=kernels)
         self._fingerprint = fingerprint_base(train.model)
         self._builder = Builder(
             base=self._base,

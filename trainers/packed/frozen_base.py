@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from sweeps.config.spec import ModelSpec, TrainSpec
+from sweeps.config.spec import Kernels, ModelSpec, TrainSpec
 from trainers.flat import attention as flat_attention
 from trainers.flat import check as flat_check
+from trainers.model import kernels as model_kernels
 from trainers.model.loading import choose_for, load_base
 from trainers.model.tokenizer import IGNORED, pad_id
 from trainers.packed.adapter_bank import Adapter, fresh
@@ -52,10 +53,17 @@ class Base:
     Args:
         pads: whether rows are padded to the longest of a pass, if the model can do without; None
             leaves it to what costs less.
+        kernels: of the model's norms and gated layers, if they compute the same.
     """
 
     def __init__(
-        self, train: TrainSpec, chosen: SimpleNamespace, device: str, *, pads: bool | None = None
+        self,
+        train: TrainSpec,
+        chosen: SimpleNamespace,
+        device: str,
+        *,
+        pads: bool | None = None,
+        kernels: Kernels = "torch",
     ) -> None:
         self.device = torch.device(device)
         self.model: Any = load_base(train.model, device)
@@ -71,6 +79,8 @@ class Base:
         self._again = bool(getattr(chosen, CHECKPOINTING))
         self._pad = pad_id(train.model)
         self._options = getattr(chosen, f"{CHECKPOINTING}_kwargs")
+        if kernels == "liger":
+            self._use_liger(train.model)
         self.is_flat = not pads and not self._padding(train.model)
         self._weighs = pads is None and self.device.type == "cpu"
         self._recompute()
@@ -104,6 +114,16 @@ class Base:
         if found := flat_check.settle(self.model, spec):
             log.info("rows are padded to the longest of a pass: %s", found)
         return found
+
+    def _use_liger(self, spec: ModelSpec) -> None:
+        """Let liger-kernel compute the norms and gated layers, or say why it does not."""
+        halves = (self.computes or self.model.dtype) != torch.float32
+        with computing_in(self.computes, self.device):
+            found = model_kernels.give(self.model, is_half=halves or spec.quantization != "none")
+        if found:
+            log.warning("engine.kernels=liger: not used, %s", found)
+        else:
+            log.info("engine.kernels=liger: the base's norms and gated layers are liger-kernel's")
 
     def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
         """Make the adapter that SFTTrainer begins with; see `adapter_bank.fresh`."""

@@ -174,7 +174,8 @@ REFUSED = _by_name(
         packing packing_strategy eval_packing padding_free""",
         "engine.devices_per_trial=2 and trainer.strategy=fsdp share a model out over devices": """
         deepspeed fsdp fsdp_config""",
-        "it patches the model's classes for every later trial in the same process": """
+        "it patches the model's classes for every later trial in the same process; "
+        "engine.kernels=liger gives a pack's own base liger-kernel's norms and gated layers": """
         use_liger_kernel liger_kernel_config""",
     }
 )

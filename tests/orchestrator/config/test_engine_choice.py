@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import pytest
+from support import fake_liger
 from support.config_reading import read
+from support.tiny_archs import tiny
 
 from orchestrator.config.engine_choice import choose, engine_problems
 from orchestrator.coordinator.assignment import AssignmentRules, assignment_rules
@@ -91,3 +93,41 @@ def test_all_that_keeps_trials_from_sharing_a_device_is_named() -> None:
     assert len(said) == 2
     assert "peft.init_lora_weights=pissa" in said[0]
     assert "peft.modules_to_save" in said[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "device", "lacking", "said"),
+    [
+        (["engine=solo"], "cuda", (), "a trial that trains alone has torch's: engine=auto"),
+        (["engine.devices_per_trial=2"], "cuda", (), "is for packs"),
+        ([], "cpu", (), "needs a GPU, and trials train on CPUs here: set engine.kernels=torch"),
+        (["engine=packed"], "cuda", ("triton",), "needs triton, not installed here: pip install"),
+        ([], "cuda", ("liger_kernel", "triton"), "liger-kernel and triton, not installed here"),
+    ],
+)
+def test_kernels_are_refused_in_words_before_a_device_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    device: str,
+    lacking: tuple[str, ...],
+    said: str,
+) -> None:
+    fake_liger.installed(monkeypatch)
+    fake_liger.absent(monkeypatch, *lacking)
+    (problem,) = engine_problems(*read(*words, "engine.kernels=liger"), device)
+    assert problem.key == "engine.kernels"
+    assert said in str(problem)
+    assert "engine.kernels=torch" in str(problem)
+    if lacking:
+        assert "pip install 'sft-sweeps[gpu]'" in str(problem)
+
+
+def test_the_plan_says_whose_kernels_the_base_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_liger.installed(monkeypatch)
+    found = read("engine.kernels=liger")
+    assert engine_problems(*found, "cuda") == []
+    assert "liger-kernel's norms and gated layers" in choose(*found, on_gpu=True).why
+    model = f"model.path={tiny('gpt_neox').path}"
+    why = choose(*read("engine.kernels=liger", model), on_gpu=True).why
+    assert "torch's kernels (liger-kernel has none for gpt_neox)" in why
+    assert "kernel" not in choose(*read(), on_gpu=True).why

@@ -177,7 +177,7 @@ def test_the_best_checkpoint_is_one_that_is_kept(finalists: int | None, tmp_path
 def test_a_sweep_that_a_user_has_finished_goes_on_if_it_grows(tmp_path: Path) -> None:
     coordinator = open_sweep(made(repeats=1), tmp_path)
     drive(coordinator, most=3)
-    coordinator.note(Request(name="1", verb="finish", by="me"), "it ends", ())
+    coordinator.note(Request(name="1", verb="finish", by="me"), "it ends", trials=())
     coordinator.close()
     assert open_sweep(made(repeats=1), tmp_path).is_finished
     for _ in range(2):

@@ -19,6 +19,7 @@ from support.driving import (
     train,
 )
 
+from sweeps.coordinator.changes import with_changes
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.trial import Decision, State, Trial
 from sweeps.ledger.history import read_history
@@ -195,3 +196,87 @@ def test_cancel_interrupts_the_start_that_was_meant_and_no_later_one(tmp_path: P
     again = open_sweep(made, tmp_path)
     assert not again.take(request).is_done
     assert drive(again) == 4
+
+
+def test_a_paused_sweep_begins_no_trial_and_the_running_ones_go_on(tmp_path: Path) -> None:
+    made = make(trials=4)
+    coordinator = open_sweep(made, tmp_path)
+    trial = next_trial(coordinator)
+    attempt = half(coordinator, trial)
+    said = asked(coordinator, "pause")
+    assert said == "no trial begins until `resume`; trial 0 goes on"
+    assert coordinator.log(trial.key, attempt, []) is Decision.CONTINUE
+    assert coordinator.ask() is None
+    assert not coordinator.is_finished
+    assert refused(coordinator, "pause") == "the sweep is paused already, by ann@box"
+    coordinator.close()  # kill -9
+    again = open_sweep(made, tmp_path)
+    assert again.ask() is None
+    assert not again.is_finished
+    asked(again, "resume")
+    assert refused(again, "resume") == "the sweep is not paused"
+    assert drive(again) == 4
+
+
+def test_pause_now_makes_running_trials_wait_at_no_cost_of_a_retry(tmp_path: Path) -> None:
+    made = make(trials=2, max_retries=0)
+    coordinator = open_sweep(made, tmp_path)
+    trial = next_trial(coordinator)
+    attempt = half(coordinator, trial)
+    said = asked(coordinator, "pause", now=True)
+    assert "trial 0 commits a checkpoint after the next step and waits" in said
+    assert coordinator.log(trial.key, attempt, []) is Decision.STOP
+    coordinator.pause(trial.key, attempt)
+    record = coordinator.history.trials[trial.key]
+    assert (record.state, record.retries) == (State.WAITING, 0)
+    assert record.reason == "paused by ann@box"
+    asked(coordinator, "resume")
+    assert next_trial(coordinator).key == trial.key
+    coordinator.requeue(trial.key)
+    drive(coordinator)
+    undisturbed = open_sweep(made, tmp_path / "other")
+    drive(undisturbed)
+    assert story(coordinator) == story(undisturbed)
+
+
+def test_what_is_set_holds_at_later_starts_until_the_command_says_otherwise(
+    tmp_path: Path,
+) -> None:
+    made = make(trials=2)
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator, 1)
+    said = asked(coordinator, "set", values={"sweep.trials": 4, "sweep.max_concurrent": 1})
+    assert said.startswith("sweep.trials is 4 from now on, sweep.max_concurrent is 1 from now on")
+    assert coordinator.spec.sweep.trials == 4
+    coordinator.close()  # kill -9
+
+    def start(*, trials: int) -> Coordinator:
+        spec, space = make(trials=trials)
+        kept = with_changes(spec, read_history(RunFolder(tmp_path).ledger))
+        return open_sweep((kept, space), tmp_path)
+
+    again = start(trials=2)
+    assert (again.spec.sweep.trials, again.spec.sweep.max_concurrent) == (4, 1)
+    assert again.history.spec["sweep"]["trials"] == 4  # for all that show it
+    again.close()
+    typed = start(trials=3)
+    assert (typed.spec.sweep.trials, typed.spec.sweep.max_concurrent) == (3, 1)
+    typed.close()
+    last = start(trials=2)
+    assert (last.spec.sweep.trials, last.spec.sweep.max_concurrent) == (2, 1)
+    assert drive(last) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"sweep.trials": 0}, "sweep.trials = 0: must be 1 or more."),
+        ({"sweep.trials": None}, "sweep.trials: random needs a number of trials."),
+        ({"sweep.repeats": 2}, "sweep.repeats cannot be set while a sweep runs"),
+        ({}, "nothing cannot be set while a sweep runs"),
+    ],
+)
+def test_what_cannot_be_set(tmp_path: Path, values: dict[str, object], why: str) -> None:
+    coordinator = open_sweep(make(trials=2), tmp_path)
+    assert refused(coordinator, "set", values=values) == why
+    assert coordinator.spec.sweep.trials == 2

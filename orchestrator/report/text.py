@@ -1,0 +1,37 @@
+"""Texts of users on the page: secrets masked, cut to a length, escaped for HTML and for plotly."""
+
+from __future__ import annotations
+
+import html
+import json
+
+from sweeps.core.naming import short_value
+from sweeps.core.secrets import masked, scrub
+
+MOST_NAME = 60  # characters of a trial's name in a figure
+MOST_VALUE = 60  # of a setting
+MOST_ERROR = 300
+MOST_COMMAND = 4000
+
+
+def clean(text: str, most: int = MOST_VALUE) -> str:
+    """One line of `text` without secrets, of at most `most` characters; not escaped yet."""
+    line = " ".join(scrub(text).split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def escaped(text: str, most: int = MOST_VALUE) -> str:
+    """`clean` text for HTML; plotly reads the same entities in titles, names and hover texts."""
+    return html.escape(clean(text, most), quote=False)
+
+
+def attribute(text: str, most: int = MOST_VALUE) -> str:
+    """`clean` text for an HTML attribute in double quotes."""
+    return html.escape(clean(text, most), quote=True)
+
+
+def value_text(key: str, value: object) -> str:
+    """A config value in a few characters, a secret one masked; not escaped yet."""
+    shown = masked(key, value)
+    is_plain = shown is None or isinstance(shown, bool | int | float | str)
+    return clean(short_value(shown) if is_plain else json.dumps(shown, separators=(",", ":")))
