@@ -10,12 +10,16 @@ from typing import Any
 from orchestrator.tracking.allow_list import clean
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.results.cost import Costs
 from sweeps.results.ranking import best, searched_keys
 from sweeps.results.trials_csv import columns, ranked
 
 _PLAIN = frozenset(
     "examples tokens tokens_per_second peak_memory_mb optimizer_state_mb".split(),
 )
+
+
+_SHARED = ("tokens_per_second", "peak_memory_mb")
 
 
 def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
@@ -34,6 +38,17 @@ def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     return values
 
 
+def without_shared(record: Record, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics without those that say nothing of a trial which shares its passes or device."""
+    hidden = () if record.is_alone else _SHARED
+    return {name: value for name, value in metrics.items() if name not in hidden}
+
+
+def cost(history: History, record: Record) -> dict[str, float]:
+    """What training the trial's config alone costs, as far as it is known."""
+    return _numbers(vars(Costs(history).of(record)))
+
+
 def outcome(history: History, record: Record) -> dict[str, Any]:
     """How a trial ended. Its reason in words stays here, as it may hold local paths."""
     top = record.best(history.metric, history.direction)
@@ -42,7 +57,7 @@ def outcome(history: History, record: Record) -> dict[str, Any]:
         values |= {f"best_{history.metric}": top.metrics[history.metric], "best_step": top.step}
     if record.kind:
         values["failure"] = record.kind
-    return values | _numbers(record.totals)
+    return values | without_shared(record, _numbers(record.totals)) | cost(history, record)
 
 
 def progress(history: History) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import best
+from sweeps.results.trials_csv import ranked
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -35,6 +36,7 @@ _SUCCESS = (State.COMPLETED, State.PRUNED, State.STOPPED)
 _INTERRUPTED = 130  # exit code
 _MORE_S = 2.0  # for a run to close, beyond what wandb may take for it
 _LOOK_EVERY_S = 20.0
+_COSTS_SHARE = 0.3  # of the time to close
 
 
 class WandbRuns:
@@ -51,6 +53,7 @@ class WandbRuns:
         self._looked = -_LOOK_EVERY_S
         self._history = History()
         self._identity = ""
+        self._has_costs = False  # measured under this driver
         self._open: dict[str, Run] = {}
         self._endings: dict[str, tuple[float, int]] = {}  # trial -> time.monotonic, exit code
         self._from_step: dict[str, int] = {}  # of the trials that started under this driver
@@ -81,6 +84,8 @@ class WandbRuns:
                 self._on_report(event)
             case events.End():
                 self._on_end(event)
+            case events.Cost():
+                self._has_costs = True
 
     def on_row(self, key: str, row: Mapping[str, Any]) -> None:
         """Log a training row, unless the run has it from an earlier attempt, or is closed."""
@@ -89,7 +94,8 @@ class WandbRuns:
             return
         if key not in self._open and self._history.trials[key].state.is_finished():
             return
-        values = chart_values({name: value for name, value in row.items() if name != "step"})
+        own = wandb_metrics.without_shared(self._history.trials[key], row)
+        values = chart_values({name: value for name, value in own.items() if name != "step"})
         if step is not None:
             values[STEP] = step
         self._with_run(key, lambda run: run.log(values))
@@ -105,6 +111,7 @@ class WandbRuns:
         """Close every trial's run, then the sweep's with its table."""
         until = time.monotonic() + timeout_s
         self._look()
+        self._tell_costs(time.monotonic() + _COSTS_SHARE * timeout_s)
         codes = {key: _INTERRUPTED for key in self._open if key != _SWEEP}
         codes |= {key: code for key, (_, code) in self._endings.items()}
         self._endings.clear()
@@ -113,6 +120,21 @@ class WandbRuns:
             return
         self._with_run(_SWEEP, self._sum_up)
         self._close({_SWEEP: _INTERRUPTED if self._history.unfinished() else 0}, timeout_s)
+
+    def _tell_costs(self, until: float) -> None:
+        """Add to the trials' runs what training alone costs; closed ones are opened again.
+
+        The best first, while there is time: the sweep's table has them all.
+        """
+        rows = ranked(self._history) if self._has_costs else []
+        for record in [self._history.trials[row.key] for row in rows if row.rank is not None]:
+            if record.is_alone or time.monotonic() > until:
+                continue
+            self._endings.setdefault(record.key, (0.0, 0))
+            self._note(record.key, wandb_metrics.cost(self._history, record))
+
+    def _note(self, key: str, shown: Mapping[str, Any]) -> None:
+        self._with_run(key, lambda run: run.summary.update(dict(shown)))
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are, and how to upload what was not."""
@@ -153,7 +175,8 @@ class WandbRuns:
             shown = {f"base_{name}": value for name, value in event.metrics.items()}
             self._with_run(_SWEEP, lambda run: run.summary.update(shown))
             return
-        values = chart_values(event.metrics)
+        record = self._history.trials[event.trial]
+        values = chart_values(wandb_metrics.without_shared(record, event.metrics))
         values |= {STEP: event.step, "examples": event.examples, "tokens": event.tokens}
         self._with_run(event.trial, lambda run: run.log(values))
 

@@ -197,6 +197,8 @@ def _known(
                 kind=record.kind,
                 reason=record.reason,
                 totals=record.totals,
+                lane=record.is_lane if record.tells_engine else None,
+                neighbours=record.has_neighbours if record.tells_engine else None,
             )
         )
     return sorted(found, key=lambda each: (each.repeat, each.number))

@@ -49,7 +49,7 @@ def test_off_needs_no_wandb(
     leave_out_wandb(tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", variable)
     driver = Driver(tmp_path / "run", mode)
-    assert driver.line == "W&B: off"
+    assert driver.line == "tracking: off"
     driver.trial("a")
     assert driver.finish() == []
     assert not driver.folder.tracking.exists()
