@@ -154,8 +154,9 @@ class SearchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
-    """Weights & Biases. `auto` is online when a key is found, else offline."""
+    """Where a sweep is shown. `auto`: W&B is online when a key is found, else offline."""
 
+    kind: Literal["wandb", "tensorboard"] = "wandb"
     mode: Annotated[Literal["auto", "online", "offline", "off"], YamlWord] = "auto"
     project: str = "sft-sweeps"
     entity: str | None = None
@@ -192,6 +193,15 @@ class Config:
     sweep: SearchSpec = setting(owner="it says how to search")
     tracking: TrackingSpec = setting(may_change=True, owner="it says what is tracked")
     cluster: ClusterSpec = setting(may_change=True, owner=_WHERE)
+
+
+def halved(batch: int, accumulation: int) -> tuple[int, int] | None:
+    """The next smaller micro-batch, and its accumulation; None if it is one row already."""
+    rows, half = batch * accumulation, batch // 2
+    if not half:
+        return None
+    smaller = next(size for size in range(half, 0, -1) if rows % size == 0)
+    return smaller, rows // smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,14 +246,12 @@ class TrainSpec:
         """
         spec = self
         for _ in range(times):
-            rows = spec.batch_size * spec.accumulation_steps
-            half = spec.batch_size // 2
-            if not half:
+            sizes = halved(spec.batch_size, spec.accumulation_steps)
+            if sizes is None:
                 return None
-            batch = next(size for size in range(half, 0, -1) if rows % size == 0)
             smaller = {
-                "per_device_train_batch_size": batch,
-                "gradient_accumulation_steps": rows // batch,
+                "per_device_train_batch_size": sizes[0],
+                "gradient_accumulation_steps": sizes[1],
             }
             spec = replace(spec, trainer={**spec.trainer, **smaller})
         return spec

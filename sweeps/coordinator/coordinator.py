@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -24,6 +24,7 @@ from sweeps.coordinator import steering
 from sweeps.coordinator.ledger_replay import replay_ledger
 from sweeps.coordinator.retention import Retention
 from sweeps.coordinator.suggestions import Suggestions
+from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
@@ -32,6 +33,7 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.results import row_losses
+from sweeps.results.cost import settings
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
@@ -231,7 +233,14 @@ class Coordinator:
     # ------------------------------------------------------------------ while a trial trains
 
     def start(
-        self, key: str, *, worker: str, device: str, step: int, reports: Sequence[Report] = ()
+        self,
+        key: str,
+        *,
+        worker: str,
+        device: str,
+        step: int,
+        reports: Sequence[Report] = (),
+        lane: bool = False,
     ) -> int | None:
         """An attempt at a trial begins; returns its number, or None where there is nothing to do.
 
@@ -239,6 +248,7 @@ class Coordinator:
             worker: host and pid.
             step: the checkpoint's step that it goes on from, 0 for none.
             reports: those in that checkpoint's manifest; what never reached the ledger is added.
+            lane: it trains as a lane of a pack.
         """
         with self._guard:
             record = self.history.trials[key]
@@ -248,7 +258,14 @@ class Coordinator:
                 return None
             attempt = record.attempt + 1
             self._write(
-                events.Start(trial=key, attempt=attempt, worker=worker, device=device, step=step)
+                events.Start(
+                    trial=key,
+                    attempt=attempt,
+                    worker=worker,
+                    device=device,
+                    step=step,
+                    lane=lane,
+                )
             )
             for report in reports:
                 if report.index and report.index not in record.reports:
@@ -396,6 +413,21 @@ class Coordinator:
             note += f"{half.batch_size} x {half.accumulation_steps}"
             self._write(events.Retry(trial=key, attempt=attempt, kind="oom", reason=note))
             return True
+
+    def cost_measured(self, key: str, device: str, parts: Parts | None, reason: str = "") -> None:
+        """Take what training a trial's config alone came to, or why that cannot be measured."""
+        with self._guard:
+            micro, update = settings(self.history.trials[key])
+            self._write(
+                events.Cost(
+                    trial=key,
+                    device=device,
+                    micro=micro,
+                    update=update,
+                    parts=asdict(parts) if parts else None,
+                    reason=None if parts else scrub(reason),
+                )
+            )
 
     def _write(self, event: Event) -> None:
         """Append an event to the ledger, then fold it into the history.

@@ -130,11 +130,16 @@ class TrialEvent(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Start(TrialEvent):
-    """An attempt begins on `worker`, host and pid, from the checkpoint of `step`."""
+    """An attempt begins on `worker`, host and pid, from the checkpoint of `step`.
+
+    Attributes:
+        lane: it trains as a lane of a pack; older versions do not say.
+    """
 
     worker: Text
     device: Text
     step: Count
+    lane: Flag | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,11 +241,30 @@ class Request(Event):
     said: Text
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cost(Event):
+    """The parts of what it costs to train a trial's config alone, measured after the trials.
+
+    Attributes:
+        trial: whose config was measured.
+        device: that it was measured on.
+        micro, update: the searched values on which a micro-batch and an optimizer step depend.
+        parts: see `sweeps.core.cost.Parts`; None if they could not be measured, for `reason`.
+    """
+
+    trial: Key
+    device: Text
+    micro: Keys
+    update: Keys
+    parts: Numbers | None = None
+    reason: Text | None = None
+
+
 KINDS: Mapping[str, type[Event]] = {
     kind.event: kind
     for kind in (
         *(Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End),
-        *(Finalists, Removed, Interrupt, Request),
+        *(Finalists, Removed, Interrupt, Request, Cost),
     )
 }
 

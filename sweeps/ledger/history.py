@@ -55,6 +55,14 @@ class Record:
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
     reason: str = ""
     totals: dict[str, float] = field(default_factory=dict)  # at the end: seconds, tokens, ...
+    is_lane: bool = False  # has trained in passes that it shared with other trials
+    has_neighbours: bool = False  # another worker has trained on the same CPUs or GPU meanwhile
+    tells_engine: bool = False  # False: of a version that did not note how it was trained
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the trial has had its device to itself: then what it took is its cost."""
+        return not (self.is_lane or self.has_neighbours)
 
     @property
     def latest(self) -> Report | None:
@@ -81,6 +89,7 @@ class History:
     base: Report | None = None  # report 0
     attempts: int = 0
     driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
+    costs: list[events.Cost] = field(default_factory=list)
     interrupted: bool = False
     finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
     chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
@@ -92,6 +101,7 @@ class History:
     answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
+    pack_s: float = 0.0  # seconds for which packs trained, of all workers
     _device_s: float = 0.0  # of workers that have no trial any more
     _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
@@ -107,8 +117,9 @@ class History:
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""
         if isinstance(event, events.Attempt):
-            for worker in list(self._busy):  # the last word of the driver before was its end
-                self._rest(worker)
+            for worker, (_, keys) in list(self._busy.items()):
+                # The last word of the driver before was its end.
+                self._rest(worker, any(self.trials[key].is_lane for key in keys))
         self.latest = event.time
         match event:
             case events.Sweep():
@@ -139,6 +150,8 @@ class History:
                     self.trials[key].checkpoints = []
             case events.Interrupt():
                 self.interrupted = True
+            case events.Cost():
+                self.costs.append(event)
             case events.Request():
                 self._carry_out(event)
 
@@ -196,6 +209,7 @@ class History:
                 record.started = event.time
                 if event.time is not None:
                     self._busy.setdefault(event.worker, (event.time, set()))[1].add(record.key)
+                self._note_neighbours(record, event)
             case events.Report():
                 record.reports[event.index] = event.report
                 self._values.pop(record.key, None)
@@ -221,6 +235,19 @@ class History:
                 record.ended = event.time
                 record.totals = dict(event.totals)
 
+    def _note_neighbours(self, record: Record, start: events.Start) -> None:
+        """Note which trials share a pack, and which the CPUs of a host or a GPU, from now on."""
+        record.tells_engine = start.lane is not None
+        record.is_lane |= bool(start.lane)
+        has_own_gpu = start.device.startswith("cuda") and self._devices >= 1
+        host = start.worker.rpartition(":")[0]
+        for worker, (_, keys) in self._busy.items():
+            for other in [self.trials[key] for key in keys if key != record.key]:
+                if worker == start.worker:
+                    record.is_lane = other.is_lane = True
+                elif not has_own_gpu and worker.rpartition(":")[0] == host:
+                    record.has_neighbours = other.has_neighbours = True
+
     def device_hours(self, now: float | None = None) -> float:
         """Hours for which devices had a trial, over all starts; `now` is for those that still have.
 
@@ -244,11 +271,13 @@ class History:
             keys = self._busy[record.worker][1]
             keys.discard(record.key)
             if not keys:
-                self._rest(record.worker)
+                self._rest(record.worker, record.is_lane)
 
-    def _rest(self, worker: str) -> None:
+    def _rest(self, worker: str, was_pack: bool) -> None:
         since, _ = self._busy.pop(worker)
-        self._device_s += ((self.latest or since) - since) * self._devices
+        seconds = (self.latest or since) - since
+        self._device_s += seconds * self._devices
+        self.pack_s += seconds if was_pack else 0.0
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""

@@ -58,7 +58,7 @@ def test_older_lines_are_read_and_written_again_byte_for_byte() -> None:
         for ledger in (REPOSITORY / "tests/support/begun_by_ccb4d6b").glob("*/ledger.jsonl")
         for line in ledger.read_text().splitlines()
     ]
-    newer = {"finalists", "removed", "interrupt", "request"}
+    newer = {"finalists", "removed", "interrupt", "request", "cost"}
     assert {json.loads(line)["event"] for line in lines} == KINDS.keys() - newer
     for line in lines:
         assert json.dumps(read_event(json.loads(line)).to_json()) == line
