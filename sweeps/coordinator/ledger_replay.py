@@ -70,6 +70,10 @@ class _Replay:
             suggestions.replay_ask(event)
         if isinstance(event, events.Request):
             suggestions.replay_request(event)
+        if isinstance(event, events.Known):
+            suggestions.add_known(event)
+        if isinstance(event, events.Learnt):
+            suggestions.learn(event)
         if isinstance(event, events.Attempt):
             suggestions.took_over()
         if isinstance(event, events.End):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from omegaconf.errors import OmegaConfBaseException
@@ -15,7 +16,7 @@ from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import ConfigError, LedgerWriteError, first_line
 from sweeps.core.trial import OUTSIDE, State
 from sweeps.ledger.history import Record
-from sweeps.search.first import picks_of
+from sweeps.search.first import picked_of
 from sweeps.search.samplers import search_problems
 from sweeps.space.parser import lookup
 from sweeps.storage.requests import Answer, Request, Unreadable, write_answer
@@ -166,7 +167,7 @@ def _new_trial(
     except (ConfigError, OmegaConfBaseException) as error:
         raise Refused(first_line(error)) from None
     warm = _weights(coordinator, request, parent) if parent and request.warm else None
-    picked = picks_of(config, space) if warm is None else None
+    picked = picked_of(partial(lookup, config), space) if warm is None else None
     if picked is not None and config_of(spec, space.values(picked)) != config:
         picked = None  # a key that is not searched has another value
     if picked is None:
