@@ -61,8 +61,9 @@ from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
 from sweeps.results.cost import Costs
-from sweeps.results.importance import effects
+from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
+from sweeps.search.optuna_export import completed_study
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
@@ -187,7 +188,8 @@ class Driver:
                 self._history = past
                 spent = ", and its trials are spent: more sweep.trials try what is new"
                 grown = [f"{line}{spent}" for line in self._grown]
-                self._show({}, ["This sweep had ended already.", *grown])
+                weights = importance(completed_study(past)) or {}
+                self._show(weights, ["This sweep had ended already.", *grown])
                 self._tell_failure(None)
                 return self._ended()
             self._display.say(*plan_lines(self._spec, self._space, self._folder), *self._grown)
@@ -487,7 +489,6 @@ class Driver:
     ) -> None:
         found = best(self._history)
         proof = proof_of(self._folder) if is_ready(self._folder, found) else None
-        tested = (proof or {}).get("proof", {})
         show(
             self._display.console,
             summary(
@@ -496,8 +497,7 @@ class Driver:
                 effects(self._history),
                 importance or None,
                 found,
-                test_loss=tested.get("test_loss"),
-                base_test_loss=tested.get("base_test_loss"),
+                proof=(proof or {}).get("proof"),
                 notes=notes,
                 again=None if found is None else train_again(self._spec, found),
                 proof_error=proof_error,

@@ -151,7 +151,10 @@ def refuse_strangers(folder: RunFolder) -> None:
     """
     if folder.has_begun:
         return
-    ours = (folder.trials, folder.best, folder.tracking, folder.table, folder.study, folder.report)
+    ours = (
+        *(folder.trials, folder.best, folder.tracking, folder.tensorboard),
+        *(folder.table, folder.study, folder.report),
+    )
     there = [path for path in ours if path.exists()]
     # These may come from a start that was killed before its ledger began.
     there += [

@@ -32,7 +32,7 @@ from sweeps.ledger.history import History, Record
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
 from sweeps.results.trials_csv import Table
-from sweeps.search.optuna_export import export_study, study_of
+from sweeps.search.optuna_export import completed_study, export_study
 from sweeps.space.space import Space
 from sweeps.storage.requests import Request, Unreadable
 from sweeps.storage.run_folder import RunFolder
@@ -200,7 +200,7 @@ class CoordinatorActor:
         proven = best(self._coordinator.history)
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
         return SweepResult(
-            importance=importance(study_of(self._coordinator.history)),
+            importance=importance(completed_study(self._coordinator.history)),
             stop=self._coordinator.stop,
             notes=unwritten,
             proof=self._proof.results.get(key),

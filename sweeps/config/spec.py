@@ -154,8 +154,9 @@ class SearchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
-    """Weights & Biases. `auto` is online when a key is found, else offline."""
+    """Where a sweep is shown. `auto`: W&B is online when a key is found, else offline."""
 
+    kind: Literal["wandb", "tensorboard"] = "wandb"
     mode: Annotated[Literal["auto", "online", "offline", "off"], YamlWord] = "auto"
     project: str = "sft-sweeps"
     entity: str | None = None
