@@ -1,4 +1,4 @@
-"""Killed while it measures what trials cost alone, a sweep measures what is missing, and no more."""
+"""Killed while it measures what trials cost alone, a sweep measures what is missing, no more."""
 
 from __future__ import annotations
 
