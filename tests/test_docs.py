@@ -85,7 +85,7 @@ def test_every_command_that_is_shown_is_accepted(
     assert main(shlex.split(words)) == 0
 
 
-def only_read(argv: list[str]) -> int:
+def only_read(argv: list[str], **_: bool) -> int:
     """Read and check a command line; raises ConfigError."""
     read_command(argv)
     return 0
