@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.cluster.gpus import gpu_problems
 from orchestrator.config.decisions import UNREAD
 from orchestrator.storage.run_dir import place_problems
+from orchestrator.tracking.tracker import tracking_problems
 from sweeps.config.keys import FACTS, STRATEGY, may_change, search_refusal
 from sweeps.config.spec import Spec
 from sweeps.config.validation import without_strategy
@@ -138,6 +139,7 @@ def spec_problems(spec: Spec, space: Space) -> list[Problem]:
 
     found = search_problems(spec.sweep, space) + _group_problems(spec, space)
     found += _sharding_problems(spec, space) + _gpu_problems(spec) + place_problems(spec)
+    found += tracking_problems(spec.tracking)
     found += [p for p in peft_problems(spec.train.peft, spec.train.model) if p.key[:5] == "model"]
     return found + schema.spec_problems(spec.train.data)
 

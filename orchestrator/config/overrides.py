@@ -41,7 +41,7 @@ _SECTIONS = {
     **dict.fromkeys(("training", "train", "training_args", "sft", "args"), "trainer"),
     **dict.fromkeys(("lora", "adapter", "peft_config"), "peft"),
     **dict.fromkeys(("dataset", "datasets"), "data"),
-    **dict.fromkeys(("wandb", "logging"), "tracking"),
+    **dict.fromkeys(("wandb", "mlflow", "tensorboard", "logging"), "tracking"),
     **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
 }
 _SECRET_REASON = "its value has a character that must be quoted"

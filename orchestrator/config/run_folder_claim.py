@@ -26,7 +26,7 @@ SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
 
 _MAY_GROW = (
     "Its sweep may grow: more options or wider intervals in sweep.space, more sweep.repeats, "
-    "sweep.finalists and sweep.trials, and more of sweep.first. "
+    "sweep.finalists and sweep.trials, and more of sweep.first and sweep.reuse. "
 )
 
 
@@ -151,7 +151,10 @@ def refuse_strangers(folder: RunFolder) -> None:
     """
     if folder.has_begun:
         return
-    ours = (folder.trials, folder.best, folder.tracking, folder.table, folder.study, folder.report)
+    ours = (
+        *(folder.trials, folder.best, folder.tracking, folder.tensorboard),
+        *(folder.table, folder.study, folder.report),
+    )
     there = [path for path in ours if path.exists()]
     # These may come from a start that was killed before its ledger began.
     there += [

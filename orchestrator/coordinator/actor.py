@@ -1,8 +1,8 @@
 """The Coordinator as one Ray actor on the driver's node: what workers and driver call.
 
 It adds to `sweeps.coordinator` what only matters between processes: which worker holds which
-trial, the dry run before the first trial, and the last job of a sweep, proving the best checkpoint,
-which goes to a worker that has the data and the libraries loaded.
+trial, the dry run before the first trial, and the last jobs of a sweep, proving the best checkpoint
+and measuring what trials cost alone, which go to a worker that has data and libraries loaded.
 """
 
 from __future__ import annotations
@@ -17,20 +17,23 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from orchestrator.coordinator.assignment import Assigner, AssignmentRules, assignment_rules
+from orchestrator.coordinator.cost_job import CostJob
 from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.other_folders import Found
 from sweeps.coordinator.steering import answer
+from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError
 from sweeps.core.trial import Decision, Report, State
 from sweeps.ledger.events import Attempt, End
-from sweeps.ledger.history import History
+from sweeps.ledger.history import History, Record
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
 from sweeps.results.trials_csv import Table
-from sweeps.search.optuna_export import export_study, study_of
+from sweeps.search.optuna_export import completed_study, export_study
 from sweeps.space.space import Space
 from sweeps.storage.requests import Request, Unreadable
 from sweeps.storage.run_folder import RunFolder
@@ -74,7 +77,9 @@ class CoordinatorActor:
         self._lane_mb = 0.0
         self._assigner = Assigner(self._rules, self._coordinator.ask)
         self._gate = DryRunGate(facts=Attempt(), train=None)
+        self._elsewhere: Found | None = None
         self._proof = Proof()
+        self._cost = CostJob(coordinator=self._coordinator)
         self._table = Table(self._folder)
         self._asked: set[str] = set()  # workers that have asked for a job and not left
         self._barren = 0
@@ -98,13 +103,16 @@ class CoordinatorActor:
         facts: Attempt,
         known: DryRun | None = None,
         to_try: TrainSpec | None = None,
+        elsewhere: Found | None = None,
     ) -> None:
         """Hand out trials; with `to_try`, after a worker has trained one step of it.
 
         Args:
             facts: what the ledger should know of this start.
             known: the result of the dry run, if it was done at an earlier start.
+            elsewhere: what other run folders give to this sweep.
         """
+        self._elsewhere = elsewhere
         nothing_to_train = self._coordinator.is_finished
         self._gate = DryRunGate(facts=facts, train=None if nothing_to_train else to_try)
         if self._gate.is_open:
@@ -118,14 +126,15 @@ class CoordinatorActor:
         told = {**(facts.rehearsal or {}), **(asdict(found) if found else {})}
         if self._lanes < self._rules.lanes:
             told["lanes"] = self._lanes
-        self._coordinator.begin(replace(facts, rehearsal=told))
+        self._coordinator.begin(replace(facts, rehearsal=told), self._elsewhere)
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
         """Do nothing but answer: see `orchestrator.cluster.signals.Heartbeat`."""
 
     def interrupt(self, stop: Stop, prove: bool) -> None:
-        """Stop handing out trials; with `prove`, the best checkpoint so far is still proven."""
+        """Stop handing out trials; with `prove`, the best checkpoint so far is still proven, and
+        what trials cost alone is measured."""
         if self._gate.refusal:
             return
         if not self._gate.is_open:
@@ -162,7 +171,9 @@ class CoordinatorActor:
         if self._gate.refusal:
             return True
         self._look_at_idle()
-        return self._coordinator.is_finished and not self._has_to_prove()
+        if not self._coordinator.is_finished or self._has_to_prove():
+            return False
+        return not self._cost.holder and self._next_cost() is None
 
     def _look_at_idle(self) -> None:
         """Stop the sweep if for `_IDLE_S` there have been only unusable workers."""
@@ -175,11 +186,11 @@ class CoordinatorActor:
             self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
 
     def wants_worker(self) -> bool:
-        """Whether Tune should start another worker. No while one proves the best checkpoint, nor
-        while a user has paused the sweep and wants its devices."""
+        """Whether Tune should start another worker. No while one does the last jobs, nor while a
+        user has paused the sweep and wants its devices."""
         if self._gate.is_open and self._coordinator.history.is_idle:
             return False
-        return not self._coordinator.is_finished or not self._proof.holder
+        return not self._coordinator.is_finished or not (self._proof.holder or self._cost.holder)
 
     def finish(self) -> SweepResult:
         """Write trials.csv and study.db, and tell how the sweep ended."""
@@ -194,7 +205,7 @@ class CoordinatorActor:
         proven = best(self._coordinator.history)
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
         return SweepResult(
-            importance=importance(study_of(self._coordinator.history)),
+            importance=importance(completed_study(self._coordinator.history)),
             stop=self._coordinator.stop,
             notes=unwritten,
             proof=self._proof.results.get(key),
@@ -214,6 +225,7 @@ class CoordinatorActor:
             self._coordinator.release(key, "its worker's process died")
         if held:
             self._table.refresh(self._coordinator.history)
+        self._cost.worker_died(worker, reason)
         if self._proof.holder == worker:
             self._proof.holder = ""
             self._proof.deaths += 1
@@ -229,6 +241,7 @@ class CoordinatorActor:
         """Hand out again what a worker has not begun that leaves of its own accord."""
         self._asked.discard(worker)
         self._gate.worker_left(worker)
+        self._cost.worker_left(worker)
         for key in self._assigner.worker_left(worker):
             self._coordinator.requeue(key)
 
@@ -275,8 +288,12 @@ class CoordinatorActor:
         if not self._coordinator.is_finished:
             return Job(kind="leave" if self._coordinator.history.is_idle else "wait")
         # Proven when no trial runs any more: none can change which checkpoint is the best.
-        if not self._assigner.count and self._has_to_prove() and not self._proof.holder:
-            return self._prove_job(worker)
+        if not (self._assigner.count or self._proof.holder or self._cost.holder):
+            if self._has_to_prove():
+                return self._prove_job(worker)
+            if (record := self._next_cost()) is not None:
+                self._cost.give(worker, record)
+                return Job(kind="cost", trial=self._coordinator.trial(record.key))
         self._assigner.worker_left(worker)
         return Job(kind="leave")
 
@@ -301,12 +318,19 @@ class CoordinatorActor:
         return retries > 0 and retries >= self._coordinator.spec.sweep.max_retries
 
     def start(
-        self, worker: str, key: str, where: str, device: str, step: int, reports: Sequence[Report]
+        self,
+        worker: str,
+        key: str,
+        where: str,
+        device: str,
+        step: int,
+        reports: Sequence[Report],
+        lane: bool = False,
     ) -> int | None:
         if not self._assigner.has(worker, key):
             return None  # the worker was thought dead, and its trials were handed out again
         attempt = self._coordinator.start(
-            key, worker=where, device=device, step=step, reports=reports
+            key, worker=where, device=device, step=step, reports=reports, lane=lane
         )
         if attempt is None:
             self._assigner.release(worker, key)
@@ -351,6 +375,16 @@ class CoordinatorActor:
             self._proof.error = error
         else:
             self._proof.results[key, step] = result
+
+    def _next_cost(self) -> Record | None:
+        """The trial whose cost alone is measured next; None if that is over, or has to wait."""
+        return self._cost.next() if self._wants_proof else None
+
+    def cost_measured(
+        self, worker: str, key: str, device: str, parts: Parts | None, reason: str = ""
+    ) -> None:
+        self._cost.done(worker, key, device, parts, reason)
+        self._table.refresh(self._coordinator.history)
 
     def _has_to_prove(self) -> bool:
         if not self._wants_proof or self._proof.error:

@@ -16,8 +16,8 @@ class Job:
     """What a worker is to do next.
 
     Attributes:
-        kind: train a trial; do the dry run; prove the best checkpoint; wait, as there is nothing to
-            do now; leave for good.
+        kind: train a trial; do the dry run; prove the best checkpoint; measure what the trial's
+            config costs alone; wait, as there is nothing to do now; leave for good.
         spec: what the dry run trains; with `wait`, another worker does it.
         alone: the trial shares its device with no other.
         lane_mb: the most memory that a lane takes beside the base model, measured by the dry run;
@@ -25,7 +25,7 @@ class Job:
         expected: for prove, the eval_loss that was reported at `step`.
     """
 
-    kind: Literal["train", "dry_run", "prove", "wait", "leave"]
+    kind: Literal["train", "dry_run", "prove", "cost", "wait", "leave"]
     trial: Trial | None = None
     spec: TrainSpec | None = None
     alone: bool = False

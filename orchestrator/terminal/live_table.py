@@ -17,7 +17,13 @@ from orchestrator.terminal.format import duration_text, in_notebook, loss_text, 
 from orchestrator.terminal.log_lines import PlainLines
 from orchestrator.terminal.notebook import NotebookLive
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
-from orchestrator.terminal.tables import base_value, counts_text, leaders_grid, running_grid
+from orchestrator.terminal.tables import (
+    base_value,
+    counts_text,
+    leaders_grid,
+    pace_text,
+    running_grid,
+)
 from sweeps.core.commands import command_line
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
@@ -103,7 +109,8 @@ class Display:
         running = [r for r in history.trials.values() if r.state is State.RUNNING]
         room = max(1, self.console.height - FIXED_LINES - len(leaders))
         hidden = max(0, len(running) - room)
-        parts: list[RenderableType] = [self._head(history, left), self._counts(history), Text()]
+        parts: list[RenderableType] = [self._head(history, left), self._counts(history, progress)]
+        parts.append(Text())
         if history.paused_by:
             parts.append(Text(paused_line(history, self._folder), style="yellow"))
         if running:
@@ -111,9 +118,7 @@ class Display:
             if hidden:
                 parts.append(Text(f"... and {hidden} more running", style="dim"))
         elif not history.paused_by:
-            begun = "Waiting for the first trial to start"
-            before = "Waiting for a worker to train one step before the first trial"
-            parts.append(Text(begun if history.attempts else before, style="dim"))
+            parts.append(Text(_quiet_text(history), style="dim"))
         if leaders:
             parts += [Text(), leaders_grid(history, leaders)]
         return Group(*parts)
@@ -141,14 +146,14 @@ class Display:
         )
         return head
 
-    def _counts(self, history: History) -> RenderableType:
+    def _counts(self, history: History, progress: Mapping[str, Progress]) -> RenderableType:
         base = base_value(history)
         line = Table.grid(padding=(0, 2, 0, 0), expand=True)
         line.add_column(no_wrap=True, overflow="ellipsis")
         line.add_column(no_wrap=True, overflow="ellipsis", justify="right")
         measured = Text(f"base model {loss_text(base)}", style="italic blue")
         line.add_row(
-            counts_text(history) or Text("starting"),
+            (counts_text(history) or Text("starting")) + Text(pace_text(progress.values())),
             Text(folder_text(self._folder.root), style="dim") if base is None else measured,
         )
         return line
@@ -168,6 +173,15 @@ class Display:
             with suppress(OSError, IndexError):  # it may have failed half started
                 self._live.stop()
             self._live = None
+
+
+def _quiet_text(history: History) -> str:
+    """What happens while no trial trains."""
+    if not history.attempts:
+        return "Waiting for a worker to train one step before the first trial"
+    if history.trials and not history.unfinished():
+        return "Loading the best checkpoint again, and measuring what training alone costs"
+    return "Waiting for the first trial to start"
 
 
 def paused_line(history: History, folder: RunFolder) -> str:

@@ -65,7 +65,10 @@ def counts_text(history: History) -> Text:
 def running_grid(
     history: History, records: Sequence[Record], progress: Mapping[str, Progress]
 ) -> Grid:
-    """Trials in training: how far, the best evaluation so far, the training loss, the time left."""
+    """Trials in training: how far, the best evaluation so far, the training loss, the time left.
+
+    The speed is shown of those that have their device to themselves: `pace_text` has the others'.
+    """
     now = [progress.get(record.key, Progress()) for record in records]
     bars = [
         ProgressBar(total=1.0, completed=one.fraction, width=BAR_CELLS, complete_style="cyan")
@@ -79,10 +82,26 @@ def running_grid(
             Column("", [f"{one.fraction:.0%}" for one in now]),
             Column(history.metric, [loss_text(history.value(record)) for record in records]),
             Column("train", [loss_text(one.loss) for one in now], keep=5),
-            Column("tok/s", [rate_text(one.tokens_per_second) for one in now], keep=3),
+            *_speeds(records, now),
             Column("left", [duration_text(one.seconds_left) for one in now], keep=6),
         ],
     )
+
+
+def _speeds(records: Sequence[Record], now: Sequence[Progress]) -> list[Column]:
+    if not any(record.is_alone for record in records):
+        return []
+    cells = [
+        rate_text(one.tokens_per_second) if record.is_alone else ""
+        for record, one in zip(records, now, strict=True)
+    ]
+    return [Column("tok/s", cells, keep=3)]
+
+
+def pace_text(progress: Iterable[Progress]) -> str:
+    """The tokens a second of all trials that train at once; empty for fewer than two."""
+    speeds = [one.tokens_per_second for one in progress if one.tokens_per_second]
+    return f"  {rate_text(sum(speeds))} tok/s in all" if len(speeds) > 1 else ""
 
 
 def leaders_grid(history: History, rows: Sequence[Row]) -> Grid:

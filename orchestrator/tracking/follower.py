@@ -19,8 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
-from orchestrator.tracking.tracker import Job, Message, Tracker
-from orchestrator.tracking.wandb_runs import WandbRuns
+from orchestrator.tracking.tracker import Job, Message, Tracker, tracker_class
 from sweeps.core.secrets import scrub
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
@@ -148,7 +147,7 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is not for the driver
     job: Job = pickle.load(sys.stdin.buffer)
-    tracker = WandbRuns(job)
+    tracker = tracker_class(job.tracking)(job)
     follower = Follower(job, tracker, out)
     logging.getLogger("orchestrator").addHandler(follower)
     if job.only_look:

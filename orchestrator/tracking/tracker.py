@@ -23,12 +23,17 @@ from typing import Any, Protocol
 import psutil
 
 from sweeps.config.spec import TrackingSpec
+from sweeps.core.commands import in_a_shell
+from sweeps.core.errors import Problem
+from sweeps.core.versions import installed
 from sweeps.ledger.events import Event
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 _COMMAND = (sys.executable, "-m", "orchestrator.tracking.follower")
+_OURS = "sft-sweeps"  # the name that this project is installed under
+_OFF = "tracking: off"
 _LOOK_S = 30.0  # for `look_for_server`: imports, and a server that does not answer
 _KILL_S = 1.0  # for killed processes to end
 
@@ -36,7 +41,7 @@ _KILL_S = 1.0  # for killed processes to end
 class Tracker(Protocol):
     """A service that shows sweeps. Its methods may wait and may raise; one thread calls them.
 
-    `follower.main` creates it, from a `Job`; another service is another such class.
+    `follower.main` creates the one that `tracker_class` names.
 
     Attributes:
         name: begins each of its lines.
@@ -45,6 +50,8 @@ class Tracker(Protocol):
 
     name: str
     package: str
+
+    def __init__(self, job: Job) -> None: ...
 
     def connect(self, past: Iterable[Event]) -> str:
         """Look for the server; returns one line for the user.
@@ -101,7 +108,7 @@ class Job:
     """What the process is to track.
 
     Attributes:
-        root: the run folder. The tracker's files go to its `wandb` folder.
+        root: the run folder, where a tracker has a file or folder of its own.
         sweep_name: the group of the trials' runs.
         public: the whole resolved config without secrets; `allow_list` says which part is sent.
         tracked: file -> bytes that were there before, and were tracked by an earlier driver;
@@ -143,8 +150,9 @@ class TrackerProcess:
         self._messages: deque[Message] = deque()
         self._last_lines: Sequence[str] = ()
         self._process: subprocess.Popen[bytes] | None = None
+        self._name = _name(job.tracking)
         if is_off(job.tracking):
-            self._messages.append(Message(text="W&B: off"))
+            self._messages.append(Message(text=_OFF))
             return
         # A session of its own: Ctrl-C is for the driver. It ends when its stdin does.
         self._process = subprocess.Popen(
@@ -178,7 +186,7 @@ class TrackerProcess:
         died = []
         try:
             if code := process.wait(timeout_s):
-                died = [f"W&B: tracking stopped early: its process ended with code {code}"]
+                died = [f"{self._name}: tracking stopped early: its process ended with code {code}"]
         except subprocess.TimeoutExpired:
             _kill_tree(process)
         self._reader.join(_KILL_S)
@@ -196,7 +204,7 @@ class TrackerProcess:
 def look_for_server(tracking: TrackingSpec) -> str:
     """Whether the server can be used, in one line; takes some seconds at most, and never fails."""
     if is_off(tracking):
-        return "W&B: off"
+        return _OFF
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(tracking=tracking, root=Path(scratch), only_look=True)
         try:
@@ -204,18 +212,51 @@ def look_for_server(tracking: TrackingSpec) -> str:
                 _COMMAND, input=pickle.dumps(job), capture_output=True, timeout=_LOOK_S, check=True
             )
         except (OSError, subprocess.SubprocessError) as error:
-            return f"W&B: off: {type(error).__name__}: {error}"
+            return f"{_name(tracking)}: off: {type(error).__name__}: {error}"
     message: Message = pickle.loads(done.stdout)
     return message.text
 
 
 def is_off(tracking: TrackingSpec) -> bool:
     """Whether nothing shall be tracked."""
-    return mode_of(tracking) in ("off", "disabled")
+    mode = mode_of(tracking) if tracking.kind == "wandb" else tracking.mode
+    return mode in ("off", "disabled")
+
+
+def tracker_class(tracking: TrackingSpec) -> type[Tracker]:
+    """The class for `tracking.kind`; its package is imported as it connects."""
+    match tracking.kind:
+        case "tensorboard":
+            from orchestrator.tracking.tensorboard_runs import TensorboardRuns
+
+            return TensorboardRuns
+        case "wandb":
+            from orchestrator.tracking.wandb_runs import WandbRuns
+
+            return WandbRuns
+
+
+def tracking_problems(tracking: TrackingSpec) -> list[Problem]:
+    """What keeps the chosen service from being used: its package is an extra of ours.
+
+    W&B's is none of them, and a sweep runs without it.
+    """
+    if is_off(tracking) or tracking.kind == "wandb":
+        return []
+    package = tracker_class(tracking).package
+    if package in installed([package]):
+        return []
+    command = in_a_shell(f"{_OURS}[{tracking.kind}]")
+    message = f"needs {package}, which is not installed: pip install {command}"
+    return [Problem(key="tracking.kind", value=tracking.kind, message=message)]
+
+
+def _name(tracking: TrackingSpec) -> str:
+    return tracker_class(tracking).name
 
 
 def mode_of(tracking: TrackingSpec) -> str:
-    """The configured mode; W&B's own variable decides if that is auto."""
+    """The configured mode of W&B; its own variable decides if that is auto."""
     if tracking.mode != "auto":
         return tracking.mode
     mode = os.environ.get("WANDB_MODE", "").lower()

@@ -35,6 +35,7 @@ class WorkerObserver:
     device: str
     watch: DrainWatch | None = None
     files: WorkerFiles | None = None
+    lane: bool = False
     attempt: int = 0
     _rows: list[Mapping[str, float]] = field(default_factory=list)
     _sent: float = 0.0
@@ -43,7 +44,7 @@ class WorkerObserver:
 
     def begin(self, step: int, reports: list[Report]) -> bool:
         attempt = self.coordinator.start(
-            self.worker, self.key, self.where, self.device, step, reports
+            self.worker, self.key, self.where, self.device, step, reports, self.lane
         )
         self.attempt = attempt or 0
         return attempt is not None

@@ -1,4 +1,4 @@
-"""Runs a worker's jobs: the dry run, trials alone or as lanes, the proof of the best checkpoint."""
+"""Runs a worker's jobs: the dry run, trials alone or as lanes, and what follows the last trial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 import traceback
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +24,12 @@ from sweeps.config.validation import read_train
 from sweeps.core import fault_injection
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.trial import State, Trial
+from sweeps.storage.run_folder import RunFolder
 from trainers.best_checkpoint import assemble, prove
 from trainers.data.dataset import PreparedData, load
 from trainers.model import cache
 from trainers.trial.failures import DivergedError, is_device_lost, is_out_of_memory
-from trainers.trial.meters import free_memory, held_mb, paged_mb
+from trainers.trial.meters import device_name, free_memory, held_mb, paged_mb
 from trainers.trial.ranks import Ranks
 from trainers.trial.task import DryRun, Outcome, Task
 
@@ -116,6 +117,9 @@ class TrialLoop:
                 continue
             if job.kind == "prove":
                 self._prove(job)
+                continue
+            if job.kind == "cost":
+                self._measure_cost(job)
                 continue
             if job.trial is None:
                 if job.spec is not None:
@@ -266,7 +270,7 @@ class TrialLoop:
                 self._attach(self._pack, waiting)
 
     def _attach(self, pack: Pack, waiting: Waiting) -> None:
-        observer = self._observer(waiting.trial)
+        observer = self._observer(waiting.trial, lane=True)
         try:
             pack.attach(self._task(waiting), observer)
         except Exception as error:
@@ -402,9 +406,31 @@ class TrialLoop:
         """Measure the best checkpoint, loaded from `draft`."""
         return prove(draft, train, self._rows(), expected=job.expected, device=self._device)
 
+    def _measure_cost(self, job: Job) -> None:
+        """Measure what a trial's config costs alone, by SFTTrainer whatever trained the trial."""
+        assert job.trial is not None
+        trial, self._pack, self._spare = job.trial, None, None
+        free_memory()
+        parts, reason = None, ""
+        try:
+            from trainers.sft.cost import measure
+
+            train = read_train(trial.config).halved(trial.halvings)
+            assert train is not None
+            scratch = RunFolder(self._folder.scratch / "cost")
+            task = replace(self._task_of(trial.key, train), folder=scratch)
+            parts = measure(task, self._rows())
+        except Exception as failure:
+            if is_device_lost(failure, self._device):
+                raise  # this process dies of it, and another one measures
+            reason = f"{type(failure).__name__}: {failure}"
+        device = device_name(self._device)
+        self.coordinator.cost_measured(self.worker, trial.key, device, parts, reason)
+        self._give_back()
+
     # ------------------------------------------------------------------ helpers
 
-    def _observer(self, trial: Trial) -> WorkerObserver:
+    def _observer(self, trial: Trial, *, lane: bool = False) -> WorkerObserver:
         return WorkerObserver(
             coordinator=self.coordinator,
             worker=self.worker,
@@ -413,13 +439,17 @@ class TrialLoop:
             device=self._device,
             watch=self.watch,
             files=self.files,
+            lane=lane,
         )
 
     def _task(self, waiting: Waiting) -> Task:
         self.files.fetch(waiting.trial.key)
+        return self._task_of(waiting.trial.key, waiting.train)
+
+    def _task_of(self, key: str, train: TrainSpec) -> Task:
         return Task(
-            key=waiting.trial.key,
-            train=waiting.train,
+            key=key,
+            train=train,
             examples=self.config.examples,
             folder=self._folder,
             device=self._device,

@@ -77,6 +77,8 @@ class DataSpec:
     eval_fraction: Number = setting(0.05, tracked=True)
     eval_limit: Whole | None = setting(None, tracked=True)  # rows of it that are measured
     test_fraction: Number = setting(0.0, tracked=True)
+    # What becomes of rows to measure on whose prompt is trained on; None: they stay.
+    shared_prompts: Literal["move", "drop"] | None = setting(None, tracked=True)
     max_length: Whole = setting(1024, tracked=True)  # tokens
     max_truncated: Number = setting(0.5, tracked=True)  # share of rows that may be cut there
     on_bad_row: Literal["error", "skip"] = setting("error", tracked=True)
@@ -117,6 +119,10 @@ class SearchSpec:
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
     # Partial configs that are tried before the search's own; may_change: a folder may get more.
     first: Mappings = setting((), may_change=True, tracked=True)
+    # Run folders: of whose finished trials those that are this sweep's are taken over; whose best
+    # configs are tried first.
+    reuse: Words = setting((), may_change=True)
+    learn_from: Words = setting((), may_change=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
     search: SearchName = setting("grid", tracked=True)
@@ -154,8 +160,9 @@ class SearchSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackingSpec:
-    """Weights & Biases. `auto` is online when a key is found, else offline."""
+    """Where a sweep is shown. `auto`: W&B is online when a key is found, else offline."""
 
+    kind: Literal["wandb", "tensorboard"] = "wandb"
     mode: Annotated[Literal["auto", "online", "offline", "off"], YamlWord] = "auto"
     project: str = "sft-sweeps"
     entity: str | None = None
@@ -192,6 +199,15 @@ class Config:
     sweep: SearchSpec = setting(owner="it says how to search")
     tracking: TrackingSpec = setting(may_change=True, owner="it says what is tracked")
     cluster: ClusterSpec = setting(may_change=True, owner=_WHERE)
+
+
+def halved(batch: int, accumulation: int) -> tuple[int, int] | None:
+    """The next smaller micro-batch, and its accumulation; None if it is one row already."""
+    rows, half = batch * accumulation, batch // 2
+    if not half:
+        return None
+    smaller = next(size for size in range(half, 0, -1) if rows % size == 0)
+    return smaller, rows // smaller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,14 +252,12 @@ class TrainSpec:
         """
         spec = self
         for _ in range(times):
-            rows = spec.batch_size * spec.accumulation_steps
-            half = spec.batch_size // 2
-            if not half:
+            sizes = halved(spec.batch_size, spec.accumulation_steps)
+            if sizes is None:
                 return None
-            batch = next(size for size in range(half, 0, -1) if rows % size == 0)
             smaller = {
-                "per_device_train_batch_size": batch,
-                "gradient_accumulation_steps": rows // batch,
+                "per_device_train_batch_size": sizes[0],
+                "gradient_accumulation_steps": sizes[1],
             }
             spec = replace(spec, trainer={**spec.trainer, **smaller})
         return spec

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import optuna
@@ -22,8 +22,10 @@ from sweeps.config.trial_config import config_of, trial_key
 from sweeps.config.validation import read_train
 from sweeps.coordinator import steering
 from sweeps.coordinator.ledger_replay import replay_ledger
+from sweeps.coordinator.other_folders import Found, take_files
 from sweeps.coordinator.retention import Retention
 from sweeps.coordinator.suggestions import Suggestions
+from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
@@ -32,6 +34,7 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.results import row_losses
+from sweeps.results.cost import settings
 from sweeps.search.study import Suggestion, Verdict
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import append_lines, write_text
@@ -72,8 +75,12 @@ class Coordinator:
 
     # ------------------------------------------------------------------ a driver's life
 
-    def begin(self, driver: events.Attempt | None = None) -> None:
-        """A driver takes over: write what it is, and settle what the last one left open."""
+    def begin(self, driver: events.Attempt | None = None, found: Found | None = None) -> None:
+        """A driver takes over: write what it is, and settle what the last one left open.
+
+        Args:
+            found: what other run folders give to this sweep.
+        """
         with self._guard:
             if not self.history.spec:
                 self._write(events.Sweep(name=self._spec.name, spec=self._spec.public))
@@ -81,6 +88,8 @@ class Coordinator:
             number = self.history.attempts + 1
             self._write(replace(driver, number=number, spec=self._spec.public))
             self._suggestions.took_over()
+            if found is not None:
+                self._take_over(found)
             self._retention.begin()
             self.has_begun = True
             for record in self.history.unfinished():
@@ -120,13 +129,40 @@ class Coordinator:
         """Go on with another spec, which differs in keys that may change."""
         self._spec = spec
         self._suggestions.change(spec)
-        self._retention.keep = spec.sweep.keep
+        self._retention.keep = spec.sweep.kept
         if self.has_begun:
             self._retention.begin()
 
     def stop_for(self, stop: Stop) -> None:
         """Hand out nothing more in this start, unless that is so already."""
         self._stop = self._stop or stop
+
+    def _take_over(self, found: Found) -> None:
+        """Write down what other run folders know, each trial with its files."""
+        for known in found.known:
+            config = self._suggestions.next_number
+            if known.repeat:
+                first = trial_key(config_of(self._spec, known.params))
+                if first not in self.history.trials:
+                    continue
+                config = self.history.trials[first].config
+                if known.repeat != len(self.history.repeats(config)):
+                    continue  # of its seeds an earlier one is missing
+            take_files(known, self._folder)
+            known = replace(known, config=config, number=len(self.history.trials))
+            self._write(known)
+            self._suggestions.add_known(known)
+            if found.base is not None and self.history.base is None:
+                self._write_base(known.trial, found.base)
+        for learnt in found.learnt:
+            self._write(learnt)
+            self._suggestions.learn(learnt)
+        if found.known:
+            self._suggestions.settle()
+
+    def _write_base(self, key: str, report: Report) -> None:
+        decision = Decision.CONTINUE
+        self._write(events.Report(trial=key, attempt=0, **report.to_json(), decision=decision))
 
     def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""
@@ -231,7 +267,14 @@ class Coordinator:
     # ------------------------------------------------------------------ while a trial trains
 
     def start(
-        self, key: str, *, worker: str, device: str, step: int, reports: Sequence[Report] = ()
+        self,
+        key: str,
+        *,
+        worker: str,
+        device: str,
+        step: int,
+        reports: Sequence[Report] = (),
+        lane: bool = False,
     ) -> int | None:
         """An attempt at a trial begins; returns its number, or None where there is nothing to do.
 
@@ -239,6 +282,7 @@ class Coordinator:
             worker: host and pid.
             step: the checkpoint's step that it goes on from, 0 for none.
             reports: those in that checkpoint's manifest; what never reached the ledger is added.
+            lane: it trains as a lane of a pack.
         """
         with self._guard:
             record = self.history.trials[key]
@@ -248,7 +292,14 @@ class Coordinator:
                 return None
             attempt = record.attempt + 1
             self._write(
-                events.Start(trial=key, attempt=attempt, worker=worker, device=device, step=step)
+                events.Start(
+                    trial=key,
+                    attempt=attempt,
+                    worker=worker,
+                    device=device,
+                    step=step,
+                    lane=lane,
+                )
             )
             for report in reports:
                 if report.index and report.index not in record.reports:
@@ -396,6 +447,21 @@ class Coordinator:
             note += f"{half.batch_size} x {half.accumulation_steps}"
             self._write(events.Retry(trial=key, attempt=attempt, kind="oom", reason=note))
             return True
+
+    def cost_measured(self, key: str, device: str, parts: Parts | None, reason: str = "") -> None:
+        """Take what training a trial's config alone came to, or why that cannot be measured."""
+        with self._guard:
+            micro, update = settings(self.history.trials[key])
+            self._write(
+                events.Cost(
+                    trial=key,
+                    device=device,
+                    micro=micro,
+                    update=update,
+                    parts=asdict(parts) if parts else None,
+                    reason=None if parts else scrub(reason),
+                )
+            )
 
     def _write(self, event: Event) -> None:
         """Append an event to the ledger, then fold it into the history.

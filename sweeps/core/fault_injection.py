@@ -37,6 +37,7 @@ POINTS = frozenset(
         *("remove.middle", "folder.rename", "best.rename"),  # a tree half removed; the data; best/
         *("batch", "step"),  # before a micro-batch; after an optimizer step
         "dry_run",  # before the one step that precedes all trials
+        "cost",  # before a measurement of what a trial costs alone
     )
 )
 ACTIONS = ("kill", "full", "oom", "lost")

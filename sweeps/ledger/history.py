@@ -20,7 +20,7 @@ from sweeps.ledger.events import Event
 from sweeps.ledger.ledger import read_ledger
 
 # Of the sweep section: a sweep that a user has finished goes on if one of them is another.
-_GROWING = ("space", "trials", "repeats", "finalists", "first")
+_GROWING = ("space", "trials", "repeats", "finalists", "first", "reuse", "learn_from")
 
 
 def sign_of(direction: Direction) -> int:
@@ -55,6 +55,15 @@ class Record:
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
     reason: str = ""
     totals: dict[str, float] = field(default_factory=dict)  # at the end: seconds, tokens, ...
+    folder: str = ""  # another run folder that it was taken over from
+    is_lane: bool = False  # has trained in passes that it shared with other trials
+    has_neighbours: bool = False  # another worker has trained on the same CPUs or GPU meanwhile
+    tells_engine: bool = False  # False: of a version that did not note how it was trained
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the trial has had its device to itself: then what it took is its cost."""
+        return not (self.is_lane or self.has_neighbours)
 
     @property
     def latest(self) -> Report | None:
@@ -81,9 +90,11 @@ class History:
     base: Report | None = None  # report 0
     attempts: int = 0
     driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
+    costs: list[events.Cost] = field(default_factory=list)
     interrupted: bool = False
     finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
     chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
+    learnt: tuple[str, ...] = ()  # run folders whose best configs are tried first
     is_closed: bool = False  # a user has ended the sweep: nothing more is tried
     paused_by: str = ""  # the user; empty if trials begin as usual
     is_idle: bool = False  # while paused: running trials leave their devices, too
@@ -92,6 +103,7 @@ class History:
     answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
+    pack_s: float = 0.0  # seconds for which packs trained, of all workers
     _device_s: float = 0.0  # of workers that have no trial any more
     _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
@@ -107,8 +119,9 @@ class History:
     def apply(self, event: Event) -> None:
         """Fold one ledger event in."""
         if isinstance(event, events.Attempt):
-            for worker in list(self._busy):  # the last word of the driver before was its end
-                self._rest(worker)
+            for worker, (_, keys) in list(self._busy.items()):
+                # The last word of the driver before was its end.
+                self._rest(worker, any(self.trials[key].is_lane for key in keys))
         self.latest = event.time
         match event:
             case events.Sweep():
@@ -131,6 +144,10 @@ class History:
                 self.base = event.report
             case events.TrialEvent():
                 self._apply_to(self.trials[event.trial], event)
+            case events.Known():
+                self._take_over(event)
+            case events.Learnt():
+                self.learnt = (*self.learnt, event.folder)
             case events.Finalists():
                 self.finalists = tuple(dict.fromkeys((*self.finalists, *event.configs)))
                 self.chosen = event.among, event.most
@@ -139,6 +156,8 @@ class History:
                     self.trials[key].checkpoints = []
             case events.Interrupt():
                 self.interrupted = True
+            case events.Cost():
+                self.costs.append(event)
             case events.Request():
                 self._carry_out(event)
 
@@ -171,7 +190,18 @@ class History:
                 own = {key.removeprefix("sweep."): value for key, value in values.items()}
                 self.spec = {**self.spec, "sweep": {**self.spec["sweep"], **own}}
 
-    def _add(self, event: events.Ask) -> None:
+    def _take_over(self, event: events.Known) -> None:
+        record = self._add(event)
+        record.folder = event.folder
+        record.reports = {int(each["index"]): Report.from_json(each) for each in event.reports}
+        if event.checkpoint is not None:
+            record.checkpoints = [event.checkpoint]
+        record.started = event.time
+        record.tells_engine = event.lane is not None
+        record.is_lane, record.has_neighbours = bool(event.lane), bool(event.neighbours)
+        self._end(record, event)
+
+    def _add(self, event: events.Ask | events.Known) -> Record:
         record = Record(
             key=event.trial,
             number=event.number,
@@ -185,6 +215,7 @@ class History:
         self._configs.setdefault(record.config, {})[record.key] = record
         self._unfinished[record.key] = record
         self._counts[record.state] += 1
+        return record
 
     def _apply_to(self, record: Record, event: events.TrialEvent) -> None:
         match event:
@@ -196,6 +227,7 @@ class History:
                 record.started = event.time
                 if event.time is not None:
                     self._busy.setdefault(event.worker, (event.time, set()))[1].add(record.key)
+                self._note_neighbours(record, event)
             case events.Report():
                 record.reports[event.index] = event.report
                 self._values.pop(record.key, None)
@@ -215,11 +247,27 @@ class History:
                     record.retries += 1
             case events.End():
                 self._leave(record)
-                self._move(record, State(event.state))
-                record.kind = event.kind
-                record.reason = event.reason
-                record.ended = event.time
-                record.totals = dict(event.totals)
+                self._end(record, event)
+
+    def _end(self, record: Record, event: events.End | events.Known) -> None:
+        self._move(record, State(event.state))
+        record.kind = event.kind
+        record.reason = event.reason
+        record.ended = event.time
+        record.totals = dict(event.totals)
+
+    def _note_neighbours(self, record: Record, start: events.Start) -> None:
+        """Note which trials share a pack, and which the CPUs of a host or a GPU, from now on."""
+        record.tells_engine = start.lane is not None
+        record.is_lane |= bool(start.lane)
+        has_own_gpu = start.device.startswith("cuda") and self._devices >= 1
+        host = start.worker.rpartition(":")[0]
+        for worker, (_, keys) in self._busy.items():
+            for other in [self.trials[key] for key in keys if key != record.key]:
+                if worker == start.worker:
+                    record.is_lane = other.is_lane = True
+                elif not has_own_gpu and worker.rpartition(":")[0] == host:
+                    record.has_neighbours = other.has_neighbours = True
 
     def device_hours(self, now: float | None = None) -> float:
         """Hours for which devices had a trial, over all starts; `now` is for those that still have.
@@ -244,11 +292,13 @@ class History:
             keys = self._busy[record.worker][1]
             keys.discard(record.key)
             if not keys:
-                self._rest(record.worker)
+                self._rest(record.worker, record.is_lane)
 
-    def _rest(self, worker: str) -> None:
+    def _rest(self, worker: str, was_pack: bool) -> None:
         since, _ = self._busy.pop(worker)
-        self._device_s += ((self.latest or since) - since) * self._devices
+        seconds = (self.latest or since) - since
+        self._device_s += seconds * self._devices
+        self.pack_s += seconds if was_pack else 0.0
 
     def value(self, record: Record) -> float | None:
         """What a trial is ranked by: its best metric over all its reports."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
+from sweeps.results.cost import Costs, measure
 from sweeps.results.intervals import Interval
 from sweeps.results.ranking import config_ranks, searched_keys
 from sweeps.results.significance import Comparison, compare
@@ -53,6 +54,8 @@ class Row:
             `behind_high` are the ends of its 95% interval. None if not compared.
         error: one line; empty if nothing went wrong. A trial that ran out of memory and went on
             with half the micro-batch says so here, whatever became of it.
+        tokens_per_second, peak_memory_mb, optimizer_state_mb: of training the config alone, see
+            `sweeps.results.cost`; None while that is not known.
         values: the searched config keys and what they were set to.
     """
 
@@ -108,10 +111,9 @@ def ranked(history: History, comparison: Comparison | None = None) -> list[Row]:
             return (section, -max(record.reports), sign * value, record.number)
         return (section, 0, 0, record.number)
 
-    return [
-        _row(history, record, ranks, behind)
-        for record in sorted(history.trials.values(), key=place)
-    ]
+    costs = Costs(history)
+    records = sorted(history.trials.values(), key=place)
+    return [_row(history, record, ranks, behind, costs) for record in records]
 
 
 def write_table(history: History, folder: RunFolder) -> None:
@@ -161,11 +163,13 @@ def _row(
     record: Record,
     ranks: Mapping[int, int],
     behind: Mapping[int, Interval],
+    costs: Costs,
 ) -> Row:
     is_ranked = record.state is State.COMPLETED
     distance = behind.get(record.config) if is_ranked else None
     unusable = record.state in (State.DIVERGED, State.FAILED)
     peak = None if unusable else record.best(history.metric, history.direction)
+    alone = costs.of(record)
     return Row(
         rank=ranks.get(record.config) if is_ranked else None,
         number=record.number,
@@ -179,10 +183,10 @@ def _row(
         steps=_count(record, "step", "steps"),
         examples=_count(record, "examples", "examples"),
         tokens=_count(record, "tokens", "tokens"),
-        seconds=_measure(record, "seconds"),
-        tokens_per_second=_measure(record, "tokens_per_second"),
-        peak_memory_mb=_measure(record, "peak_memory_mb"),
-        optimizer_state_mb=_measure(record, "optimizer_state_mb"),
+        seconds=measure(record, "seconds"),
+        tokens_per_second=alone.tokens_per_second,
+        peak_memory_mb=alone.peak_memory_mb,
+        optimizer_state_mb=alone.optimizer_state_mb,
         seed=record.seed,
         error=_error(record),
         values=record.values,
@@ -193,12 +197,6 @@ def _count(record: Record, field: str, total: str) -> int | None:
     if total in record.totals:
         return int(record.totals[total])
     return None if record.latest is None else int(getattr(record.latest, field))
-
-
-def _measure(record: Record, name: str) -> float | None:
-    if name in record.totals:
-        return record.totals[name]
-    return None if record.latest is None else record.latest.metrics.get(name)
 
 
 def _error(record: Record) -> str:

@@ -32,6 +32,7 @@ class RunFolder:
         data: the tokenized data, prepared once by the driver and read by every worker.
         eval_prompts: which evaluation rows share a prompt.
         tracking: W&B's local files.
+        tensorboard: event files, a folder for each trial.
         best_draft: the best checkpoint while it is put together; it is renamed to best/.
         scratch: Tune's own files while a driver lives; nothing in it is read back.
         token: the file by which another node recognizes this folder.
@@ -50,6 +51,7 @@ class RunFolder:
     data = _Named("data")
     eval_prompts = _Named(f"data/{PROMPTS['eval']}")
     tracking = _Named("wandb")
+    tensorboard = _Named("tensorboard")
     best = _Named("best")
     best_draft = _Named(".best.draft")
     scratch = _Named(".tune")

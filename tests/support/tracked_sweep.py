@@ -48,7 +48,13 @@ class Driver:
     living: ClassVar[list[Driver]] = []
     patience: ClassVar[Patience] = Patience()
 
-    def __init__(self, root: Path, mode: str = "auto", public: Mapping[str, Any] = PUBLIC) -> None:
+    def __init__(
+        self,
+        root: Path,
+        mode: str = "auto",
+        public: Mapping[str, Any] = PUBLIC,
+        **tracking: Any,
+    ) -> None:
         self.folder = RunFolder(root)
         root.mkdir(exist_ok=True)
         fresh = not self.folder.ledger.exists()
@@ -56,7 +62,8 @@ class Driver:
         if fresh:
             self.ledger.append(events.Sweep(name="lr_grid", spec=public))
         self._took_s: list[float] = []
-        spec = TrackingSpec(mode=mode, project="demo", tags=("nightly",))  # type: ignore[arg-type]
+        common = {"mode": mode, "project": "demo", "tags": ("nightly",)}
+        spec = TrackingSpec(**{**common, **tracking})
         job = Job(
             tracking=spec, root=root, sweep_name="lr_grid", public=public, patience=self.patience
         )

@@ -192,4 +192,4 @@ class Lane:
         return decision
 
     def outcome(self, state: State) -> Outcome:
-        return Outcome(state=state, totals=self.record.totals())
+        return Outcome(state=state, totals=self.record.outcome())

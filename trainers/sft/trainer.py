@@ -10,9 +10,10 @@ import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import PrinterCallback
@@ -38,6 +39,8 @@ from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
 from trainers.trial.ranks import Ranks
 from trainers.trial.reporting import TrialReporter, begin, report_base
 from trainers.trial.task import Observer, Outcome, Task
+
+Kind = TypeVar("Kind", bound="SweepSFTTrainer")
 
 
 def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
@@ -74,7 +77,7 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
         trainer = _build(task, model, data, observer, found, base, ranks, runtime, shards=shards)
     trainer.evaluation_rows = evaluation
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
-    return Outcome(state=trainer.progress.state, totals=trainer.progress.record.totals())
+    return Outcome(state=trainer.progress.state, totals=trainer.progress.record.outcome())
 
 
 def _base_of(spec: TrainSpec, device: str, ranks: Ranks, *, shards: bool) -> Any:
@@ -99,33 +102,10 @@ def _build(
     shards: bool,
 ) -> SweepSFTTrainer:
     spec = task.train
-    arguments = sft_config(
-        spec,
-        output_dir=task.folder.trial(task.key),
-        examples=task.examples,
-        autocast=str(runtime.autocast).removeprefix("torch.") if runtime.autocast else None,
-        device=task.device,
-        world=ranks.world,
-        shards=shards,
-    )
-    if not has_experts(model.config):  # TRL asks some models for routers that they lack
-        arguments.router_aux_loss_coef = 0.0
     rows = stream(data.train, task.examples, spec.seed)
-    together = arguments.per_device_train_batch_size * ranks.world
-    trainer = SweepSFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows if ranks.world == 1 else filled_up(rows, together),
-        eval_dataset=data.evaluation,
-        processing_class=load_tokenizer(spec.model),
-        peft_config=lora_config(spec.peft),
+    trainer = make_trainer(
+        SweepSFTTrainer, task, model, rows, data.evaluation, runtime, ranks=ranks, shards=shards
     )
-    if shards:
-        fsdp.require(trainer)
-    if isinstance(trainer.model, PeftModel):  # SFTTrainer makes it bfloat16 under any autocast
-        in_training_type(trainer.model, runtime.autocast)
-    trainer.ranks, trainer.autocast = ranks, runtime.autocast
-    trainer.remove_callback(PrinterCallback)
     record = TrialReporter(
         task,
         observer,
@@ -137,6 +117,48 @@ def _build(
     )
     trainer.progress = ReportingCallback(trainer, record)
     trainer.add_callback(trainer.progress)
+    return trainer
+
+
+def make_trainer(
+    kind: type[Kind],
+    task: Task,
+    model: Any,
+    rows: Dataset,
+    evaluation: Dataset,
+    runtime: Runtime,
+    *,
+    ranks: Ranks,
+    shards: bool = False,
+) -> Kind:
+    """Make the trainer of a trial that sees `rows` in their order; it has no `progress` yet."""
+    spec = task.train
+    arguments = sft_config(
+        spec,
+        output_dir=task.folder.trial(task.key),
+        examples=task.examples,
+        autocast=str(runtime.autocast).removeprefix("torch.") if runtime.autocast else None,
+        device=task.device,
+        world=ranks.world,
+        shards=shards,
+    )
+    if not has_experts(model.config):  # TRL asks some models for routers that they lack
+        arguments.router_aux_loss_coef = 0.0
+    together = arguments.per_device_train_batch_size * ranks.world
+    trainer = kind(
+        model=model,
+        args=arguments,
+        train_dataset=rows if ranks.world == 1 else filled_up(rows, together),
+        eval_dataset=evaluation,
+        processing_class=load_tokenizer(spec.model),
+        peft_config=lora_config(spec.peft),
+    )
+    if shards:
+        fsdp.require(trainer)
+    if isinstance(trainer.model, PeftModel):  # SFTTrainer makes it bfloat16 under any autocast
+        in_training_type(trainer.model, runtime.autocast)
+    trainer.ranks, trainer.autocast = ranks, runtime.autocast
+    trainer.remove_callback(PrinterCallback)
     return trainer
 
 
@@ -154,7 +176,7 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
     grad_norm: float = 0.0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        with self.progress.clock.paused():
+        with self.progress.clock.paused(), self.progress.record.memory.paused():
             measured = self.evaluation_rows.measure(self.model, self.ranks, autocast=self.autocast)
             require_finite("eval_loss", measured.loss, self.state.global_step)
             self.progress.measured = measured

@@ -45,6 +45,10 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self._gpu = device if device.startswith("cuda") else None
+        self._before = 0.0  # MiB, the peak up to the last pause
+        self._begin()
+
+    def _begin(self) -> None:
         if self._gpu is not None:
             torch.cuda.reset_peak_memory_stats(self._gpu)
         else:
@@ -57,14 +61,28 @@ class PeakMemory:
     def mb(self) -> float:
         """The peak in MiB."""
         if self._gpu is not None:
-            return torch.cuda.max_memory_allocated(self._gpu) / 2**20
-        return _status_kb("VmHWM") / 1024
+            return max(self._before, torch.cuda.max_memory_allocated(self._gpu) / 2**20)
+        return max(self._before, _status_kb("VmHWM") / 1024)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is used within beyond what stays."""
+        self._before = self.mb
+        try:
+            yield
+        finally:
+            self._begin()
 
 
 def wait_for(device: torch.device) -> None:
     """Wait until a GPU has done all that was launched on it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def device_name(device: str) -> str:
+    """A device in the words of its maker: a GPU's name; cpu for a CPU."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
 
 
 def free_memory() -> None:

@@ -107,6 +107,14 @@ class TrialReporter:
             "optimizer_state_mb": self.state_bytes / 2**20,
         }
 
+    def outcome(self) -> dict[str, float]:
+        """The totals at the end, and the tokens that micro-batches padded to their longest have."""
+        counts = np.diff(self._tokens[: self.examples], prepend=0)
+        starts = np.arange(0, len(counts), self._task.train.batch_size)
+        sizes = np.diff(starts, append=len(counts))
+        padded = int(sizes @ np.maximum.reduceat(counts, starts)) if len(counts) else 0
+        return {**self.totals(), "padded_tokens": padded}
+
     def told(self) -> Decision:
         """What was decided on the trial since the last log."""
         return self._observer.told()

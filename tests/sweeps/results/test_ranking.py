@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -259,4 +260,7 @@ def test_the_ranking_does_not_depend_on_which_trial_spoke_first(
         mixed.append(stories[key].pop(0))
         if not stories[key]:
             del stories[key]
-    assert ranked(history_of(mixed)) == ranked(sweep.history())
+    # Who trained beside whom decides what is known of the costs.
+    unknown = {"tokens_per_second": None, "peak_memory_mb": None}
+    rows, expected = ranked(history_of(mixed)), ranked(sweep.history())
+    assert [replace(row, **unknown) for row in rows] == [replace(r, **unknown) for r in expected]
