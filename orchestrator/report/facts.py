@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.best.model_card import is_ready, proof_of, tested_text
 from orchestrator.config.device_hours import used_lines
 from orchestrator.report.text import MOST_COMMAND, clean, value_text
 from orchestrator.terminal.format import duration_text, loss_text
@@ -73,7 +73,7 @@ def words_of(
     else:
         answer = f"{best_line(history, best)}."
     proof = proof_of(folder) if best is not None and is_ready(folder, best) else None
-    said = [*verdicts(history, folder, comparison), *_tested(proof)]
+    said = [*verdicts(history, folder, comparison), *_tested(history, best, proof)]
     return Words(
         standing=_standing(folder, history, holder, now),
         answer=clean(answer, _MOST_FACT * 2),
@@ -96,13 +96,11 @@ def _standing(folder: RunFolder, history: History, holder: str | None, now: floa
     return f"Stopped before the end: {ended} ({counts}). The same command goes on from there."
 
 
-def _tested(proof: Mapping[str, Any] | None) -> Iterator[str]:
+def _tested(history: History, best: Best | None, proof: Mapping[str, Any] | None) -> Iterator[str]:
     """The loss on the test split, if there is one and the best checkpoint was measured on it."""
-    measured = proof["proof"] if proof is not None else {}
-    if (test := measured.get("test_loss")) is not None:
-        base = measured.get("base_test_loss")
-        of_base = "" if base is None else f" (base model {loss_text(base)})"
-        yield f"On the test split, which no decision has seen: {loss_text(test)}{of_base}."
+    text = tested_text(history, best, proof["proof"]) if best and proof else ""
+    if text:
+        yield text
 
 
 def _facts(folder: RunFolder, history: History) -> Facts:
