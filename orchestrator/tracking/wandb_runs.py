@@ -179,7 +179,7 @@ class WandbRuns:
         is_over = not self._history.unfinished()
         self._close({_SWEEP: 0 if is_over else _INTERRUPTED}, timeout_s)
         if is_over and self._is_online and self._sweep_id is not None:
-            self._end_sweep(max(1.0, until - time.monotonic()))
+            self._end_sweep(max(3.0, until - time.monotonic()))
 
     def upload(self, timeout_s: float) -> None:
         """Send what the server lacks of every trial that has started; `connect` came before.

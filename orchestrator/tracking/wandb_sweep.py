@@ -8,6 +8,7 @@ trials.
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ from orchestrator.tracking.allow_list import trial_config
 from sweeps.ledger.history import History
 from sweeps.space.parser import lookup, space_of
 from sweeps.space.space import Interval
+
+_LEFT = ("WANDB_ENTITY", "WANDB_PROJECT")  # what `wandb.sweep` leaves in the environment
 
 
 def sweep_object(history: History, name: str) -> dict[str, Any]:
@@ -72,8 +75,15 @@ def make_sweep(
     def make() -> str:
         import wandb
 
-        with redirect_stdout(io.StringIO()):  # it prints the page, which is told elsewhere
-            return wandb.sweep(dict(config), entity, project, prior_runs=list(runs))
+        before = {name: os.environ.get(name) for name in _LEFT}
+        try:
+            with redirect_stdout(io.StringIO()):  # it prints the page, which is told elsewhere
+                return wandb.sweep(dict(config), entity, project, prior_runs=list(runs))
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     pool = ThreadPoolExecutor(1)
     try:
