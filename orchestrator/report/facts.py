@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.best.model_card import is_ready, proof_of, train_again
+from orchestrator.best.model_card import is_ready, proof_of, tested_text, train_again
 from orchestrator.config.command import Command
 from orchestrator.config.device_hours import used_lines
 from orchestrator.report.text import MOST_COMMAND, clean, value_text
@@ -77,7 +77,7 @@ def words_of(
         answer=clean(answer, _MOST_FACT * 2),
         sureness=tuple(
             clean(line, _MOST_FACT * 4)
-            for line in [*verdicts(history, folder, comparison), *_tested(folder, best)]
+            for line in [*verdicts(history, folder, comparison), *_tested(folder, history, best)]
         ),
         facts=_facts(folder, history),
         commands=tuple(_commands(folder, history, best, is_running=holder is not None)),
@@ -97,14 +97,13 @@ def _standing(folder: RunFolder, history: History, holder: str | None, now: floa
     return f"Stopped before the end: {ended} ({counts}). The same command goes on from there."
 
 
-def _tested(folder: RunFolder, best: Best | None) -> Iterator[str]:
+def _tested(folder: RunFolder, history: History, best: Best | None) -> Iterator[str]:
     """The loss on the test split, if there is one and the best checkpoint was measured on it."""
-    proof = proof_of(folder) if best is not None and is_ready(folder, best) else None
-    measured = proof["proof"] if proof is not None else {}
-    if (test := measured.get("test_loss")) is not None:
-        base = measured.get("base_test_loss")
-        of_base = "" if base is None else f" (base model {loss_text(base)})"
-        yield f"On the test split, which no decision has seen: {loss_text(test)}{of_base}."
+    if best is None or not is_ready(folder, best):
+        return
+    proof = proof_of(folder)
+    if proof is not None and (text := tested_text(history, best, proof["proof"])):
+        yield text
 
 
 def _facts(folder: RunFolder, history: History) -> Facts:

@@ -46,7 +46,7 @@ from sweeps.results.outlook import Hint
 from sweeps.results.ranking import best
 from sweeps.results.significance import compare
 from sweeps.results.trials_csv import Row, ranked
-from sweeps.search.optuna_export import study_of
+from sweeps.search.optuna_export import completed_study
 from sweeps.storage.run_folder import RunFolder
 
 _COSTS = (
@@ -187,7 +187,7 @@ class _Builder:
             body=_note(f"{note}."),
             figures=[Figure(name="coordinates", figure=lines, width=140 * (len(knobs) + 1))],
         )
-        study = study_of(self.history)
+        study = completed_study(self.history)
         why_not = why_no_importance(study)
         if why_not is not None:
             body, figures = _note(f"Not computed: {why_not}."), []
