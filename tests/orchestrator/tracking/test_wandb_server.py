@@ -149,7 +149,10 @@ def test_the_page_shows_what_may_be_shown_of_the_space() -> None:
         "peft.r": "interval(4, 32)",
         "data.path": "choice(/home/someone/a.jsonl, /home/someone/b.jsonl)",
         "data.format": "choice(auto, text)",
-        "recipe": [{"peft.lora_alpha": 16, "trainer.optim": "sgd"}, {"peft.lora_alpha": 32}],
+        "recipe": [
+            {"peft.lora_alpha": 16, "trainer.optim": "sgd"},
+            {"peft.lora_alpha": 32, "trainer.optim": "sgd"},
+        ],
     }
     spec = {**PUBLIC, "sweep": {**PUBLIC["sweep"], "space": space}}
     found = sweep_object(History(spec=spec, direction="maximize"), "s")
