@@ -68,7 +68,7 @@ def test_killed_as_trials_are_taken_over(engine: str, make: Make, whole: Make, n
     other = command.root / "other"
     shutil.copytree(whole(engine, PART).run_dir, other)
     reuse = f"sweep.reuse=[{other}]"
-    command.arm("kill", "ledger.after", 4)  # after those of the sweep, its start and two trials
+    command.arm("kill", "ledger.after", 5)  # the sweep, its start, a trial, the base, a trial
     assert command.run(reuse) != 0
     assert command.fired
     shutil.rmtree(other)
