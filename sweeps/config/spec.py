@@ -77,6 +77,8 @@ class DataSpec:
     eval_fraction: Number = setting(0.05, tracked=True)
     eval_limit: Whole | None = setting(None, tracked=True)  # rows of it that are measured
     test_fraction: Number = setting(0.0, tracked=True)
+    # What becomes of rows to measure on whose prompt is trained on; None: they stay.
+    shared_prompts: Literal["move", "drop"] | None = setting(None, tracked=True)
     max_length: Whole = setting(1024, tracked=True)  # tokens
     max_truncated: Number = setting(0.5, tracked=True)  # share of rows that may be cut there
     on_bad_row: Literal["error", "skip"] = setting("error", tracked=True)
@@ -209,6 +211,14 @@ def halved(batch: int, accumulation: int) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Warm:
+    """The checkpoint of another trial whose weights a trial begins with."""
+
+    trial: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """One trial's training: all that changes its numbers, nothing that only says where it runs.
 
@@ -217,6 +227,7 @@ class TrainSpec:
         trainer: SFTConfig's fields.
         examples: rows of the materialised training stream; None until the data is counted.
         evaluations: reports, evenly spread over the examples.
+        warm: what it begins with, if not with the base model's weights.
     """
 
     model: ModelSpec
@@ -226,6 +237,7 @@ class TrainSpec:
     seed: int
     budget: BudgetSpec
     evaluations: int
+    warm: Warm | None = None
 
     @property
     def trains_base(self) -> bool:
