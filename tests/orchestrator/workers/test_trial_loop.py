@@ -404,7 +404,9 @@ def test_the_first_step_tells_if_the_base_has_not_the_kernels_that_were_asked_fo
     notes = []
     for patchers in ({}, {"llama": lambda model=None: None}):
         fake_liger.installed(monkeypatch, **patchers)
-        worker = Sweep(tmp_path / str(len(notes)), "1e-3", lanes=2).worker()
+        root = tmp_path / str(len(notes))
+        root.mkdir()
+        worker = Sweep(root, "1e-3", lanes=2).worker()
         worker.config = replace(worker.config, kernels="liger")
         notes.append(worker._step(small()).note)
     assert notes[0] == ""
