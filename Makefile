@@ -52,8 +52,8 @@ test-cluster: setup  ## what CI runs then: several devices and machines, Slurm, 
 test-bounds: setup  ## the quick tests and a sweep of each engine on the lowest versions allowed (20 minutes)
 	tools/test_bounds.sh $(ARGS)
 
-fuzz: setup  ## 10,000 data files and command lines, 50 of each trained in both engines (an hour)
-	SWEEPS_FUZZ=50 $(BIN)/python -m pytest tests/fuzz -n 2 --dist load $(ARGS)
+fuzz: setup  ## 10,000 different data files and command lines, 50 of each trained in both engines (40 minutes)
+	SWEEPS_FUZZ=90 $(BIN)/python -m pytest tests/fuzz -n 2 --dist load $(ARGS)
 
 wheel: setup  ## build dist/sft_sweeps-*.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .

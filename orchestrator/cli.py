@@ -40,6 +40,7 @@ VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
     "status": "where a sweep stands: status RUN_DIR",
+    "sync": "upload a sweep to W&B, or what its server lacks of it: sync RUN_DIR",
     "report": "the sweep on one page, RUN_DIR/report.html: report RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
     **STEERING,
@@ -55,7 +56,8 @@ _USERS_DISK = {
     errno.EISDIR: "A file is needed there",
     errno.ENAMETOOLONG: "Choose a shorter run_dir=...",
 }
-_PARSED = ("show", "status", "report", "export", *STEERING)  # these have help of their own
+# These have options, and help of their own.
+_PARSED = ("show", "status", "report", "export", "sync", *STEERING)
 _HELP = ("-h", "--help", "help")
 _PLAN_HELP = """\
 usage: python -m orchestrator plan GROUP=CHOICE ... KEY=VALUE ...
@@ -131,6 +133,12 @@ def _dispatch(argv: list[str]) -> int:
 
         options = _export_arguments(argv[1:])
         return export(fetched(options.run_dir), merge=options.merge, to=options.to)
+    if first == "sync":
+        from orchestrator.storage.run_dir import fetched
+        from orchestrator.tracking.sync import sync
+
+        options = _sync_arguments(argv[1:])
+        return sync(fetched(options.run_dir), project=options.project, entity=options.entity)
     if first == "show":
         from orchestrator.show import parser, show
 
@@ -167,6 +175,14 @@ def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("run_dir")
     parser.add_argument("--merge", action="store_true", help="fold the adapter into its base")
     parser.add_argument("--to", type=Path, default=None, help="default: RUN_DIR/merged")
+    return _parse(parser.parse_args, argv)
+
+
+def _sync_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m orchestrator sync")
+    parser.add_argument("run_dir")
+    parser.add_argument("--project", help="default: tracking.project of the sweep")
+    parser.add_argument("--entity", help="default: tracking.entity of the sweep")
     return _parse(parser.parse_args, argv)
 
 

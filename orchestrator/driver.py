@@ -52,6 +52,7 @@ from orchestrator.workers.pool import Workers
 from sweeps.config.spec import Spec
 from sweeps.coordinator.changes import with_changes
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.other_folders import Found, found_elsewhere
 from sweeps.coordinator.steering import answer
 from sweeps.core.commands import command_line
 from sweeps.core.ending import Cause, Stop, exit_code
@@ -61,8 +62,9 @@ from sweeps.ledger import events
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
 from sweeps.results.cost import Costs
-from sweeps.results.importance import effects
+from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
+from sweeps.search.optuna_export import completed_study
 from sweeps.space.space import Space
 from sweeps.storage.durable_writes import write_text
 from sweeps.storage.lock import Lock
@@ -164,6 +166,7 @@ class Driver:
         self._signals = signals
         self._copies = copies
         self._display = Display(folder, spec.public)
+        self._elsewhere = Found()  # what other run folders give
         self._grown = grown  # lines on what is more than it was
         self._attempts = 0  # before this one
         self._asked: dict[str, Future[None]] = {}  # requests that the Coordinator has in hand
@@ -187,7 +190,8 @@ class Driver:
                 self._history = past
                 spent = ", and its trials are spent: more sweep.trials try what is new"
                 grown = [f"{line}{spent}" for line in self._grown]
-                self._show({}, ["This sweep had ended already.", *grown])
+                weights = importance(completed_study(past)) or {}
+                self._show(weights, ["This sweep had ended already.", *grown])
                 self._tell_failure(None)
                 return self._ended()
             self._display.say(*plan_lines(self._spec, self._space, self._folder), *self._grown)
@@ -202,6 +206,7 @@ class Driver:
         findings = Findings()
         with findings.part():
             ready = prepare_training(self._spec, self._space, self._folder, past, self._argv)
+            self._elsewhere = found_elsewhere(self._spec, self._space, past, ready.facts)
         most = most_workers(self._spec, self._space)
         with findings.part():
             start_ray(self._spec.cluster)
@@ -218,7 +223,7 @@ class Driver:
             memory_mb=math.inf if placement.gpus else placement.memory_mb,
         )
         self._coordinator = start_coordinator(self._spec, self._space, self._folder.root, rules)
-        self._display.say(*ready.lines)
+        self._display.say(*ready.lines, *self._elsewhere.lines)
         self._signals.collect(self._leave_now, own_ray_is_gone)
         return ready, placement, engine
 
@@ -343,7 +348,8 @@ class Driver:
     def _begin(self, ready: Ready, identity: str, known: DryRun | None) -> None:
         """Let the Coordinator hand out trials."""
         facts = replace(ready.facts, rehearsal={"identity": identity})
-        self._coordinator.begin(facts, known, None if known else ready.largest)
+        to_try = None if known else ready.largest
+        self._coordinator.begin(facts, known, to_try, self._elsewhere)
         found = proof_of(self._folder)
         if found:
             self._coordinator.already_proven(found["trial"], found["step"], found["proof"])
@@ -487,7 +493,6 @@ class Driver:
     ) -> None:
         found = best(self._history)
         proof = proof_of(self._folder) if is_ready(self._folder, found) else None
-        tested = (proof or {}).get("proof", {})
         show(
             self._display.console,
             summary(
@@ -496,8 +501,7 @@ class Driver:
                 effects(self._history),
                 importance or None,
                 found,
-                test_loss=tested.get("test_loss"),
-                base_test_loss=tested.get("base_test_loss"),
+                proof=(proof or {}).get("proof"),
                 notes=notes,
                 again=None if found is None else train_again(self._spec, found),
                 proof_error=proof_error,

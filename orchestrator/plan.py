@@ -28,6 +28,7 @@ from orchestrator.terminal.live_table import Display
 from orchestrator.terminal.row_view import legend, row_view
 from orchestrator.tracking.tracker import look_for_server
 from sweeps.config.spec import Spec
+from sweeps.coordinator.other_folders import found_elsewhere
 from sweeps.core.commands import command_line
 from sweeps.ledger.history import History, read_history
 from sweeps.search.pruning import misled
@@ -65,6 +66,7 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
             knock(spec.cluster)
         with findings.part():
             ready = prepare_training(spec, space, place, past, argv)
+            elsewhere = found_elsewhere(spec, space, past, ready.facts)
         placement = None
         with findings.part():
             placement = _placement(spec, space)
@@ -85,7 +87,7 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
             kernels=spec.engine.kernels,
             more=expected,
         )
-        lines = [*ready.lines, *about, step, tracking.result()]
+        lines = [*ready.lines, *elsewhere.lines, *about, step, tracking.result()]
         rows = first_rows(spec.train, ready.data.train, _ROWS)
     display.say(*plan_lines(spec, space, folder), *grown, *lines)
     console = display.console

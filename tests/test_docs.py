@@ -76,6 +76,7 @@ def test_every_command_that_is_shown_is_accepted(
     monkeypatch.setattr("orchestrator.report.write.report", lambda folder: 0)
     monkeypatch.setattr("orchestrator.steer.steer", lambda verb, options: 0)
     monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
+    monkeypatch.setattr("orchestrator.tracking.sync.sync", lambda folder, project, entity: 0)
     if where == "docs/own-project.md":
         monkeypatch.chdir(write_project(tmp_path))
     monkeypatch.setattr("orchestrator.show.show", lambda words, _: only_read(words))
@@ -99,7 +100,7 @@ def test_a_verb_with_the_wrong_words_would_be_found(words: str) -> None:
 def test_each_kind_of_command_is_shown() -> None:
     """None of them was passed over by the way in which they are looked for."""
     shown = sorted(set(sweep_commands()))
-    assert {"plan", "show", "status", "report", "export"} <= {
+    assert {"plan", "show", "status", "report", "export", "sync"} <= {
         words.split()[0] for _, words in shown
     }
     assert {"README.md", "launch/README.md", "--help"} <= {where for where, _ in shown}

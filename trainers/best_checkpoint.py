@@ -10,8 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweeps.config.spec import ModelSpec, TrainSpec
 from sweeps.core.errors import SweepError
+from sweeps.results.intervals import FEWEST_PROMPTS, of_loss
 from trainers.data.dataset import PreparedData
 from trainers.model import attention
 from trainers.model.loading import choose, choose_for, load_base, no_bars
@@ -21,7 +24,7 @@ from trainers.model.stopping import GENERATION, write_generation_config
 from trainers.model.tokenizer import load_tokenizer, set_eos
 from trainers.sft import fsdp
 from trainers.trial import checkpoint
-from trainers.trial.evaluation import rows_for
+from trainers.trial.evaluation import Measured, rows_for
 from trainers.trial.meters import free_memory
 from trainers.trial.ranks import Ranks
 
@@ -150,14 +153,27 @@ def prove(
     result = {"eval_loss": measured.loss, "eval_tokens": float(measured.tokens)}
     if data.test is not None:
         test = rows_for(data.test, model, train.model)
-        result["test_loss"] = test.measure(model, ranks, autocast=autocast).loss
-        result["test_tokens"] = float(test.tokens)
+        result |= _tested(test.measure(model, ranks, autocast=autocast), data)
         del model
         free_memory()
         # Loaded afresh: some adapters change the base as they start, and leave it changed.
         base = ready(load_base(train.model, device, trains_base=train.trains_base, place=place))
         result["base_test_loss"] = test.measure(base, ranks, autocast=autocast).loss
     return result
+
+
+def _tested(measured: Measured, data: PreparedData) -> dict[str, float]:
+    """The loss on the test split, with the ends of its interval if there are prompts enough."""
+    found = {"test_loss": measured.loss, "test_tokens": float(measured.tokens)}
+    if measured.rows is None or data.test_prompts is None:
+        return found
+    sums, tokens = measured.rows.astype(np.float64)
+    prompts = len(np.unique(data.test_prompts))
+    found |= {"test_rows": float(len(tokens)), "test_prompts": float(prompts)}
+    if prompts < FEWEST_PROMPTS:
+        return found
+    interval = of_loss(sums, tokens, data.test_prompts)
+    return found | {"test_low": interval.low, "test_high": interval.high}
 
 
 def merge(

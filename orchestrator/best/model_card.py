@@ -155,6 +155,7 @@ def card(
         best=found,
         base_loss=history.base.metrics["eval_loss"] if history.base else None,
         proof=proof,
+        tested=tested_text(history, found, proof),
         rows=[row for row in ranked(history, comparison) if row.rank is not None][:_TOP],
         sure=[] if comparison is None else comparison.lines(),
         trial_name=trial_name,
@@ -162,6 +163,30 @@ def card(
         again=again,
     )
     return f"{filled}\n"
+
+
+def tested_text(history: History, found: Best, proof: Mapping[str, float]) -> str:
+    """The winner on the rows that nothing was chosen by, beside its eval_loss; empty if none are.
+
+    Proofs of older versions have no interval.
+    """
+    if "test_loss" not in proof:
+        return ""
+    text = f"Loss on the test split, which no decision has seen: {proof['test_loss']:.4f}"
+    if "test_low" in proof:
+        text += f", 95% interval {proof['test_low']:.4f} to {proof['test_high']:.4f} "
+        text += f"(other rows like these {proof['test_rows']:,.0f})"
+    elif "test_rows" in proof:
+        text += f", of only {proof['test_rows']:,.0f} rows: no interval is given"
+    if "base_test_loss" in proof:
+        text += f"; base model {proof['base_test_loss']:.4f}"
+    loss = found.report.metrics["eval_loss"]
+    text += f". Its eval_loss of {loss:.4f} "
+    many = history.config_count
+    chosen = (
+        f"is the best of {many:,} configs, " if many > 1 else "is the best of its evaluations, "
+    )
+    return f"{text}{chosen}which is optimistic."
 
 
 def _data(spec: Spec) -> str:

@@ -195,8 +195,9 @@ class Decisions:
             wanted = " or ".join(map(_text, condition.values))
             why = f"it is for {condition.key}={wanted}, which is {' or '.join(map(_text, there))}"
             if name in self.typed:
-                message = f"is searched by no trial: {why}."
+                message = f"is searched by no trial: {why} (sweep.when.{name})."
                 self.problems.append(Problem(key=name, message=message))
+                self.when.pop(name)  # said once
             else:
                 self._leave(name)
                 self.notes.append(f"{name} is not searched: {why}")

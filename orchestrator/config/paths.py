@@ -25,7 +25,9 @@ from trainers.model.source import EMBEDDED
 
 DATA_KEYS = ("data.path", "data.eval_path")
 _IN_KEYS = ("model.path", "model.chat_template", *DATA_KEYS)  # of trials
-PATH_KEYS = ("run_dir", "storage", *_IN_KEYS)
+_FOLDER_KEYS = ("sweep.reuse", "sweep.learn_from")
+_LIST_KEYS = (*DATA_KEYS, *_FOLDER_KEYS)
+PATH_KEYS = ("run_dir", "storage", *_IN_KEYS, *_FOLDER_KEYS)
 
 
 def literal(key: str, text: str) -> str:
@@ -46,7 +48,7 @@ def literal(key: str, text: str) -> str:
     if isinstance(value, str | QuotedString):
         return text
     if not os.path.lexists(os.path.expanduser(stripped)):
-        if key in DATA_KEYS and (parts := _parts(value, stripped)):
+        if key in _LIST_KEYS and (parts := _parts(value, stripped)):
             return written(parts)
         if isinstance(value, ChoiceSweep | list):
             return text
@@ -91,7 +93,7 @@ def make_absolute(config: DictConfig, run_dir: str) -> None:
         new: Any = value
         if isinstance(value, str):
             new = _absolute(key, value)
-        elif isinstance(value, list) and key in DATA_KEYS:
+        elif isinstance(value, list) and key in _LIST_KEYS:
             new = [_absolute(key, each) if isinstance(each, str) else each for each in value]
         if new != value:
             OmegaConf.update(config, key, _uninterpolated(new), merge=False, force_add=True)

@@ -26,7 +26,7 @@ SPEC_HEAD = "# The resolved config of this sweep; secrets are left out."
 
 _MAY_GROW = (
     "Its sweep may grow: more options or wider intervals in sweep.space, more sweep.repeats, "
-    "sweep.finalists and sweep.trials, and more of sweep.first. "
+    "sweep.finalists and sweep.trials, and more of sweep.first and sweep.reuse. "
 )
 
 

@@ -22,6 +22,7 @@ from orchestrator.coordinator.dry_run_gate import DryRunGate
 from orchestrator.coordinator.job import Job, SweepResult
 from sweeps.config.spec import Spec, TrainSpec
 from sweeps.coordinator.coordinator import Coordinator
+from sweeps.coordinator.other_folders import Found
 from sweeps.coordinator.steering import answer
 from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
@@ -32,7 +33,7 @@ from sweeps.ledger.history import History, Record
 from sweeps.results.importance import importance
 from sweeps.results.ranking import best
 from sweeps.results.trials_csv import Table
-from sweeps.search.optuna_export import export_study, study_of
+from sweeps.search.optuna_export import completed_study, export_study
 from sweeps.space.space import Space
 from sweeps.storage.requests import Request, Unreadable
 from sweeps.storage.run_folder import RunFolder
@@ -76,6 +77,7 @@ class CoordinatorActor:
         self._lane_mb = 0.0
         self._assigner = Assigner(self._rules, self._coordinator.ask)
         self._gate = DryRunGate(facts=Attempt(), train=None)
+        self._elsewhere: Found | None = None
         self._proof = Proof()
         self._cost = CostJob(coordinator=self._coordinator)
         self._table = Table(self._folder)
@@ -101,13 +103,16 @@ class CoordinatorActor:
         facts: Attempt,
         known: DryRun | None = None,
         to_try: TrainSpec | None = None,
+        elsewhere: Found | None = None,
     ) -> None:
         """Hand out trials; with `to_try`, after a worker has trained one step of it.
 
         Args:
             facts: what the ledger should know of this start.
             known: the result of the dry run, if it was done at an earlier start.
+            elsewhere: what other run folders give to this sweep.
         """
+        self._elsewhere = elsewhere
         nothing_to_train = self._coordinator.is_finished
         self._gate = DryRunGate(facts=facts, train=None if nothing_to_train else to_try)
         if self._gate.is_open:
@@ -121,7 +126,7 @@ class CoordinatorActor:
         told = {**(facts.rehearsal or {}), **(asdict(found) if found else {})}
         if self._lanes < self._rules.lanes:
             told["lanes"] = self._lanes
-        self._coordinator.begin(replace(facts, rehearsal=told))
+        self._coordinator.begin(replace(facts, rehearsal=told), self._elsewhere)
         self._table.refresh(self._coordinator.history)
 
     def ping(self) -> None:
@@ -200,7 +205,7 @@ class CoordinatorActor:
         proven = best(self._coordinator.history)
         key = (proven.record.key, proven.report.step) if proven else ("", 0)
         return SweepResult(
-            importance=importance(study_of(self._coordinator.history)),
+            importance=importance(completed_study(self._coordinator.history)),
             stop=self._coordinator.stop,
             notes=unwritten,
             proof=self._proof.results.get(key),

@@ -216,6 +216,10 @@ class Copies(threading.Thread):
             match event:
                 case events.Ask(trial=key):
                     add(partial(self._copy_small, [self._folder.trial_config(key)]))
+                case events.Known(trial=key):
+                    add(partial(self._copy_small, self._folder.trial_files(key)))
+                    if event.checkpoint is not None:
+                        add(partial(self._copy_checkpoint, key, event.checkpoint, 0))
                 case events.Checkpoint(trial=key):
                     add(partial(self._copy_small, [self._folder.row_losses(key)]))
                     add(partial(self._copy_checkpoint, key, event.step, event.attempt))

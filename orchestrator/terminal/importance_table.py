@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from orchestrator.terminal.format import NONE, Column, Grid, loss_text
 from orchestrator.terminal.tables import cost_columns, heads
 from sweeps.core.naming import short_value, trial_name
 from sweeps.ledger.history import History
-from sweeps.results.importance import Effect, Level
+from sweeps.results.importance import FEWEST_FOR_IMPORTANCE, Effect, Level, compared_share
+from sweeps.results.ranking import completed_values
 
 _Line = tuple[Effect, Level | None]  # a knob's own line, then one for each of its levels
 
@@ -40,6 +42,30 @@ def knobs_grid(
     if any(stopped):
         columns.append(Column("stopped", stopped, keep=7, least=10))
     return Grid(columns=columns, styles=[_style(history, *line) for line in lines])
+
+
+def knob_legend(
+    history: History, found: Sequence[Effect], importance: Mapping[str, float] | None
+) -> list[str]:
+    """What the columns mean, and why there is no weight, or another than optuna-dashboard's."""
+    lines = [
+        "adjusted: the mean had the other knobs been tried alike with every value; effect: that of "
+        "the worst value less that of the best"
+    ]
+    completed = len(completed_values(history))
+    if importance:
+        share = compared_share(completed)
+        weight = "weight: the knob's share of what sets the best "
+        weight += f"{share:.0%} of configs apart from all (Optuna's PED-ANOVA)"
+        if share > compared_share(sys.maxsize):
+            weight += ". optuna-dashboard takes the best 10%, too few here, so its shares differ"
+        lines.append(weight)
+    elif len(found) > 1 and completed < FEWEST_FOR_IMPORTANCE:
+        lines.append(
+            f"weight, a knob's share of what sets the best apart, is shown from "
+            f"{FEWEST_FOR_IMPORTANCE} completed configs on; there are {completed}"
+        )
+    return lines
 
 
 def _own(head: str, cells: Sequence[str], levels: Sequence[Level | None]) -> Column:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from orchestrator.best.model_card import is_ready, proof_of
 from orchestrator.storage.run_dir import not_found
 from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, make_console, show
@@ -27,6 +28,7 @@ from orchestrator.terminal.summary import (
     hints,
     knob_part,
     ranking,
+    tested,
     title,
     verdicts,
 )
@@ -38,7 +40,7 @@ from sweeps.results.importance import effects, importance
 from sweeps.results.ranking import best
 from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
-from sweeps.search.optuna_export import export_study, study_of
+from sweeps.search.optuna_export import completed_study, export_study
 from sweeps.storage.run_folder import RunFolder
 
 MOST_RUNNING = 20
@@ -74,8 +76,12 @@ def _show(folder: RunFolder, console: Console) -> None:
     show(console, [*map(Text, said), *hints(history, folder)])
     if len(history.trials) <= MOST_EXPORTED:
         export_study(history, folder.study)
-    show(console, knob_part(history, effects(history, rows), importance(study_of(history))))
-    show(console, [*failures(rows, folder), Text(), *closing(history, folder, best(history))])
+    weights = importance(completed_study(history))
+    show(console, knob_part(history, effects(history, rows), weights))
+    found = best(history)
+    proof = proof_of(folder) if is_ready(folder, found) else None
+    show(console, tested(history, found, (proof or {}).get("proof")))
+    show(console, [*failures(rows, folder), Text(), *closing(history, folder, found)])
 
 
 def lock_holder(lock: Path) -> str | None:

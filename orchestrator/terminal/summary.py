@@ -10,11 +10,11 @@ from statistics import fmean
 from rich.console import RenderableType
 from rich.text import Text
 
-from orchestrator.best.model_card import is_ready, proof_of
+from orchestrator.best.model_card import is_ready, proof_of, tested_text
 from orchestrator.config.device_hours import used_lines
 from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
-from orchestrator.terminal.importance_table import knobs_grid
+from orchestrator.terminal.importance_table import knob_legend, knobs_grid
 from orchestrator.terminal.progress import planned_configs, planned_trials
 from orchestrator.terminal.tables import counts_text, gain, ranking_grid
 from sweeps.core.commands import UnwritableError, command_line, in_a_shell, typed
@@ -41,8 +41,7 @@ def summary(
     importance: Mapping[str, float] | None,
     best: Best | None,
     *,
-    test_loss: float | None = None,
-    base_test_loss: float | None = None,
+    proof: Mapping[str, float] | None = None,
     notes: Iterable[str] = (),
     again: str | None = None,
     proof_error: str = "",
@@ -51,7 +50,7 @@ def summary(
 
     Args:
         importance: of `sweeps.results.importance.importance`; None leaves the column out.
-        test_loss: of the best checkpoint on the test split, if there is one.
+        proof: what was measured of best/, if it holds the best checkpoint.
         notes: what else the user should know, a line each.
         again: command that trains the winner again.
         proof_error: why the best checkpoint could not be made ready.
@@ -65,7 +64,8 @@ def summary(
     parts += hints(history, folder)
     parts += knob_part(history, knobs, importance)
     parts += failures(rows, folder)
-    parts += _best_values(best, history, test_loss, base_test_loss)
+    parts += _best_values(best)
+    parts += tested(history, best, proof)
     # The winner of one is trained again by the command that was typed.
     again = again if len(history.trials) > 1 or proof_error else None
     parts += _next_commands(history, folder, best, again)
@@ -144,9 +144,7 @@ def knob_part(
         Text(),
         Text(f"What each knob did to {history.metric}", style="bold"),
         knobs_grid(history, knobs, importance),
-        Text(
-            "adjusted: the mean had the other knobs been tried alike with every value", style="dim"
-        ),
+        *(Text(line, style="dim") for line in knob_legend(history, knobs, importance)),
     ]
 
 
@@ -267,20 +265,19 @@ def _noise_text(gap: float, noise: float | None, runner_up: int) -> str:
     )
 
 
-def _best_values(
-    best: Best | None, history: History, test: float | None, base_test: float | None
-) -> list[RenderableType]:
-    if best is None:
+def _best_values(best: Best | None) -> list[RenderableType]:
+    if best is None or not best.record.values:
         return []
-    parts: list[RenderableType] = []
-    if best.record.values:
-        parts += [Text(), Text("Best values", style="bold")]
-        parts += [unbroken(f"  {_exact(*each)}") for each in best.record.values.items()]
-    if test is not None:
-        line = f"Loss on the test split, which no decision has seen: {loss_text(test)}"
-        line += "" if base_test is None else f" (base model {loss_text(base_test)})"
-        parts += [Text(), Text(line)]
-    return parts
+    values = [unbroken(f"  {_exact(*each)}") for each in best.record.values.items()]
+    return [Text(), Text("Best values", style="bold"), *values]
+
+
+def tested(
+    history: History, best: Best | None, proof: Mapping[str, float] | None
+) -> list[RenderableType]:
+    """The winner's loss on the test split, if there is one and it was measured."""
+    text = tested_text(history, best, proof) if best is not None and proof else ""
+    return [Text(), Text(text)] if text else []
 
 
 def _exact(key: str, value: object) -> str:

@@ -13,12 +13,13 @@ from sweeps.ledger.history import History, Record
 from sweeps.results.cost import Costs
 from sweeps.results.ranking import best, searched_keys
 from sweeps.results.trials_csv import columns, ranked
+from sweeps.storage.run_folder import REPORT, RunFolder
 
 _PLAIN = frozenset(
-    "examples tokens tokens_per_second peak_memory_mb optimizer_state_mb".split(),
+    "examples tokens seconds tokens_per_second peak_memory_mb optimizer_state_mb".split(),
 )
-
-
+# They are shown under another name: the step as the x-axis, the loss as the training rows' own.
+_TWICE = frozenset(("step", "steps", "train_loss"))
 _SHARED = ("tokens_per_second", "peak_memory_mb")
 
 
@@ -29,6 +30,8 @@ def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
     """
     values: dict[str, float] = {}
     for name, value in _numbers(metrics).items():
+        if name in _TWICE:
+            continue
         if name in _PLAIN or "/" in name:
             values[name] = value
         elif name.startswith("eval_"):
@@ -36,6 +39,25 @@ def chart_values(metrics: Mapping[str, Any]) -> dict[str, float]:
         else:
             values[f"train/{name}"] = value
     return values
+
+
+def train_rows(folder: RunFolder) -> int:
+    """Rows of the training data, which an epoch has; 0 if the prepared data is not there."""
+    try:
+        found = json.loads((folder.data / REPORT).read_text(encoding="utf-8"))
+        return int(found["report"]["train_rows"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def epoch(metrics: Mapping[str, Any], rows: int) -> dict[str, float]:
+    """How often a trial has seen the data, beside its `examples`."""
+    return {"epoch": metrics["examples"] / rows} if rows and "examples" in metrics else {}
+
+
+def status(record: Record) -> str:
+    """The state of a trial that ended, or was interrupted."""
+    return str(record.state) if record.state.is_finished() else "interrupted"
 
 
 def without_shared(record: Record, metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,12 +74,13 @@ def cost(history: History, record: Record) -> dict[str, float]:
 def outcome(history: History, record: Record) -> dict[str, Any]:
     """How a trial ended. Its reason in words stays here, as it may hold local paths."""
     top = record.best(history.metric, history.direction)
-    values: dict[str, Any] = {"status": str(record.state), "attempt": record.attempt}
+    values: dict[str, Any] = {"status": status(record), "attempt": record.attempt}
     if top is not None:
         values |= {f"best_{history.metric}": top.metrics[history.metric], "best_step": top.step}
     if record.kind:
         values["failure"] = record.kind
-    return values | without_shared(record, _numbers(record.totals)) | cost(history, record)
+    totals = {name: value for name, value in record.totals.items() if name not in _TWICE}
+    return values | without_shared(record, _numbers(totals)) | cost(history, record)
 
 
 def progress(history: History) -> dict[str, Any]:

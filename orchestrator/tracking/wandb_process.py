@@ -3,7 +3,7 @@
 wandb does its uploads in a process of its own, `wandb-core`, which writes every run to disk first.
 It never falls back to offline by itself: `wandb.init` raises after its timeout, and `run.finish`
 waits. So both get short timeouts here, and a run whose upload failed goes on offline under the
-same id; `wandb sync` puts the parts together.
+same id.
 """
 
 from __future__ import annotations

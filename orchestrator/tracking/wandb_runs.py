@@ -1,26 +1,37 @@
-"""Shows a sweep in W&B: one run for each trial, and one that sums the sweep up."""
+"""Shows a sweep in W&B: one run for each trial, and one that sums the sweep up.
+
+A run that is opened is first given what it lacks, from the ledger and the trial's metrics file: all
+of it in a file of its own, or what the server does not have yet. So a trial has one history,
+whichever start of the sweep, or `sync`, wrote it.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking import wandb_metrics
 from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
 from orchestrator.tracking.tracker import Job
+from orchestrator.tracking.wandb_kept import Kept
 from orchestrator.tracking.wandb_login import Link, UnusableError, find_link
 from orchestrator.tracking.wandb_metrics import chart_values
 from orchestrator.tracking.wandb_process import finish_runs, restart, run_settings, tear_down
-from sweeps.core.commands import in_a_shell
+from sweeps.core.commands import command_line
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
-from sweeps.core.trial import State, fingerprint
+from sweeps.core.trial import Report, State, fingerprint
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
+from sweeps.ledger.ledger import Tail
 from sweeps.results.ranking import best
 from sweeps.results.trials_csv import ranked
 
@@ -30,6 +41,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STEP = "optimizer_step"
+EVALUATION = "evaluation"  # 1, 2, ... of a trial
+ENDED = "trials_ended"
 _SWEEP = "sweep"  # among the trial keys: the run of the sweep itself
 _MOST_LETTERS = 128  # of a name
 _SUCCESS = (State.COMPLETED, State.PRUNED, State.STOPPED)
@@ -37,42 +50,69 @@ _INTERRUPTED = 130  # exit code
 _MORE_S = 2.0  # for a run to close, beyond what wandb may take for it
 _LOOK_EVERY_S = 20.0
 _COSTS_SHARE = 0.3  # of the time to close
+_AT_ONCE = 8  # runs that `upload` closes together
+
+
+@dataclass(kw_only=True)
+class _Shown:
+    """An open run, and what it shows already.
+
+    Attributes:
+        step: of its last training row; of the sweep's run, trials that had ended.
+        opened_at: `step` when it was opened here.
+        evaluation: its last report.
+    """
+
+    run: Run
+    step: int
+    opened_at: int
+    evaluation: int
 
 
 class WandbRuns:
-    """Turns ledger events and training rows into W&B runs; a `Tracker`."""
+    """Turns ledger events and training rows into W&B runs; a `Tracker`.
+
+    Args:
+        files: the folder for W&B's own files, if what it holds may be thrown away: then a server
+            that fails raises UnusableError, where else the runs go on on disk.
+    """
 
     name = "W&B"
     package = "wandb"
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, files: Path | None = None) -> None:
         self._job = job
+        self._files = files
         self._link = Link(why="not asked yet")
         self._is_online = False
         self._all_sent = True
         self._looked = -_LOOK_EVERY_S
         self._history = History()
+        self._progress: list[dict[str, Any]] = []  # of the sweep, at each trial's end
         self._identity = ""
         self._has_costs = False  # measured under this driver
-        self._open: dict[str, Run] = {}
+        self._open: dict[str, _Shown] = {}
         self._endings: dict[str, tuple[float, int]] = {}  # trial -> time.monotonic, exit code
-        self._from_step: dict[str, int] = {}  # of the trials that started under this driver
+        self._followed: set[str] = set()  # started under this driver, and not closed
+        self._kept = Kept(job.folder)
 
     def connect(self, past: Iterable[Event]) -> str:
         """Look for the server; see `Tracker.connect`."""
-        tracking = self._job.folder.tracking
-        # Tables wait here for `wandb sync`; in the home folder they would outlive the sweep.
+        tracking = self._files or self._job.folder.tracking
+        # Tables wait here to be sent; in the home folder they would outlive the sweep.
         os.environ.setdefault("WANDB_DATA_DIR", str(tracking))
         os.environ.setdefault("WANDB_CACHE_DIR", str(tracking / "cache"))
         self._link = find_link(self._job.tracking, self._job.patience.probe_s)
         if self._job.only_look:
             return self._link.line
         self._is_online = self._link.online
+        if self._files is not None and not self._is_online:
+            raise UnusableError(self._link.why)
         for event in past:
             self._fold(event)
         if self._link.online:
             return f"{self._link.line} (group {self._job.sweep_name})"
-        return f"{self._link.line}; {self._how_to_sync()}"
+        return f"{self._link.line}; to upload it later: {self._sync_command()}"
 
     def on_event(self, event: Event) -> None:
         """Follow one ledger event."""
@@ -89,16 +129,8 @@ class WandbRuns:
 
     def on_row(self, key: str, row: Mapping[str, Any]) -> None:
         """Log a training row, unless the run has it from an earlier attempt, or is closed."""
-        step = row.get("step")
-        if key not in self._from_step or (step is not None and step <= self._from_step[key]):
-            return
-        if key not in self._open and self._history.trials[key].state.is_finished():
-            return
-        own = wandb_metrics.without_shared(self._history.trials[key], row)
-        values = chart_values({name: value for name, value in own.items() if name != "step"})
-        if step is not None:
-            values[STEP] = step
-        self._with_run(key, lambda run: run.log(values))
+        if key in self._followed:
+            self._with_run(key, partial(self._log_row, record=self._history.trials[key], row=row))
 
     def tick(self) -> None:
         """Close the runs whose trials ended some time ago."""
@@ -115,11 +147,31 @@ class WandbRuns:
         codes = {key: _INTERRUPTED for key in self._open if key != _SWEEP}
         codes |= {key: code for key, (_, code) in self._endings.items()}
         self._endings.clear()
+        for key, code in codes.items():
+            if code == _INTERRUPTED:
+                self._show_outcome(self._open[key], self._history.trials[key])
         self._close(codes, max(1.0, until - time.monotonic()))
+        for record in self._unclosed():
+            if time.monotonic() < until:
+                self._show_whole([record], max(1.0, until - time.monotonic()))
         if not self._history.trials:
             return
         self._with_run(_SWEEP, self._sum_up)
         self._close({_SWEEP: _INTERRUPTED if self._history.unfinished() else 0}, timeout_s)
+
+    def upload(self, timeout_s: float) -> None:
+        """Send what the server lacks of every trial that has started; `connect` came before.
+
+        Args:
+            timeout_s: for the rest of several runs to be sent.
+
+        Raises:
+            UnusableError: the server fails.
+        """
+        started = [record for record in self._history.trials.values() if record.attempt]
+        for first in range(0, len(started), _AT_ONCE):
+            self._show_whole(started[first : first + _AT_ONCE], timeout_s)
+        self.close(timeout_s)
 
     def _tell_costs(self, until: float) -> None:
         """Add to the trials' runs what training alone costs; closed ones are opened again.
@@ -131,64 +183,102 @@ class WandbRuns:
             if record.is_alone or time.monotonic() > until:
                 continue
             self._endings.setdefault(record.key, (0.0, 0))
-            self._note(record.key, wandb_metrics.cost(self._history, record))
-
-    def _note(self, key: str, shown: Mapping[str, Any]) -> None:
-        self._with_run(key, lambda run: run.summary.update(dict(shown)))
+            self._with_run(record.key, partial(self._show_outcome, record=record))
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are, and how to upload what was not."""
+        command = self._sync_command()
         if self._link.online and (cut_short or not self._all_sent):
             return [
                 "W&B: not everything was uploaded, but all of it is on disk; to upload it: "
-                f"wandb sync --include-online {self._quoted_folder()}/*run-*"
+                f"{command}"
             ]
         if self._link.online:
             return [f"W&B: {self._link.page} (group {self._job.sweep_name})"]
-        return [f"W&B: offline; {self._how_to_sync()}"]
+        return [f"W&B: offline; to upload it later: {command}"]
 
     def leave(self) -> None:
         """End wandb-core."""
         tear_down()
 
-    def _how_to_sync(self) -> str:
-        return f"to upload it later: wandb sync {self._quoted_folder()}/offline-run-*"
-
-    def _quoted_folder(self) -> str:
-        return in_a_shell(str(self._job.folder.tracking))
+    def _sync_command(self) -> str:
+        return command_line(["sync", str(self._job.root)])
 
     def _fold(self, event: Event) -> None:
         self._history.apply(event)
-        match event:
-            case events.Attempt():
-                self._from_step.clear()
-            case events.Start():
-                self._from_step[event.trial] = event.step
+        if isinstance(event, events.End):
+            self._progress.append(wandb_metrics.progress(self._history))
 
     def _on_start(self, event: events.Start) -> None:
         self._endings.pop(event.trial, None)
-        self._with_run(_SWEEP, lambda run: None)
-        self._with_run(event.trial, lambda run: run.summary.update({"status": "running"}))
+        self._followed.add(event.trial)
+        self._with_run(_SWEEP, lambda shown: None)
+        self._with_run(event.trial, lambda shown: shown.run.summary.update({"status": "running"}))
 
     def _on_report(self, event: events.Report) -> None:
         if event.index == 0:
-            shown = {f"base_{name}": value for name, value in event.metrics.items()}
-            self._with_run(_SWEEP, lambda run: run.summary.update(shown))
+            self._with_run(_SWEEP, self._show_base)
             return
         record = self._history.trials[event.trial]
-        values = chart_values(wandb_metrics.without_shared(record, event.metrics))
-        values |= {STEP: event.step, "examples": event.examples, "tokens": event.tokens}
-        self._with_run(event.trial, lambda run: run.log(values))
+        self._with_run(record.key, partial(self._log_report, record=record, report=event.report))
 
     def _on_end(self, event: events.End) -> None:
         record = self._history.trials[event.trial]
-        shown = wandb_metrics.outcome(self._history, record)
-        self._with_run(record.key, lambda run: run.summary.update(shown))
-        code = 0 if record.state in _SUCCESS else 1
-        self._endings[record.key] = time.monotonic(), code
-        self._with_run(_SWEEP, lambda run: run.log(wandb_metrics.progress(self._history)))
+        self._with_run(record.key, partial(self._show_outcome, record=record))
+        self._endings[record.key] = time.monotonic(), _exit_code(record)
+        self._with_run(_SWEEP, self._log_progress)
         if not self._history.unfinished():  # while the best is proven there is time for it
             self._look()
+
+    def _log_row(self, shown: _Shown, record: Record, row: Mapping[str, Any]) -> None:
+        step = row.get("step")
+        if isinstance(step, int) and step > shown.step:
+            shown.run.log({STEP: step, **self._values(record, row)})
+            shown.step = step
+
+    def _log_report(self, shown: _Shown, record: Record, report: Report) -> None:
+        if report.index > shown.evaluation:
+            counts = {"examples": report.examples, "tokens": report.tokens}
+            values = self._values(record, {**report.metrics, **counts})
+            shown.run.log({STEP: report.step, EVALUATION: report.index, **values})
+            shown.evaluation = report.index
+
+    def _values(self, record: Record, metrics: Mapping[str, Any]) -> dict[str, float]:
+        own = wandb_metrics.without_shared(record, metrics)
+        return chart_values(own) | wandb_metrics.epoch(metrics, self._train_rows)
+
+    @cached_property
+    def _train_rows(self) -> int:
+        return wandb_metrics.train_rows(self._job.folder)
+
+    def _log_progress(self, shown: _Shown) -> None:
+        for values in self._progress:
+            if values[ENDED] > shown.step:
+                shown.run.log(values)
+                shown.step = values[ENDED]
+
+    def _show_base(self, shown: _Shown) -> None:
+        base = self._history.base
+        if base is not None:
+            shown.run.summary.update({f"base_{name}": v for name, v in base.metrics.items()})
+
+    def _show_outcome(self, shown: _Shown, record: Record) -> None:
+        shown.run.summary.update(wandb_metrics.outcome(self._history, record))
+
+    def _unclosed(self) -> list[Record]:
+        """The trials whose runs were not closed as they are now: their tracker was killed."""
+        if self._files is not None:
+            return []
+        started = [record for record in self._history.trials.values() if record.attempt]
+        return [each for each in started if self._kept.closed.get(each.key) != _ending(each)]
+
+    def _show_whole(self, records: Iterable[Record], timeout_s: float) -> None:
+        """Open the runs of trials, which gives them what they lack, and close them."""
+        codes = {}
+        for record in records:
+            self._with_run(record.key, partial(self._show_outcome, record=record))
+            codes[record.key] = _exit_code(record)
+        self._close(codes, timeout_s)
 
     def _look(self, every_s: float = _LOOK_EVERY_S) -> None:
         """Check that the server is there: opening and closing runs wait long for one that is not.
@@ -204,52 +294,63 @@ class WandbRuns:
         except UnusableError as error:
             self._go_offline(str(error))
 
-    def _sum_up(self, run: Run) -> None:
+    def _sum_up(self, shown: _Shown) -> None:
         import wandb
 
-        columns, rows = wandb_metrics.ranking_table(self._history)
-        table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-        run.log({"ranking": table, **wandb_metrics.progress(self._history)})
-        shown: dict[str, Any] = {"trials": wandb_metrics.counts(self._history)}
+        self._log_progress(shown)
+        if shown.run.summary.get("ranking") is None or shown.step > shown.opened_at:
+            columns, rows = wandb_metrics.ranking_table(self._history)
+            table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+            shown.run.log({"ranking": table, ENDED: shown.step})
+        values: dict[str, Any] = {"trials": wandb_metrics.counts(self._history)}
         top = best(self._history)
         if top is not None:
-            shown["best_trial"] = {"name": self._name(top.record), "key": top.record.key}
-        run.summary.update(shown)
+            values["best_trial"] = {"name": self._name(top.record), "key": top.record.key}
+        shown.run.summary.update(values)
 
-    def _with_run(self, key: str, act: Callable[[Run], object]) -> None:
+    def _with_run(self, key: str, act: Callable[[_Shown], object]) -> None:
         """Call `act` with the run of a trial; if the server fails, again with a run on disk."""
         try:
             act(self._run(key))
+        except UnusableError:
+            raise
         except Exception as error:
             if not self._is_online:
                 raise
             self._go_offline(str(error).strip() or type(error).__name__)
             act(self._run(key))
 
-    def _run(self, key: str) -> Run:
+    def _run(self, key: str) -> _Shown:
         if key not in self._open:
             self._look(every_s=0.0)  # `wandb.init` would wait for a server that is gone
-            self._open[key] = self._begin(key)
+            shown = self._begin(key)
+            self._open[key] = shown
+            self._catch_up(key, shown)
         return self._open[key]
 
-    def _begin(self, key: str) -> Run:
+    def _begin(self, key: str) -> _Shown:
         """Begin the run of a trial or of the sweep, or go on with it; raises what wandb raises."""
         import wandb
 
         if key == _SWEEP:
-            name, axis = self._job.sweep_name, "trials_ended"
+            name, axis = self._job.sweep_name, ENDED
             config = sweep_config(self._job.public)
         else:
             record = self._history.trials[key]
             name, axis = self._name(record), STEP
             config = trial_config(self._job.public, record.values)
             config |= {"seed": record.seed, "trial": {"number": record.number, "key": key}}
-        self._job.folder.tracking.mkdir(parents=True, exist_ok=True)
+        run_id = f"{self._sweep_identity()}-{key}"
+        tracking = self._job.folder.tracking
+        if self._files is None:
+            tracking.mkdir(parents=True, exist_ok=True)
+            for older in tracking.glob(f"*run-*-{run_id}"):  # the new one will hold all of it
+                shutil.rmtree(older, ignore_errors=True)
         run = wandb.init(
             project=self._job.tracking.project,
             entity=self._job.tracking.entity,
-            dir=str(self._job.root.absolute()),
-            id=f"{self._sweep_identity()}-{key}",
+            dir=str((self._files or self._job.root).absolute()),
+            id=run_id,
             name=name[:_MOST_LETTERS],
             group=self._job.sweep_name,
             job_type="sweep" if key == _SWEEP else "trial",
@@ -261,7 +362,23 @@ class WandbRuns:
             settings=run_settings(self._job.patience),
         )
         run.define_metric("*", step_metric=axis)
-        return run
+        step, evaluation = (int(run.summary.get(name) or 0) for name in (axis, EVALUATION))
+        return _Shown(run=run, step=step, opened_at=step, evaluation=evaluation)
+
+    def _catch_up(self, key: str, shown: _Shown) -> None:
+        """Give a run what it lacks, in the order of its steps."""
+        if key == _SWEEP:
+            self._show_base(shown)
+            self._log_progress(shown)
+            return
+        record = self._history.trials[key]
+        waiting = [record.reports[index] for index in sorted(record.reports)]
+        for row in Tail(self._job.folder.metrics(key)).read():
+            while waiting and waiting[0].step < row.get("step", 0):
+                self._log_report(shown, record, waiting.pop(0))
+            self._log_row(shown, record, row)
+        for report in waiting:
+            self._log_report(shown, record, report)
 
     def _name(self, record: Record) -> str:
         repeated = (self._job.public.get("sweep") or {}).get("repeats", 1) > 1
@@ -281,8 +398,17 @@ class WandbRuns:
 
     def _close(self, codes: Mapping[str, int], timeout_s: float) -> None:
         """Close runs with these exit codes. If the server does not keep up, leave it alone."""
-        runs = {self._open.pop(key): code for key, code in codes.items() if key in self._open}
-        if not runs or not finish_runs(runs, timeout_s):
+        runs = {key: self._open.pop(key).run for key in codes if key in self._open}
+        late = (
+            finish_runs({run: codes[key] for key, run in runs.items()}, timeout_s) if runs else []
+        )
+        self._followed -= codes.keys()
+        for key, run in runs.items():
+            if key != _SWEEP and run not in late and self._files is None:
+                self._kept.closed[key] = _ending(self._history.trials[key])
+        if runs and self._files is None:
+            self._kept.save()
+        if not late:
             return
         if not self._is_online:
             raise RuntimeError("wandb-core ended before the runs were closed")
@@ -291,7 +417,20 @@ class WandbRuns:
     def _go_offline(self, reason: str) -> None:
         """Leave the server alone from now on; what runs wrote so far stays on disk."""
         first_line = scrub(reason).splitlines()[0]
+        if self._files is not None:
+            raise UnusableError(first_line)
         log.warning("W&B: %s. Going on offline, in %s", first_line, self._job.folder.tracking)
         self._is_online = self._all_sent = False
         self._open.clear()
         restart()
+
+
+def _exit_code(record: Record) -> int:
+    if not record.state.is_finished():
+        return _INTERRUPTED
+    return 0 if record.state in _SUCCESS else 1
+
+
+def _ending(record: Record) -> str:
+    """How its run is closed; another word for each attempt at the trial."""
+    return f"{wandb_metrics.status(record)}, attempt {record.attempt}"

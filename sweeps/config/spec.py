@@ -117,6 +117,10 @@ class SearchSpec:
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
     # Partial configs that are tried before the search's own; may_change: a folder may get more.
     first: Mappings = setting((), may_change=True, tracked=True)
+    # Run folders: of whose finished trials those that are this sweep's are taken over; whose best
+    # configs are tried first.
+    reuse: Words = setting((), may_change=True)
+    learn_from: Words = setting((), may_change=True)
     metric: Metric = setting("eval_loss", tracked=True)
     direction: Direction = setting("minimize", tracked=True)
     search: SearchName = setting("grid", tracked=True)

@@ -22,6 +22,7 @@ from sweeps.config.trial_config import config_of, trial_key
 from sweeps.config.validation import read_train
 from sweeps.coordinator import steering
 from sweeps.coordinator.ledger_replay import replay_ledger
+from sweeps.coordinator.other_folders import Found, take_files
 from sweeps.coordinator.retention import Retention
 from sweeps.coordinator.suggestions import Suggestions
 from sweeps.core.cost import Parts
@@ -74,8 +75,12 @@ class Coordinator:
 
     # ------------------------------------------------------------------ a driver's life
 
-    def begin(self, driver: events.Attempt | None = None) -> None:
-        """A driver takes over: write what it is, and settle what the last one left open."""
+    def begin(self, driver: events.Attempt | None = None, found: Found | None = None) -> None:
+        """A driver takes over: write what it is, and settle what the last one left open.
+
+        Args:
+            found: what other run folders give to this sweep.
+        """
         with self._guard:
             if not self.history.spec:
                 self._write(events.Sweep(name=self._spec.name, spec=self._spec.public))
@@ -83,6 +88,8 @@ class Coordinator:
             number = self.history.attempts + 1
             self._write(replace(driver, number=number, spec=self._spec.public))
             self._suggestions.took_over()
+            if found is not None:
+                self._take_over(found)
             self._retention.begin()
             self.has_begun = True
             for record in self.history.unfinished():
@@ -122,13 +129,40 @@ class Coordinator:
         """Go on with another spec, which differs in keys that may change."""
         self._spec = spec
         self._suggestions.change(spec)
-        self._retention.keep = spec.sweep.keep
+        self._retention.keep = spec.sweep.kept
         if self.has_begun:
             self._retention.begin()
 
     def stop_for(self, stop: Stop) -> None:
         """Hand out nothing more in this start, unless that is so already."""
         self._stop = self._stop or stop
+
+    def _take_over(self, found: Found) -> None:
+        """Write down what other run folders know, each trial with its files."""
+        for known in found.known:
+            config = self._suggestions.next_number
+            if known.repeat:
+                first = trial_key(config_of(self._spec, known.params))
+                if first not in self.history.trials:
+                    continue
+                config = self.history.trials[first].config
+                if known.repeat != len(self.history.repeats(config)):
+                    continue  # of its seeds an earlier one is missing
+            take_files(known, self._folder)
+            known = replace(known, config=config, number=len(self.history.trials))
+            self._write(known)
+            self._suggestions.add_known(known)
+            if found.base is not None and self.history.base is None:
+                self._write_base(known.trial, found.base)
+        for learnt in found.learnt:
+            self._write(learnt)
+            self._suggestions.learn(learnt)
+        if found.known:
+            self._suggestions.settle()
+
+    def _write_base(self, key: str, report: Report) -> None:
+        decision = Decision.CONTINUE
+        self._write(events.Report(trial=key, attempt=0, **report.to_json(), decision=decision))
 
     def interrupt(self, stop: Stop) -> None:
         """Hand out nothing more; whoever reports next is told to commit and leave."""

@@ -68,6 +68,10 @@ class _Replay:
         history.apply(event)
         if isinstance(event, events.Ask | events.Duplicate):
             suggestions.replay_ask(event)
+        if isinstance(event, events.Known):
+            suggestions.add_known(event)
+        if isinstance(event, events.Learnt):
+            suggestions.learn(event)
         if isinstance(event, events.Attempt):
             suggestions.took_over()
         if isinstance(event, events.End):

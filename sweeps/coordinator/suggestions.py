@@ -189,6 +189,27 @@ class Suggestions:
             self._search.fail(number)  # no value is known: Optuna leaves a failed trial aside
         self._told.add(number)
 
+    # ------------------------------------------------------------------ of other run folders
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next config."""
+        return self._search.next_number
+
+    def add_known(self, event: events.Known) -> None:
+        """A trial was taken over: the search knows it as one of its own."""
+        if not event.repeat:
+            metric = self._spec.sweep.metric
+            values = {int(each["index"]): each["metrics"][metric] for each in event.reports}
+            self._search.add_known(event.choices, values)
+            self._tried.add(picked_id(event.choices))
+            self._repeatable[event.config] = None
+        self.tell_result(event.config)
+
+    def learn(self, event: events.Learnt) -> None:
+        """Try the configs of another folder first."""
+        self._search.try_first(event.first, self._space)
+
     # ------------------------------------------------------------------ replay
 
     def replay_ask(self, event: events.Ask | events.Duplicate) -> None:

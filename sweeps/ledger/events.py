@@ -30,6 +30,7 @@ Whole = Annotated[int, Field(strict=True, ge=-_MOST, lt=_MOST)]
 Number = Whole | Annotated[float, Field(strict=True, allow_inf_nan=False)]  # an int stays one
 Numbers = Mapping[str, Number]
 Counts = tuple[Count, ...]
+Mappings = tuple[Keys, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +192,45 @@ class End(TrialEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Known(Event):
+    """A finished trial that is taken over from another run folder; nothing is trained.
+
+    Attributes:
+        number, repeat, seed, config, choices, params: as of an `Ask`.
+        folder: where it was trained.
+        reports: index, step, examples, tokens and metrics of each.
+        checkpoint: the step of the one that was copied; None if it was gone.
+        state, kind, reason, totals: as of an `End`.
+        lane, neighbours: whether it shared a pass, or its CPUs or GPU; None if that was not noted.
+    """
+
+    trial: Key
+    number: Count
+    repeat: Count
+    seed: Count
+    config: Count
+    choices: Keys
+    params: Keys
+    folder: Text
+    reports: Mappings
+    checkpoint: Count | None = None
+    state: Text
+    kind: Text = ""
+    reason: Text = ""
+    totals: Numbers = field(default_factory=dict)
+    lane: Flag | None = None
+    neighbours: Flag | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learnt(Event):
+    """The best configs of another run folder are tried first, as entries of `sweep.first` are."""
+
+    folder: Text
+    first: Mappings
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finalists(Event):
     """The search is over, and these configs get the other seeds of `sweep.repeats`.
 
@@ -264,7 +304,7 @@ KINDS: Mapping[str, type[Event]] = {
     kind.event: kind
     for kind in (
         *(Sweep, Attempt, Ask, Start, Report, Checkpoint, Retry, End),
-        *(Finalists, Removed, Interrupt, Request, Cost),
+        *(Known, Learnt, Finalists, Removed, Interrupt, Request, Cost),
     )
 }
 

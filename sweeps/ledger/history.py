@@ -20,7 +20,7 @@ from sweeps.ledger.events import Event
 from sweeps.ledger.ledger import read_ledger
 
 # Of the sweep section: a sweep that a user has finished goes on if one of them is another.
-_GROWING = ("space", "trials", "repeats", "finalists", "first")
+_GROWING = ("space", "trials", "repeats", "finalists", "first", "reuse", "learn_from")
 
 
 def sign_of(direction: Direction) -> int:
@@ -55,6 +55,7 @@ class Record:
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
     reason: str = ""
     totals: dict[str, float] = field(default_factory=dict)  # at the end: seconds, tokens, ...
+    folder: str = ""  # another run folder that it was taken over from
     is_lane: bool = False  # has trained in passes that it shared with other trials
     has_neighbours: bool = False  # another worker has trained on the same CPUs or GPU meanwhile
     tells_engine: bool = False  # False: of a version that did not note how it was trained
@@ -93,6 +94,7 @@ class History:
     interrupted: bool = False
     finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
     chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
+    learnt: tuple[str, ...] = ()  # run folders whose best configs are tried first
     is_closed: bool = False  # a user has ended the sweep: nothing more is tried
     paused_by: str = ""  # the user; empty if trials begin as usual
     is_idle: bool = False  # while paused: running trials leave their devices, too
@@ -142,6 +144,10 @@ class History:
                 self.base = event.report
             case events.TrialEvent():
                 self._apply_to(self.trials[event.trial], event)
+            case events.Known():
+                self._take_over(event)
+            case events.Learnt():
+                self.learnt = (*self.learnt, event.folder)
             case events.Finalists():
                 self.finalists = tuple(dict.fromkeys((*self.finalists, *event.configs)))
                 self.chosen = event.among, event.most
@@ -184,7 +190,18 @@ class History:
                 own = {key.removeprefix("sweep."): value for key, value in values.items()}
                 self.spec = {**self.spec, "sweep": {**self.spec["sweep"], **own}}
 
-    def _add(self, event: events.Ask) -> None:
+    def _take_over(self, event: events.Known) -> None:
+        record = self._add(event)
+        record.folder = event.folder
+        record.reports = {int(each["index"]): Report.from_json(each) for each in event.reports}
+        if event.checkpoint is not None:
+            record.checkpoints = [event.checkpoint]
+        record.started = event.time
+        record.tells_engine = event.lane is not None
+        record.is_lane, record.has_neighbours = bool(event.lane), bool(event.neighbours)
+        self._end(record, event)
+
+    def _add(self, event: events.Ask | events.Known) -> Record:
         record = Record(
             key=event.trial,
             number=event.number,
@@ -198,6 +215,7 @@ class History:
         self._configs.setdefault(record.config, {})[record.key] = record
         self._unfinished[record.key] = record
         self._counts[record.state] += 1
+        return record
 
     def _apply_to(self, record: Record, event: events.TrialEvent) -> None:
         match event:
@@ -229,11 +247,14 @@ class History:
                     record.retries += 1
             case events.End():
                 self._leave(record)
-                self._move(record, State(event.state))
-                record.kind = event.kind
-                record.reason = event.reason
-                record.ended = event.time
-                record.totals = dict(event.totals)
+                self._end(record, event)
+
+    def _end(self, record: Record, event: events.End | events.Known) -> None:
+        self._move(record, State(event.state))
+        record.kind = event.kind
+        record.reason = event.reason
+        record.ended = event.time
+        record.totals = dict(event.totals)
 
     def _note_neighbours(self, record: Record, start: events.Start) -> None:
         """Note which trials share a pack, and which the CPUs of a host or a GPU, from now on."""

@@ -100,6 +100,7 @@ def effects(history: History, rows: Sequence[Row] | None = None) -> list[Effect]
 def importance(study: optuna.Study) -> dict[str, float] | None:
     """Each dimension's share of what sets the best trials apart (PED-ANOVA), the largest first.
 
+    With 50 trials or more these are the shares of optuna-dashboard; see `compared_share`.
     None if `why_no_importance` has a reason.
     """
     if why_no_importance(study) is not None:
@@ -114,10 +115,19 @@ def importance_evaluator(study: optuna.Study) -> PedAnovaImportanceEvaluator:
     """PED-ANOVA, which compares the best completed trials with all, and wants five best or more."""
     from optuna.importance import PedAnovaImportanceEvaluator
 
-    share = min(0.5, max(0.1, 5 / len(_completed(study))))
+    share = compared_share(len(_completed(study)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is experimental
         return PedAnovaImportanceEvaluator(target_quantile=share)
+
+
+def compared_share(trials: int) -> float:
+    """The share of the trials that importance calls the best, and compares with all.
+
+    optuna-dashboard takes a tenth of any number. PED-ANOVA wants five of them or more, and of 8
+    trials a tenth is one.
+    """
+    return min(0.5, max(0.1, 5 / trials))
 
 
 def why_no_importance(study: optuna.Study) -> str | None:

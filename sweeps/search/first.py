@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sweeps.config.spec import SearchSpec
 from sweeps.core.errors import Problem, nearest
-from sweeps.space.space import Choice, Dimension, Label, Space, label, set_by
+from sweeps.space.space import Choice, Condition, Dimension, Label, Space, label, set_by
 
 
-def first_picks(spec: SearchSpec, space: Space) -> list[dict[str, Label]]:
+def first_picks(first: Sequence[Mapping[str, Any]], space: Space) -> list[dict[str, Label]]:
     """The entries of a `sweep.first` without problems, as Optuna names their values."""
-    return [_picked(entry, space) for entry in spec.first]
+    return [_picked(entry, space) for entry in first]
 
 
 def first_problems(spec: SearchSpec, space: Space) -> list[Problem]:
     """What is wrong with `sweep.first`."""
-    if spec.first and spec.search == "grid":
+    asked = {"sweep.first": spec.first, "sweep.learn_from": spec.learn_from}
+    if spec.search == "grid" and any(asked.values()):
         message = (
             "a grid is tried whole, in the order in which it is written: put these values first "
             "in sweep.space, or take sweep.search=tpe or random."
         )
-        return [Problem(key="sweep.first", message=message)]
+        return [Problem(key=key, message=message) for key, entries in asked.items() if entries]
     return [
         problem
         for number, entry in enumerate(spec.first)
@@ -35,6 +36,39 @@ def fitting(first: Sequence[Mapping[str, Any]], space: Space) -> list[dict[str, 
     names = {dimension.name for dimension in space.dimensions}
     kept = [{key: value for key, value in entry.items() if key in names} for entry in first]
     return [entry for entry in kept if entry and not _problems("", entry, space)]
+
+
+def entry_of(value: Callable[[str], Any], space: Space) -> tuple[dict[str, Any], list[str]]:
+    """A config as an entry, and the dimensions whose values the space cannot hold.
+
+    Args:
+        value: what the config has for a key.
+    """
+    entry: dict[str, Any] = {}
+    left = []
+    for dimension in space.dimensions:
+        found = _value_of(dimension, value)
+        if _unfit(dimension, found) is None:
+            entry[dimension.name] = found
+        else:
+            left.append(dimension.name)
+    while inactive := _not_searched(_picked(entry, space), space):
+        entry = {name: found for name, found in entry.items() if name not in inactive}
+    given = {**space.fixed, **space.values(_picked(entry, space))}
+    asked = {name: condition for name, condition in space.when.items() if name in left}
+    idle = {n for n, c in asked.items() if c.key in given and given[c.key] not in c.values}
+    return entry, [name for name in left if name not in idle]
+
+
+def picked_of(value: Callable[[str], Any], space: Space) -> dict[str, Label] | None:
+    """What Optuna would have picked for a config; None if the space cannot hold it."""
+    entry, left = entry_of(value, space)
+    return None if left else _picked(entry, space)
+
+
+def _value_of(dimension: Dimension, value: Callable[[str], Any]) -> Any:
+    keys = set_by(dimension)
+    return value(dimension.name) if keys == (dimension.name,) else {key: value(key) for key in keys}
 
 
 def _picked(entry: Mapping[str, Any], space: Space) -> dict[str, Label]:
@@ -90,13 +124,21 @@ def _same(option: Any, value: Any) -> bool:
 
 def _inactive(key: str, picked: Mapping[str, Label], space: Space) -> list[Problem]:
     """Values of keys that this entry, or what it leaves open, may not search."""
-    given = {**space.fixed, **space.values(picked)}
     return [
         Problem(
             key=f"{key}.{name}",
             message=f"is searched only if {condition.key} is "
             f"{' or '.join(map(str, condition.values))}: give that key, too.",
         )
+        for name, condition in _not_searched(picked, space).items()
+    ]
+
+
+def _not_searched(picked: Mapping[str, Label], space: Space) -> dict[str, Condition]:
+    """What is picked though its condition does not hold."""
+    given = {**space.fixed, **space.values(picked)}
+    return {
+        name: condition
         for name in picked
         if (condition := space.when.get(name)) and given.get(condition.key) not in condition.values
-    ]
+    }

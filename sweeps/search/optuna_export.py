@@ -23,13 +23,31 @@ from sweeps.space.parser import space_of
 
 
 def study_of(history: History) -> optuna.Study:
-    """An in-memory study for importances, a trial for each config: the mean of its repeats.
+    """An in-memory study, a trial for each config: the mean of its repeats.
 
-    Reports matter to none of them, and of a long sweep Optuna would copy hundreds of thousands.
+    Without reports: of a long sweep Optuna would copy hundreds of thousands.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(study_name=STUDY_NAME, direction=history.direction)
     study.add_trials(_trials(history, reports=False))
+    return study
+
+
+def completed_study(history: History) -> optuna.Study:
+    """An in-memory study of all configs with a completed repeat: the mean of those.
+
+    For importances: a config whose further repeats are still to come, or fail, does not leave it.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(study_name=STUDY_NAME, direction=history.direction)
+    kinds = {each.name: distribution(each) for each in space_of(history.spec).dimensions}
+    for config, (first, *_) in history.by_config().items():
+        mean = history.config_mean(config)
+        if mean is not None:
+            params = dict(first.picked)
+            own = {name: kinds[name] for name in params}
+            trial = optuna.trial.create_trial(params=params, distributions=own, value=mean)
+            study.add_trial(trial)
     return study
 
 

@@ -87,7 +87,7 @@ class Search:
         self._space = space
         self._seed = seed
         self.study = self._new_study()
-        self._first = first_picks(spec, space)  # those that are still to be tried
+        self._first = first_picks(spec.first, space)  # those that are still to be tried
         self._trials: dict[int, optuna.Trial] = {}
         self._notes = spec.pruner in NOTING_PRUNERS
         # Filled while the ledger is replayed, then made into the study's trials. None: every step
@@ -188,6 +188,27 @@ class Search:
                 self._spec.search,
                 again.number,
             )
+
+    def try_first(self, entries: Sequence[Mapping[str, Any]], space: Space) -> None:
+        """Try more entries as those of `sweep.first` are; `space` holds them all."""
+        self._first += [each for each in first_picks(entries, space) if each not in self._first]
+
+    @property
+    def next_number(self) -> int:
+        """Of Optuna's trials."""
+        return self._next_number if self._past is None else len(self._past)
+
+    def add_known(self, picked: Mapping[str, Label], values: Mapping[int, float]) -> None:
+        """Add a trial whose reports, by index, were made elsewhere: the pruner judges none."""
+        number = self.next_number
+        self.replay_ask(picked, by_hand=True)
+        if self._past is not None:
+            self._past[number].values.update(values)
+            return
+        for index, value in values.items():
+            self._trials[number].report(value, index)
+        if values:  # as if the study were made anew of the ledger
+            study_replay.prepare_pruner(self.study)
 
     def replay_report(
         self, number: int, index: int, value: float, noted: Mapping[str, Any] | None

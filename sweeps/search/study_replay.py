@@ -84,10 +84,16 @@ def rebuild(
         else:
             study.add_trial(_finished(one, kinds))
     if reported:
-        # Hyperband makes its brackets at the first report, and the samplers then look at one
-        # bracket. A trial without a report makes it do so, and changes nothing else.
-        study.pruner.prune(study, create_trial(state=TrialState.RUNNING))
+        prepare_pruner(study)
     return dict(_resume(study, one, suggest) for one in running)
+
+
+def prepare_pruner(study: optuna.Study) -> None:
+    """Let Hyperband make its brackets, as at the first report: samplers then look at one bracket.
+
+    A trial without a report makes it do so, and changes nothing else.
+    """
+    study.pruner.prune(study, create_trial(state=TrialState.RUNNING))
 
 
 def _finished(one: Past, kinds: Mapping[str, BaseDistribution]) -> optuna.trial.FrozenTrial:

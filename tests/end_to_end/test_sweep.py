@@ -159,7 +159,7 @@ def test_the_model_card_and_trial_yaml_say_what_won(finished: Finished) -> None:
         f"| `{LR}` | 0.01 |",
         "docstrings of the Python standard library",
         "AutoPeftModelForCausalLM.from_pretrained",
-        "On the test split",
+        "Loss on the test split, which no decision has seen: ",
         str(proof["again"]),
     ):
         assert part in card

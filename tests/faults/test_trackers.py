@@ -48,7 +48,7 @@ def test_a_server_of_no_use_costs_no_metric(
     finally:
         server.die()
     assert "Traceback" not in command.output
-    assert "wandb sync" in command.output
+    assert "python -m orchestrator sync" in command.output
     assert has_losses_of(command, whole(engine, GRID))
     expected = losses(command.events())
     found = logged(command.run_dir)

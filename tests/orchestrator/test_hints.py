@@ -139,7 +139,7 @@ def told_of_uploads(name: str) -> tuple[Any, Any]:
     runs = WandbRuns(job)
     runs._link = SimpleNamespace(online=False)  # type: ignore[assignment]
     (line,) = runs.last_lines(cut_short=False)
-    return typed_after(line, "wandb sync "), f"{root}/wandb/offline-run-*"
+    return shlex.split(line.partition("python ")[2])[2:], ["sync", str(root)]
 
 
 @pytest.mark.parametrize(

@@ -307,7 +307,6 @@ def _replace_space(draw: Draw, line: _Line) -> None:
             text, line.space[key] = _search(draw, key, SEARCHED[key], commas=False)
             parts.append(f"{key}: {text}")
             line.taken.add(key)
-    line.when = {name: each for name, each in line.when.items() if name in line.space}
     line.words.append("sweep.space={" + ", ".join(parts) + "}")
 
 
@@ -327,11 +326,10 @@ def _search_key(draw: Draw, line: _Line, key: str) -> None:
 
 def _settled(draw: Draw, line: _Line) -> None:
     """A search that suits the space, and conditions on what is not searched any more."""
-    searched = {key for name, each in line.space.items() for key in keys_of(name, each)}
     for name, (asked, wanted) in list(line.when.items()):
         if name not in line.space:
             del line.when[name]
-        elif asked not in searched and get_key(line.config, asked) != wanted:
+        elif wanted not in (_searched(line, asked) or [get_key(line.config, asked)]):
             if name in line.taken:
                 line.refused = re.escape(name)
             else:
@@ -376,7 +374,11 @@ def _settle_pruner(line: _Line) -> None:
 
 def _values(line: _Line, key: str) -> list[Any]:
     """What a key may be in some trial."""
-    found = [get_key(line.config, key)]
+    return [get_key(line.config, key), *_searched(line, key)]
+
+
+def _searched(line: _Line, key: str) -> list[Any]:
+    found = []
     for name, dimension in line.space.items():
         if isinstance(dimension, Options) and key in keys_of(name, dimension):
             linked = name != key
@@ -623,9 +625,9 @@ _FOREIGN_KEYS = [
 def _foreign_key(draw: Draw, line: _Line) -> None:
     word, named = draw(st.sampled_from(_FOREIGN_KEYS))
     key = word.partition("=")[0]
-    line.words = [each for each in line.words if not each.lstrip("+").startswith(f"{key}=")]
     if word.startswith("data.") and "data=file" in line.words:
         return
+    line.words = [each for each in line.words if not each.lstrip("+").startswith(f"{key}=")]
     line.words.append(word)
     line.refused = named
 

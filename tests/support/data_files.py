@@ -565,7 +565,9 @@ def _damaged_values(draw: Draw, table: Table, at: int) -> Table | None:
     rows = [dict(row) for row in table.values]
     name = table.learnt[-1]
     if table.shape in ("text", "pair", "schema", "template"):
-        bad = [None, True, "", ["a"], {"a": "b"}, "\ud800x"]
+        bad = [None, True, "", {"a": "b"}, "\ud800x"]
+        if len(rows) > 1:  # one object of lists is a table by columns
+            bad += [["a"]]
         if table.shape in ("text", "pair"):  # a template writes a number as text
             bad += [5, 0.5]
         rows[at][name] = draw(st.sampled_from(bad))
@@ -768,7 +770,7 @@ def _in_text(line: bytes) -> bytes:
 def _in_cells(line: bytes, delimiter: str) -> bytes:
     """A byte that is not UTF-8 in each cell of a line of CSV."""
     text = line.decode()
-    (cells,) = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    cells = next(filter(None, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)))
     end = "\r" if text.endswith("\r") else "\n"
     bad = _csv_line([f"{cell}\udce9" for cell in cells], delimiter, end, csv.QUOTE_ALL)
     return bad.encode("utf-8", "surrogateescape")

@@ -72,6 +72,8 @@ def make(
         "trials": search.trials,
         "space": dict(space),
         "when": dict(when or {}),
+        "budget": {"examples": 64, "epochs": None},
+        "reuse": list(search.reuse),
     }
     spec = Spec(
         name="made",
@@ -84,7 +86,7 @@ def make(
         cluster=ClusterSpec(),
         train=train,
         base=base,
-        public={"name": "made", "sweep": settings},
+        public={"name": "made", "sweep": settings, **base},
     )
     return spec, parsed
 

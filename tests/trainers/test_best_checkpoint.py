@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file, save_file
@@ -27,6 +28,7 @@ from support.training import (
 
 from sweeps.config.spec import ModelSpec
 from sweeps.core.errors import SweepError
+from sweeps.results.intervals import of_loss
 from trainers.best_checkpoint import assemble, base_name, load_trained, merge, prove
 from trainers.data.dataset import PreparedData
 from trainers.model.loading import load_base
@@ -153,7 +155,8 @@ def with_test_split() -> PreparedData:
     """As if half of the evaluation rows had been set aside."""
     rows = prepared().evaluation
     half = len(rows) // 2
-    return replace(prepared(), test=rows.select(range(half)))
+    prompts = np.arange(half) % (half - 1)  # the first and the last row share one
+    return replace(prepared(), test=rows.select(range(half)), test_prompts=prompts)
 
 
 @pytest.mark.slow
@@ -168,18 +171,30 @@ def test_the_test_split_is_measured_beside_the_base(
         return measure(self, *args, **more)
 
     test = rows_for(with_test_split.test, base := load_base(TINY, "cpu"), TINY)
-    expected = test.measure(load_trained(held, TINY, "cpu")).loss
+    measured = test.measure(load_trained(held, TINY, "cpu"))
+    assert measured.rows is not None
+    sums, tokens = measured.rows.astype(np.float64)
+    interval = of_loss(sums, tokens, with_test_split.test_prompts)  # type: ignore[arg-type]
     expected_base = test.measure(base).loss
     monkeypatch.setattr(Rows, "measure", counting)
     result = prove(held, REFERENCE, with_test_split, expected=last_loss(reference()), device="cpu")
     assert result == {
         "eval_loss": last_loss(reference()),
         "eval_tokens": 570.0,
-        "test_loss": expected,
+        "test_loss": measured.loss,
         "test_tokens": float(test.tokens),
+        "test_rows": len(tokens),
+        "test_prompts": len(tokens) - 1,
+        "test_low": interval.low,
+        "test_high": interval.high,
         "base_test_loss": expected_base,
     }
     assert sizes == [570, test.tokens, test.tokens]  # it once, the base once
+    assert interval.low < measured.loss < interval.high
+    few = replace(with_test_split, test_prompts=np.zeros(len(tokens)))
+    result = prove(held, REFERENCE, few, expected=last_loss(reference()), device="cpu")
+    assert result["test_prompts"] == 1
+    assert "test_low" not in result
 
 
 @pytest.mark.slow

@@ -239,7 +239,8 @@ def lines_of(sweep: Sweep, folder: Path, width: int = 120, **more: object) -> li
 
 def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) -> None:
     sweep_of_four().best(RunFolder(tmp_path), 0, 8)
-    lines = lines_of(sweep_of_four(), tmp_path, test_loss=2.3, again="train this")
+    proof = {"test_loss": 2.3, "test_rows": 40.0, "test_low": 2.2, "test_high": 2.4}
+    lines = lines_of(sweep_of_four(), tmp_path, proof=proof, again="train this")
     assert lines[-2] == (
         "Best: trial 0 (lr=1e-3 sgd), eval_loss 2.2500 at step 8; 0.7500 better than the base model"
     )
@@ -248,7 +249,9 @@ def test_the_summary_ends_with_the_best_trial_and_where_it_lies(tmp_path: Path) 
     assert "  trainer.learning_rate=0.001\n  trainer.optim=sgd\n" in text
     assert "failed: trial 2: bug: boom" in text
     assert f"python -m orchestrator export {tmp_path} --merge" in text
-    assert "test split, which no decision has seen: 2.3000" in text
+    tested = "test split, which no decision has seen: 2.3000, 95% interval 2.2000 to 2.4000"
+    tested += " (other rows like these 40). Its eval_loss of 2.2500 is the best of 4 configs"
+    assert tested in " ".join(text.split())
     for command in (f"python -m orchestrator status {tmp_path}", "train this"):
         assert any(line.startswith(f"  {command}  # ") for line in lines)
 

@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -82,13 +83,13 @@ def test_without_a_key_every_row_is_on_disk(
     folder = driver.folder
     assert driver.line == (
         "W&B: offline (no API key: `wandb login` stores one); to upload it later: "
-        f"wandb sync {folder.tracking}/offline-run-*"
+        f"python -m orchestrator sync {folder.root}"
     )
     for number in range(3):
         driver.trial(f"key{number}", number, steps=20)
     assert driver.was_never_delayed()
     assert driver.finish() == [
-        f"W&B: offline; to upload it later: wandb sync {folder.tracking}/offline-run-*"
+        f"W&B: offline; to upload it later: python -m orchestrator sync {folder.root}"
     ]
     found = records(folder)
     assert len(found) == 4
@@ -180,17 +181,66 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     wait_for(lambda: wandb_processes() == [])
 
 
-def test_rows_come_late_twice_and_before_any_start(tmp_path: Path) -> None:
+def test_rows_that_come_late_or_twice_are_shown_once_and_in_order(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     driver.ask("a")
     driver.rows("a", range(1, 3))  # no start: an attempt long gone
     driver.begin("a", attempt=2, step=4)
-    driver.rows("a", range(3, 7))  # 3 and 4 were logged by the attempt before
+    driver.rows("a", range(3, 7))
+    driver.rows("a", range(5, 7))  # of an attempt that began at step 4
     driver.end("a")
     driver.rows("a", range(7, 9))  # read after the end was told
     driver.finish()
     steps = [step for step, _ in history(one(records(driver.folder), "-a"), "train/loss")]
-    assert steps == [5, 6, 7, 8]
+    assert steps == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_a_trial_has_one_history_however_often_the_sweep_was_interrupted(tmp_path: Path) -> None:
+    first = Driver(tmp_path / "run", "offline")
+    first.trial("done")
+    first.half_trial("a", 1, steps=5)
+    first.report("a", 1, 5, 3.0)
+    first.half_trial("late", 2)
+    first.finish()
+
+    (closed,) = first.folder.tracking.glob("*run-*-a")
+    second = Driver(tmp_path / "run", "offline")
+    second.begin("a", attempt=2, step=4)
+    second.rows("a", range(5, 9))
+    wait_for(lambda: not closed.exists())
+    kill_all(second)  # as the machine would, if it went down: no run is closed
+
+    third = Driver(tmp_path / "run", "offline")
+    third.begin("late", attempt=2, step=4)
+    third.rows("late", range(5, 7))
+    third.end("late")
+    third.finish()
+
+    folders = list(third.folder.tracking.glob("*run-*"))
+    assert len(folders) == 4
+    found = records(third.folder)
+    assert charted_steps(found, "-a") == list(range(1, 9))
+    assert history(one(found, "-a"), "eval/loss") == [(5, 3.0)]
+    assert charted_steps(found, "-late") == list(range(1, 7))
+    assert summary(one(found, "-a"))["status"] == "interrupted"
+    assert exit_codes(third) == {"done": 0, "a": 130, "late": 0, "sweep": 130}
+    (whole,) = [records for key, records in found.items() if key.endswith("-sweep")]
+    items = [each["history"]["item"] for each in whole if each["type"] == "history"]
+    assert [item["trials_ended"] for item in items] == [1, 2, 2]
+
+
+def charted_steps(found: dict[str, list[dict[str, Any]]], ending: str) -> list[int]:
+    return [step for step, _ in history(one(found, ending), "train/loss")]
+
+
+def kill_all(driver: Driver) -> None:
+    (process,) = psutil.Process().children()
+    processes = [process, *process.children(recursive=True)]
+    for each in processes:
+        each.kill()
+    psutil.wait_procs(processes, timeout=3.0)
+    driver.finish()
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -27,8 +26,14 @@ from support.tracked_sweep import (
 )
 from support.wandb_stub import ENTITY, Manner, StubRun, WandbStub
 
+from orchestrator.cli import main
 from orchestrator.tracking import wandb_process
+from orchestrator.tracking.sync import sync
 from orchestrator.tracking.tracker import Patience
+from sweeps.ledger import events
+from sweeps.ledger.ledger import Ledger
+from sweeps.storage.lock import Lock
+from sweeps.storage.run_folder import RunFolder
 
 __all__ = ["impatient", "no_account", "serve"]  # fixtures
 
@@ -88,11 +93,57 @@ def test_a_resumed_trial_goes_on_in_its_run(tmp_path: Path, serve: Any) -> None:
     assert len(server.runs) == 3
     run: StubRun = one(server.runs, "-a")
     assert run.overwritten == []
-    assert [step for step, _ in charted(run, "train/loss")] == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    assert [step for step, _ in charted(run, "train/loss")] == list(range(1, 9))
     assert charted(run, "eval/loss") == [(5, 3.0)]
-    assert [row["_step"] for row in run.rows()] == list(range(10))
+    assert [row["_step"] for row in run.rows()] == list(range(9))
     assert run.exit_codes == [130, 0]
     assert len(one(server.runs, "-done").rows()) == 6
+
+
+@pytest.mark.slow
+def test_sync_gives_the_server_what_it_lacks(tmp_path: Path, serve: Any) -> None:
+    """Of a sweep that was offline, then online, then cut off; and a second time nothing."""
+    server: WandbStub = serve()
+    first = Driver(tmp_path / "run", "offline")
+    first.trial("done")
+    first.half_trial("a", 1, steps=5)
+    first.report("a", 1, 5, 3.0)
+    first.finish()
+    second = Driver(tmp_path / "run", "online")
+    second.begin("a", attempt=2, step=4)
+    second.rows("a", range(5, 9))
+    second.finish()
+    second.folder.metrics("done")
+    assert len(one(server.runs, "-a").rows()) == 9
+
+    for count in (1, 2):
+        assert main(["sync", str(tmp_path / "run"), "--project", "demo"]) == 0
+        assert sorted(run_id[9:] for run_id in server.runs) == ["a", "done", "sweep"]
+        for key, steps in {"a": 8, "done": 4}.items():
+            run: StubRun = one(server.runs, f"-{key}")
+            assert [step for step, _ in charted(run, "train/loss")] == list(range(1, steps + 1))
+            assert run.overwritten == []
+        assert one(server.runs, "-done").summary["status"] == "completed"
+        assert one(server.runs, "-done").exit_codes == [0] * count
+        whole: StubRun = one(server.runs, "-sweep")
+        assert len([row for row in whole.rows() if "ranking" in row]) == 1
+
+
+@pytest.mark.parametrize(
+    ("manner", "why"),
+    [("forbid", "refuses the API key (HTTP 403). Nothing is lost"), ("ok", "is in use by")],
+)
+def test_sync_says_why_not(
+    manner: Manner, why: str, tmp_path: Path, serve: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve(manner)
+    folder = RunFolder(tmp_path)
+    Ledger(folder.ledger, lambda _: None).append(events.Sweep(name="s", spec=PUBLIC))
+    driver = Lock(folder.lock) if manner == "ok" else None
+    assert main(["sync", str(tmp_path)]) == (3 if manner == "ok" else 1)
+    assert why in capsys.readouterr().err
+    if driver is not None:
+        driver.release()
 
 
 @pytest.mark.slow
@@ -181,7 +232,7 @@ def test_a_server_that_turns_bad_in_the_middle_and_comes_back(
     lines = driver.finish(timeout_s=8.0)
     assert time.monotonic() - began < 20.0
     assert wandb_processes() == []
-    command = f"wandb sync --include-online {driver.folder.tracking}/*run-*"
+    command = f"python -m orchestrator sync {driver.folder.root}"
     assert lines == [
         f"W&B: not everything was uploaded, but all of it is on disk; to upload it: {command}"
     ]
@@ -190,10 +241,7 @@ def test_a_server_that_turns_bad_in_the_middle_and_comes_back(
     assert history(on_disk, "eval/loss") == [(100, 0.5)]
 
     again: WandbStub = serve()  # another server that saw nothing of it: all must come from disk
-    done = subprocess.run(
-        f"{sys.executable} -m {command}", shell=True, capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stderr
+    sync(driver.folder.root)
     run: StubRun = one(again.runs, "-a")
     assert [step for step, _ in charted(run, "train/loss")] == list(range(1, 101))
     assert run.summary["best_eval_loss"] == 0.5

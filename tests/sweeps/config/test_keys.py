@@ -18,6 +18,8 @@ MAY_CHANGE = {
         "sweep.first",
         "sweep.trials",
         "sweep.finalists",
+        "sweep.reuse",
+        "sweep.learn_from",
         "sweep.keep",
         "sweep.device_hours",
         "sweep.time_budget_s",
@@ -52,7 +54,7 @@ def test_these_keys_stay_on_the_machine() -> None:
         | {"engine", "sweep", "tracking", "cluster"},
         "model": set(),
         "data": {"columns"},
-        "sweep": {"keep", "max_concurrent", "max_retries", "max_same_error"},
+        "sweep": {"reuse", "learn_from", "keep", "max_concurrent", "max_retries", "max_same_error"},
     }
     for section, names in private.items():
         head = f"{section}." if section else ""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import optuna
 import pytest
-from support.sweep_events import Sweep
+from support.sweep_events import Sweep, of_kind
 
-from sweeps.results.importance import MAX_BINS, Effect, effects, importance, why_no_importance
+from sweeps.ledger.events import Ask
+from sweeps.results.importance import (
+    MAX_BINS,
+    Effect,
+    compared_share,
+    effects,
+    importance,
+    why_no_importance,
+)
+from sweeps.search.optuna_export import completed_study
 
 LR = "trainer.learning_rate"
 ACCUM = "trainer.gradient_accumulation_steps"
@@ -148,6 +159,42 @@ def test_importance_goes_to_the_knob_that_matters(direction: str) -> None:
     assert list(shares) == ["strong", "weak"]
     assert shares["strong"] > 0.8
     assert sum(shares.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_with_fifty_configs_it_is_that_of_optuna_dashboard(direction: str) -> None:
+    made = study(direction, 50)
+    sign = 1 if direction == "minimize" else -1
+    theirs = optuna.importance.get_param_importances(
+        made,
+        evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
+        target=lambda trial: sign * (trial.value or 0.0),
+    )
+    assert importance(made) == pytest.approx(theirs)
+    assert [compared_share(count) for count in (8, 10, 25, 50, 500)] == [0.5, 0.5, 0.2, 0.1, 0.1]
+
+
+def asked(sweep: Sweep, key: str) -> Ask:
+    return next(each for each in of_kind(sweep.events, Ask) if each.trial == key)
+
+
+def test_a_config_that_gets_further_repeats_stays_in_it() -> None:
+    """Else the column would come and go: the sweep grew, or the repeats are those of finalists."""
+    sweep = Sweep({LR: "choice(1e-4,1e-3,1e-2)"}, repeats=2)
+    for config, rate in enumerate((1e-4, 1e-3, 1e-2)):
+        key = sweep.trial({LR: rate}, [rate], config=config)
+        sweep.events = [
+            replace(each, choices={LR: rate})
+            if isinstance(each, Ask) and each.trial == key
+            else each
+            for each in sweep.events
+        ]
+    values = [trial.value for trial in completed_study(sweep.history()).trials]
+    assert values == [1e-4, 1e-3, 1e-2]
+    sweep.trial({LR: 1e-3}, [3e-3], config=1, repeat=1)
+    sweep.trial({LR: 1e-2}, [], "diverged", config=2, repeat=1)
+    values = [trial.value for trial in completed_study(sweep.history()).trials]
+    assert values == pytest.approx([1e-4, 2e-3, 1e-2])
 
 
 def test_importance_says_why_it_cannot_be_had() -> None:

@@ -4,68 +4,18 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.packs import alone, alone_once, distance, key, pack, short_rows, small, small_base
+from support.parity import IN_BLOCKS, STEPS, matrix, optimizers, trial
 from support.training import LORA, Recorder, prepared, run, stop_at, train_spec
 
-from sweeps.config.spec import ModelSpec, TrainSpec
+from sweeps.config.spec import ModelSpec
 from sweeps.storage.run_folder import RunFolder
 from trainers.best_checkpoint import load_trained
-from trainers.sft.optimizers import available
 from trainers.trial.evaluation import rows_for
-
-STEPS = 32
-SCHEDULES: dict[str, dict[str, Any]] = {
-    "constant_with_warmup": {"warmup_steps": 3},
-    "linear": {"warmup_steps": 0.1},
-    "cosine": {},
-    "warmup_stable_decay": {"warmup_steps": 3, "lr_scheduler_kwargs": {"num_decay_steps": 0.25}},
-}
-RATES = {
-    "sgd": 0.05,
-    "adagrad": 5e-3,
-    **dict.fromkeys(("rmsprop", "rmsprop_bnb", "rmsprop_bnb_8bit"), 3e-4),
-    **dict.fromkeys(("lion_32bit", "lion_8bit"), 2e-4),
-}
-# The same on a CPU as one of the others: paged ones run unpaged, and some have two names.
-TWINS = ("adamw_bnb_8bit", "paged_", "rmsprop_bnb_32bit")
-
-
-def trial(optimizer: str, schedule: str, accumulation: int, **more: Any) -> TrainSpec:
-    peft = {"r": 16, "lora_alpha": 16} | more.pop("peft", {})
-    seed = len(optimizer) + 10 * len(schedule) + accumulation
-    return small(
-        optim=optimizer,
-        lr_scheduler_type=schedule,
-        gradient_accumulation_steps=accumulation,
-        per_device_train_batch_size=2,
-        learning_rate=RATES.get(optimizer, 1e-3),
-        weight_decay=0.01,
-        peft=peft,
-        seed=seed,
-        evaluations=2,
-        **SCHEDULES[schedule] | more,
-    )
-
-
-def optimizers() -> list[str]:
-    plain = [name for name in available("cpu") if not name.startswith(TWINS)]
-    return [*plain, "paged_adamw_32bit"]
-
-
-def matrix() -> list[TrainSpec]:
-    """Each optimizer with each schedule, accumulations in turn; adamw_torch with all of both."""
-    turns = [
-        trial(optimizer, schedule, (1, 2, 4)[(row + column) % 3])
-        for row, optimizer in enumerate(optimizers())
-        for column, schedule in enumerate(SCHEDULES)
-    ]
-    every = [trial("adamw_torch", *each) for each in product(SCHEDULES, (1, 2, 4))]
-    return list({repr(spec): spec for spec in [*turns, *every]}.values())
 
 
 def assert_parity(ours: Recorder, theirs: Recorder) -> None:
@@ -97,10 +47,6 @@ def test_every_optimizer_and_schedule(tmp_path: Path, accumulation: int) -> None
         near = 1e-3 if "8bit" in spec.trainer["optim"] else 1e-4
         last = RunFolder(folder).checkpoint(key(0), STEPS)
         assert distance(made.checkpoint(place, STEPS), last) < near, spec.trainer["optim"]
-
-
-# Of the small base, matrices that bitsandbytes' 8-bit states take as whole blocks.
-IN_BLOCKS = {"r": 128, "target_modules": ["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
 
 
 @pytest.mark.slow
