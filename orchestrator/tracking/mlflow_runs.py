@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
 from orchestrator.tracking.tracker import Job, chart_rows, identity
-from orchestrator.tracking.wandb_metrics import chart_values, progress
+from orchestrator.tracking.wandb_metrics import chart_values, progress, without_shared
 from sweeps.core.commands import in_a_shell
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.core.trial import State
@@ -112,7 +112,8 @@ class MlflowRuns:
         if key not in self._runs or step is None or step <= self._runs[key].step:
             return
         self._runs[key].step = step
-        self._keep(key, step, chart_values(row), row.get("seconds"))
+        shown = chart_values(without_shared(self._history.trials[key], row))
+        self._keep(key, step, shown, row.get("seconds"))
 
     def tick(self) -> None:
         """Send what is due, and end the runs of trials that ended some time ago."""
@@ -174,7 +175,12 @@ class MlflowRuns:
                 self._report(self._history.trials[key], event.index)
             case events.End(trial=key) if key in self._runs:
                 self._runs[key].ended = time.monotonic()
-                self._keep(_SWEEP, self._history.ended, progress(self._history), None)
+                self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        if _SWEEP in self._runs and self._runs[_SWEEP].evaluated < self._history.ended:
+            self._runs[_SWEEP].evaluated = self._history.ended
+            self._keep(_SWEEP, self._history.ended, progress(self._history), None)
 
     def _safely(self, act: Callable[[], None]) -> None:
         """Call `act`; if the server fails, again with the store in the run folder."""
@@ -267,6 +273,8 @@ class MlflowRuns:
 
     def _end(self, key: str) -> None:
         """Send the rest of a trial's run and end it."""
+        if key not in self._runs:  # a server was lost: `_catch_up` has the trial now
+            return
         from mlflow.entities import RunTag
 
         record, run = self._history.trials[key], self._runs[key]
@@ -308,6 +316,7 @@ class MlflowRuns:
             is_open = run.info.status == "RUNNING"
             if is_open and record is not None and not record.state.is_finished():
                 client.set_terminated(run.info.run_id, "KILLED")
+        self._tell_progress()
         run = self._runs.pop(_SWEEP)
         self._send(run)
         top = best(self._history)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking.allow_list import clean
 from orchestrator.tracking.tracker import Job, chart_rows
-from orchestrator.tracking.wandb_metrics import chart_values
+from orchestrator.tracking.wandb_metrics import chart_values, without_shared
 from sweeps.core.commands import in_a_shell
 from sweeps.core.naming import short_value
 from sweeps.core.secrets import is_secret_key
@@ -95,7 +95,8 @@ class TensorboardRuns:
         if key not in self._files or step is None or step <= self._files[key].step:
             return
         self._files[key].step = step
-        self._write(key, step, chart_values(row), row.get("seconds"))
+        shown = chart_values(without_shared(self._history.trials[key], row))
+        self._write(key, step, shown, row.get("seconds"))
 
     def tick(self) -> None:
         """Close the files of trials that ended some time ago."""
