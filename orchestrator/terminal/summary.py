@@ -23,7 +23,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results import row_losses
 from sweeps.results.importance import Effect
-from sweeps.results.intervals import few_rows
+from sweeps.results.intervals import few_rows, shared_text
 from sweeps.results.outlook import Hint, outlook
 from sweeps.results.ranking import Best, completed_values, config_ranks
 from sweeps.results.significance import Comparison, compare, margin
@@ -107,6 +107,8 @@ def verdicts(history: History, folder: RunFolder, comparison: Comparison | None)
     elif ahead is not None:
         found.append(_noise_text(ahead.gap, ahead.noise, ahead.runner_up))
         found += _few_rows(folder)
+    shared, rows = row_losses.shared_prompts(folder)
+    found += [shared_text(shared, rows)] if shared else []
     means = {config: history.sign * fmean(values[config]) for config in ranks}
     lucky = [c for c in ranks if len(values[c]) < len(values[first]) and means[c] < means[first]]
     if lucky:

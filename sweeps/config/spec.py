@@ -77,6 +77,8 @@ class DataSpec:
     eval_fraction: Number = setting(0.05, tracked=True)
     eval_limit: Whole | None = setting(None, tracked=True)  # rows of it that are measured
     test_fraction: Number = setting(0.0, tracked=True)
+    # What becomes of rows to measure on whose prompt is trained on; None: they stay.
+    shared_prompts: Literal["move", "drop"] | None = setting(None, tracked=True)
     max_length: Whole = setting(1024, tracked=True)  # tokens
     max_truncated: Number = setting(0.5, tracked=True)  # share of rows that may be cut there
     on_bad_row: Literal["error", "skip"] = setting("error", tracked=True)

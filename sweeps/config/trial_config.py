@@ -11,7 +11,7 @@ from sweeps.config.spec import Spec
 from sweeps.core.trial import fingerprint
 
 SECTIONS = ("model", "data", "peft", "trainer")
-_ADDED_DATA_KEYS = ("encoding",)
+_ADDED_DATA_KEYS = ("encoding", "shared_prompts")
 
 
 def trial_config(

@@ -18,6 +18,7 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.ledger.ledger import read_ledger
+from sweeps.results.cost import Costs
 from sweeps.results.ranking import config_ranks
 from sweeps.search.first import entry_of, picked_of
 from sweeps.space.parser import lookup
@@ -169,6 +170,7 @@ def _known(
 ) -> list[events.Known]:
     """The finished trials of another sweep that are this one's, first seeds first."""
     found = []
+    costs = Costs(other.history)
     for record in other.history.trials.values():
         repeat = record.seed - spec.seed
         if record.state not in _TAKEN or not 0 <= repeat < spec.sweep.repeats:
@@ -199,6 +201,7 @@ def _known(
                 totals=record.totals,
                 lane=record.is_lane if record.tells_engine else None,
                 neighbours=record.has_neighbours if record.tells_engine else None,
+                cost=None if record.is_alone else costs.measured(record),
             )
         )
     return sorted(found, key=lambda each: (each.repeat, each.number))

@@ -202,6 +202,8 @@ class Known(Event):
         checkpoint: the step of the one that was copied; None if it was gone.
         state, kind, reason, totals: as of an `End`.
         lane, neighbours: whether it shared a pass, or its CPUs or GPU; None if that was not noted.
+        cost: what training its config alone costs, by the names of `sweeps.results.cost.Alone`, if
+            that was measured there after the trials.
     """
 
     trial: Key
@@ -220,6 +222,7 @@ class Known(Event):
     totals: Numbers = field(default_factory=dict)
     lane: Flag | None = None
     neighbours: Flag | None = None
+    cost: Numbers | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

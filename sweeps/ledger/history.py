@@ -58,6 +58,7 @@ class Record:
     folder: str = ""  # another run folder that it was taken over from
     is_lane: bool = False  # has trained in passes that it shared with other trials
     has_neighbours: bool = False  # another worker has trained on the same CPUs or GPU meanwhile
+    cost: Mapping[str, float] = field(default_factory=dict)  # alone, measured in another run folder
     tells_engine: bool = False  # False: of a version that did not note how it was trained
 
     @property
@@ -199,6 +200,7 @@ class History:
         record.started = event.time
         record.tells_engine = event.lane is not None
         record.is_lane, record.has_neighbours = bool(event.lane), bool(event.neighbours)
+        record.cost = event.cost or {}
         self._end(record, event)
 
     def _add(self, event: events.Ask | events.Known) -> Record:

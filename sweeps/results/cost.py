@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sweeps.config.spec import halved
@@ -73,6 +73,8 @@ class Costs:
         )
         if record.is_alone:
             return own
+        if record.cost:
+            return Alone(**{each.name: record.cost.get(each.name) for each in fields(Alone)})
         found = self.parts(record)
         speed = None if found is None else tokens_per_second(*found, self.sizes(record)[1])
         peak = own.peak_memory_mb  # of a process of its own, whoever trains beside it
@@ -83,6 +85,11 @@ class Costs:
             peak_memory_mb=peak,
             optimizer_state_mb=own.optimizer_state_mb,
         )
+
+    def measured(self, record: Record) -> dict[str, float] | None:
+        """The cost of a trial that shared its device, to be kept elsewhere; None if not known."""
+        found = {name: cost for name, cost in vars(self.of(record)).items() if cost is not None}
+        return found if "tokens_per_second" in found else None
 
     def parts(self, record: Record) -> tuple[Parts, Parts] | None:
         """What was measured of its micro-batch and of its optimizer step; None without both."""
@@ -121,7 +128,8 @@ class Costs:
         """The trials whose cost has to be put together."""
         for record in self._history.trials.values():
             is_complete = record.state is State.COMPLETED and record.tells_engine
-            if is_complete and not record.is_alone and self._history.value(record) is not None:
+            is_known = record.is_alone or record.cost
+            if is_complete and not is_known and self._history.value(record) is not None:
                 yield record
 
     def _missing(self, record: Record) -> int:

@@ -119,3 +119,12 @@ def few_rows(rows: int, prompts: int) -> list[str]:
         f"Only {rows:,} rows to evaluate on{shared}: {so}. More rows help: a higher "
         "data.eval_fraction, or data.eval_path"
     ]
+
+
+def shared_text(shared: int, rows: int) -> str:
+    """Say that evaluation rows share a prompt with training rows, and how to keep them apart."""
+    return (
+        f"{shared:,} of {rows:,} evaluation rows have a prompt that is also trained on: eval_loss "
+        "measures memory as well. data.shared_prompts=move trains on them, "
+        "data.shared_prompts=drop leaves them out"
+    )

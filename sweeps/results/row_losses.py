@@ -8,6 +8,7 @@ says which rows share a prompt. Both are written once whole and read without pic
 from __future__ import annotations
 
 import io
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from sweeps.ledger.history import History, Record
 from sweeps.storage.durable_writes import write_bytes
-from sweeps.storage.run_folder import RunFolder
+from sweeps.storage.run_folder import REPORT, RunFolder
 
 Array = np.ndarray[Any, Any]
 
@@ -74,6 +75,15 @@ def prompts(folder: RunFolder) -> Array | None:
     """Which evaluation rows share a prompt, [rows]: equal numbers; None if it was not noted."""
     found = _read(folder.eval_prompts)
     return found if found is not None and found.ndim == 1 else None
+
+
+def shared_prompts(folder: RunFolder) -> tuple[int, int]:
+    """How many evaluation rows have a prompt that is trained on, and how many rows there are."""
+    try:
+        report = json.loads((folder.data / REPORT).read_text(encoding="utf-8"))["report"]
+        return int(report["overlap_prompts"]), int(report["eval_rows"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, 0
 
 
 def _read(path: Path) -> Array | None:

@@ -94,6 +94,7 @@ FIXED: dict[str, st.SearchStrategy[Any]] = {
     "data.limit": st.integers(1, 5000),
     "data.eval_fraction": st.sampled_from([0.1, 0.5, 0.05]),
     "data.eval_limit": st.sampled_from([None, 1, 100]),
+    "data.shared_prompts": st.sampled_from([None, "move", "drop"]),
     "data.test_fraction": st.sampled_from([0.0, 0.1, 0]),
     "data.max_length": st.sampled_from([16, 128, 512]),
     "data.max_truncated": st.sampled_from([0, 0.5, 1.0]),

@@ -31,8 +31,9 @@ def fingerprint(train: TrainSpec) -> str:
     revision: pin data.revision if it may change.
     """
     spec = dataclasses.asdict(train.data)
-    if spec["encoding"] is None:  # folders begun before there was this key go on
-        del spec["encoding"]
+    for key in ("encoding", "shared_prompts"):
+        if spec[key] is None:  # folders begun before there was this key go on
+            del spec[key]
     placeless = {"eval_path": None} if train.data.source == "hub" else _PLACES
     decided = {
         "data": {**spec, **placeless},

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from sweeps.config.spec import DataSpec, TrainSpec
 from sweeps.core.errors import ConfigError, Problem, SweepError
-from sweeps.results.intervals import few_rows
+from sweeps.results.intervals import few_rows, shared_text
 from trainers.data.readers import BadRow
 from trainers.data.rows import RawData, bad_rows_error
 from trainers.data.split import Split, prompt_numbers, split
@@ -85,9 +85,7 @@ class DataReport:
             f"{self.truncated_rows:,} rows ({self.truncated_share:.1%}) cut at "
             f"{self.max_length:,} tokens": self.truncated_rows,
             f"{self.masked_rows:,} rows dropped: the cut left no label": self.masked_rows,
-            f"{self.overlap_prompts:,} evaluation rows have a prompt that is also trained on": (
-                self.overlap_prompts
-            ),
+            f"{shared_text(self.overlap_prompts, self.eval_rows)}": self.overlap_prompts,
         }
         lines += [f"  {words}" for words, count in warned.items() if count]
         lines += [f"  {line}" for line in few_rows(self.eval_rows, self._prompts)]
@@ -143,7 +141,7 @@ def tokenized_whole(train: TrainSpec, raw: RawData) -> Whole:
     """Split and tokenize raw rows; raises as `tokenized`."""
     _refuse_long_context(train)
     parts = split(train.data, raw)
-    notes = _source_notes(raw, train.data)
+    notes = [*_source_notes(raw, train.data), *parts.notes]
     tokenizer = load_tokenizer(train.model, notes)
     tokenizing = Tokenizing(
         tokenizer,

@@ -30,12 +30,14 @@ class Split:
         overlap_prompts: evaluation rows whose prompt is also a training row's: they measure memory
             as well. A prompt is the `prompt`, or the messages before the last assistant turn, or
             the whole `text`.
+        notes: what became of rows to measure on whose prompt is trained on.
     """
 
     train: list[FileRow]
     evaluation: list[FileRow]
     test: list[FileRow] | None
     overlap_prompts: int
+    notes: tuple[str, ...] = ()
 
 
 def split(spec: DataSpec, raw: RawData) -> Split:
@@ -50,9 +52,19 @@ def split(spec: DataSpec, raw: RawData) -> Split:
     places = [place(row.values) for row in rows]
     test_end = eval_end + spec.test_fraction
     chosen = [row for row, at in zip(rows, places, strict=True) if at < eval_end]
-    evaluation = chosen if raw.evaluation_rows is None else raw.evaluation_rows
+    evaluation = chosen if raw.evaluation_rows is None else [*raw.evaluation_rows]
     test = [row for row, at in zip(rows, places, strict=True) if eval_end <= at < test_end]
     train = [row for row, at in zip(rows, places, strict=True) if at >= test_end]
+    notes: list[str] = []
+    if spec.shared_prompts is not None and train:
+        every = [*rows, *(evaluation if own else ())]
+        place_of = {id(row): index for index, row in enumerate(every)}
+        evaluation = _apart(spec, "evaluation", evaluation, train, notes)
+        test = _apart(spec, "test", test, train, notes)
+        test = _apart(spec, "test", test, evaluation, notes)
+        train, evaluation = (
+            sorted(part, key=lambda row: place_of[id(row)]) for part in (train, evaluation)
+        )
     _refuse_empty(spec, raw, train=len(train), evaluation=len(evaluation), test=len(test))
     evaluation = limited(evaluation, spec.eval_limit)
     return Split(
@@ -60,7 +72,30 @@ def split(spec: DataSpec, raw: RawData) -> Split:
         evaluation=evaluation,
         test=test if spec.test_fraction else None,
         overlap_prompts=_overlap(train, evaluation),
+        notes=tuple(notes),
     )
+
+
+def _apart(
+    spec: DataSpec,
+    name: str,
+    rows: list[FileRow],
+    others: list[FileRow],
+    notes: list[str],
+) -> list[FileRow]:
+    """The rows whose prompt no other row has; the rest is moved to the others, or left out."""
+    seen = {_digest(_prompt(row.values)) for row in others}
+    shared = [row for row in rows if _digest(_prompt(row.values)) in seen]
+    if not shared:
+        return rows
+    moves = spec.shared_prompts == "move"
+    if moves:
+        others += shared
+    became = "moved to these" if moves else "left out"
+    whose = "training" if name == "evaluation" else "training or evaluation"
+    notes.append(f"{len(shared):,} {name} rows share a prompt with {whose} rows: {became}")
+    left = {id(row) for row in shared}
+    return [row for row in rows if id(row) not in left]
 
 
 def place(row: Values) -> float:
@@ -111,6 +146,8 @@ def _refuse_empty(spec: DataSpec, raw: RawData, *, train: int, evaluation: int, 
     if spec.test_fraction:
         counts += f", {test} to test on"
     skipped = f" ({raw.skipped} bad rows were skipped)" if raw.skipped else ""
+    if spec.shared_prompts is not None:
+        skipped += f", with data.shared_prompts={spec.shared_prompts}"
     if not train:
         raise SweepError(
             f"no row is left to train on: {counts}{skipped}. Bring more rows, or lower "

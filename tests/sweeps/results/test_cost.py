@@ -9,7 +9,7 @@ import pytest
 from support.sweep_events import Sweep
 
 from sweeps.core.cost import Parts
-from sweeps.ledger.events import Cost, End, Retry, Start
+from sweeps.ledger.events import Cost, End, Known, Retry, Start
 from sweeps.ledger.history import History
 from sweeps.results.cost import Costs, settings
 from sweeps.results.trials_csv import ranked
@@ -199,6 +199,27 @@ def test_what_a_rate_or_a_schedule_changes_is_not_measured_again() -> None:
     )
     sweep.measured(keys[0])
     assert to_measure(sweep) is None
+
+
+def test_a_trial_that_was_taken_over_brings_its_cost_along() -> None:
+    there = Packed()
+    (key,) = there.lanes({LR: 1e-3})
+    assert Costs(there.history()).measured(there.history().trials[key]) is None
+    there.measured(key)
+    past = there.history()
+    cost = Costs(past).measured(past.trials[key])
+    here = Packed()
+    known = {"number": 0, "repeat": 0, "seed": 0, "config": 0, "choices": {}, "folder": "there"}
+    reports = tuple(each.to_json() for each in past.trials[key].reports.values())
+    taken = Known(
+        trial=key, params={LR: 1e-3}, reports=reports, state="completed", lane=True, **known
+    )
+    here.add(taken)
+    assert to_measure(here) == 0
+    here.events.pop()
+    here.add(replace(taken, cost=cost))
+    assert to_measure(here) is None
+    assert speeds(here.history()) == {0: pytest.approx(300 / 0.03)}
 
 
 def test_a_group_on_several_devices_is_not_measured_afterwards() -> None:

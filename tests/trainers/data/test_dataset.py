@@ -20,6 +20,7 @@ import yaml
 from datasets import Dataset
 
 from sweeps.config.spec import BudgetSpec, DataSpec, ModelSpec, TrainSpec
+from sweeps.config.trial_config import trial_key
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import dataset as data_dataset
 from trainers.data import docstrings
@@ -28,7 +29,7 @@ from trainers.data.preparation import DataReport, tokenized
 from trainers.data.readers import FileRow
 from trainers.data.rows import read
 from trainers.data.schema import spec_problems
-from trainers.data.split import limited, place
+from trainers.data.split import limited, place, split
 from trainers.model.loading import load_base
 from trainers.model.source import resolve_path
 from trainers.model.tokenizer import load_tokenizer
@@ -309,7 +310,73 @@ def test_prompts_on_both_sides_are_counted(tmp_path: Path) -> None:
     spec = train_spec(train, eval_path=str(evaluation))
     _, report = tokenized(spec, read(spec.data))
     assert (report.train_rows, report.eval_rows, report.overlap_prompts) == (3, 2, 1)
-    assert any("1 evaluation rows have a prompt" in line for line in report.lines())
+    (line,) = (line for line in report.lines() if "that is also trained on" in line)
+    assert "1 of 2 evaluation rows have a prompt" in line
+    assert "data.shared_prompts=move" in line
+
+
+@pytest.mark.parametrize(
+    ("what", "train", "evaluation", "note"),
+    [
+        ("move", "aa ba ca bd", "qe", "2 evaluation rows share a prompt with training rows: moved"),
+        ("drop", "aa ba ca", "qe", "2 evaluation rows share a prompt with training rows: left out"),
+    ],
+)
+def test_rows_whose_prompt_is_trained_on_are_kept_out_of_the_measure(
+    tmp_path: Path, what: str, train: str, evaluation: str, note: str
+) -> None:
+    def rows(words: str) -> list[dict[str, str]]:
+        return [{"prompt": word[0], "completion": word[1]} for word in words.split()]
+
+    ours = write_rows(tmp_path / "a.jsonl", rows("aa ba ca"))
+    theirs = write_rows(tmp_path / "b.jsonl", rows("bd qe bd"))
+    spec = train_spec(ours, eval_path=str(theirs), shared_prompts=what)
+    found = split(spec.data, read(spec.data))
+    words = [
+        ["".join(row.values.values()) for row in part] for part in (found.train, found.evaluation)
+    ]
+    assert words == [[*train.split(), *(["bd"] if what == "move" else [])], evaluation.split()]
+    assert found.overlap_prompts == 0
+    assert found.notes[0].startswith(note)
+    _, report = tokenized(spec, read(spec.data))
+    assert any(note in line for line in report.lines())
+    none_left = train_spec(ours, eval_path=str(ours), shared_prompts=what)
+    with pytest.raises(SweepError, match=f"evaluation split is empty: .*shared_prompts={what}"):
+        tokenized(none_left, read(none_left.data))
+
+
+def test_rows_that_are_split_by_us_keep_their_order_and_share_no_prompt(tmp_path: Path) -> None:
+    """Of the test rows, too: with the evaluation's as well as with those trained on."""
+    rows = [{"prompt": str(row % 60), "completion": str(row)} for row in range(200)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    plain = train_spec(file, eval_fraction=0.2, test_fraction=0.2)
+    before = split(plain.data, read(plain.data))
+    assert before.overlap_prompts > 0
+    for what in ("move", "drop"):
+        spec = train_spec(file, eval_fraction=0.2, test_fraction=0.2, shared_prompts=what)
+        found = split(spec.data, read(spec.data))
+        parts = [
+            [row.values for row in part]
+            for part in (found.train, found.evaluation, found.test or [])
+        ]
+        prompts = [{values["prompt"] for values in part} for part in parts]
+        assert not prompts[0] & prompts[1] | prompts[0] & prompts[2] | prompts[1] & prompts[2]
+        numbers = [[int(values["completion"]) for values in part] for part in parts]
+        assert all(each == sorted(each) for each in numbers)
+        assert sum(map(len, numbers)) == 200 if what == "move" else sum(map(len, numbers)) < 200
+        assert {row.where for row in before.train} <= {row.where for row in found.train}
+
+
+def test_a_folder_begun_before_there_was_shared_prompts_goes_on() -> None:
+    spec = train_spec()
+    moved = dataclasses.replace(spec, data=dataclasses.replace(spec.data, shared_prompts="move"))
+    fingerprint = data_fingerprint.fingerprint
+    assert fingerprint(moved) != fingerprint(spec)
+    config = {"data": {"source": "docstrings"}}
+    assert trial_key(config) == trial_key(
+        {"data": {"source": "docstrings", "shared_prompts": None}}
+    )
+    assert trial_key(config) != trial_key({"data": {**config["data"], "shared_prompts": "drop"}})
 
 
 def test_it_is_kept_which_rows_to_measure_on_share_a_prompt(tmp_path: Path) -> None:
