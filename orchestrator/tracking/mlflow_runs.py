@@ -210,6 +210,8 @@ class MlflowRuns:
             return self._client
         from mlflow.tracking import MlflowClient
 
+        if self._is_local and not self._job.folder.mlflow.exists():
+            self._make_store()
         client, project = MlflowClient(self._uri), self._job.tracking.project
         found = client.get_experiment_by_name(project)
         self._experiment = found.experiment_id if found else client.create_experiment(project)
@@ -218,6 +220,16 @@ class MlflowRuns:
         config = sweep_config(self._job.public)
         self._runs[_SWEEP] = self._run(_SWEEP, self._job.sweep_name, config)
         return client
+
+    def _make_store(self) -> None:
+        """Make the store under another name first: MLflow refuses one that was made by half."""
+        from mlflow.tracking import MlflowClient
+
+        final = self._job.folder.mlflow
+        draft = final.with_name(f".{final.name}.draft")
+        draft.unlink(missing_ok=True)
+        MlflowClient(f"sqlite:///{draft}").search_experiments(max_results=1)
+        draft.replace(final)
 
     def _of_this_sweep(self, client: MlflowClient) -> Iterator[Any]:
         sweep = f"tags.`{_OF_SWEEP}` = '{identity(self._job, self._history)}'"
