@@ -52,7 +52,7 @@ def test_a_running_sweep_names_its_driver_and_the_progress_of_its_trials(tmp_pat
     finally:
         lock.release()
     assert re.search(rf"Running: \S+, pid {os.getpid()}; 1 of 3 trials ended", text)
-    assert re.search(r"1  lr=1e-4 .* 50%\s+2\.9000\s+2\.8123\s+4\.32k\s+0:10", text)
+    assert re.search(r"1  lr=1e-4 .* 50%\s+8/16\s+2\.9000\s+2\.8123\s+4\.32k\s+0:10", text)
     assert re.search(r"1\s+0\s+1e-3\s+2\.0000\s+\+1\.0000", text)
 
 
