@@ -32,7 +32,9 @@ STEERING = {
     "stop": "end trials early, each with a checkpoint: stop RUN_DIR TRIAL...",
     "finish": "end all trials, rank them and prove the best one: finish RUN_DIR",
     "pause": "let no more trials begin; --now frees the devices: pause RUN_DIR [--now]",
-    "resume": "go on after a pause: resume RUN_DIR",
+    "resume": "go on after a pause, or with trials that were ended: resume RUN_DIR [TRIAL...]",
+    "add": "train a config of your own in the sweep: add RUN_DIR key=value ...",
+    "clone": "train a trial again with other values: clone RUN_DIR TRIAL key=value ... [--warm]",
     "set": "change what may change while a sweep runs: set RUN_DIR sweep.max_concurrent=2",
     "cancel": "stop as Ctrl-C does, from any terminal: cancel RUN_DIR",
 }

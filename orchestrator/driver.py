@@ -474,7 +474,7 @@ class Driver:
         if not has_plotly() or self._signals.seen:
             return []
         try:
-            write_report(self._folder, holder=None)
+            write_report(self._folder, holder=None, again=self._again())
             return [report_line(self._folder)]
         except Exception as error:  # the sweep has ended well all the same
             return [f"{folder_text(self._folder.report)} was not written: {first_line(error)}"]
@@ -503,10 +503,15 @@ class Driver:
                 found,
                 proof=(proof or {}).get("proof"),
                 notes=notes,
-                again=None if found is None else train_again(self._spec, found),
+                again=self._again(),
                 proof_error=proof_error,
             ),
         )
+
+    def _again(self) -> str | None:
+        """The command that trains the winner again."""
+        found = best(self._history)
+        return None if found is None else train_again(self._spec, found)
 
     def _ended(self, stop: Stop | None = None, proof_error: str = "") -> Ended:
         code = exit_code(

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NoReturn
 
+from orchestrator.config.checks import trial_problems
 from orchestrator.storage.run_dir import fetched, not_found, unanswered
 from orchestrator.terminal.progress import is_over
 from orchestrator.terminal.status import lock_holder
 from sweeps.config.keys import may_change
 from sweeps.config.validation import search_values
 from sweeps.coordinator.changes import SETTABLE
-from sweeps.core.errors import SweepError, nearest
+from sweeps.coordinator.steering import why_not_resumed
+from sweeps.core.errors import ConfigError, SweepError, nearest
 from sweeps.core.naming import trial_name
 from sweeps.ledger.history import History, Record, read_history
 from sweeps.storage.driver_lease import holder_of
@@ -78,6 +80,11 @@ class Sweep:
         held = lock_holder(self.folder.lock)
         return held if held or self.store is None else holder_of(self.store)
 
+    @property
+    def command(self) -> str:
+        """The command that goes on with the sweep."""
+        return self.history.driver.command or "the one that began it"
+
     def trial(self, word: str) -> Record:
         """The trial of this number, key or name.
 
@@ -119,6 +126,7 @@ def steer(verb: str, options: argparse.Namespace) -> int:
     """
     sweep = Sweep.at(options.run_dir)
     request = _REQUESTS[verb](sweep, options)
+    has_ended = is_over(sweep.history) and sweep.driver is None
     place = sweep.store or sweep.folder
     try:
         write_request(place, request)
@@ -130,6 +138,11 @@ def steer(verb: str, options: argparse.Namespace) -> int:
     if answer is not None and not answer.is_done:
         raise SweepError(f"{verb}: {answer.said}.")
     said = _not_yet(sweep) if answer is None else answer.said
+    if has_ended:
+        raise SweepError(
+            f"the sweep in {folder_text(sweep.folder.root)} has ended: it trains this once the "
+            f"command that reopens it is run: {sweep.command}"
+        )
     print(json.dumps(_told(sweep, request, answer, said)) if options.json else f"{verb}: {said}.")
     return 0
 
@@ -153,9 +166,7 @@ def _has_ended(sweep: Sweep) -> bool:
 def _not_yet(sweep: Sweep) -> str:
     if sweep.driver and not _has_ended(sweep):
         return f"asked; the driver ({sweep.driver}) has not answered yet, and will read it"
-    command = sweep.history.driver.command
-    how = f": {command}" if command else ""
-    return f"no driver runs; the next start of the sweep reads this first{how}"
+    return f"no driver runs; the next start of the sweep reads this first: {sweep.command}"
 
 
 def _told(sweep: Sweep, request: Request, answer: Answer | None, said: str) -> Mapping[str, Any]:
@@ -196,10 +207,48 @@ def _pause(sweep: Sweep, options: argparse.Namespace) -> Request:
 
 
 def _resume(sweep: Sweep, options: argparse.Namespace) -> Request:
+    if options.trial:
+        records = [sweep.trial(word) for word in options.trial]
+        for record in records:
+            if not record.state.is_finished():
+                raise SweepError(f"trial {record.number} has not ended: it is {record.state}.")
+            if why := why_not_resumed(record.state):
+                raise SweepError(f"trial {record.number} {why}.")
+        return make_request("resume", trials=[record.key for record in records])
     sweep.refuse_if_over()
     if not sweep.history.paused_by:
         raise SweepError(f"the sweep in {folder_text(sweep.folder.root)} is not paused.")
     return make_request("resume")
+
+
+def _add(sweep: Sweep, options: argparse.Namespace) -> Request:
+    values = _values(options.key)
+    _refuse_unfit(sweep, values, values)
+    return make_request("add", values=values)
+
+
+def _clone(sweep: Sweep, options: argparse.Namespace) -> Request:
+    parent, values = sweep.trial(options.trial), _values(options.key)
+    if not values and not options.warm:
+        raise SweepError("give a key=value that the clone is to have, or --warm.")
+    _refuse_unfit(sweep, values, {**parent.values, **values})
+    return make_request("clone", trials=[parent.key], values=values, warm=options.warm)
+
+
+def _refuse_unfit(sweep: Sweep, typed: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Check a config as the sweep's own are checked.
+
+    Args:
+        typed: the keys that the user gives; the others were checked before.
+
+    Raises:
+        ConfigError: a key is unknown, or a value does not fit.
+    """
+    on_gpu = any(r.device.startswith("cuda") for r in sweep.history.trials.values())
+    problems = trial_problems(sweep.history.spec, values, "cuda" if on_gpu else "cpu")
+    problems = [p for p in problems if p.key in typed or p.key not in values]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _set(sweep: Sweep, options: argparse.Namespace) -> Request:
@@ -248,6 +297,8 @@ _REQUESTS: Mapping[str, Callable[[Sweep, argparse.Namespace], Request]] = {
     "pause": _pause,
     "resume": _resume,
     "set": _set,
+    "add": _add,
+    "clone": _clone,
 }
 
 
@@ -273,6 +324,13 @@ def parser(verb: str, about: str) -> argparse.ArgumentParser:
     words.add_argument("run_dir", help="the run folder, also s3://...")
     if verb == "stop":
         words.add_argument("trial", nargs="+")
+    if verb == "resume":
+        words.add_argument("trial", nargs="*")
+    if verb == "clone":
+        words.add_argument("trial")
+        words.add_argument("--warm", action="store_true", help="begin with its best weights")
+    if verb in ("add", "clone"):
+        words.add_argument("key", nargs="+" if verb == "add" else "*", metavar="key=value")
     if verb == "pause":
         words.add_argument("--now", action="store_true", help="running trials leave, too")
     if verb == "set":

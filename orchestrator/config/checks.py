@@ -55,6 +55,21 @@ def training_problems(config: Mapping[str, Any], space: Space, device: str) -> l
     return found or _fraction_problems(space)
 
 
+def trial_problems(
+    config: Mapping[str, Any], values: Mapping[str, Any], device: str
+) -> list[Problem]:
+    """What is wrong with one trial's values, which need not be of the sweep's space.
+
+    Args:
+        config: of the sweep.
+        device: of its trials, "cpu" or "cuda".
+    """
+    dimensions = tuple(Choice(name=key, options=(value,)) for key, value in values.items())
+    space = Space(dimensions)
+    found = _key_problems(config, space) or training_problems(config, space, device)
+    return [replace(problem, key=problem.key.removeprefix("sweep.space.")) for problem in found]
+
+
 def is_of_here(problem: Problem) -> bool:
     """Whether a problem is of where trials run, which may change from one start to the next."""
     return may_change(problem.key) or problem.key in _OF_A_DEVICE

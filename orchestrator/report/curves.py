@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+from orchestrator.report.view import Scale, scale_of, shortened
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.trials_csv import Row
@@ -17,9 +18,7 @@ from sweeps.storage.run_folder import RunFolder
 MOST_POINTS = 100  # of a training curve
 _MOST_ROWS = 1000  # of metrics.jsonl that are read: every second, third, ... of a longer one
 _WINDOW = 1 / 20  # of a training curve's rows: what one smoothed point is the mean of
-_ABOVE_BASE = 0.1  # of the fall below the base model: how far above it the scale goes
 
-Scale = tuple[float, float]
 Points = tuple[tuple[int, float], ...]  # (examples, loss)
 
 
@@ -28,26 +27,17 @@ class Curve:
     """One trial's curve.
 
     Attributes:
-        place: of a completed trial among them, from 0 (the best) to 1; else None.
         points: (examples, value), examples ascending.
     """
 
     row: Row
-    place: float | None
     points: Points
-
-
-def places(rows: Sequence[Row]) -> dict[int, float]:
-    """By number, the place of each completed trial among them: 0 for the best, 1 for the last."""
-    completed = [row.number for row in rows if row.rank is not None]
-    return {number: i / max(1, len(completed) - 1) for i, number in enumerate(completed)}
 
 
 def evaluations(history: History, rows: Sequence[Row]) -> list[Curve]:
     """The ranked metric of each trial at its evaluations, from the base model's value on."""
     base = history.base
     first = [] if base is None or history.metric not in base.metrics else [(0, base)]
-    place = places(rows)
     found = []
     for row in rows:
         reports = history.trials[row.key].reports
@@ -57,17 +47,13 @@ def evaluations(history: History, rows: Sequence[Row]) -> list[Curve]:
             for examples, report in [*first, *measured]
         )
         if measured:
-            found.append(Curve(row=row, place=place.get(row.number), points=points))
+            found.append(Curve(row=row, points=points))
     return found
 
 
 def training(folder: RunFolder, rows: Sequence[Row]) -> list[Curve]:
     """The training loss of each trial, smoothed and thinned to `MOST_POINTS`."""
-    place = places(rows)
-    curves = [
-        Curve(row=row, place=place.get(row.number), points=training_points(folder.metrics(row.key)))
-        for row in rows
-    ]
+    curves = [Curve(row=row, points=training_points(folder.metrics(row.key))) for row in rows]
     return [curve for curve in curves if curve.points]
 
 
@@ -111,17 +97,9 @@ def thinned(points: Sequence[tuple[int, float]]) -> Points:
     return tuple((x, shortened(y)) for x, y in picked)
 
 
-def shortened(number: float) -> float:
-    """A number of five digits: more are not seen, and take room."""
-    return float(f"{number:.5g}")
-
-
 def curves_scale(history: History) -> Scale | None:
-    """The lowest and the highest value of learning curves; None if nothing was measured.
-
-    Trials that diverged or failed do not count.
-    """
-    return _scale(
+    """The scale of learning curves, for which trials that diverged or failed do not count."""
+    return scale_of(
         history,
         [
             report.metrics[history.metric]
@@ -130,27 +108,3 @@ def curves_scale(history: History) -> Scale | None:
             for report in record.reports.values()
         ],
     )
-
-
-def values_scale(history: History, rows: Sequence[Row]) -> Scale | None:
-    """The lowest and the highest value of completed trials; None if none is."""
-    return _scale(
-        history, [row.value for row in rows if row.rank is not None and row.value is not None]
-    )
-
-
-def _scale(history: History, measured: Iterable[float]) -> Scale | None:
-    """Both ends with a margin. What is far on the bad side of the base model is cut off.
-
-    One such value would press all others into a line.
-    """
-    values = [value * history.sign for value in measured]
-    if not values:
-        return None
-    low, high = min(values), max(values)
-    base = history.base.metrics.get(history.metric) if history.base else None
-    if base is not None and (signed := base * history.sign) > low:
-        high = min(high, signed + _ABOVE_BASE * (signed - low))
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.05
-    low, high = low - margin, high + margin
-    return (low, high) if history.sign > 0 else (-high, -low)

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.best.model_card import is_ready, proof_of, train_again
-from orchestrator.config.command import Command
+from orchestrator.best.model_card import is_ready, proof_of, tested_text
 from orchestrator.config.device_hours import used_lines
 from orchestrator.report.text import MOST_COMMAND, clean, value_text
 from orchestrator.terminal.format import duration_text, loss_text
@@ -22,7 +21,6 @@ from orchestrator.terminal.progress import (
 from orchestrator.terminal.summary import best_line, verdicts
 from orchestrator.terminal.tables import base_value
 from sweeps.core.commands import command_line
-from sweeps.core.errors import ConfigError
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.ranking import Best
@@ -59,6 +57,7 @@ def words_of(
     comparison: Comparison | None,
     *,
     holder: str | None,
+    again: str | None,
     now: float,
 ) -> Words:
     """Everything on the page that is a sentence.
@@ -66,21 +65,21 @@ def words_of(
     Args:
         comparison: of `sweeps.results.significance.compare`.
         holder: of the run folder's lock, a living driver; None if there is none.
+        again: the command that trains the winner again; None to take that of best/, if it is ready.
         now: seconds since the epoch.
     """
     if best is None:
         answer = "No trial has completed yet: there is no best one."
     else:
         answer = f"{best_line(history, best)}."
+    proof = proof_of(folder) if best is not None and is_ready(folder, best) else None
+    said = [*verdicts(history, folder, comparison), *_tested(history, best, proof)]
     return Words(
         standing=_standing(folder, history, holder, now),
         answer=clean(answer, _MOST_FACT * 2),
-        sureness=tuple(
-            clean(line, _MOST_FACT * 4)
-            for line in [*verdicts(history, folder, comparison), *_tested(folder, best)]
-        ),
+        sureness=tuple(clean(line, _MOST_FACT * 4) for line in said),
         facts=_facts(folder, history),
-        commands=tuple(_commands(folder, history, best, is_running=holder is not None)),
+        commands=tuple(_commands(folder, history, proof, again)),
     )
 
 
@@ -97,14 +96,11 @@ def _standing(folder: RunFolder, history: History, holder: str | None, now: floa
     return f"Stopped before the end: {ended} ({counts}). The same command goes on from there."
 
 
-def _tested(folder: RunFolder, best: Best | None) -> Iterator[str]:
+def _tested(history: History, best: Best | None, proof: Mapping[str, Any] | None) -> Iterator[str]:
     """The loss on the test split, if there is one and the best checkpoint was measured on it."""
-    proof = proof_of(folder) if best is not None and is_ready(folder, best) else None
-    measured = proof["proof"] if proof is not None else {}
-    if (test := measured.get("test_loss")) is not None:
-        base = measured.get("base_test_loss")
-        of_base = "" if base is None else f" (base model {loss_text(base)})"
-        yield f"On the test split, which no decision has seen: {loss_text(test)}{of_base}."
+    text = tested_text(history, best, proof["proof"]) if best and proof else ""
+    if text:
+        yield text
 
 
 def _facts(folder: RunFolder, history: History) -> Facts:
@@ -159,30 +155,13 @@ def _rows(folder: RunFolder) -> dict[str, str]:
 
 
 def _commands(
-    folder: RunFolder, history: History, best: Best | None, *, is_running: bool
+    folder: RunFolder, history: History, proof: Mapping[str, Any] | None, again: str | None
 ) -> Iterator[tuple[str, str]]:
     run_dir = folder_text(folder.root)
-    # While it runs the winner may change, and the command takes seconds of imports.
-    if best is not None and not is_running and (again := again_of(folder, history, best)):
-        yield "Train the winner again", again
+    again = again or (proof or {}).get("again")
+    if again is not None:
+        yield "Train the winner again", clean(str(again), MOST_COMMAND)
     if history.unfinished() and history.driver.command:
         yield "Go on with the sweep", clean(history.driver.command, MOST_COMMAND)
     yield "This sweep in the terminal", command_line(["status", run_dir])
     yield "This page, written again", command_line(["report", run_dir])
-
-
-def again_of(folder: RunFolder, history: History, best: Best) -> str | None:
-    """The command that trains the winner again, from best/ or from the ledger's config.
-
-    None if no command line can express it.
-    """
-    proof = proof_of(folder) if is_ready(folder, best) else None
-    if proof is not None:
-        again = proof.get("again")
-        return again if isinstance(again, str) else None
-    config = {**history.spec, "run_dir": folder_text(folder.root)}
-    try:
-        spec = Command.of(config, config, history.name, config["run_dir"]).spec
-        return None if spec is None else train_again(spec, best)
-    except (ConfigError, LookupError, TypeError, ValueError):
-        return None  # another version's config

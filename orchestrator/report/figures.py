@@ -5,70 +5,46 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 
-from orchestrator.report.curves import Curve, Scale, places, shortened
-from orchestrator.report.text import MOST_NAME, escaped
+from orchestrator.report.curves import Curve
+from orchestrator.report.text import escaped
 from orchestrator.report.timeline import INTERRUPTED, RETRIED, Span, rows_of, without_pauses
+from orchestrator.report.view import (
+    BEST,
+    COLOURS,
+    COMPLETED,
+    GREY,
+    SYMBOLS,
+    Scale,
+    View,
+    shade,
+    shortened,
+    within,
+)
 from orchestrator.terminal.format import duration_text
-from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.results.trials_csv import Row
 
-BEST = "#16a34a"
-COMPLETED = "59,130,246"  # red, green, blue; a worse trial is paler, on light and dark alike
-GREY = "#8b949e"
-COLOURS = {
-    State.RUNNING: "#0891b2",
-    State.PRUNED: GREY,
-    State.STOPPED: GREY,
-    State.DIVERGED: "#d97706",
-    State.FAILED: "#dc2626",
-    RETRIED: "#c4a7e7",
-    INTERRUPTED: "#a16207",
-}
-SYMBOLS = {
-    State.PRUNED: "x-thin",
-    State.STOPPED: "square-open",
-    State.DIVERGED: "triangle-up",
-    State.FAILED: "x",
-}
+_BARS = {**COLOURS, "best": BEST, RETRIED: "#c4a7e7", INTERRUPTED: "#a16207"}
 _CORNER = 0.35  # of a figure: where trials are cheap and good
 _SHADES = 5  # of completed trials' curves
 _MOST_ROWS = 48  # of the timeline
 _TICKS_S = (1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 43200, 86400, 604800)
 
 
-def shade(place: float) -> str:
-    """The colour of a completed trial; `place` is 0 for the best and 1 for the worst."""
-    return f"rgba({COMPLETED},{0.9 - 0.65 * place:.2f})"
-
-
-def label(row: Row) -> str:
-    """A trial's number and name for a figure, escaped."""
-    return f"trial {row.number}: {escaped(trial_name(row.values), MOST_NAME)}"
-
-
-def colour(row: Row, place: float | None, best: int | None) -> str:
-    if row.number == best:
-        return BEST
-    return shade(place) if place is not None else COLOURS.get(row.status, GREY)
-
-
-def curves_figure(
-    curves: Sequence[Curve], metric: str, best: int | None, y: Scale | None
-) -> go.Figure:
+def curves_figure(view: View, curves: Sequence[Curve], scale: Scale | None) -> go.Figure:
     """Values over examples: the best in green, completed ones paler the worse, others by state.
 
     Args:
-        best: number of the best trial.
-        y: the scale; points above it stand at its edge, as a triangle.
+        scale: where a trial ended beyond it, its mark stands at the edge.
     """
     figure = go.Figure()
-    for name, colour, group in _groups(curves, best):
+    for name, colour, group in _groups(view, curves):
         is_best = name == "best"
         dash = "dot" if name in SYMBOLS else "solid"
-        x, values, texts = _joined(group, lambda curve: label(curve.row))
+        x, values, texts = _joined(group, lambda curve: view.labels[curve.row.number])
         figure.add_scatter(
             x=x,
             y=values,
@@ -80,23 +56,23 @@ def curves_figure(
             line={"color": colour, "width": 3 if is_best else 1.5, "dash": dash},
             hovertemplate="%{customdata}<br>%{x:,} examples: %{y:.4f}<extra></extra>",
         )
-    _mark_ends(figure, curves, y)
+    _mark_ends(view, figure, curves, scale)
     figure.update_layout(
         xaxis={"title": {"text": "training examples"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": escaped(metric)}, "range": y},
+        yaxis={"title": {"text": view.metric}, "range": scale},
     )
     return figure
 
 
-def training_figure(curves: Sequence[Curve], best: int | None) -> go.Figure:
+def training_figure(view: View, curves: Sequence[Curve]) -> go.Figure:
     """Training loss over examples, smoothed; the scale is that of the curves' better 98%."""
     figure = go.Figure()
-    for name, colour, group in _groups(curves, best):
+    for name, colour, group in _groups(view, curves):
         x, values, numbers = _joined(group, lambda curve: curve.row.number)
         figure.add_scatter(
-            x=x,
-            y=values,
-            customdata=numbers,
+            x=np.array(x, dtype=np.float32),  # plotly writes arrays in base64, as they are
+            y=np.array(values, dtype=np.float32),
+            customdata=np.array(numbers, dtype=np.int32),
             name=name,
             legendgroup="completed" if name.startswith("completed") else name,
             showlegend=name != "completed",
@@ -117,38 +93,27 @@ def training_figure(curves: Sequence[Curve], best: int | None) -> go.Figure:
     return figure
 
 
-def cost_figure(
-    rows: Sequence[Row],
-    field: str,
-    title: str,
-    metric: str,
-    best: int | None,
-    y: Scale | None,
-    *,
-    more_is_cheap: bool,
-    is_minimized: bool,
-) -> go.Figure | None:
+def cost_figure(view: View, field: str, title: str, *, more_is_cheap: bool) -> go.Figure | None:
     """The completed trials' values against what they cost; the cheap side is always on the left.
 
     None if nobody measured that cost.
     """
-    place = places(rows)
-    known = [
-        row for row in rows if row.number in place and None not in (row.value, getattr(row, field))
-    ]
+    known = [row for row in view.completed if None not in (row.value, getattr(row, field))]
     if not known:
         return None
-    known.sort(key=lambda row: (row.number == best, -place[row.number]))  # the best is drawn last
+    known.sort(
+        key=lambda row: (view.is_best(row), -view.places[row.number])
+    )  # the best is drawn last
     figure = go.Figure()
     figure.add_scatter(
         x=[shortened(getattr(row, field)) for row in known],
-        y=[within(row.value or 0.0, y) for row in known],
-        customdata=[[label(row), shortened(row.value or 0.0)] for row in known],
+        y=[view.within(row.value or 0.0) for row in known],
+        customdata=[[view.labels[row.number], shortened(row.value or 0.0)] for row in known],
         mode="markers",
         marker={
-            "color": [colour(row, place[row.number], best) for row in known],
-            "size": [14 if row.number == best else 9 for row in known],
-            "symbol": [_symbol(row, best, y) for row in known],
+            "color": [view.colour(row) for row in known],
+            "size": [14 if view.is_best(row) else 9 for row in known],
+            "symbol": [_symbol(view, row) for row in known],
             "opacity": 1,
             "line": {"width": 0},
         },
@@ -157,15 +122,15 @@ def cost_figure(
     )
     figure.update_layout(
         xaxis={"autorange": "reversed" if more_is_cheap else True},
-        yaxis={"title": {"text": escaped(metric)}, "range": y},
+        yaxis={"title": {"text": view.metric}, "range": view.scale},
     )
     figure.add_shape(
         xref="paper",
         yref="paper",
         x0=0,
         x1=_CORNER,
-        y0=0 if is_minimized else 1,
-        y1=_CORNER if is_minimized else 1 - _CORNER,
+        y0=0 if view.is_minimized else 1,
+        y1=_CORNER if view.is_minimized else 1 - _CORNER,
         fillcolor=BEST,
         opacity=0.12,
         layer="below",
@@ -174,26 +139,27 @@ def cost_figure(
     return figure
 
 
-def timeline_figure(spans: Sequence[Span], rows: Sequence[Row], best: int | None) -> go.Figure:
+def timeline_figure(view: View, spans: Sequence[Span]) -> go.Figure:
     """A bar for each stay of a trial on a device; long pauses between starts are cut out."""
-    by_key = {row.key: row for row in rows}
+    numbers = {row.key: row.number for row in view.rows}
+    spans = [span for span in spans if span.trial in numbers]
     spans, pauses = without_pauses(spans)
     lanes, places_of_rows = rows_of(spans)
     figure = go.Figure()
-    for outcome in dict.fromkeys(_kind(span, by_key, best) for span in spans):
+    for outcome in dict.fromkeys(_kind(span, numbers[span.trial] == view.best) for span in spans):
         shown = [
             (span, lane)
             for span, lane in zip(spans, lanes, strict=True)
-            if _kind(span, by_key, best) == outcome and lane < _MOST_ROWS
+            if _kind(span, numbers[span.trial] == view.best) == outcome and lane < _MOST_ROWS
         ]
         figure.add_bar(
             x=[shortened(span.end - span.start) for span, _ in shown],
             base=[round(span.start, 2) for span, _ in shown],
             y=[lane for _, lane in shown],
-            text=[by_key[span.trial].number for span, _ in shown],
+            text=[numbers[span.trial] for span, _ in shown],
             customdata=[
                 [
-                    label(by_key[span.trial]),
+                    view.labels[numbers[span.trial]],
                     f"{duration_text(span.start)} to {duration_text(span.end)}",
                 ]
                 for span, _ in shown
@@ -204,7 +170,10 @@ def timeline_figure(spans: Sequence[Span], rows: Sequence[Row], best: int | None
             insidetextanchor="middle",
             insidetextfont={"color": "white"},
             textangle=0,
-            marker={"color": _bar_colour(outcome), "line": {"width": 1, "color": "rgba(0,0,0,0)"}},
+            marker={
+                "color": _BARS.get(outcome, f"rgb({COMPLETED})"),
+                "line": {"width": 1, "color": "rgba(0,0,0,0)"},
+            },
             hovertemplate="%{customdata[0]}<br>%{customdata[1]}<extra>" + outcome + "</extra>",
         )
     for at, length in pauses:
@@ -245,36 +214,34 @@ def timeline_figure(spans: Sequence[Span], rows: Sequence[Row], best: int | None
     return figure
 
 
-def within(value: float, y: Scale | None) -> float:
-    """`value`, or the edge of the scale if it lies beyond."""
-    return shortened(value if y is None else min(max(value, y[0]), y[1]))
-
-
-def _symbol(row: Row, best: int | None, y: Scale | None) -> str:
-    if row.number == best:
+def _symbol(view: View, row: Row) -> str:
+    if view.is_best(row):
         return "star"
     value = row.value or 0.0
-    return "triangle-up" if y is not None and not y[0] <= value <= y[1] else "circle"
+    return (
+        "circle" if view.scale is None or view.within(value) == shortened(value) else "triangle-up"
+    )
 
 
-def _groups(curves: Sequence[Curve], best: int | None) -> Iterable[tuple[str, str, list[Curve]]]:
+def _groups(view: View, curves: Sequence[Curve]) -> Iterable[tuple[str, str, list[Curve]]]:
     """(name, colour, curves) of each trace, what is to lie on top last."""
     by_state: dict[State, list[Curve]] = {}
     shades: dict[int, list[Curve]] = {}
     for curve in curves:
-        if curve.row.number == best:
+        if view.is_best(curve.row):
             continue
-        if curve.place is None:
+        place = view.places.get(curve.row.number)
+        if place is None:
             by_state.setdefault(curve.row.status, []).append(curve)
         else:
-            shades.setdefault(round(curve.place * (_SHADES - 1)), []).append(curve)
+            shades.setdefault(round(place * (_SHADES - 1)), []).append(curve)
     for state, group in sorted(by_state.items(), key=lambda item: item[0] is State.RUNNING):
         yield str(state), COLOURS.get(state, GREY), group
     for step in sorted(shades, reverse=True):
         is_first = step == min(shades)
         name = "completed, paler if worse" if is_first else "completed"
         yield name, shade(step / (_SHADES - 1)), shades[step]
-    if top := [curve for curve in curves if curve.row.number == best]:
+    if top := [curve for curve in curves if view.is_best(curve.row)]:
         yield "best", BEST, top
 
 
@@ -292,7 +259,7 @@ def _joined(
     return x, y, marks
 
 
-def _mark_ends(figure: go.Figure, curves: Sequence[Curve], y: Scale | None) -> None:
+def _mark_ends(view: View, figure: go.Figure, curves: Sequence[Curve], scale: Scale | None) -> None:
     """Where pruned, diverged and failed trials ended."""
     for state, symbol in SYMBOLS.items():
         ended = [curve for curve in curves if curve.row.status is state]
@@ -302,9 +269,10 @@ def _mark_ends(figure: go.Figure, curves: Sequence[Curve], y: Scale | None) -> N
         colour = COLOURS[state]
         figure.add_scatter(
             x=[x for x, _ in last],
-            y=[within(value, y) for _, value in last],
+            y=[within(value, scale) for _, value in last],
             customdata=[
-                [label(curve.row), value] for curve, (_, value) in zip(ended, last, strict=True)
+                [view.labels[curve.row.number], value]
+                for curve, (_, value) in zip(ended, last, strict=True)
             ],
             mode="markers",
             name=f"{state} here",
@@ -321,16 +289,8 @@ def _mark_ends(figure: go.Figure, curves: Sequence[Curve], y: Scale | None) -> N
         )
 
 
-def _kind(span: Span, rows: dict[str, Row], best: int | None) -> str:
-    if span.outcome == State.COMPLETED and rows[span.trial].number == best:
-        return "best"
-    return span.outcome
-
-
-def _bar_colour(outcome: str) -> str:
-    if outcome == "best":
-        return BEST
-    return f"rgb({COMPLETED})" if outcome == State.COMPLETED else COLOURS.get(outcome, GREY)
+def _kind(span: Span, is_best: bool) -> str:
+    return "best" if is_best and span.outcome == State.COMPLETED else span.outcome
 
 
 def _ticks(most: float) -> list[int]:

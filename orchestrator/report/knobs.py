@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
-from orchestrator.report.text import escaped, value_text
+from orchestrator.report.text import cut, escaped, plain, value_text
 from orchestrator.terminal.tables import heads
 from sweeps.core.naming import trial_name
 from sweeps.ledger.history import History
@@ -51,8 +51,8 @@ class Knob:
             return float(value) if isinstance(value, float) else int(value)
         if len(self.keys) > 1:
             name = trial_name({key: row.values[key] for key in self.keys})
-            return escaped(name, _MOST_LABEL)
-        return escaped(value_text(self.keys[0], value), _MOST_LABEL)
+            return plain(cut(name, _MOST_LABEL))
+        return plain(value_text(self.keys[0], value, _MOST_LABEL))
 
     def kind(self, *, spaced: bool) -> BaseDistribution:
         """For a picture by Optuna: numbers at their distances if `spaced`, else one by one."""
@@ -93,7 +93,7 @@ def _varied(history: History, rows: Sequence[Row], short: dict[str, str]) -> Ite
         if is_number:
             values = tuple(sorted(values, key=float))
         elif isinstance(dimension, Choice) and len(keys) == 1:
-            listed = [escaped(value_text(name, each), _MOST_LABEL) for each in dimension.options]
+            listed = [plain(value_text(name, each, _MOST_LABEL)) for each in dimension.options]
             values = tuple(dict.fromkeys([each for each in listed if each in values] + [*values]))
         if len(values) > 1:
             yield Knob(**{**vars(knob), "values": values})

@@ -13,10 +13,9 @@ from optuna.visualization import (
     plot_slice,
 )
 
-from orchestrator.report.curves import Scale, places, shortened
-from orchestrator.report.figures import COLOURS, COMPLETED, SYMBOLS, colour, label, within
 from orchestrator.report.knobs import Knob
 from orchestrator.report.text import escaped
+from orchestrator.report.view import COLOURS, COMPLETED, SYMBOLS, View, shortened
 from sweeps.core.naming import short_value
 from sweeps.results.importance import importance_evaluator
 from sweeps.results.trials_csv import Row
@@ -26,37 +25,34 @@ _MOST_TICKS = 8
 _FAR = 30  # times the smallest number: a log axis then shows powers of ten alone
 
 
-def slice_figure(
-    knob: Knob, rows: Sequence[Row], metric: str, best: int | None, y: Scale | None
-) -> go.Figure:
+def slice_figure(view: View, knob: Knob) -> go.Figure:
     """The completed trials' values, repeats too, over one knob; what stopped early at the edge."""
-    place = places(rows)
-    shown = [row for row in rows if row.number in place and knob.of(row) is not None]
+    shown = [row for row in view.completed if knob.of(row) is not None]
     study = _study([knob], shown, spaced=True)
-    figure = plot_slice(study, [knob.head], target_name=escaped(metric))
+    figure = plot_slice(study, [knob.head], target_name=view.metric)
     texts = {repr(value): value for value in knob.values}
     for trace in figure.data:
         drawn = [shown[number] for number in trace.marker.color]  # Optuna groups them by value
         trace.update(
             x=[texts.get(x, x) for x in trace.x],
-            y=[within(value, y) for value in trace.y],
-            customdata=[[label(row), shortened(row.value or 0.0)] for row in drawn],
+            y=[view.within(value) for value in trace.y],
+            customdata=[[view.labels[row.number], shortened(row.value or 0.0)] for row in drawn],
             hovertemplate="%{customdata[0]}<br>%{x}: %{customdata[1]}<extra></extra>",
             marker={
-                "color": [colour(row, place[row.number], best) for row in drawn],
-                "size": [13 if row.number == best else 9 for row in drawn],
-                "symbol": ["star" if row.number == best else "circle" for row in drawn],
+                "color": [view.colour(row) for row in drawn],
+                "size": [13 if view.is_best(row) else 9 for row in drawn],
+                "symbol": ["star" if view.is_best(row) else "circle" for row in drawn],
                 "opacity": 1,
                 "showscale": False,
             },
         )
     for state, symbol in SYMBOLS.items():
-        stopped = [row for row in rows if row.status is state and knob.of(row) is not None]
-        if stopped and y is not None:
+        stopped = [row for row in view.rows if row.status is state and knob.of(row) is not None]
+        if stopped and view.scale is not None:
             figure.add_scatter(
                 x=[knob.of(row) for row in stopped],
-                y=[y[1]] * len(stopped),
-                customdata=[label(row) for row in stopped],
+                y=[shortened(view.scale[view.is_minimized])] * len(stopped),
+                customdata=[view.labels[row.number] for row in stopped],
                 mode="markers",
                 name=str(state),
                 showlegend=False,
@@ -71,7 +67,7 @@ def slice_figure(
             )
     figure.update_layout(title=None, showlegend=False)
     figure.update_xaxes(title=None)
-    figure.update_yaxes(range=y)
+    figure.update_yaxes(range=view.scale)
     if not knob.is_number:
         figure.update_xaxes(categoryarray=list(knob.values), type="category")
     elif knob.is_choice and len(knob.values) <= _MOST_TICKS:
@@ -85,25 +81,22 @@ def slice_figure(
     return figure
 
 
-def parallel_figure(
-    knobs: Sequence[Knob], rows: Sequence[Row], metric: str, best: int | None
-) -> go.Figure:
+def parallel_figure(view: View, knobs: Sequence[Knob]) -> go.Figure:
     """A line for each of the best completed trials, through its value and its knobs."""
-    place = places(rows)
-    shown = [row for row in rows if row.number in place][:MOST_LINES]
+    shown = view.completed[:MOST_LINES]
     names = [knob.head for knob in knobs if any(knob.of(row) is not None for row in shown)]
     study = _study(knobs, shown, spaced=False)
-    figure = plot_parallel_coordinate(study, names, target_name=escaped(metric))
+    figure = plot_parallel_coordinate(study, names, target_name=view.metric)
     lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"]
     if lines:  # an older Optuna draws with plotly's own parcoords, colours included
         # Optuna's order is its own; the first point of a line is the trial's value.
         lines.sort(key=lambda line: line.y[0])
         shown.sort(key=lambda row: row.value or 0.0)
         for row, line in zip(shown, lines, strict=True):
-            shade = colour(row, place[row.number], best)
+            shade = view.colour(row)
             line.opacity = 1
-            line.line = {"color": shade, "width": 3.5 if row.number == best else 1.4}
-        top_last = sorted(range(len(lines)), key=lambda i: -place[shown[i].number])
+            line.line = {"color": shade, "width": 3.5 if view.is_best(row) else 1.4}
+        top_last = sorted(range(len(lines)), key=lambda i: -view.places[shown[i].number])
         figure.data = [lines[i] for i in top_last]
     figure.update_layout(title=None, plot_bgcolor=None, showlegend=False)
     return figure

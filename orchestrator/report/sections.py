@@ -8,11 +8,9 @@ from datetime import UTC, datetime
 
 from orchestrator.report.curves import (
     MOST_POINTS,
-    Scale,
     curves_scale,
     evaluations,
     training,
-    values_scale,
 )
 from orchestrator.report.facts import words_of
 from orchestrator.report.figures import (
@@ -39,6 +37,7 @@ from orchestrator.report.page import (
 from orchestrator.report.table import MOST_ROWS, ranked_table
 from orchestrator.report.text import escaped
 from orchestrator.report.timeline import Span
+from orchestrator.report.view import View
 from orchestrator.terminal.summary import outlook_at_the_end
 from sweeps.ledger.history import History
 from sweeps.results.importance import why_no_importance
@@ -46,7 +45,7 @@ from sweeps.results.outlook import Hint
 from sweeps.results.ranking import best
 from sweeps.results.significance import compare
 from sweeps.results.trials_csv import Row, ranked
-from sweeps.search.optuna_export import study_of
+from sweeps.search.optuna_export import completed_study
 from sweeps.storage.run_folder import RunFolder
 
 _COSTS = (
@@ -58,18 +57,25 @@ _MOST_SLICES = 24
 
 
 def report_html(
-    folder: RunFolder, history: History, spans: Sequence[Span], *, holder: str | None, now: float
+    folder: RunFolder,
+    history: History,
+    spans: Sequence[Span],
+    *,
+    holder: str | None,
+    again: str | None,
+    now: float,
 ) -> str:
     """The whole page.
 
     Args:
         spans: of `Timeline.until_now`.
         holder: the living driver; None if there is none.
+        again: as in `words_of`.
         now: seconds since the epoch.
     """
     found = best(history)
     comparison = compare(history, folder)
-    words = words_of(folder, history, found, comparison, holder=holder, now=now)
+    words = words_of(folder, history, found, comparison, holder=holder, again=again, now=now)
     rows = ranked(history, comparison)
     builder = _Builder(
         folder=folder,
@@ -77,8 +83,7 @@ def report_html(
         rows=rows,
         spans=spans,
         hints=outlook_at_the_end(history, folder),
-        best=None if found is None else found.record.number,
-        y=values_scale(history, rows),
+        view=View.of(history, rows[:MOST_ROWS], None if found is None else found.record.number),
     )
     sections = [
         *builder.sections(),
@@ -94,8 +99,7 @@ class _Builder:
     """Makes the sections with figures and the table.
 
     Attributes:
-        best: number of the best trial.
-        y: the scale of completed trials' values.
+        rows: of all trials; `view` has the first of them.
     """
 
     folder: RunFolder
@@ -103,17 +107,12 @@ class _Builder:
     rows: Sequence[Row]
     spans: Sequence[Span]
     hints: Sequence[Hint]
-    best: int | None
-    y: Scale | None
-
-    @property
-    def shown(self) -> Sequence[Row]:
-        return self.rows[:MOST_ROWS]
+    view: View
 
     def sections(self) -> Iterator[Section]:
         yield self._table()
         yield from self._curves()
-        knobs = knobs_of(self.history, self.rows)
+        knobs = knobs_of(self.history, self.view.rows)
         yield from self._slices(knobs)
         yield from self._together(knobs)
         yield from self._costs()
@@ -123,30 +122,28 @@ class _Builder:
         note = "A click on a column's head sorts by it."
         if any(row.behind is not None for row in self.rows):
             note += " behind: eval_loss above the best's, with the ends of its 95% interval."
-        if len(self.rows) > len(self.shown):
-            note += (
-                f" The first {len(self.shown):,} of {len(self.rows):,} trials; trials.csv has all."
-            )
+        if len(self.rows) > len(self.view.rows):
+            most = f"{len(self.view.rows):,} of {len(self.rows):,}"
+            note += f" The first {most} trials; trials.csv has all."
         table = ranked_table(self.history, self.rows)
         body = f'<p class="note">{note}</p><div class="table">{table}</div>' if self.rows else ""
         return Section(name="table", title="All trials, ranked", body=body or _EMPTY)
 
     def _curves(self) -> Iterator[Section]:
-        metric = self.history.metric
         figures = []
-        if curves := evaluations(self.history, self.shown):
+        if curves := evaluations(self.history, self.view.rows):
             note = (
                 "Dotted curves ended early: a cross where a trial was pruned or failed, a "
                 "square where it was stopped, a triangle where it diverged. What lies "
                 "far above the base model is cut off; a double click shows it."
             )
-            figure = curves_figure(curves, metric, self.best, curves_scale(self.history))
+            figure = curves_figure(self.view, curves, curves_scale(self.history))
             figures.append(
-                Figure(name="curves", figure=figure, title=escaped(metric), note=_note(note))
+                Figure(name="curves", figure=figure, title=self.view.metric, note=_note(note))
             )
-        if curves := training(self.folder, self.shown):
+        if curves := training(self.folder, self.view.rows):
             note = f"Means over a window, thinned to {MOST_POINTS} points for each trial."
-            figure = training_figure(curves, self.best)
+            figure = training_figure(self.view, curves)
             figures.append(
                 Figure(name="training", figure=figure, title="Training loss", note=_note(note))
             )
@@ -159,27 +156,27 @@ class _Builder:
         figures = [
             Figure(
                 name=f"slice-{i}",
-                figure=slice_figure(knob, self.shown, self.history.metric, self.best, self.y),
+                figure=slice_figure(self.view, knob),
                 title=escaped(knob.name),
                 note=edges.get(knob.name, ""),
             )
             for i, knob in enumerate(knobs[:_MOST_SLICES])
         ]
-        if figures and self.best is not None:
+        if figures and self.view.best is not None:
             note = (
-                f"{escaped(self.history.metric)} of each completed trial, repeats one by one. "
+                f"{self.view.metric} of each completed trial, repeats one by one. "
                 "Marks at the upper edge are trials that ended early."
             )
             yield Section(name="knobs", title="Each knob", body=_note(note), figures=figures)
 
     def _together(self, knobs: Sequence[Knob]) -> Iterator[Section]:
-        if self.best is None or not knobs:
+        if self.view.best is None or not knobs:
             return
-        lines = parallel_figure(knobs, self.shown, self.history.metric, self.best)
+        lines = parallel_figure(self.view, knobs)
         count = sum(row.rank is not None for row in self.rows)
         most = f"the best {MOST_LINES} of {count:,} completed trials" if count > MOST_LINES else ""
         note = "A line is a trial: the best is green, a worse one paler" + (most and f"; {most}")
-        if any(knob.of(row) is None for knob in knobs for row in self.shown):
+        if any(knob.of(row) is None for knob in knobs for row in self.view.rows):
             note += "; None: the knob was not active"
         yield Section(
             name="parallel",
@@ -187,7 +184,7 @@ class _Builder:
             body=_note(f"{note}."),
             figures=[Figure(name="coordinates", figure=lines, width=140 * (len(knobs) + 1))],
         )
-        study = study_of(self.history)
+        study = completed_study(self.history)
         why_not = why_no_importance(study)
         if why_not is not None:
             body, figures = _note(f"Not computed: {why_not}."), []
@@ -200,16 +197,7 @@ class _Builder:
     def _costs(self) -> Iterator[Section]:
         figures = []
         for field, title, more_is_cheap in _COSTS:
-            figure = cost_figure(
-                self.shown,
-                field,
-                title,
-                self.history.metric,
-                self.best,
-                self.y,
-                more_is_cheap=more_is_cheap,
-                is_minimized=self.history.direction == "minimize",
-            )
+            figure = cost_figure(self.view, field, title, more_is_cheap=more_is_cheap)
             if figure is not None:
                 figures.append(Figure(name=f"cost-{field}", figure=figure, title=title))
         if figures:
@@ -221,7 +209,7 @@ class _Builder:
     def _timeline(self) -> Iterator[Section]:
         if not self.spans:
             return
-        figure = timeline_figure(self.spans, self.rows, self.best)
+        figure = timeline_figure(self.view, self.spans)
         note = _note("A bar is a trial on a device; trials that share one lie below each other.")
         yield Section(
             name="timeline",

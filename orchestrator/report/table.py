@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestrator.report.text import MOST_ERROR, attribute, escaped, value_text
+from orchestrator.report.text import MOST_ERROR, attribute, escaped, plain, value_text
 from orchestrator.terminal.format import loss_text
 from orchestrator.terminal.tables import heads
 from sweeps.ledger.history import History
@@ -13,12 +13,8 @@ from sweeps.results.ranking import searched_keys
 from sweeps.results.trials_csv import Row, columns
 
 MOST_ROWS = 1000
-_FIRST = (
-    "rank",
-    "number",
-    "value",
-    "behind",
-)  # then the searched keys, the other columns, and at last
+# Fields and columns at both ends; between them the searched keys, then the other columns.
+_FIRST = ("rank", "number", "value", "behind")
 _LAST = ("key", "seed", "error")
 
 
@@ -54,7 +50,7 @@ def _setting(key: str, values: Mapping[str, Any]) -> str:
     if key not in values:
         return "<td></td>"
     value = values[key]
-    text = escaped(value_text(key, value))
+    text = plain(value_text(key, value))
     return _number(text, value) if _is_number(value) else f"<td>{text}</td>"
 
 
@@ -68,7 +64,9 @@ def _cell(field: str, row: Row) -> str:
         return f'<td class="n">{value}</td>'
     if _is_number(value):
         return _number(_short(value), value)
-    return f"<td>{escaped(str(value), MOST_ERROR)}</td>"
+    if field == "error":
+        return f"<td>{escaped(value, MOST_ERROR)}</td>"
+    return f"<td>{plain(str(value))}</td>"
 
 
 def _number(text: str, value: float) -> str:

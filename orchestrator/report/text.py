@@ -14,15 +14,25 @@ MOST_ERROR = 300
 MOST_COMMAND = 4000
 
 
-def clean(text: str, most: int = MOST_VALUE) -> str:
-    """One line of `text` without secrets, of at most `most` characters; not escaped yet."""
-    line = " ".join(scrub(text).split())
+def cut(text: str, most: int = MOST_VALUE) -> str:
+    """`text` on one line, of at most `most` characters."""
+    line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"
 
 
+def clean(text: str, most: int = MOST_VALUE) -> str:
+    """`text` without secrets, `cut`; not escaped yet."""
+    return cut(scrub(text), most)
+
+
+def plain(text: str) -> str:
+    """`text` for HTML; plotly reads the same entities in titles, names and hover texts."""
+    return html.escape(text, quote=False)
+
+
 def escaped(text: str, most: int = MOST_VALUE) -> str:
-    """`clean` text for HTML; plotly reads the same entities in titles, names and hover texts."""
-    return html.escape(clean(text, most), quote=False)
+    """`clean` text for HTML."""
+    return plain(clean(text, most))
 
 
 def attribute(text: str, most: int = MOST_VALUE) -> str:
@@ -30,8 +40,8 @@ def attribute(text: str, most: int = MOST_VALUE) -> str:
     return html.escape(clean(text, most), quote=True)
 
 
-def value_text(key: str, value: object) -> str:
+def value_text(key: str, value: object, most: int = MOST_VALUE) -> str:
     """A config value in a few characters, a secret one masked; not escaped yet."""
     shown = masked(key, value)
     is_plain = shown is None or isinstance(shown, bool | int | float | str)
-    return clean(short_value(shown) if is_plain else json.dumps(shown, separators=(",", ":")))
+    return cut(short_value(shown) if is_plain else json.dumps(shown, separators=(",", ":")), most)

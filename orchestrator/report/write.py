@@ -44,11 +44,12 @@ def report_line(folder: RunFolder) -> str:
     return f"Report, for any browser: {folder_text(folder.report)} ({size:.1f} MB)"
 
 
-def write_report(folder: RunFolder, *, holder: str | None) -> None:
+def write_report(folder: RunFolder, *, holder: str | None, again: str | None = None) -> None:
     """Write report.html.
 
     Args:
         holder: the living driver of the sweep; None if it has ended or stopped.
+        again: the command that trains the winner again; None to take that of best/, if it is ready.
     """
     from orchestrator.report.sections import report_html  # imports plotly
     from orchestrator.report.timeline import Timeline
@@ -64,4 +65,6 @@ def write_report(folder: RunFolder, *, holder: str | None) -> None:
     if holder is None:
         history.stop_running()
     spans = timeline.until_now(history, None if holder is None else now)
-    write_text(folder.report, report_html(folder, history, spans, holder=holder, now=now))
+    write_text(
+        folder.report, report_html(folder, history, spans, holder=holder, again=again, now=now)
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeps.core.trial import State
+from sweeps.core.trial import OUTSIDE, State
 from sweeps.ledger.history import History, Record
 from sweeps.search.optuna_export import has_found
 from sweeps.space.parser import space_of
@@ -103,8 +103,12 @@ def planned_trials(history: History, configs: int | None) -> int | None:
     if configs is None:
         return None
     known = history.by_config()
+    asked = history.config_count  # by the search; users may have added others
+    inside = sum(config < OUTSIDE for config in history.added)
+    if inside and (size := space_of(history.spec).size()) is not None:
+        configs = min(configs, size - inside)
     if history.trials and not history.unfinished() and has_found(history):
-        configs = len(known)
+        configs = asked
     tried = sum(
         len(records)
         if any(r.state in _NO_REPEATS for r in records)
@@ -114,10 +118,10 @@ def planned_trials(history: History, configs: int | None) -> int | None:
     sweep = history.spec.get("sweep", {})
     repeats, finalists = int(sweep.get("repeats") or 1), sweep.get("finalists")
     if finalists is None:
-        return tried + max(0, configs - len(known)) * repeats
-    are_chosen = history.chosen == (len(known), finalists)
+        return tried + max(0, configs - asked) * repeats
+    are_chosen = history.chosen == (asked, finalists)
     finals = 0 if are_chosen else min(configs, finalists) * (repeats - 1)
-    return tried + max(0, configs - len(known)) + finals
+    return tried + max(0, configs - asked) + finals
 
 
 def is_over(history: History) -> bool:

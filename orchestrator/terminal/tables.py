@@ -217,7 +217,9 @@ def behind_text(row: Row) -> str:
 
 
 def _status(rows: Sequence[Row | None]) -> Column:
-    cells = ["" if row is None else str(row.status) for row in rows]
+    cells = [
+        "" if row is None else ", ".join(filter(None, (row.status, row.origin))) for row in rows
+    ]
     is_mixed = len({cell for cell in cells if cell}) > 1
     return Column("status", cells, keep=7 if is_mixed else 1, least=10)
 

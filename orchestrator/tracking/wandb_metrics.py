@@ -12,6 +12,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.cost import Costs
 from sweeps.results.ranking import best, searched_keys
+from sweeps.results.significance import Comparison
 from sweeps.results.trials_csv import columns, ranked
 from sweeps.storage.run_folder import REPORT, RunFolder
 
@@ -98,14 +99,16 @@ def counts(history: History) -> dict[str, int]:
     return {state: count for state, count in found.items() if count}
 
 
-def ranking_table(history: History) -> tuple[list[str | int], list[list[object]]]:
+def ranking_table(
+    history: History, comparison: Comparison | None = None
+) -> tuple[list[str | int], list[list[object]]]:
     """trials.csv as columns and rows, without its error texts."""
     shown = {head: name for head, name in columns(history.metric).items() if name != "error"}
     keys = searched_keys(history)
     rows = [
         [_cell(clean(head, getattr(row, name))) for head, name in shown.items()]
         + [_cell(clean(key, row.values.get(key))) for key in keys]
-        for row in ranked(history)
+        for row in ranked(history, comparison)
     ]
     return [*shown, *keys], rows
 

@@ -33,6 +33,7 @@ from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
 from sweeps.ledger.ledger import Tail
 from sweeps.results.ranking import best
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
 
 if TYPE_CHECKING:
@@ -299,7 +300,8 @@ class WandbRuns:
 
         self._log_progress(shown)
         if shown.run.summary.get("ranking") is None or shown.step > shown.opened_at:
-            columns, rows = wandb_metrics.ranking_table(self._history)
+            comparison = compare(self._history, self._job.folder)
+            columns, rows = wandb_metrics.ranking_table(self._history, comparison)
             table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
             shown.run.log({"ranking": table, ENDED: shown.step})
         values: dict[str, Any] = {"trials": wandb_metrics.counts(self._history)}

@@ -444,6 +444,8 @@ class TrialLoop:
 
     def _task(self, waiting: Waiting) -> Task:
         self.files.fetch(waiting.trial.key)
+        if waiting.train.warm is not None:
+            self.files.fetch(waiting.train.warm.trial)
         return self._task_of(waiting.trial.key, waiting.train)
 
     def _task_of(self, key: str, train: TrainSpec) -> Task:

@@ -212,6 +212,14 @@ def halved(batch: int, accumulation: int) -> tuple[int, int] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Warm:
+    """The checkpoint of another trial whose weights a trial begins with."""
+
+    trial: str
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainSpec:
     """One trial's training: all that changes its numbers, nothing that only says where it runs.
 
@@ -220,6 +228,7 @@ class TrainSpec:
         trainer: SFTConfig's fields.
         examples: rows of the materialised training stream; None until the data is counted.
         evaluations: reports, evenly spread over the examples.
+        warm: what it begins with, if not with the base model's weights.
     """
 
     model: ModelSpec
@@ -229,6 +238,7 @@ class TrainSpec:
     seed: int
     budget: BudgetSpec
     evaluations: int
+    warm: Warm | None = None
 
     @property
     def trains_base(self) -> bool:

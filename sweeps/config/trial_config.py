@@ -40,16 +40,26 @@ def trial_config(
     return {**sections, "seed": seed, "budget": dict(budget), "evaluations": evaluations}
 
 
-def config_of(spec: Spec, values: Mapping[str, Any], repeat: int = 0) -> dict[str, Any]:
-    """The config of a sweep's trial; each repeat has the next seed."""
+def config_of(
+    spec: Spec,
+    values: Mapping[str, Any],
+    repeat: int = 0,
+    warm: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The config of a sweep's trial; each repeat has the next seed.
+
+    Args:
+        warm: `trial` and `step` of the checkpoint whose weights it begins with.
+    """
     budget = spec.sweep.budget
-    return trial_config(
+    config = trial_config(
         spec.base,
         values,
         seed=spec.seed + repeat,
         budget={"examples": budget.examples, "epochs": budget.epochs},
         evaluations=spec.sweep.evaluations,
     )
+    return config if warm is None else {**config, "warm": dict(warm)}
 
 
 def trial_key(config: Mapping[str, Any]) -> str:

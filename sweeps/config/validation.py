@@ -21,6 +21,7 @@ from sweeps.config.spec import (
     SearchSpec,
     Spec,
     TrainSpec,
+    Warm,
 )
 from sweeps.core.commands import override, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
@@ -160,7 +161,8 @@ def read_train(config: Mapping[str, Any]) -> TrainSpec:
     if model is None or data is None or budget is None:
         raise ConfigError(problems)
     as_it_is = {name: config[name] for name in ("peft", "trainer", "seed", "evaluations")}
-    return TrainSpec(model=model, data=data, budget=budget, **as_it_is)
+    warm = Warm(**config["warm"]) if "warm" in config else None
+    return TrainSpec(model=model, data=data, budget=budget, warm=warm, **as_it_is)
 
 
 def search_values(values: Mapping[str, Any]) -> dict[str, Any]:

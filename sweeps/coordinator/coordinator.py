@@ -29,7 +29,7 @@ from sweeps.core.cost import Parts
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import LedgerWriteError, StaleAttemptError
 from sweeps.core.secrets import masked, scrub
-from sweeps.core.trial import Decision, Report, State, Trial
+from sweeps.core.trial import OUTSIDE, Decision, Report, State, Trial
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
@@ -125,6 +125,10 @@ class Coordinator:
     def space(self) -> Space:
         return self._space
 
+    @property
+    def folder(self) -> RunFolder:
+        return self._folder
+
     def change(self, spec: Spec) -> None:
         """Go on with another spec, which differs in keys that may change."""
         self._spec = spec
@@ -188,7 +192,7 @@ class Coordinator:
             number=record.number,
             seed=record.seed,
             values=record.values,
-            config=config or config_of(self._spec, record.values, record.repeat),
+            config=config or config_of(self._spec, record.values, record.repeat, record.warm),
             halvings=record.halvings,
         )
 
@@ -217,11 +221,13 @@ class Coordinator:
         None means: nothing now. Ask again unless `is_finished`.
         """
         with self._guard:
-            if self.stop is not None or self.history.is_closed or self.history.paused_by:
+            if self.stop is not None or self.history.paused_by:
                 return None
             for record in self.history.unfinished():
                 if record.state is State.WAITING and record.key not in self._handed:
                     return self._hand_out(record.key)
+            if self.history.is_closed:
+                return None
             try:
                 suggestion = self._suggestions.repeat() or self._suggestions.suggest()
                 if suggestion is None and (best := self._suggestions.finalists()):
@@ -246,8 +252,63 @@ class Coordinator:
         self._handed.add(key)
         return self.trial(key)
 
-    def _new_trial(self, suggestion: Suggestion) -> str:
-        config = config_of(self._spec, suggestion.values, suggestion.repeat)
+    def add(
+        self,
+        request: Request,
+        values: Mapping[str, Any],
+        picked: Mapping[str, Any] | None,
+        parent: Record | None = None,
+        warm: int | None = None,
+    ) -> Record:
+        """A new trial that a user asks for.
+
+        Args:
+            picked: the same as Optuna names it; None if its space does not hold it.
+            parent: the trial that this is a clone of.
+            warm: step of the parent's checkpoint whose weights it begins with.
+        """
+        if picked is not None:
+            suggestion = self._suggestions.impose(picked)
+        else:
+            number = OUTSIDE + len(self.history.trials)
+            suggestion = Suggestion(number, {}, values, by_hand=True)
+            self._suggestions.outside(number, is_warm=warm is not None)
+        key = self._new_trial(
+            suggestion,
+            request=request.name,
+            origin="added" if parent is None else "clone",
+            parent=None if parent is None else parent.key,
+            warm=warm,
+        )
+        return self.history.trials[key]
+
+    def resume(self, request: Request, records: Sequence[Record], said: str) -> None:
+        """Let trials that have ended go on.
+
+        What Optuna was told of a trial's end stands: a further Optuna trial with the same values
+        gets what comes now.
+        """
+        numbers = dict.fromkeys(r.config for r in records if self._suggestions.is_told(r.config))
+        configs = {
+            str(config): self._suggestions.impose(self.history.repeats(config)[0].picked).number
+            for config in numbers
+        }
+        keys = tuple(record.key for record in records)
+        self.note(request, said, trials=keys, values={"configs": configs})
+        self._configs |= {record.key: self.trial(record.key).config for record in records}
+        if self.has_begun:
+            self._retention.begin()
+
+    def _new_trial(self, suggestion: Suggestion, **asked_for: Any) -> str:
+        """A trial of this config is in the sweep from here on; its key.
+
+        Args:
+            asked_for: fields of the event that say what a user asked for.
+        """
+        warm = None
+        if asked_for.get("warm") is not None:
+            warm = {"trial": asked_for["parent"], "step": asked_for["warm"]}
+        config = config_of(self._spec, suggestion.values, suggestion.repeat, warm)
         key = trial_key(config)
         shown = masked("", config)
         assert isinstance(shown, dict)
@@ -259,6 +320,7 @@ class Coordinator:
                 repeat=suggestion.repeat,
                 seed=config["seed"],
                 **suggestion.to_json(),
+                **asked_for,
             )
         )
         self._configs[key] = config

@@ -34,7 +34,7 @@ def replay_ledger(
     try:
         suggestions.settle()
         return ledger, {
-            record.key: config_of(spec, record.values, record.repeat)
+            record.key: config_of(spec, record.values, record.repeat, record.warm)
             for record in history.unfinished()
         }
     except UNLIKELY as error:
@@ -68,6 +68,8 @@ class _Replay:
         history.apply(event)
         if isinstance(event, events.Ask | events.Duplicate):
             suggestions.replay_ask(event)
+        if isinstance(event, events.Request):
+            suggestions.replay_request(event)
         if isinstance(event, events.Known):
             suggestions.add_known(event)
         if isinstance(event, events.Learnt):

@@ -51,6 +51,9 @@ class Retention:
         """A trial has ended: its config may be judged now, and displace another."""
         config = record.config
         _clean_trial(self._folder, record, _own_steps(self._history, record))
+        if record.warm is not None:  # its parent's checkpoint may have stayed for it
+            parent = self._history.trials[record.parent]
+            _clean_trial(self._folder, parent, kept_steps(self._history, self.keep)[record.parent])
         if config in self._known or not self._history.is_settled(config):
             return
         place = _place(self._history, config)
@@ -62,7 +65,7 @@ class Retention:
             displaced = max(place, self._judged[self.keep])[-1]
             self._tell([displaced])
             for other in self._history.repeats(displaced):
-                _clean_trial(self._folder, other, set())
+                _clean_trial(self._folder, other, self._history.held_steps(other.key))
 
     def _tell(self, displaced: Iterable[int]) -> None:
         """Write down whose checkpoints go: with further seeds their config may be the best."""
@@ -82,7 +85,7 @@ def kept_steps(history: History, keep: int) -> dict[str, set[int]]:
     kept = {record.key: _own_steps(history, record) for record in history.trials.values()}
     for place in _judged(history)[keep:]:
         for record in history.repeats(place[-1]):
-            kept[record.key] = set()
+            kept[record.key] = history.held_steps(record.key)
     return kept
 
 
@@ -108,6 +111,10 @@ def _place(history: History, config: int) -> Place | None:
 
 
 def _own_steps(history: History, record: Record) -> set[int]:
+    return _wanted_steps(history, record) | history.held_steps(record.key)
+
+
+def _wanted_steps(history: History, record: Record) -> set[int]:
     best = record.best(history.metric, history.direction)
     best_step = {best.step} & set(record.checkpoints) if best else set()
     if record.state is State.COMPLETED:

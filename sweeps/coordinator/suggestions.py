@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import optuna
 
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of, trial_key
-from sweeps.core.trial import Report, State
+from sweeps.core.trial import OUTSIDE, Report, State
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
@@ -154,22 +155,28 @@ class Suggestions:
     def tell_report(self, record: Record, report: Report) -> Verdict:
         """Tell an intermediate value, and ask whether the trial should be pruned."""
         # The first repeat stands for its config: the others only confirm what it found.
-        if record.repeat or record.config in self._told:
+        if not self._is_optunas(record):
             return Verdict(prune=False)
         value = report.metrics[self._spec.sweep.metric]
-        return self._search.report(record.config, report.index, value)
+        verdict = self._search.report(record.config, report.index, value)
+        return replace(verdict, prune=verdict.prune and not record.is_resumed)
+
+    def _is_optunas(self, record: Record) -> bool:
+        """Whether Optuna is told of a trial's reports."""
+        is_told = record.config in self._told or record.config >= OUTSIDE
+        return not (record.repeat or is_told)
 
     def replay_report(
         self, record: Record, report: Report, noted: Mapping[str, Any] | None
     ) -> None:
         """Do again what a report in the ledger did."""
-        if not (record.repeat or record.config in self._told):
+        if self._is_optunas(record):
             value = report.metrics[self._spec.sweep.metric]
             self._search.replay_report(record.config, report.index, value, noted)
 
     def tell_result(self, config: int) -> None:
         """Tell how a config ended, once nothing more will come of it."""
-        if config in self._told or not self._history.is_settled(config):
+        if config in self._told or config >= OUTSIDE or not self._history.is_settled(config):
             return
         self._told.add(config)
         states = {record.state for record in self._history.repeats(config)}
@@ -188,6 +195,24 @@ class Suggestions:
         else:
             self._search.fail(number)  # no value is known: Optuna leaves a failed trial aside
         self._told.add(number)
+
+    # ------------------------------------------------------------------ what users ask for
+
+    def impose(self, picked: Mapping[str, Any]) -> Suggestion:
+        """A further Optuna trial with these values."""
+        suggestion = self._search.impose(picked)
+        self._tried.add(picked_id(suggestion.picked))
+        self._repeatable[suggestion.number] = None
+        return suggestion
+
+    def outside(self, config: int, *, is_warm: bool) -> None:
+        """Note a config that Optuna's space does not hold; it gets as many seeds as others."""
+        if not is_warm:
+            self._repeatable[config] = None
+
+    def is_told(self, config: int) -> bool:
+        """Whether Optuna has heard how a config ended."""
+        return config in self._told
 
     # ------------------------------------------------------------------ of other run folders
 
@@ -212,9 +237,20 @@ class Suggestions:
 
     # ------------------------------------------------------------------ replay
 
+    def replay_request(self, event: events.Request) -> None:
+        """Do again what a request in the ledger did to Optuna."""
+        configs = (event.values or {}).get("configs", {}) if event.verb == "resume" else {}
+        for number in configs.values():
+            self._search.replay_ask(self._history.repeats(number)[0].picked, by_hand=True)
+            self._repeatable[number] = None
+
     def replay_ask(self, event: events.Ask | events.Duplicate) -> None:
         """Do again what an ask in the ledger did."""
         if isinstance(event, events.Ask) and event.repeat:
+            return
+        if event.config >= OUTSIDE:
+            is_warm = isinstance(event, events.Ask) and event.warm is not None
+            self.outside(event.config, is_warm=is_warm)
             return
         self._search.replay_ask(event.choices, by_hand=event.by_hand, first=event.first)
         self._tried.add(picked_id(event.choices))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+OUTSIDE = 2**40  # numbers of configs that no Optuna trial stands for begin here
 KEY_LENGTH = 10  # hex digits: 40 bits, far beyond any sweep's number of trials
 
 

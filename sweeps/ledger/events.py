@@ -94,6 +94,10 @@ class Ask(Event):
         choices: dimension -> what was picked.
         params: the config keys that this sets.
         first: the part of `choices` that an entry of `sweep.first` gave.
+        request: of the user who asked for this trial: the name of its file.
+        origin: what was asked for: added or clone.
+        parent: of a clone, the trial that it has its config from.
+        warm: of a clone that begins with its parent's weights, the step of their checkpoint.
     """
 
     trial: Key
@@ -105,6 +109,10 @@ class Ask(Event):
     by_hand: Flag = False
     params: Keys
     first: Keys | None = None
+    request: Text | None = None
+    origin: Text | None = None
+    parent: Key | None = None
+    warm: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +278,8 @@ class Request(Event):
         request: the name of its file.
         by: who asked, and from where.
         trials: keys of the trials that it is about.
-        values: of set, the keys and their values; of pause, whether running trials leave, too.
+        values: of set, the keys and their values; of pause, whether running trials leave, too; of
+            resume, the Optuna trials that go on, and the numbers under which they do.
         typed: of set, what the command says of the same keys.
         said: the answer.
     """

@@ -50,6 +50,10 @@ class Record:
     ended: float | None = None
     reports: dict[int, Report] = field(default_factory=dict)
     pruned_at: int | None = None
+    origin: str = ""  # added or clone, if a user asked for it
+    parent: str = ""  # key of the trial that a clone has its config from
+    warm: Mapping[str, Any] | None = None  # trial and step of the weights that it began with
+    is_resumed: bool = False  # by a user, after its end: no pruner ends it again
     stopped_by: str = ""  # the user who did; it ends as soon as it has committed
     checkpoints: list[int] = field(default_factory=list)  # steps
     kind: str = ""  # of failure: diverged, oom, infrastructure, bug
@@ -101,6 +105,7 @@ class History:
     is_idle: bool = False  # while paused: running trials leave their devices, too
     changes: dict[str, Any] = field(default_factory=dict)  # keys that users have set
     typed: dict[str, Any] = field(default_factory=dict)  # what the command says of those keys
+    added: set[int] = field(default_factory=set)  # configs that users asked for
     answered: dict[str, str] = field(default_factory=dict)  # requests done -> the answers
     began: float | None = None
     latest: float | None = None  # time of the last event
@@ -140,7 +145,7 @@ class History:
                 self._drop_changes()
                 self.stop_running()  # their workers died with the driver before
             case events.Ask():
-                self._add(event)
+                self._note_user(self._add(event), event)
             case events.Report(index=0):
                 self.base = event.report
             case events.TrialEvent():
@@ -183,6 +188,11 @@ class History:
                     self.trials[key].stopped_by = event.by
             case "pause":
                 self.paused_by, self.is_idle = event.by, bool(values.get("now"))
+            case "resume" if event.trials:
+                for old, new in values.get("configs", {}).items():
+                    self._renumber(int(old), new)
+                for key in event.trials:
+                    self._resume(self.trials[key])
             case "resume":
                 self.paused_by, self.is_idle = "", False
             case "set":
@@ -218,6 +228,43 @@ class History:
         self._unfinished[record.key] = record
         self._counts[record.state] += 1
         return record
+
+    def _note_user(self, record: Record, event: events.Ask) -> None:
+        """Note what a user asked for, if one asked for this trial."""
+        record.origin, record.parent = event.origin or "", event.parent or ""
+        if event.warm is not None:
+            record.warm = {"trial": record.parent, "step": event.warm}
+        if event.origin:
+            self.added.add(event.config)
+        if event.request:
+            self.answered[event.request] = f"trial {event.number} is in the sweep already"
+
+    def _renumber(self, old: int, new: int) -> None:
+        """A further Optuna trial stands for a config from here on."""
+        self._configs[new] = self._configs.pop(old)
+        for record in self._configs[new].values():
+            record.config = new
+        self.finalists = tuple(new if each == old else each for each in self.finalists)
+        if old in self.added:
+            self.added = self.added - {old} | {new}
+
+    def _resume(self, record: Record) -> None:
+        """A trial that has ended goes on."""
+        self._move(record, State.WAITING)
+        self._unfinished[record.key] = record
+        record.is_resumed = True
+        record.pruned_at = record.ended = None
+        record.stopped_by = record.kind = record.reason = ""
+        record.retries = 0
+        record.totals = {}
+
+    def held_steps(self, key: str) -> set[int]:
+        """Steps of a trial's checkpoints whose weights an unfinished trial begins with."""
+        return {
+            int(record.warm["step"])
+            for record in self._unfinished.values()
+            if record.warm is not None and record.warm["trial"] == key
+        }
 
     def _apply_to(self, record: Record, event: events.TrialEvent) -> None:
         match event:
@@ -319,11 +366,13 @@ class History:
         return list(self._configs.get(config, {}).values())
 
     def config_values(self, config: int) -> list[float]:
-        """What a config's completed repeats are ranked by."""
+        """What a config's completed repeats are ranked by; none if they began with more than the
+        base model."""
         return [
             value
             for record in self.repeats(config)
-            if record.state is State.COMPLETED and (value := self.value(record)) is not None
+            if record.state is State.COMPLETED and record.warm is None
+            if (value := self.value(record)) is not None
         ]
 
     def config_mean(self, config: int) -> float | None:
@@ -337,6 +386,8 @@ class History:
         Args:
             sweep: the section of the config; None: as the last start had it.
         """
+        if any(record.warm is not None for record in self.repeats(config)):
+            return 1
         sweep = self.spec.get("sweep", {}) if sweep is None else sweep
         is_one = sweep.get("finalists") is not None and config not in self.finalists
         return 1 if is_one else int(sweep.get("repeats") or 1)
@@ -351,8 +402,8 @@ class History:
 
     @property
     def config_count(self) -> int:
-        """Configs that were asked for; their repeats count as one."""
-        return len(self._configs)
+        """Configs that the search asked for; their repeats count as one."""
+        return len(self._configs) - len(self.added)
 
     def unfinished(self) -> list[Record]:
         """Trials that wait or run, in the order in which they were asked for."""

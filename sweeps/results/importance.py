@@ -76,7 +76,11 @@ def effects(history: History, rows: Sequence[Row] | None = None) -> list[Effect]
     A conditional key counts only the trials in which it was active. `rows` are those of
     `ranked(history)`, if the caller has them.
     """
-    ended = [row for row in (rows or ranked(history)) if row.status.is_finished()]
+    ended = [
+        row
+        for row in (rows or ranked(history))
+        if row.status.is_finished() and history.trials[row.key].warm is None
+    ]
     dimensions = dimension_keys(history)
     grouped: dict[str, _Groups] = {}
     for name, keys in dimensions.items():

@@ -1,7 +1,8 @@
 """Ranks configs and finds the best checkpoint.
 
 Completed trials alone are ranked: an early-stopped trial's good early value was measured on less
-data, and a failed one's on an unknown state. With repeats a config is ranked by the mean over its
+data, and a failed one's on an unknown state; one that began with another's weights has learnt from
+more. With repeats a config is ranked by the mean over its
 completed repeats, and one that lacks repeats (pruned, diverged, failed or still to come) stands
 below every config that has more of them, since the mean of few is more often good by luck.
 """
@@ -38,7 +39,9 @@ def completed_values(history: History) -> dict[int, list[float]]:
     """The ranked values of each config's completed repeats; configs without one are left out."""
     values: dict[int, list[float]] = {}
     for record in history.trials.values():
-        if record.state is State.COMPLETED and (value := history.value(record)) is not None:
+        if record.state is not State.COMPLETED or record.warm is not None:
+            continue
+        if (value := history.value(record)) is not None:
             values.setdefault(record.config, []).append(value)
     return values
 

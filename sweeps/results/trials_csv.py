@@ -52,6 +52,7 @@ class Row:
         best_step: optimizer steps done when `value` was measured.
         behind: eval_loss of its config less that of the config ranked first; `behind_low` and
             `behind_high` are the ends of its 95% interval. None if not compared.
+        origin: added or clone, if a user asked for it.
         error: one line; empty if nothing went wrong. A trial that ran out of memory and went on
             with half the micro-batch says so here, whatever became of it.
         tokens_per_second, peak_memory_mb, optimizer_state_mb: of training the config alone, see
@@ -76,6 +77,7 @@ class Row:
     peak_memory_mb: float | None
     optimizer_state_mb: float | None
     seed: int
+    origin: str
     error: str
     values: Mapping[str, Any]
 
@@ -188,9 +190,18 @@ def _row(
         peak_memory_mb=alone.peak_memory_mb,
         optimizer_state_mb=alone.optimizer_state_mb,
         seed=record.seed,
+        origin=origin_of(history, record),
         error=_error(record),
         values=record.values,
     )
+
+
+def origin_of(history: History, record: Record) -> str:
+    """What a user asked for, as `clone of 3, warm`; empty if the search suggested the trial."""
+    if not record.parent:
+        return record.origin
+    warm = "" if record.warm is None else ", warm"
+    return f"{record.origin} of {history.trials[record.parent].number}{warm}"
 
 
 def _count(record: Record, field: str, total: str) -> int | None:

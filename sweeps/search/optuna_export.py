@@ -14,7 +14,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.core.trial import State
+from sweeps.core.trial import OUTSIDE, State
 from sweeps.ledger.history import History, Record
 from sweeps.search.quick import following, is_waiting
 from sweeps.search.study import STUDY_NAME
@@ -84,7 +84,9 @@ def _trials(history: History, *, reports: bool) -> list[FrozenTrial]:
     space = space_of(history.spec)
     kinds = {dimension.name: distribution(dimension) for dimension in space.dimensions}
     return [
-        _trial(history, records, kinds, reports=reports) for records in history.by_config().values()
+        _trial(history, records, kinds, reports=reports)
+        for config, records in history.by_config().items()
+        if config < OUTSIDE
     ]
 
 

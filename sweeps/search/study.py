@@ -164,6 +164,11 @@ class Search:
         picked = first_untried(self._space, tried)
         return None if picked is None else dataclasses.replace(self._impose(picked), by_hand=True)
 
+    def impose(self, picked: Mapping[str, Label]) -> Suggestion:
+        """A config that a user asks for, as an Optuna trial."""
+        self.settle()
+        return dataclasses.replace(self._impose(picked), by_hand=True)
+
     def replay_ask(
         self,
         picked: Mapping[str, Label],

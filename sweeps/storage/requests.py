@@ -28,7 +28,7 @@ from sweeps.storage.run_folder import REQUESTS, RunFolder
 _REQUEST = ".json"
 ANSWER = ".answer.json"
 
-Verb = Literal["stop", "finish", "cancel", "pause", "resume", "set"]
+Verb = Literal["stop", "finish", "cancel", "pause", "resume", "set", "add", "clone"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class Request:
         trials: keys of the trials that are meant.
         values: config keys, and what they are to be set to.
         now: running trials are meant, too.
+        warm: a clone begins with its parent's best weights.
         start: how many starts the sweep had had when it was asked.
     """
 
@@ -50,6 +51,7 @@ class Request:
     trials: tuple[str, ...] = ()
     values: Mapping[str, Any] = field(default_factory=dict)
     now: bool = False
+    warm: bool = False
     start: int = 0
 
 

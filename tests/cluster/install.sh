@@ -4,21 +4,13 @@
 # that need it are skipped with that reason.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
+# shellcheck source=tests/apt.sh
+. tests/apt.sh
 
 needed=tests/cluster/requirements.txt
 tools_venv=.venv/cluster
 tools=(ip mount unshare munged slurmctld slurmd sbatch scontrol squeue sinfo scancel shellcheck)
 packages=(iproute2 mount util-linux munge slurm-client slurmctld slurmd shellcheck)
-
-bounded() { # bounded SECONDS COMMAND...: the end of its output where it fails
-    local log
-    log=$(mktemp)
-    timeout --kill-after=10 "$@" >"$log" 2>&1 </dev/null && rm -f "$log" && return
-    echo "test-cluster: '${*:2}' failed:"
-    tail -n 5 "$log"
-    rm -f "$log"
-    return 1
-}
 
 install_from_pypi() {
     cmp -s "$needed" "$tools_venv/installed.txt" && return
@@ -34,11 +26,6 @@ missing() {
     for tool in "${tools[@]}"; do
         PATH=$PATH:/usr/sbin:/sbin command -v "$tool" >/dev/null || echo "$tool"
     done
-}
-
-apt() { # apt SECONDS WORDS...
-    bounded "$1" env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120 \
-        -o Acquire::Retries=2 -o Acquire::http::Timeout=30 "${@:2}"
 }
 
 install_packages() {

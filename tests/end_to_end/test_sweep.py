@@ -118,6 +118,21 @@ def test_trials_csv_has_the_columns_that_scripts_rely_on(finished: Finished) -> 
         assert float(row["eval_loss"]) == pytest.approx(min(told[row["key"]]), abs=1e-6)
 
 
+def test_the_others_are_behind_the_best_by_the_rows_that_both_were_measured_on(
+    finished: Finished,
+) -> None:
+    """Also those whose checkpoints were removed: the losses of their rows stay."""
+    first, *others = finished.command.rows()
+    assert first["behind"] == ""
+    for row in others:
+        low, behind, high = (float(row[f"behind{end}"]) for end in ("_low", "", "_high"))
+        assert behind == pytest.approx(
+            float(row["eval_loss"]) - float(first["eval_loss"]), abs=2e-6
+        )
+        assert low < behind < high
+    assert "95% interval" in finished.output
+
+
 def test_the_ledger_tells_each_trial_from_ask_to_end(finished: Finished) -> None:
     events = finished.events
     assert [event["event"] for event in events[:2]] == ["sweep", "attempt"]

@@ -18,6 +18,10 @@ KILLS = [
     ("text.before", 4, "Coordinator"),  # config.yaml, trials.csv
     ("text.middle", 3, "Coordinator"),
     ("text.after", 3, "Coordinator"),
+    ("rows.before", 2, "Coordinator"),  # row_losses.npy, which the ledger's next line relies on
+    ("rows.middle", 3, "Coordinator"),
+    ("rows.rename", 2, "Coordinator"),
+    ("rows.after", 3, "Coordinator"),
     ("ledger.before", 9, "Coordinator"),
     ("ledger.middle", 12, "Coordinator"),
     ("ledger.middle", 25, "Coordinator"),

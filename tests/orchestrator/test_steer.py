@@ -10,6 +10,9 @@ from support.driving import drive, make, open_sweep
 from support.sweep_events import Sweep
 
 from orchestrator.cli import main
+from orchestrator.config.command import read_command
+from sweeps.core.trial import Report, State
+from sweeps.ledger.events import End
 from sweeps.storage.requests import Request, unanswered_requests
 from sweeps.storage.run_folder import RunFolder
 
@@ -97,3 +100,59 @@ def test_json_has_the_fields_of_the_page_in_their_order(
     answer = json.loads(told.out)
     assert list(answer) == ["verb", "run_dir", "request", "done", "said", "trials"]
     assert (answer["verb"], answer["done"], answer["trials"]) == ("stop", False, [1])
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["add", "{}", "trainer.learnin_rate=1"], "Did you mean trainer.learning_rate?"),
+        (["add", "{}", "trainer.learning_rate=fast"], "trainer.learning_rate = fast:"),
+        (["add", "{}", "trainer.learning_rate=1,2"], "one value for a key is written key=value"),
+        (["add", "{}", "data.max_length=3"], "data.max_length:"),
+        (["clone", "{}", "0"], "give a key=value that the clone is to have, or --warm."),
+        (["clone", "{}", "7", "trainer.learning_rate=1"], "7: no such trial"),
+        (["resume", "{}", "1"], "trial 1 has not ended: it is waiting."),
+        (["resume", "{}", "0"], "trial 0 has spent its budget: it is completed."),
+        (["resume", "{}"], "the sweep in {} is not paused."),
+        (["set", "{}", "sweep.max_concurent=2"], "Did you mean sweep.max_concurrent?"),
+        (["set", "{}", "sweep.max_concurrent=0"], "must be 1 or more."),
+        (["set", "{}", "engine.lanes=2"], "the sweep's own command at its next start"),
+        (["set", "{}", "trainer.learning_rate=2"], "it may not change."),
+    ],
+)
+def test_values_that_do_not_fit_are_refused_with_the_way_out(
+    words: list[str], why: str, asked_of: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([word.format(asked_of.root) for word in words]) == 1
+    assert why.format(asked_of.root) in capsys.readouterr().err
+    assert not requests(asked_of)
+
+
+@pytest.fixture
+def asked_of(tmp_path: Path) -> RunFolder:
+    """The same, with the whole config of a real sweep in the ledger."""
+    spec, space = read_command(["sweep=lr_grid", "sweep.trials=2", f"run_dir={tmp_path}"])
+    coordinator = open_sweep((spec, space), tmp_path)
+    coordinator.ask()
+    for record in coordinator.history.trials.values():
+        attempt = coordinator.start(record.key, worker="a:1", device="cpu", step=0)
+        assert attempt is not None
+        last = Report(index=8, step=8, examples=8, tokens=8, metrics={"eval_loss": 1.0})
+        coordinator.report(record.key, attempt, last)
+        coordinator.end(End(trial=record.key, attempt=attempt, state=State.COMPLETED))
+    coordinator.ask()
+    coordinator.close()
+    return RunFolder(tmp_path)
+
+
+def test_an_ended_sweep_names_the_command_that_reopens_it_for_a_new_trial(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = Sweep({LR: "choice(1e-3)"})
+    sweep.spec |= {"peft": {"method": "lora"}, "model": {"dtype": "auto", "quantization": "none"}}
+    sweep.trial({LR: 1e-3}, [1.0])
+    sweep.write(tmp_path)
+    assert main(["add", str(tmp_path), "trainer.learning_rate=2e-3"]) == 1
+    assert "once the command that reopens it is run: " in capsys.readouterr().err
+    (request,) = requests(RunFolder(tmp_path))
+    assert (request.verb, request.values) == ("add", {LR: 2e-3})

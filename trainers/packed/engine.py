@@ -241,7 +241,8 @@ class Builder:
         chosen = settings(train)
         steps = train.steps(task.examples)
         adapter = self.base.adapter(train.peft, train.seed)
-        values = adapter.load(found[0]) if found else adapter.values
+        begins = found[0] if found else checkpoint.beginning(task.folder, train)
+        values = adapter.values if begins is None else adapter.load(begins)
         bank, slot = self._place(adapter, train.batch_size, values)
         try:
             lane = Lane(

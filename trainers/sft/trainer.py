@@ -76,6 +76,9 @@ def train(task: Task, data: PreparedData, observer: Observer) -> Outcome:
     with fsdp.building() if shards else nullcontext():
         trainer = _build(task, model, data, observer, found, base, ranks, runtime, shards=shards)
     trainer.evaluation_rows = evaluation
+    begins = None if found else trial_checkpoint.beginning(task.folder, spec)
+    if begins is not None:
+        trainer.load_weights(begins)
     trainer.train(resume_from_checkpoint=str(found[0]) if found else None)
     return Outcome(state=trainer.progress.state, totals=trainer.progress.record.outcome())
 
@@ -200,6 +203,10 @@ class SweepSFTTrainer(SFTTrainer):  # type: ignore[misc]
     def loss_so_far(self) -> float:
         """The sum of all ranks' step losses since the last log; not finite if one is not."""
         return self.ranks.sum(float(self._tr_loss))  # no public name for it before a log
+
+    def load_weights(self, folder: Path) -> None:
+        """Begin with the weights of another trial's checkpoint."""
+        self._load_from_checkpoint(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.is_fsdp_enabled:

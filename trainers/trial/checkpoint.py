@@ -20,11 +20,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweeps.config.spec import TrainSpec
 from sweeps.core import fault_injection
 from sweeps.core.errors import StaleAttemptError, SweepError
 from sweeps.core.trial import Report
 from sweeps.storage.durable_writes import publish, write_synced
-from sweeps.storage.run_folder import checkpoint_step
+from sweeps.storage.run_folder import RunFolder, checkpoint_step
 
 if TYPE_CHECKING:
     from trainers.trial.ranks import Ranks
@@ -228,6 +229,19 @@ def newest_of_all(checkpoints: Path, *, key: str, base: str, ranks: Ranks) -> Fo
         # The same step of two attempts is not the same state.
         first, last = min(states)[0], max(states)[0]
         last_step = first if first < last else first - 1
+
+
+def beginning(folder: RunFolder, train: TrainSpec) -> Path | None:
+    """The checkpoint whose weights a trial begins with; None for the base model's.
+
+    Raises:
+        CheckpointError: it is not whole.
+    """
+    if train.warm is None:
+        return None
+    path = folder.checkpoint(train.warm.trial, train.warm.step)
+    verify(path)
+    return path
 
 
 def weights(folder: Path) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from orchestrator.report.curves import (
     smoothed,
     thinned,
     training_points,
-    values_scale,
 )
 from orchestrator.report.knobs import knobs_of
 from orchestrator.report.text import clean, escaped
 from orchestrator.report.timeline import Span, Timeline, rows_of, without_pauses
+from orchestrator.report.view import View
 from orchestrator.report.write import report, write_report
 from sweeps.core.errors import SweepError
 from sweeps.ledger.events import Attempt, Retry, Start
@@ -321,7 +321,7 @@ def test_one_bad_completed_trial_does_not_press_the_others_flat() -> None:
     for loss in (3.0, 3.1, 80.0):
         sweep.trial({LR: loss}, [loss] * 4)
     history = sweep.history()
-    for scale in (curves_scale(history), values_scale(history, ranked(history))):
+    for scale in (curves_scale(history), View.of(history, ranked(history), 0).scale):
         assert scale is not None
         assert 2.8 < scale[0] < 3.0 < 5.0 < scale[1] < 5.5
 

@@ -8,6 +8,9 @@ import pytest
 from optuna.trial import TrialState
 from support.driving import (
     EVALUATIONS,
+    LR,
+    OPTIM,
+    SMALL,
     begin,
     drive,
     ending,
@@ -19,6 +22,7 @@ from support.driving import (
     train,
 )
 
+from orchestrator.terminal.progress import is_over
 from sweeps.coordinator.changes import with_changes
 from sweeps.coordinator.coordinator import Coordinator
 from sweeps.core.trial import Decision, State, Trial
@@ -280,3 +284,225 @@ def test_what_cannot_be_set(tmp_path: Path, values: dict[str, object], why: str)
     coordinator = open_sweep(make(trials=2), tmp_path)
     assert refused(coordinator, "set", values=values) == why
     assert coordinator.spec.sweep.trials == 2
+
+
+def config_numbers(coordinator: Coordinator) -> list[int]:
+    return [record.config for record in coordinator.history.trials.values()]
+
+
+def test_a_config_inside_the_space_is_trained_ranked_and_told_to_optuna(tmp_path: Path) -> None:
+    made = make(trials=3)
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator, 1)
+    said = asked(coordinator, "add", values={LR: 2e-3})  # the other key as the base config has it
+    assert said == (
+        "trial 1 trains as soon as a worker is free; it is ranked with the others; Optuna is told "
+        "of it"
+    )
+    trial = next_trial(coordinator)
+    assert trial.values == {LR: 2e-3, OPTIM: "sgd"}
+    coordinator.requeue(trial.key)
+    assert drive(coordinator) == 3
+    assert len(coordinator.history.trials) == 4  # the search has its own number of trials
+    assert coordinator.is_finished
+    (row,) = [row for row in ranked(coordinator.history) if row.key == trial.key]
+    assert row.rank is not None
+    assert row.origin == "added"
+    told = coordinator.study.trials[1]
+    assert (told.state, told.params[LR]) == (TrialState.COMPLETE, 2e-3)
+    replayed = open_sweep(made, tmp_path)
+    assert story(replayed) == story(coordinator)
+    assert [t.params for t in replayed.study.trials] == [t.params for t in coordinator.study.trials]
+
+
+@pytest.mark.parametrize("values", [{LR: 0.5}, {"trainer.weight_decay": 0.1, LR: 1e-3}])
+def test_a_config_outside_the_space_is_ranked_and_not_told_to_optuna(
+    values: dict[str, float], tmp_path: Path
+) -> None:
+    made = make(trials=3, search="tpe", repeats=2)
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator, 1)
+    assert "its space does not hold it" in asked(coordinator, "add", values=values)
+    trial = next_trial(coordinator)
+    assert values.items() <= trial.values.items()
+    assert trial.config["trainer"]["learning_rate"] == values[LR]
+    coordinator.requeue(trial.key)
+    drive(coordinator)
+    assert coordinator.is_finished
+    added = coordinator.history.trials[trial.key]
+    assert len(coordinator.history.repeats(added.config)) == 2  # as many seeds as the others
+    assert added.config in config_ranks(coordinator.history)
+    assert len(coordinator.study.trials) == 3
+    undisturbed = open_sweep(made, tmp_path / "other")
+    drive(undisturbed)
+    assert [t.params for t in coordinator.study.trials] == [
+        t.params for t in undisturbed.study.trials
+    ]
+    assert is_over(coordinator.history)
+    replayed = open_sweep(made, tmp_path)
+    assert story(replayed) == story(coordinator)
+
+
+def test_a_config_that_is_there_already_and_one_that_cannot_be(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(trials=1), tmp_path)
+    drive(coordinator)
+    values = dict(next(iter(coordinator.history.trials.values())).values)
+    said = refused(coordinator, "add", values=values)
+    assert said == "trial 0 is of this config already: it is completed"
+    assert "no key that a trial may vary" in refused(coordinator, "add", values={"seed": 3})
+
+
+def test_an_added_config_of_a_grid_is_not_tried_twice(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(SMALL, search="grid", trials=None), tmp_path)
+    asked(coordinator, "add", values={LR: 1e-3, OPTIM: "adamw_torch"})
+    assert drive(coordinator) == 4
+    assert coordinator.is_finished
+    assert is_over(coordinator.history)
+
+
+def test_an_added_trial_is_there_after_a_kill_and_added_once(tmp_path: Path) -> None:
+    made = make(trials=2)
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator)
+    assert coordinator.is_finished
+    request = make_request("add", values={LR: 0.5}, by="ann@box")
+    coordinator.take(request)
+    assert not coordinator.is_finished  # a sweep that has ended goes on with it
+    coordinator.close()
+    again = open_sweep(made, tmp_path)
+    assert again.take(request).is_done
+    assert len(again.history.trials) == 3
+    assert drive(again) == 1
+    assert again.is_finished
+
+
+def test_a_clone_differs_in_the_keys_that_were_given(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(trials=2), tmp_path)
+    drive(coordinator, 1)
+    parent = next(iter(coordinator.history.trials.values()))
+    asked(coordinator, "clone", parent.key, values={"trainer.weight_decay": 0.1})
+    trial = next_trial(coordinator)
+    expected = dict(coordinator.trial(parent.key).config)
+    expected["trainer"] = {**expected["trainer"], "weight_decay": 0.1}
+    assert trial.config == expected
+    train(coordinator, trial)
+    (row,) = [row for row in ranked(coordinator.history) if row.key == trial.key]
+    assert (row.origin, row.rank is None) == ("clone of 0", False)
+
+
+def test_a_warm_clone_is_another_trial_that_is_never_ranked(tmp_path: Path) -> None:
+    made = make(trials=1, keep=1)
+    coordinator = open_sweep(made, tmp_path)
+    folder = RunFolder(tmp_path)
+    parent = next_trial(coordinator)
+    attempt = begin(coordinator, parent)
+    for index in range(1, EVALUATIONS + 1):
+        coordinator.report(parent.key, attempt, report(index, 3.0 - index / 10))
+        folder.checkpoint(parent.key, 2 * index).mkdir(parents=True)
+        coordinator.committed(parent.key, attempt, 2 * index, 1)
+    coordinator.end(ending(parent.key, attempt, State.COMPLETED))
+    values = {"trainer.weight_decay": 0.1}
+    asked(coordinator, "clone", parent.key, values=values)
+    cold = next_trial(coordinator)
+    said = asked(coordinator, "clone", parent.key, values=values, warm=True)
+    assert "it is not ranked, as it has learnt from more examples" in said
+    warm = next_trial(coordinator)
+    assert warm.config == {**cold.config, "warm": {"trial": parent.key, "step": 8}}
+    assert warm.key != cold.key
+    # The cold one is better, and displaces its parent, whose weights the warm one still needs.
+    train(coordinator, cold, lambda trial, index: 1.0)
+    assert folder.checkpoint(parent.key, 8).is_dir()
+    coordinator.close()
+    again = open_sweep(made, tmp_path)
+    assert folder.checkpoint(parent.key, 8).is_dir()
+    (handed,) = [again.ask()]
+    assert handed == warm
+    train(again, handed, lambda trial, index: 0.1)
+    assert not folder.checkpoint(parent.key, 8).is_dir()
+    found = best(again.history)
+    assert found is not None
+    assert found.record.key == cold.key
+    (row,) = [row for row in ranked(again.history) if row.key == warm.key]
+    assert (row.rank, row.origin) == (None, "clone of 0, warm")
+    assert again.is_finished
+    assert is_over(again.history)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"peft.r": 16}, "peft.r: the parent's weights would not fit; leave out --warm"),
+        ({}, "trial 0 has no checkpoint left: clone it without --warm"),
+    ],
+)
+def test_weights_that_a_clone_cannot_begin_with(
+    values: dict[str, int], why: str, tmp_path: Path
+) -> None:
+    coordinator = open_sweep(make(trials=1), tmp_path)
+    drive(coordinator)
+    (parent,) = coordinator.history.trials
+    assert why in refused(coordinator, "clone", parent, values=values, warm=True)
+
+
+@pytest.mark.parametrize("search", ["random", "tpe", "cmaes"])
+def test_a_stopped_trial_that_is_resumed_is_a_further_trial_of_optunas(
+    search: str, tmp_path: Path
+) -> None:
+    space = {LR: "tag(log, interval(1e-5, 1e-2))", "trainer.weight_decay": "interval(0.0, 0.1)"}
+    made = make(space, trials=4, search=search)
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator, 1)
+    trial = next_trial(coordinator)
+    attempt = half(coordinator, trial)
+    asked(coordinator, "stop", trial.key)
+    coordinator.pause(trial.key, attempt)
+    said = asked(coordinator, "resume", trial.key)
+    assert "trial 1 goes on from its checkpoint of step 4, as soon as a worker is free" in said
+    coordinator.close()  # kill -9
+    again = open_sweep(made, tmp_path)
+    resumed = next_trial(again)
+    assert resumed == trial
+    attempt = begin(again, resumed)
+    for index in (3, 4):
+        assert again.report(trial.key, attempt, report(index, 9.0)) is Decision.CONTINUE
+    again.end(ending(trial.key, attempt, State.COMPLETED))
+    drive(again)
+    assert len(again.history.trials) == 4
+    assert again.is_finished
+    first, further = again.study.trials[1:3]
+    assert (first.state, further.state) == (TrialState.PRUNED, TrialState.COMPLETE)
+    assert first.params == further.params
+    replayed = open_sweep(made, tmp_path)
+    assert story(replayed) == story(again)
+    assert [(t.state, t.params, t.value) for t in replayed.study.trials] == [
+        (t.state, t.params, t.value) for t in again.study.trials
+    ]
+    assert is_over(again.history)
+
+
+def test_a_pruned_trial_that_is_resumed_begins_anew_and_is_not_pruned_again(
+    tmp_path: Path,
+) -> None:
+    made = make(trials=6, pruner="median", pruner_options={"n_startup_trials": 1})
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator)
+    pruned = [r for r in coordinator.history.trials.values() if r.state is State.PRUNED]
+    assert pruned
+    said = asked(coordinator, "resume", pruned[0].key)
+    assert f"trial {pruned[0].number} begins anew" in said
+    assert not coordinator.is_finished
+    assert drive(coordinator) == 1
+    assert pruned[0].state is State.COMPLETED
+    assert story(open_sweep(made, tmp_path)) == story(coordinator)
+
+
+def test_trials_that_cannot_be_resumed(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(trials=3), tmp_path)
+    drive(coordinator, 1)
+    trial = next_trial(coordinator)
+    attempt = begin(coordinator, trial)
+    first = next(iter(coordinator.history.trials))
+    assert "has spent its budget" in refused(coordinator, "resume", first)
+    assert "has not ended" in refused(coordinator, "resume", trial.key)
+    coordinator.end(ending(trial.key, attempt, State.DIVERGED))
+    assert "diverged, and would again" in refused(coordinator, "resume", trial.key)
