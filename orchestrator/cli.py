@@ -41,7 +41,7 @@ STEERING = {
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
-    "status": "where a sweep stands: status RUN_DIR",
+    "status": "where a sweep stands: status RUN_DIR; several folders in one table",
     "sync": "upload a sweep to W&B, or what its server lacks of it: sync RUN_DIR",
     "report": "the sweep on one page, RUN_DIR/report.html: report RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
@@ -119,11 +119,16 @@ def _dispatch(argv: list[str]) -> int:
     if first == "status":
         from orchestrator.terminal.status import status
 
-        return status(_run_dir(first, argv[1:]))
+        folders = _run_dirs(first, argv[1:])
+        if len(folders) > 1:
+            from orchestrator.terminal.several import compare
+
+            return compare(folders)
+        return status(folders[0])
     if first == "report":
         from orchestrator.report.write import report
 
-        return report(_run_dir(first, argv[1:]))
+        return report(_run_dirs(first, argv[1:], most=1)[0])
     if first in STEERING:
         from orchestrator.steer import parser as steering_parser
         from orchestrator.steer import steer
@@ -164,12 +169,12 @@ def _dispatch(argv: list[str]) -> int:
     return run(with_config_dir(own, argv))
 
 
-def _run_dir(verb: str, argv: Sequence[str]) -> Path:
+def _run_dirs(verb: str, argv: Sequence[str], most: int | None = None) -> list[Path]:
     from orchestrator.storage.run_dir import fetched
 
     parser = argparse.ArgumentParser(prog=f"python -m orchestrator {verb}", exit_on_error=True)
-    parser.add_argument("run_dir")
-    return fetched(_parse(parser.parse_args, argv).run_dir)
+    parser.add_argument("run_dir", nargs=most or "+")
+    return list(map(fetched, _parse(parser.parse_args, argv).run_dir))
 
 
 def _export_arguments(argv: Sequence[str]) -> argparse.Namespace:

@@ -91,7 +91,7 @@ def only_read(argv: list[str]) -> int:
     return 0
 
 
-@pytest.mark.parametrize("words", ["status", "status a b", "export", "export a --too b"])
+@pytest.mark.parametrize("words", ["status", "report a b", "export", "export a --too b"])
 def test_a_verb_with_the_wrong_words_would_be_found(words: str) -> None:
     with pytest.raises(SystemExit):
         main(words.split())

@@ -154,7 +154,7 @@ def spec_problems(spec: Spec, space: Space) -> list[Problem]:
 
     found = search_problems(spec.sweep, space) + _group_problems(spec, space)
     found += _sharding_problems(spec, space) + _gpu_problems(spec) + place_problems(spec)
-    found += tracking_problems(spec.tracking)
+    found += tracking_problems(spec.tracking, spec.run_dir.rstrip("/").rpartition("/")[2])
     found += [p for p in peft_problems(spec.train.peft, spec.train.model) if p.key[:5] == "model"]
     return found + schema.spec_problems(spec.train.data)
 

@@ -49,8 +49,8 @@ from sweeps.search.optuna_export import completed_study
 from sweeps.storage.run_folder import RunFolder
 
 _COSTS = (
-    ("tokens_per_second", "speed, tokens per second", True),
-    ("peak_memory_mb", "peak memory, MiB", False),
+    ("tokens_per_second", "speed alone, tokens per second", True),
+    ("peak_memory_mb", "peak memory alone, MiB", False),
     ("optimizer_state_mb", "optimizer state, MiB", False),
 )
 _MOST_SLICES = 24

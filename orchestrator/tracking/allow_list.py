@@ -45,9 +45,8 @@ def trial_config(public: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
 
 
 def sweep_config(public: Mapping[str, Any]) -> dict[str, Any]:
-    """What was searched, and the base config, as they may be shown."""
-    shown = {"sweep": _only(public.get("sweep"), _SWEEP)}
-    return {**trial_config(public, {}), **_clean_mapping("", shown)}
+    """What was searched, as it may be shown; no trial's settings, of which each run has its own."""
+    return _clean_mapping("", {"sweep": _only(public.get("sweep"), _SWEEP)})
 
 
 def clean(key: str, value: object) -> object:

@@ -255,13 +255,20 @@ def tracker_class(tracking: TrackingSpec) -> type[Tracker]:
             return WandbRuns
 
 
-def tracking_problems(tracking: TrackingSpec) -> list[Problem]:
+def tracking_problems(tracking: TrackingSpec, group: str = "") -> list[Problem]:
     """What keeps the chosen service from being used: its package is an extra of ours.
 
-    W&B's is none of them, and a sweep runs without it.
+    W&B's is none of them, and a sweep runs without it; but it refuses some names.
+
+    Args:
+        group: the name of the run folder.
     """
-    if is_off(tracking) or tracking.kind == "wandb":
+    if is_off(tracking):
         return []
+    if tracking.kind == "wandb":
+        from orchestrator.tracking.wandb_login import name_problems
+
+        return name_problems(tracking, group)
     package = tracker_class(tracking).package
     if package in installed([package]):
         return []

@@ -19,6 +19,8 @@ class Kept:
 
     Attributes:
         closed: trial -> how its run was closed.
+        sweeps: entity/project on a server -> id of W&B's sweep object there.
+        stopped: the runs whose stop button was obeyed; the server may show it pressed for ever.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -27,9 +29,12 @@ class Kept:
         with suppress(OSError, ValueError):
             found = json.loads(self._path.read_text(encoding="utf-8"))
         self.closed: dict[str, str] = found.get("closed") or {}
+        self.sweeps: dict[str, str] = found.get("sweeps") or {}
+        self.stopped: list[str] = found.get("stopped") or []
 
     def save(self) -> None:
         """Write it down; a full disk is told by others."""
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps({"closed": self.closed}))
+            content = {"sweeps": self.sweeps, "closed": self.closed, "stopped": self.stopped}
+            write_text(self._path, json.dumps(content))

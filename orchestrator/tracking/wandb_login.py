@@ -1,4 +1,4 @@
-"""Finds out where W&B's runs go: whether there is a key, and a server that takes it.
+"""Finds out where W&B's runs go: under which names, whether there is a key, and a server for it.
 
 `wandb.Api(timeout=3).viewer` would not do: it asks a server that answers HTTP 500 or cannot be
 reached again and again until its time is up, and says of both that a process is busy.
@@ -9,21 +9,30 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from orchestrator.tracking.tracker import mode_of
 from orchestrator.tracking.wandb_process import set_up
 from sweeps.config.spec import TrackingSpec
+from sweeps.core.errors import Problem
 from sweeps.core.secrets import scrub
 
+_VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "tags": "WANDB_TAGS"}
 _QUERY = "query Viewer { viewer { id entity username } }"
 _MOST_BYTES = 1_000_000
+# The limits that wandb.Settings holds to (validate_project, validate_run_tags), and docs.wandb.ai
+# states, for a group that of a run's name. wandb.init raises, offline too.
+_NOT_IN_A_PROJECT = r"/\#?%:"
+_MOST_OF_A_NAME = 128
+_MOST_OF_A_TAG = 64
 
 
 class UnusableError(Exception):
@@ -37,11 +46,13 @@ class Link:
     Attributes:
         why: it is not online, because; ends a sentence.
         page: the project in the browser, if online.
+        entity: the team or user that the project belongs to; empty if it is not known.
         check: asks the server once more; raises UnusableError.
     """
 
     why: str = ""
     page: str = ""
+    entity: str = ""
     check: Callable[[], object] = field(default=lambda: None, repr=False)
 
     @property
@@ -52,6 +63,54 @@ class Link:
     @property
     def line(self) -> str:
         return f"W&B: online, {self.page}" if self.online else f"W&B: offline ({self.why})"
+
+
+def named(tracking: TrackingSpec) -> TrackingSpec:
+    """The same with WANDB_PROJECT, WANDB_ENTITY and WANDB_TAGS for what is not typed."""
+    given = {name: os.environ.get(variable, "") for name, variable in _VARIABLES.items()}
+    tags = tuple(tag.strip() for tag in given["tags"].split(",") if tag.strip())
+    is_default = tracking.project == TrackingSpec.project
+    return replace(
+        tracking,
+        project=(given["project"] if is_default else "") or tracking.project,
+        entity=tracking.entity or given["entity"] or None,
+        tags=tracking.tags or tags,
+    )
+
+
+def name_problems(tracking: TrackingSpec, group: str) -> list[Problem]:
+    """What W&B would refuse of the names.
+
+    Args:
+        group: of the runs, the run folder's name.
+    """
+    used = named(tracking)
+
+    def problem(name: str, value: object, message: str) -> Problem:
+        is_typed = getattr(used, name) == getattr(tracking, name)
+        key = f"tracking.{name}" if is_typed else _VARIABLES[name]
+        return Problem(key=key, value=value, message=message)
+
+    found = []
+    bad = sorted({letter for letter in used.project if letter in _NOT_IN_A_PROJECT})
+    if bad:
+        hint = " The team or user is tracking.entity." if "/" in bad else ""
+        message = f"a W&B project's name has none of {_NOT_IN_A_PROJECT} in it.{hint}"
+        found.append(problem("project", used.project, message))
+    if not 1 <= len(used.project) <= _MOST_OF_A_NAME:
+        message = f"a W&B project's name has 1 to {_MOST_OF_A_NAME} letters."
+        found.append(problem("project", used.project, message))
+    for tag in used.tags:
+        if not 1 <= len(tag) <= _MOST_OF_A_TAG:
+            message = f"a tag of W&B has 1 to {_MOST_OF_A_TAG} letters."
+            found.append(problem("tags", tag, message))
+    if len(group) > _MOST_OF_A_NAME:
+        message = (
+            f"its last part names the group of the W&B runs, of at most {_MOST_OF_A_NAME} letters. "
+            "Choose a shorter one, or tracking=off."
+        )
+        found.append(Problem(key="run_dir", value=group, message=message))
+    return found
 
 
 def find_link(tracking: TrackingSpec, probe_s: float) -> Link:
@@ -80,7 +139,8 @@ def find_link(tracking: TrackingSpec, probe_s: float) -> Link:
         return Link(why=str(error))
     entity = tracking.entity or session.settings.entity or account
     page = f"{app_url}/{entity}/{tracking.project}" if entity else app_url
-    return Link(page=scrub(page), check=lambda: probe(base_url, key, probe_s))
+    check = partial(probe, base_url, key, probe_s)
+    return Link(page=scrub(page), entity=entity or "", check=check)
 
 
 def probe(base_url: str, key: str | None, timeout_s: float) -> str:

@@ -72,12 +72,22 @@ def cost(history: History, record: Record) -> dict[str, float]:
     return _numbers(vars(Costs(history).of(record)))
 
 
+def best_name(metric: str) -> str:
+    """The name of the best value of a metric so far."""
+    return f"best_{metric}"
+
+
+def chart_name(metric: str) -> str:
+    """The name of a metric's chart."""
+    return next(iter(chart_values({metric: 0.0})))
+
+
 def outcome(history: History, record: Record) -> dict[str, Any]:
     """How a trial ended. Its reason in words stays here, as it may hold local paths."""
     top = record.best(history.metric, history.direction)
     values: dict[str, Any] = {"status": status(record), "attempt": record.attempt}
     if top is not None:
-        values |= {f"best_{history.metric}": top.metrics[history.metric], "best_step": top.step}
+        values |= {best_name(history.metric): top.metrics[history.metric], "best_step": top.step}
     if record.kind:
         values["failure"] = record.kind
     totals = {name: value for name, value in record.totals.items() if name not in _TWICE}
@@ -89,7 +99,7 @@ def progress(history: History) -> dict[str, Any]:
     values: dict[str, Any] = {"trials_ended": history.ended}
     top = best(history)
     if top is not None:
-        values[f"best_{history.metric}"] = top.report.metrics[history.metric]
+        values[best_name(history.metric)] = top.report.metrics[history.metric]
     return values
 
 

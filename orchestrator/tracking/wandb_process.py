@@ -8,10 +8,9 @@ same id.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -23,14 +22,18 @@ from orchestrator.tracking.tracker import Patience, kill
 if TYPE_CHECKING:
     from wandb import Run
 
-log = logging.getLogger(__name__)
-
 # What an agent or a script sets for a run of its own; of ours there is one for each trial.
 _OF_ONE_RUN = (
     *("WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_LAUNCH", "WANDB_RUN_ID"),
     *("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
 )
+_OF_A_NAME = ("WANDB_NAME", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE")  # as above; ours are given
 FLUSH_S = 0.5  # what a kill may cost; wandb's own 15 s would lose short runs whole
+
+
+def unused_variables() -> list[str]:
+    """The variables of the environment that name one run, and are not used. Before `set_up`."""
+    return [name for name in (*_OF_ONE_RUN, *_OF_A_NAME) if name in os.environ]
 
 
 def finish_runs(endings: Mapping[Run, int], timeout_s: float) -> list[Run]:
@@ -50,8 +53,13 @@ def restart() -> None:
     set_up()
 
 
-def run_settings(patience: Patience) -> Any:
-    """Build settings without charts, files or facts of this machine: workers do the training."""
+def run_settings(patience: Patience, sweep_id: str | None, stop: Callable[[], None]) -> Any:
+    """Build settings without charts, files or facts of this machine: workers do the training.
+
+    Args:
+        sweep_id: of W&B's sweep object that the run belongs to.
+        stop: is called, in another thread, if the run is stopped on W&B's page; asked each 15 s.
+    """
     import wandb
 
     chosen: dict[str, Any] = {
@@ -68,7 +76,8 @@ def run_settings(patience: Patience) -> Any:
         "init_timeout": patience.init_s,
         "finish_timeout": patience.finish_s,
         "finish_timeout_raises": True,
-        "stop_fn": _refuse_stop,
+        "stop_fn": stop,
+        "sweep_id": sweep_id,
         "x_disable_stats": True,
         "x_disable_meta": True,
         "x_disable_machine_info": True,
@@ -96,8 +105,3 @@ def tear_down() -> None:
 
     with suppress(Exception):  # it may be gone already
         wandb.teardown()
-
-
-def _refuse_stop() -> None:
-    """Say that W&B's stop button does nothing; it would interrupt this process."""
-    log.warning("W&B: its stop button does nothing here; stop the sweep with Ctrl-C")

@@ -12,18 +12,26 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking import wandb_metrics
 from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
 from orchestrator.tracking.tracker import Job
 from orchestrator.tracking.wandb_kept import Kept
-from orchestrator.tracking.wandb_login import Link, UnusableError, find_link
+from orchestrator.tracking.wandb_login import Link, UnusableError, find_link, named
 from orchestrator.tracking.wandb_metrics import chart_values
-from orchestrator.tracking.wandb_process import finish_runs, restart, run_settings, tear_down
+from orchestrator.tracking.wandb_process import (
+    finish_runs,
+    restart,
+    run_settings,
+    tear_down,
+    unused_variables,
+)
+from orchestrator.tracking.wandb_sweep import end_sweep, make_sweep, sweep_object
 from sweeps.core.commands import command_line
 from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
@@ -35,6 +43,7 @@ from sweeps.ledger.ledger import Tail
 from sweeps.results.ranking import best
 from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
+from sweeps.storage.requests import Verb, make_request, write_request
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -82,7 +91,7 @@ class WandbRuns:
     package = "wandb"
 
     def __init__(self, job: Job, files: Path | None = None) -> None:
-        self._job = job
+        self._job = replace(job, tracking=named(job.tracking))
         self._files = files
         self._link = Link(why="not asked yet")
         self._is_online = False
@@ -96,6 +105,9 @@ class WandbRuns:
         self._endings: dict[str, tuple[float, int]] = {}  # trial -> time.monotonic, exit code
         self._followed: set[str] = set()  # started under this driver, and not closed
         self._kept = Kept(job.folder)
+        self._earlier: list[str] = []  # trials that had started before
+        self._can_make_sweep = True
+        self._stops: SimpleQueue[str] = SimpleQueue()  # runs that were stopped on W&B's page
 
     def connect(self, past: Iterable[Event]) -> str:
         """Look for the server; see `Tracker.connect`."""
@@ -103,6 +115,7 @@ class WandbRuns:
         # Tables wait here to be sent; in the home folder they would outlive the sweep.
         os.environ.setdefault("WANDB_DATA_DIR", str(tracking))
         os.environ.setdefault("WANDB_CACHE_DIR", str(tracking / "cache"))
+        unused = unused_variables()
         self._link = find_link(self._job.tracking, self._job.patience.probe_s)
         if self._job.only_look:
             return self._link.line
@@ -111,9 +124,13 @@ class WandbRuns:
             raise UnusableError(self._link.why)
         for event in past:
             self._fold(event)
-        if self._link.online:
-            return f"{self._link.line} (group {self._job.sweep_name})"
-        return f"{self._link.line}; to upload it later: {self._sync_command()}"
+        self._earlier = [each.key for each in self._history.trials.values() if each.attempt]
+        line = f"{self._link.line} (group {self._job.sweep_name})"
+        if not self._link.online:
+            line = f"{self._link.line}; to upload it later: {self._sync_command()}"
+        if unused:
+            line += f"\nW&B: not used, since each trial has a run of its own: {', '.join(unused)}"
+        return line
 
     def on_event(self, event: Event) -> None:
         """Follow one ledger event."""
@@ -134,7 +151,9 @@ class WandbRuns:
             self._with_run(key, partial(self._log_row, record=self._history.trials[key], row=row))
 
     def tick(self) -> None:
-        """Close the runs whose trials ended some time ago."""
+        """Close the runs whose trials ended some time ago; hand on who was stopped."""
+        while not self._stops.empty():
+            self._hand_on(self._stops.get())
         latest = time.monotonic() - self._job.patience.linger_s
         due = [key for key, (ended, _) in self._endings.items() if ended <= latest]
         codes = {key: self._endings.pop(key)[1] for key in due}
@@ -158,7 +177,10 @@ class WandbRuns:
         if not self._history.trials:
             return
         self._with_run(_SWEEP, self._sum_up)
-        self._close({_SWEEP: _INTERRUPTED if self._history.unfinished() else 0}, timeout_s)
+        is_over = not self._history.unfinished()
+        self._close({_SWEEP: 0 if is_over else _INTERRUPTED}, timeout_s)
+        if is_over and self._is_online and self._sweep_id is not None:
+            self._end_sweep(max(3.0, until - time.monotonic()))
 
     def upload(self, timeout_s: float) -> None:
         """Send what the server lacks of every trial that has started; `connect` came before.
@@ -195,7 +217,7 @@ class WandbRuns:
                 f"{command}"
             ]
         if self._link.online:
-            return [f"W&B: {self._link.page} (group {self._job.sweep_name})"]
+            return [f"W&B: {self._page} (group {self._job.sweep_name})"]
         return [f"W&B: offline; to upload it later: {command}"]
 
     def leave(self) -> None:
@@ -241,8 +263,14 @@ class WandbRuns:
         if report.index > shown.evaluation:
             counts = {"examples": report.examples, "tokens": report.tokens}
             values = self._values(record, {**report.metrics, **counts})
-            shown.run.log({STEP: report.step, EVALUATION: report.index, **values})
+            best_so_far = self._best_so_far(record, report.index)
+            shown.run.log({STEP: report.step, EVALUATION: report.index, **values, **best_so_far})
             shown.evaluation = report.index
+
+    def _best_so_far(self, record: Record, index: int) -> dict[str, float]:
+        metric, sign = self._history.metric, self._history.sign
+        found = [each.metrics[metric] for at, each in record.reports.items() if at <= index]
+        return {wandb_metrics.best_name(metric): min(found, key=lambda value: sign * value)}
 
     def _values(self, record: Record, metrics: Mapping[str, Any]) -> dict[str, float]:
         own = wandb_metrics.without_shared(record, metrics)
@@ -342,7 +370,7 @@ class WandbRuns:
             name, axis = self._name(record), STEP
             config = trial_config(self._job.public, record.values)
             config |= {"seed": record.seed, "trial": {"number": record.number, "key": key}}
-        run_id = f"{self._sweep_identity()}-{key}"
+        run_id = self._run_id(key)
         tracking = self._job.folder.tracking
         if self._files is None:
             tracking.mkdir(parents=True, exist_ok=True)
@@ -361,9 +389,18 @@ class WandbRuns:
             mode="online" if self._is_online else "offline",
             resume="allow",
             reinit="create_new",
-            settings=run_settings(self._job.patience),
+            settings=run_settings(
+                self._job.patience,
+                sweep_id=None if key == _SWEEP else self._attach(),
+                stop=partial(self._stops.put, key),
+            ),
         )
         run.define_metric("*", step_metric=axis)
+        if key != _SWEEP:
+            best_of = self._history.direction.removesuffix("imize")  # min, max
+            name = wandb_metrics.chart_name(self._history.metric)
+            run.define_metric(name, step_metric=axis, summary=best_of)
+            run.define_metric(EVALUATION, step_metric=axis, hidden=True)
         step, evaluation = (int(run.summary.get(name) or 0) for name in (axis, EVALUATION))
         return _Shown(run=run, step=step, opened_at=step, evaluation=evaluation)
 
@@ -381,6 +418,69 @@ class WandbRuns:
             self._log_row(shown, record, row)
         for report in waiting:
             self._log_report(shown, record, report)
+
+    @property
+    def _sweep_id(self) -> str | None:
+        """The id of W&B's sweep object, if there is one."""
+        return self._kept.sweeps.get(self._link.page)
+
+    @property
+    def _page(self) -> str:
+        """The sweep's page, or the project's."""
+        found = self._sweep_id
+        return f"{self._link.page}/sweeps/{found}" if found else self._link.page
+
+    def _attach(self) -> str | None:
+        """The id of W&B's sweep object, which is made if there is none yet; None if offline."""
+        if not self._is_online or self._sweep_id is not None:
+            return self._sweep_id if self._is_online else None
+        if not self._can_make_sweep or not self._link.entity:
+            return None
+        self._can_make_sweep = False  # tried once
+        try:
+            self._kept.sweeps[self._link.page] = make_sweep(
+                sweep_object(self._history, self._job.sweep_name[:_MOST_LETTERS]),
+                entity=self._link.entity,
+                project=self._job.tracking.project,
+                runs=[self._run_id(key) for key in self._earlier],
+                timeout_s=self._job.patience.init_s,
+            )
+        except Exception as error:
+            words = scrub(str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("W&B: the runs go on without a sweep page of their own: %s", words)
+            return None
+        self._kept.save()
+        return self._sweep_id
+
+    def _end_sweep(self, timeout_s: float) -> None:
+        path = f"{self._link.entity}/{self._job.tracking.project}/{self._sweep_id}"
+        if trouble := end_sweep(path, timeout_s):
+            log.warning("W&B: the sweep page still says that it runs: %s", scrub(trouble))
+
+    def _hand_on(self, key: str) -> None:
+        """Ask for what W&B's stop button means: a trial's stop; on the sweep's run, its finish."""
+        if self._files is not None:
+            return
+        run_id = self._run_id(key)
+        if run_id in self._kept.stopped:
+            return
+        self._kept.stopped.append(run_id)
+        self._kept.save()
+        if key == _SWEEP:
+            verb: Verb = "finish"
+            what = "the sweep's run: all trials are stopped, and the best is proven"
+        else:
+            verb, record = "stop", self._history.trials[key]
+            what = f"the run of trial {record.number} ({self._name(record)}): it is stopped"
+        by = f"W&B's stop button, {self._link.page}/runs/{run_id}"
+        at = time.strftime("%Y-%m-%d %H:%M:%S")
+        log.warning("%s: W&B's stop button was pressed on %s (%s)", at, what, by)
+        trials = () if key == _SWEEP else (key,)
+        request = make_request(verb, trials=trials, by=by, start=self._history.attempts)
+        write_request(self._job.folder, request)
+
+    def _run_id(self, key: str) -> str:
+        return f"{self._sweep_identity()}-{key}"
 
     def _name(self, record: Record) -> str:
         repeated = (self._job.public.get("sweep") or {}).get("repeats", 1) > 1

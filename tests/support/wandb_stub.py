@@ -1,8 +1,8 @@
 """A small W&B server on the loopback interface: what the client sends is kept and can be asked for.
 
-It speaks the part of the protocol that a run needs: GraphQL (Viewer, RunResumeStatus, UpsertBucket,
-CreateRunFiles), `POST /files/.../file_stream`, and `PUT` of files. It can also misbehave.
-Standard library only.
+It speaks the part of the protocol that runs and sweeps need: GraphQL (Viewer, RunResumeStatus,
+UpsertBucket, CreateRunFiles, UpsertSweep, SweepWithRuns, NotifyScriptableRunAlert), `POST
+/files/.../file_stream`, and `PUT` of files. It can also misbehave.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal
+
+import yaml
 
 Manner = Literal["ok", "refuse", "forbid", "bad_key", "hang"]
 
@@ -41,12 +43,25 @@ class StubRun:
         return [self.history[line] for line in sorted(self.history)]
 
 
+@dataclass(kw_only=True)
+class StubSweep:
+    """A sweep object as the server knows it."""
+
+    config: dict[str, Any]
+    project: str
+    prior_runs: list[str]
+    state: str = "RUNNING"
+
+
 class WandbStub:
     """`with WandbStub() as server:` serves at `server.url`; `server.runs` holds runs by id."""
 
     def __init__(self, manner: Manner = "ok") -> None:
         self.manner: Manner = manner
         self.runs: dict[str, StubRun] = {}
+        self.sweeps: dict[str, StubSweep] = {}
+        self.stopped: set[str] = set()  # ids of runs whose stop button was pressed
+        self.alerts: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}  # by path, as they were PUT
         self.requests: list[tuple[str, str]] = []  # path, operation
         self.bodies: list[bytes] = []
@@ -169,6 +184,31 @@ class WandbStub:
         model = {"id": "m", "name": "p", "entity": {"id": "e", "name": ENTITY}, "bucket": bucket}
         return {"model": model}
 
+    def _upsertsweep(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = (variables.get("id") or f"stub-sweep{len(self.sweeps)}").removeprefix("stub-")
+        if variables.get("config"):
+            filters = json.loads(variables["priorRunsFilters"] or '{"$or": []}')
+            self.sweeps[name] = StubSweep(
+                config=yaml.safe_load(variables["config"]),
+                project=f"{variables['entityName']}/{variables['projectName']}",
+                prior_runs=[each["name"] for each in filters["$or"]],
+            )
+        self.sweeps[name].state = variables.get("state") or self.sweeps[name].state
+        entity = {"id": "stub-entity", "name": ENTITY}
+        project = {"id": "stub-project", "name": variables["projectName"], "entity": entity}
+        sweep = {"name": name, "project": project}
+        return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+
+    def _sweepwithruns(self, variables: dict[str, Any]) -> dict[str, Any]:
+        name = variables["sweep"]
+        sweep = {"id": f"stub-{name}", "name": name, "state": self.sweeps[name].state}
+        sweep |= {"config": json.dumps(self.sweeps[name].config), "runs": {"edges": []}}
+        return {"project": {"sweep": sweep}}
+
+    def _notifyscriptablerunalert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.alerts.append(variables)
+        return {"notifyScriptableRunAlert": {"success": True}}
+
     def _artifacttype(self, variables: dict[str, Any]) -> dict[str, Any]:
         return {"project": None}
 
@@ -210,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         with stub.lock:
             if stream := _STREAM.match(self.path):
                 stub.file_stream(stream[3], body)
-                answer: dict[str, Any] = {}
+                answer: dict[str, Any] = {"stopped": stream[3] in stub.stopped}
             else:
                 answer = {"data": stub.graphql(operation, body.get("variables") or {})}
         self._answer(200, answer)

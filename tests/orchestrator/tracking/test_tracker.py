@@ -27,7 +27,8 @@ from support.tracked_sweep import (
     warnings,
 )
 
-from orchestrator.tracking.tracker import Patience
+from orchestrator.tracking.tracker import Patience, tracking_problems
+from orchestrator.tracking.wandb_login import named
 from sweeps.config.spec import TrackingSpec
 
 __all__ = ["no_account"]  # a fixture that every test here uses
@@ -73,17 +74,54 @@ def test_a_missing_package_is_said_and_training_goes_on(
     driver.finish()
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"project": "me/llama"}, "tracking.project = me/llama: a W&B project's name has none of"),
+        ({"project": "p" * 129}, "has 1 to 128 letters"),
+        ({"tags": ("a" * 65,)}, "a tag of W&B has 1 to 64 letters"),
+        ({"project": "mine"}, ""),
+        ({"project": "me/llama", "mode": "off"}, ""),
+        ({}, "WANDB_PROJECT = a:b"),
+    ],
+)
+def test_names_that_wandb_refuses_are_told_before_anything_runs(
+    words: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "a:b")
+    found = "; ".join(map(str, tracking_problems(TrackingSpec(**words), "run")))
+    assert said in found
+    assert bool(found) == bool(said)
+
+
+def test_a_run_folders_name_is_a_group_of_wandbs() -> None:
+    (problem,) = tracking_problems(TrackingSpec(), "r" * 129)
+    assert problem.key == "run_dir"
+
+
+def test_wandbs_variables_count_unless_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_TAGS", "a, b")
+    found = named(TrackingSpec())
+    assert (found.project, found.entity, found.tags) == ("theirs", None, ("a", "b"))
+    found = named(TrackingSpec(project="mine", tags=("c",)))
+    assert (found.project, found.tags) == ("mine", ("c",))
+
+
 @pytest.mark.slow
 def test_without_a_key_every_row_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("RUN_ID", "SWEEP_ID", "RESUME", "NAME", "RUN_GROUP", "JOB_TYPE"):
-        monkeypatch.setenv(f"WANDB_{name}", "never")  # as of an agent; there are four runs here
+    own = [f"WANDB_{n}" for n in ("SWEEP_ID", "RUN_ID", "RESUME", "NAME", "RUN_GROUP", "JOB_TYPE")]
+    for name in own:
+        monkeypatch.setenv(name, "never")  # as of an agent; there are four runs here
+    monkeypatch.setenv("WANDB_TAGS", "typed, before")
     driver = Driver(tmp_path / "run")
     folder = driver.folder
     assert driver.line == (
         "W&B: offline (no API key: `wandb login` stores one); to upload it later: "
-        f"python -m orchestrator sync {folder.root}"
+        f"python -m orchestrator sync {folder.root}\n"
+        f"W&B: not used, since each trial has a run of its own: {', '.join(own)}"
     )
     for number in range(3):
         driver.trial(f"key{number}", number, steps=20)

@@ -30,9 +30,12 @@ from orchestrator.cli import main
 from orchestrator.tracking import wandb_process
 from orchestrator.tracking.sync import sync
 from orchestrator.tracking.tracker import Patience
+from orchestrator.tracking.wandb_sweep import sweep_object
 from sweeps.ledger import events
+from sweeps.ledger.history import History
 from sweeps.ledger.ledger import Ledger
 from sweeps.storage.lock import Lock
+from sweeps.storage.requests import unanswered_requests
 from sweeps.storage.run_folder import RunFolder
 
 __all__ = ["impatient", "no_account", "serve"]  # fixtures
@@ -46,7 +49,8 @@ def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
     driver.report("a", 0, 0, 5.0)  # the base model, before any trial
     driver.trial("a", 0, steps=10)
     driver.trial("b", 1, steps=10)
-    assert driver.finish() == [f"W&B: {server.url}/{ENTITY}/demo (group lr_grid)"]
+    page = f"{server.url}/{ENTITY}/demo/sweeps/sweep0"
+    assert driver.finish() == [f"W&B: {page} (group lr_grid)"]
     assert driver.was_never_delayed()
 
     run: StubRun = one(server.runs, "-b")
@@ -73,6 +77,93 @@ def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
         [1, 0, "a", "completed", 1.0],
         [2, 1, "b", "completed", 2.0],
     ]
+
+    assert whole.config.keys() - {"_wandb"} == {"sweep"}
+
+
+@pytest.mark.slow
+def test_there_is_one_sweep_object_with_every_trial(tmp_path: Path, serve: Any) -> None:
+    server: WandbStub = serve()
+    first = Driver(tmp_path / "run")
+    first.trial("done")
+    first.half_trial("a", 1, steps=5)
+    first.report("a", 1, 5, 1.5)
+    first.finish()
+    assert {name: sweep.state for name, sweep in server.sweeps.items()} == {"sweep0": "RUNNING"}
+    second = Driver(tmp_path / "run")
+    second.begin("a", attempt=2, step=4)
+    second.rows("a", range(5, 9))
+    second.report("a", 2, 8, 2.5)
+    second.end("a")
+    second.finish()
+
+    (sweep,) = server.sweeps.values()
+    assert sweep.state == "FINISHED"
+    assert sweep.project == f"{ENTITY}/demo"
+    assert sweep.config == {
+        "name": "lr_grid",
+        "method": "custom",
+        "metric": {"name": "best_eval_loss", "goal": "minimize"},
+        "parameters": {"trainer": {"parameters": {"learning_rate": {"values": [1e-4, 3e-4]}}}},
+    }
+    run: StubRun = one(server.runs, "-a")
+    assert run.said("sweep") == "sweep0"
+    assert [run.summary[name] for name in ("best_eval_loss", "evaluation")] == [1.5, 2]
+    assert one(server.runs, "-done").said("sweep") == "sweep0"
+    assert one(server.runs, "-sweep").said("sweep") is None
+
+
+@pytest.mark.slow
+def test_stop_in_wandb_is_a_request_once(
+    tmp_path: Path, serve: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server: WandbStub = serve()
+    driver = Driver(tmp_path / "run")
+    driver.half_trial("a", steps=20)
+    driver.half_trial("b", 1, steps=20)
+    wait_for(lambda: any(key.endswith("-b") for key in server.runs))
+    server.stopped = {key for key in server.runs if key.endswith(("-a", "-sweep"))}
+    driver.rows("a", range(21, 24))
+    driver.ask("c", 2)
+    wait_for(lambda: len(unanswered_requests(driver.folder)) == 2, timeout_s=40.0)
+    found = {request.verb: request for request in unanswered_requests(driver.folder)}
+    assert found["stop"].trials == ("a",)
+    assert found["finish"].trials == ()
+    assert "W&B's stop button, http://" in found["stop"].by
+    driver.end("a", "stopped")
+    driver.finish()
+    said = " ".join(warnings(caplog))
+    assert "pressed on the run of trial 0 (lr=1e-4): it is stopped" in said
+
+    again = Driver(tmp_path / "run")  # the server shows the button pressed for ever
+    again.begin("b", attempt=2)
+    again.rows("b", range(21, 24))
+    again.end("b")
+    again.finish()
+    assert len(unanswered_requests(again.folder)) == 2
+
+
+def test_the_page_shows_what_may_be_shown_of_the_space() -> None:
+    space = {
+        "trainer.learning_rate": "tag(log, interval(1e-5, 1e-3))",
+        "peft.r": "interval(4, 32)",
+        "data.path": "choice(/home/someone/a.jsonl, /home/someone/b.jsonl)",
+        "data.format": "choice(auto, text)",
+        "recipe": [
+            {"peft.lora_alpha": 16, "trainer.optim": "sgd"},
+            {"peft.lora_alpha": 32, "trainer.optim": "sgd"},
+        ],
+    }
+    spec = {**PUBLIC, "sweep": {**PUBLIC["sweep"], "space": space}}
+    found = sweep_object(History(spec=spec, direction="maximize"), "s")
+    assert found["metric"]["goal"] == "maximize"
+    parameters = found["parameters"]
+    rate = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-3}
+    optim = {"values": ["sgd"]}
+    assert parameters["trainer"]["parameters"] == {"learning_rate": rate, "optim": optim}
+    assert parameters["peft"]["parameters"]["r"]["distribution"] == "int_uniform"
+    assert parameters["data"]["parameters"]["path"] == {"values": ["a.jsonl", "b.jsonl"]}
+    assert "/home/someone" not in str(found)
 
 
 @pytest.mark.slow
