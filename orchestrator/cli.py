@@ -41,7 +41,7 @@ STEERING = {
 VERBS = {
     "plan": "check everything and say what would run; takes the same overrides",
     "show": "rows as the model will see them, the learnt part marked: show data=file data.path=...",
-    "status": "where a sweep stands: status RUN_DIR; several folders in one table",
+    "status": "where a sweep stands, or several: status RUN_DIR... [--json] [--follow]",
     "sync": "upload a sweep to W&B, or what its server lacks of it: sync RUN_DIR",
     "report": "the sweep on one page, RUN_DIR/report.html: report RUN_DIR",
     "export": "a plain model from the best adapter: export RUN_DIR --merge [--to DIR]",
@@ -95,6 +95,31 @@ def main(argv: Sequence[str]) -> int:
         return 130
 
 
+def _status(argv: Sequence[str]) -> int:
+    from orchestrator.terminal.as_json import follow, status_object
+    from orchestrator.terminal.status import status
+    from sweeps.storage.run_folder import RunFolder
+
+    parser = argparse.ArgumentParser(prog="python -m orchestrator status")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--follow", action="store_true", help="print a line for each event")
+    options, rest = _parse(parser.parse_known_args, argv)
+    folders = _run_dirs("status", rest)
+    if options.follow:
+        for line in follow(RunFolder(folders[0]), as_json=options.json):
+            print(line, flush=True)
+        return 0
+    if options.json:
+        told = [status_object(RunFolder(folder)) for folder in folders]
+        print(json.dumps(told[0] if len(told) == 1 else told, default=str))
+        return 0
+    if len(folders) > 1:
+        from orchestrator.terminal.several import compare
+
+        return compare(folders)
+    return status(folders[0])
+
+
 def _failed(why: str, code: int, is_json: bool) -> int:
     """Say why nothing was done: on stderr, or as a program asked for it."""
     if is_json:
@@ -117,14 +142,7 @@ def _dispatch(argv: list[str]) -> int:
         print(f"sft-sweeps {__version__}")
         return 0
     if first == "status":
-        from orchestrator.terminal.status import status
-
-        folders = _run_dirs(first, argv[1:])
-        if len(folders) > 1:
-            from orchestrator.terminal.several import compare
-
-            return compare(folders)
-        return status(folders[0])
+        return _status(argv[1:])
     if first == "report":
         from orchestrator.report.write import report
 
@@ -154,7 +172,10 @@ def _dispatch(argv: list[str]) -> int:
     if first == "plan":
         from orchestrator.plan import plan
 
-        return plan(with_config_dir(own, argv[1:]))
+        words = [word for word in argv[1:] if word != "--json"]
+        if len(words) < len(argv) - 1:
+            return plan(with_config_dir(own, words), as_json=True)
+        return plan(with_config_dir(own, words))
     if first and "=" not in first and not first.startswith(("-", "~", "+")):
         near = nearest(first, VERBS)
         hint = f" Did you mean {near}?" if near else ""

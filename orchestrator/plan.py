@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -39,15 +40,19 @@ _LARGE_GRID = 1000
 _ROWS, _LETTERS = 2, 600  # shown of the data
 
 
-def plan(argv: Sequence[str]) -> int:
-    """Check everything that `run` would and say what it would do; trains nothing."""
+def plan(argv: Sequence[str], *, as_json: bool = False) -> int:
+    """Check everything that `run` would and say what it would do; trains nothing.
+
+    Args:
+        as_json: print one JSON object; docs/steer.md describes the fields.
+    """
     try:
-        return _plan(*checked(Command.read(argv)), argv)
+        return _plan(*checked(Command.read(argv)), argv, as_json=as_json)
     finally:
         stop_ray()
 
 
-def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
+def _plan(spec: Spec, space: Space, argv: Sequence[str], *, as_json: bool) -> int:
     folder, _ = places_of(spec)
     refuse_strangers(folder)
     grown = refuse_another(folder, spec)
@@ -89,6 +94,21 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str]) -> int:
         )
         lines = [*ready.lines, *elsewhere.lines, *about, step, tracking.result()]
         rows = first_rows(spec.train, ready.data.train, _ROWS)
+    if as_json:
+        told = {
+            "name": spec.name,
+            "run_dir": str(folder.root),
+            "search": spec.sweep.search,
+            "configs": space.planned(spec.sweep.trials),
+            "repeats": spec.sweep.repeats,
+            "searched": [dimension.name for dimension in space.dimensions],
+            "examples": ready.examples,
+            "device": device,
+            "lanes": engine.lanes,
+            "lines": [*plan_lines(spec, space, folder), *grown, *lines],
+        }
+        print(json.dumps(told))
+        return 0
     display.say(*plan_lines(spec, space, folder), *grown, *lines)
     console = display.console
     display.say(f"the first rows to train on, {legend(console)}")

@@ -75,6 +75,8 @@ def test_every_command_that_is_shown_is_accepted(
     monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
     monkeypatch.setattr("orchestrator.report.write.report", lambda folder: 0)
     monkeypatch.setattr("orchestrator.steer.steer", lambda verb, options: 0)
+    monkeypatch.setattr("orchestrator.terminal.as_json.status_object", lambda folder: {})
+    monkeypatch.setattr("orchestrator.terminal.as_json.follow", lambda folder, as_json: ())
     monkeypatch.setattr("orchestrator.best.merge.export", lambda folder, merge, to: 0)
     monkeypatch.setattr("orchestrator.tracking.sync.sync", lambda folder, project, entity: 0)
     if where == "docs/own-project.md":
@@ -85,7 +87,7 @@ def test_every_command_that_is_shown_is_accepted(
     assert main(shlex.split(words)) == 0
 
 
-def only_read(argv: list[str]) -> int:
+def only_read(argv: list[str], **_: bool) -> int:
     """Read and check a command line; raises ConfigError."""
     read_command(argv)
     return 0

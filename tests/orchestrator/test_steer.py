@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -156,3 +157,39 @@ def test_an_ended_sweep_names_the_command_that_reopens_it_for_a_new_trial(
     assert "once the command that reopens it is run: " in capsys.readouterr().err
     (request,) = requests(RunFolder(tmp_path))
     assert (request.verb, request.values) == ("add", {LR: 2e-3})
+
+
+def test_status_for_programs(asked_of: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(asked_of.root), "--json"]) == 0
+    told = capsys.readouterr()
+    assert told.err == ""
+    found = json.loads(told.out)
+    page = (Path(__file__).parents[2] / "docs" / "steer.md").read_text()
+    named = re.findall(r"`(\w+)`", "".join(re.findall(r"^\|([^|]+)\|", page, re.MULTILINE)))
+    assert set(found) <= set(named)
+    assert (found["state"], found["ended"], found["planned"]) == ("stopped", 1, 2)
+    assert found["best"]["number"] == 0
+    assert [trial["status"] for trial in found["trials"]] == ["completed", "waiting"]
+    assert found["trials"][0]["eval_loss"] == 1.0
+
+
+def test_follow_prints_a_line_for_each_event(
+    asked_of: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = asked_of.ledger.read_text().splitlines()
+    assert main(["status", str(asked_of.root), "--follow"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(events)
+    assert any(line.endswith("trial 0 completed") for line in lines)
+    assert main(["status", str(asked_of.root), "--follow", "--json"]) == 0
+    assert capsys.readouterr().out.splitlines() == events
+
+
+def test_errors_of_status_and_plan_for_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["status", f"{tmp_path}/nowhere"], ["plan", "sweep=nope"]):
+        assert main([*words, "--json"]) == 1
+        told = capsys.readouterr()
+        assert told.err == ""
+        assert list(json.loads(told.out)) == ["error"]

@@ -192,9 +192,9 @@ def _is_chat(shape: str, columns: Mapping[str, str], rows: Sequence[FileRow]) ->
         return shape == "messages"
     pairs = ([row.values.get(columns[ours]) for ours in ("completion", "prompt")] for row in rows)
     found = [
-        isinstance(pair[0], list) or all(map(mappings, pair))
+        bool(mappings(pair[0])) and (isinstance(pair[0], list) or bool(mappings(pair[1])))
         for pair in pairs
-        if pair[0] is not None
+        if isinstance(pair[0], str) or mappings(pair[0])  # what is neither tells nothing
     ]
     chats = sum(found)
     return chats * 2 > len(found) or (chats * 2 == len(found) and found[:1] == [True])

@@ -65,6 +65,14 @@ def test_csv_cells_may_hold_line_breaks_and_long_texts(tmp_path: Path) -> None:
     assert read.skipped == 1
 
 
+@pytest.mark.parametrize("odd", [["c0"], [], {"a": "b"}, 5])
+def test_a_completion_that_is_neither_text_nor_messages_does_not_say_what_rows_are(
+    odd: object, tmp_path: Path
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", {"prompt": "p0", "completion": odd}, PAIRS[1])
+    assert rows.read(spec(path, on_bad_row="skip")).train == PAIRS[1:2]
+
+
 def test_globs_are_read_in_order_and_relative_to_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
