@@ -21,9 +21,9 @@ VERBS: dict[str, tuple[list[str], Callable[[History, str], bool]]] = {
     "stop": (["TRIAL"], lambda h, key: h.trials[key].state is State.STOPPED),
     "finish": ([], lambda h, _: h.is_closed and not h.unfinished()),
     "set": (["sweep.max_concurrent=1"], lambda h, _: h.spec["sweep"]["max_concurrent"] == 1),
-    "add": ([f"{LR}=3e-4"], lambda h, _: [r.origin for r in h.trials.values()].count("added") == 1),
+    "add": ([f"{LR}=5e-4"], lambda h, _: [r.origin for r in h.trials.values()].count("added") == 1),
     "clone": (
-        ["TRIAL", f"{LR}=3e-4"],
+        ["TRIAL", f"{LR}=5e-4"],
         lambda h, key: [r.parent for r in h.trials.values()].count(key) == 1,
     ),
 }
@@ -34,7 +34,7 @@ def test_a_verb_outlives_the_driver(
     verb: str, engine: str, make: Callable[..., Witnessed], note: Callable[[str, object], None]
 ) -> None:
     words, holds = VERBS[verb]
-    command = make(engine, examples=256)
+    command = make(engine, examples=1024)
     command.start()
     key = command.wait_until(under_way)
     assert main([verb, str(command.run_dir), *(key if w == "TRIAL" else w for w in words)]) == 0
@@ -48,7 +48,7 @@ def test_a_verb_outlives_the_driver(
 def test_a_pause_outlives_the_driver_and_ends_when_asked(
     engine: str, make: Callable[..., Witnessed], note: Callable[[str, object], None]
 ) -> None:
-    command = make(engine, examples=256)
+    command = make(engine, examples=1024)
     command.start()
     command.wait_until(under_way)
     assert main(["pause", str(command.run_dir), "--now"]) == 0
