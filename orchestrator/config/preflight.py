@@ -135,10 +135,11 @@ def step_line(found: DryRun, lanes: int | None = None) -> str:
     fitting = ""
     if lanes is not None:
         fitting = f"; each device has memory for {lanes} trials at once"
+    note = f"; {found.note}" if found.note else ""
     return (
         f"one real step of {found.rows} of the longest rows ({found.tokens:,} tokens), "
         f"evaluation and checkpoint: {found.seconds:.1f} s, at most {size(found.peak_mb)} "
-        f"of memory, {size(found.checkpoint_mb)} a checkpoint{halved}{fitting}"
+        f"of memory, {size(found.checkpoint_mb)} a checkpoint{halved}{fitting}{note}"
     )
 
 

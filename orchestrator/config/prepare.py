@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 _LIBRARIES = (
     *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes"),
-    *("optuna", "ray", "wandb"),
+    *("optuna", "ray", "wandb", "liger-kernel"),
 )
 _DECIDES_SCHEDULE = (
     *("trainer.lr_scheduler_type", "trainer.lr_scheduler_kwargs", "trainer.warmup_steps"),
@@ -225,16 +225,19 @@ def dry_run_line(
         from trainers.dry_run import dry_run
 
         try:
-            train = _engine_of(ready.largest, device, packed=packed, kernels=kernels)
+            train, note = _engine_of(ready.largest, device, packed=packed, kernels=kernels)
             found = dry_run(ready.largest, ready.data, folder, device, train)
+            found = replace(found, note=note)
         except Exception as error:
             why, _ = failed_step(error, ready.largest)
             raise SweepError(why) from error
     return "\n".join([step_line(found), *more(found)])
 
 
-def _engine_of(train: TrainSpec, device: str, *, packed: bool, kernels: Kernels) -> Train:
-    """How the sweep trains this trial: as a lane if it can be one, else by SFTTrainer."""
+def _engine_of(
+    train: TrainSpec, device: str, *, packed: bool, kernels: Kernels
+) -> tuple[Train, str]:
+    """How the sweep trains this trial: as a lane if it can be one, else by SFTTrainer; a note."""
     from trainers.packed.compatibility import obstacle, settings
 
     if packed and not obstacle(train, device):
@@ -242,10 +245,10 @@ def _engine_of(train: TrainSpec, device: str, *, packed: bool, kernels: Kernels)
         from trainers.packed.frozen_base import Base
 
         base = Base(train, settings(train), device, kernels=kernels)
-        return partial(train_alone, base=base)
+        return partial(train_alone, base=base), base.note
     from trainers.sft import trainer as sft_trainer
 
-    return sft_trainer.train
+    return sft_trainer.train, ""
 
 
 def versions() -> dict[str, str]:

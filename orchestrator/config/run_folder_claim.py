@@ -152,7 +152,7 @@ def refuse_strangers(folder: RunFolder) -> None:
     if folder.has_begun:
         return
     ours = (
-        *(folder.trials, folder.best, folder.tracking, folder.tensorboard),
+        *(folder.trials, folder.best, folder.tracking, folder.tensorboard, folder.mlflow),
         *(folder.table, folder.study, folder.report),
     )
     there = [path for path in ours if path.exists()]

@@ -1,4 +1,4 @@
-"""Prints a running sweep as plain lines: each start and end of a trial, and counts."""
+"""Prints a running sweep as plain lines: each start, evaluation and end of a trial, and counts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import time
 from collections.abc import Callable
 
 from orchestrator.terminal.format import duration_text, loss_text
-from orchestrator.terminal.tables import base_value
-from sweeps.core.naming import trial_name
+from orchestrator.terminal.tables import base_value, seeded_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import best, config_ranks
@@ -25,6 +24,7 @@ class PlainLines:
         self._print = say
         self._clock = clock
         self._seen: dict[str, tuple[State, int]] | None = None  # state and attempt by trial key
+        self._evaluated: dict[str, int] = {}  # trial key -> its last report that was told
         self._base_said = False
         self._last = clock()
 
@@ -37,6 +37,12 @@ class PlainLines:
         if first and history.ended:
             self._say(f"going on: {history.ended} of {total or '?'} trials have ended before")
             changed = [record for record in changed if not record.state.is_finished()]
+        if first:
+            self._evaluated = {
+                key: record.latest.index
+                for key, record in history.trials.items()
+                if record.latest is not None
+            }
         self._say_base(history)
         self._say_changes(history, changed)
         if self._clock() - self._last >= EVERY_S:
@@ -55,10 +61,28 @@ class PlainLines:
     def _say_changes(self, history: History, changed: list[Record]) -> None:
         completed = any(record.state is State.COMPLETED for record in changed)
         ranks = config_ranks(history) if completed else {}
+        begun = {record.key for record in changed if record.state is State.RUNNING}
+        for record in changed:
+            if record.key in begun:
+                self._say(_change(history, record, None, 0))
+        for record in history.trials.values():
+            told = self._evaluated.get(record.key, 0)
+            if record.latest is None or record.latest.index <= told:
+                continue
+            self._evaluated[record.key] = record.latest.index
+            for index in sorted(index for index in record.reports if index > told):
+                self._say(_evaluation(history, record, index))
         for record in changed:
             line = _change(history, record, ranks.get(record.config), len(ranks))
-            if line:
+            if line and record.key not in begun:
                 self._say(line)
+
+
+def _evaluation(history: History, record: Record, index: int) -> str:
+    report, count = record.reports[index], history.spec.get("sweep", {}).get("evaluations")
+    value = f"{history.metric} {loss_text(report.metrics[history.metric])}"
+    of = f" of {count}" if count else ""
+    return f"trial {record.number} evaluation {index}{of}, step {report.step}: {value}"
 
 
 def _change(history: History, record: Record, rank: int | None, ranks: int) -> str:
@@ -66,7 +90,7 @@ def _change(history: History, record: Record, rank: int | None, ranks: int) -> s
     value = f"{history.metric} {loss_text(history.value(record))}"
     if record.state is State.RUNNING:
         again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
-        return f"{trial} started{again}: {trial_name(record.values)}"
+        return f"{trial} started{again}: {seeded_name(history, record)}"
     if record.state is State.WAITING:
         return f"{trial} will be tried again: {record.reason}" if record.reason else ""
     if record.state is State.COMPLETED:

@@ -62,6 +62,25 @@ def counts_text(history: History) -> Text:
     return Text("  ").join(parts)
 
 
+def seeded_name(history: History, record: Record) -> str:
+    """What varies in a trial; with its seed, if a config has several."""
+    name = trial_name(record.values)
+    return f"{name} seed={record.seed}" if _has_seeds(history) else name
+
+
+def _has_seeds(history: History) -> bool:
+    """Whether a config is trained with several seeds."""
+    return int(history.spec.get("sweep", {}).get("repeats") or 1) > 1
+
+
+def _seeds(history: History, seeds: Sequence[object]) -> list[Column]:
+    return [Column("seed", seeds, keep=7)] if _has_seeds(history) else []
+
+
+def _steps_text(progress: Progress) -> str:
+    return f"{progress.step}/{progress.steps}" if progress.steps else str(progress.step)
+
+
 def running_grid(
     history: History, records: Sequence[Record], progress: Mapping[str, Progress]
 ) -> Grid:
@@ -78,8 +97,10 @@ def running_grid(
         columns=[
             Column("trial", [record.number for record in records]),
             _configs(record.values for record in records),
+            *_seeds(history, [record.seed for record in records]),
             Column("progress", bars, keep=4, least=BAR_CELLS),
             Column("", [f"{one.fraction:.0%}" for one in now]),
+            Column("step", [_steps_text(one) for one in now], keep=2),
             Column(history.metric, [loss_text(history.value(record)) for record in records]),
             Column("train", [loss_text(one.loss) for one in now], keep=5),
             *_speeds(records, now),
@@ -111,6 +132,7 @@ def leaders_grid(history: History, rows: Sequence[Row]) -> Grid:
             Column("rank", [row.rank for row in rows]),
             Column("trial", [row.number for row in rows]),
             _configs(row.values for row in rows),
+            *_seeds(history, [row.seed for row in rows]),
             *_measures(history, rows),
         ],
         styles=[_style(row) for row in rows],
@@ -127,7 +149,8 @@ def ranking_grid(history: History, rows: Sequence[Row], elsewhere: str) -> Grid:
         Column("rank", ["" if row is None else row.rank for row in lines]),
         Column("trial", ["base" if row is None else row.number for row in lines]),
     ]
-    back = [*_measures(history, lines), _status(lines)]
+    seeds = _seeds(history, ["" if row is None else row.seed for row in lines])
+    back = [*seeds, *_measures(history, lines), _status(lines)]
     styles = [_style(row) for row in lines]
     names = [BASE if row is None else trial_name(row.values) for row in lines]
     config = Column("config", names, least=CONFIG_CELLS)

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking.allow_list import clean
-from orchestrator.tracking.tracker import Job
-from orchestrator.tracking.wandb_metrics import chart_values
+from orchestrator.tracking.tracker import Job, chart_rows
+from orchestrator.tracking.wandb_metrics import chart_values, without_shared
 from sweeps.core.commands import in_a_shell
-from sweeps.core.naming import short_value, trial_name
+from sweeps.core.naming import short_value
 from sweeps.core.secrets import is_secret_key
 from sweeps.core.trial import State
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
-from sweeps.ledger.ledger import Tail
 from sweeps.space.parser import space_of
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 _FLUSH_S = 5  # a row is seen so much later at most
+_CATCH_UP_S = 0.5  # of a tick
 _MOST_LETTERS = 100  # of a folder's name
 _SUCCESS = (State.COMPLETED, State.PRUNED, State.STOPPED)
 
@@ -62,20 +62,18 @@ class TensorboardRuns:
         self._history = History()
         self._began: dict[str, float] = {}  # trial -> its first start
         self._files: dict[str, _File] = {}  # trial -> its open file
+        self._behind: list[Record] = []  # ended under earlier drivers; to be looked at
         self._kinds: dict[str, str] = {}  # searched key -> HParams' type of it
 
     def connect(self, past: Iterable[Event]) -> str:
-        """Write what earlier drivers have left out; see `Tracker.connect`."""
+        """Say how to look at the files; see `Tracker.connect`."""
         import tensorboard.summary  # noqa: F401  # without it there is nothing to connect to
 
         if self._job.only_look:
             return f"{self.name}: event files, in tensorboard/ of the run folder"
         for event in past:
             self._fold(event)
-        for record in self._history.trials.values():
-            if record.state.is_finished() and not self._is_whole(record):
-                self._begin(record)
-                self._end(record)
+        self._behind = [r for r in self._history.trials.values() if r.state.is_finished()]
         return self._how_to_look()
 
     def on_event(self, event: Event) -> None:
@@ -97,10 +95,12 @@ class TensorboardRuns:
         if key not in self._files or step is None or step <= self._files[key].step:
             return
         self._files[key].step = step
-        self._write(key, step, chart_values(row), row.get("seconds"))
+        shown = chart_values(without_shared(self._history.trials[key], row))
+        self._write(key, step, shown, row.get("seconds"))
 
     def tick(self) -> None:
         """Close the files of trials that ended some time ago."""
+        self._catch_up(time.monotonic() + _CATCH_UP_S)
         latest = time.monotonic() - self._job.patience.linger_s
         for key, file in list(self._files.items()):
             if file.ended is not None and file.ended <= latest:
@@ -108,6 +108,7 @@ class TensorboardRuns:
 
     def close(self, timeout_s: float) -> None:
         """Close all files; a trial that has not ended has no end there."""
+        self._catch_up(time.monotonic() + timeout_s)
         for key in list(self._files):
             self._end(self._history.trials[key])
 
@@ -135,13 +136,18 @@ class TensorboardRuns:
         if has_files:
             _forget(file.writer)
         self._add(record.key, 0, self._start_of(record))
-        rows = Tail(self._job.folder.metrics(record.key)).read()
-        # What a later attempt trained again stands further down.
-        by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
-        for step in sorted(by_step):
-            self.on_row(record.key, by_step[step])
+        for row in chart_rows(self._job.folder, record.key):
+            self.on_row(record.key, row)
         for index in sorted(record.reports):
             self._report(record, index)
+
+    def _catch_up(self, until: float) -> None:
+        """Write the trials that ended under earlier drivers, as far as those have not."""
+        while self._behind and time.monotonic() < until:
+            record = self._behind.pop()
+            if record.key not in self._files and not self._is_whole(record):
+                self._begin(record)
+                self._end(record)
 
     def _end(self, record: Record) -> None:
         """Close a trial's file; if the trial has ended, with how it ended."""
@@ -208,14 +214,8 @@ class TensorboardRuns:
 
     def _run(self, record: Record) -> str:
         """The trial's folder, which TensorBoard shows as the run's name."""
-        name = str(clean("", trial_name(record.values)))
-        seed = f" seed={record.seed}" if self._repeats > 1 else ""
-        safe = re.sub(r"[^\w=.+-]+", "-", f"{name}{seed}")
+        safe = re.sub(r"[^\w=.+-]+", "-", self._job.shown_name(record))
         return f"{record.number:03d}-{safe}"[:_MOST_LETTERS]
-
-    @property
-    def _repeats(self) -> int:
-        return int((self._job.public.get("sweep") or {}).get("repeats", 1))
 
     def _describe(self) -> None:
         """Say which hyperparameters and metrics HParams shows."""
@@ -249,7 +249,7 @@ class TensorboardRuns:
         from tensorboard.plugins.hparams import metadata
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
 
-        group = str(record.number) if self._repeats == 1 else f"config {record.config}"
+        group = str(record.number) if self._job.repeats == 1 else f"config {record.config}"
         began = self._began.get(record.key)
         start = SessionStartInfo(group_name=group, start_time_secs=began)
         for key, value in {**record.values, "seed": record.seed}.items():

@@ -22,11 +22,16 @@ from typing import Any, Protocol
 
 import psutil
 
+from orchestrator.tracking.allow_list import clean
 from sweeps.config.spec import TrackingSpec
 from sweeps.core.commands import in_a_shell
 from sweeps.core.errors import Problem
+from sweeps.core.naming import trial_name
+from sweeps.core.trial import fingerprint
 from sweeps.core.versions import installed
 from sweeps.ledger.events import Event
+from sweeps.ledger.history import History, Record
+from sweeps.ledger.ledger import Tail
 from sweeps.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -128,6 +133,16 @@ class Job:
     def folder(self) -> RunFolder:
         return RunFolder(self.root)
 
+    @property
+    def repeats(self) -> int:
+        """Seeds of each config."""
+        return int((self.public.get("sweep") or {}).get("repeats", 1))
+
+    def shown_name(self, record: Record) -> str:
+        """A trial's name as it may be shown: what varies."""
+        name = str(clean("", trial_name(record.values)))
+        return f"{name} seed={record.seed}" if self.repeats > 1 else name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
@@ -226,6 +241,10 @@ def is_off(tracking: TrackingSpec) -> bool:
 def tracker_class(tracking: TrackingSpec) -> type[Tracker]:
     """The class for `tracking.kind`; its package is imported as it connects."""
     match tracking.kind:
+        case "mlflow":
+            from orchestrator.tracking.mlflow_runs import MlflowRuns
+
+            return MlflowRuns
         case "tensorboard":
             from orchestrator.tracking.tensorboard_runs import TensorboardRuns
 
@@ -268,6 +287,23 @@ def mode_of(tracking: TrackingSpec) -> str:
         return tracking.mode
     mode = os.environ.get("WANDB_MODE", "").lower()
     return {"dryrun": "offline"}.get(mode, mode)
+
+
+def identity(job: Job, history: History) -> str:
+    """The same for every driver of the run folder, another one for every other folder.
+
+    Not the path: `outputs/lr_grid` is on many machines, and is made anew after being removed.
+    """
+    began = history.began
+    origin = began if began is not None else str(job.folder.root.resolve())
+    return fingerprint([history.name or job.sweep_name, origin], 8)
+
+
+def chart_rows(folder: RunFolder, key: str) -> list[dict[str, Any]]:
+    """A trial's training rows, one for each step: what an attempt trained again counts."""
+    rows = Tail(folder.metrics(key)).read()
+    by_step = {row["step"]: row for row in rows if isinstance(row.get("step"), int)}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _sizes(folder: RunFolder) -> dict[Path, int]:

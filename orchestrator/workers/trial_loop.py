@@ -208,7 +208,7 @@ class TrialLoop:
         step_each(self.config.optimizers, self._device, trained)  # a driver only builds a GPU's
         place = self._folder.scratch / "dry_run"
         engine = self._in_a_lane(train) or solo_train()
-        return dry_run(
+        found = dry_run(
             train,
             self._rows(),
             place,
@@ -217,6 +217,7 @@ class TrialLoop:
             ranks=Ranks.here(),
             strategy=self.config.strategy,
         )
+        return replace(found, note=self._spare[1].note) if self._spare is not None else found
 
     def _in_a_lane(self, train: TrainSpec) -> Train | None:
         """How to train as a lane; None if it trains alone. The base stays for the first pack."""

@@ -162,10 +162,11 @@ class SearchSpec:
 class TrackingSpec:
     """Where a sweep is shown. `auto`: W&B is online when a key is found, else offline."""
 
-    kind: Literal["wandb", "tensorboard"] = "wandb"
+    kind: Literal["wandb", "mlflow", "tensorboard"] = "wandb"
     mode: Annotated[Literal["auto", "online", "offline", "off"], YamlWord] = "auto"
     project: str = "sft-sweeps"
     entity: str | None = None
+    uri: str | None = None  # MLflow's server or store; None: MLFLOW_TRACKING_URI, or a file here
     tags: Words = ()
 
 

@@ -33,6 +33,7 @@ class RunFolder:
         eval_prompts: which evaluation rows share a prompt.
         tracking: W&B's local files.
         tensorboard: event files, a folder for each trial.
+        mlflow: a store of MLflow's.
         best_draft: the best checkpoint while it is put together; it is renamed to best/.
         scratch: Tune's own files while a driver lives; nothing in it is read back.
         token: the file by which another node recognizes this folder.
@@ -52,6 +53,7 @@ class RunFolder:
     eval_prompts = _Named(f"data/{PROMPTS['eval']}")
     tracking = _Named("wandb")
     tensorboard = _Named("tensorboard")
+    mlflow = _Named("mlflow.db")
     best = _Named("best")
     best_draft = _Named(".best.draft")
     scratch = _Named(".tune")

@@ -144,6 +144,7 @@ def test_a_micro_batch_that_does_not_fit_is_halved_once_as_a_trials_would_be(
     found = dry_run(train_spec(), prepared(), folder, "cpu", short_of_memory(2))
     assert (found.rows, found.too_many) == (2, 4)
     assert "4 rows run out of memory: trials with so many go on with half" in step_line(found)
+    assert step_line(replace(found, note="no kernels")) == f"{step_line(found)}; no kernels"
     with pytest.raises(MemoryError) as caught:
         dry_run(train_spec(), prepared(), folder, "cpu", short_of_memory(1))
     why, text = failed_step(caught.value, train_spec())

@@ -72,7 +72,7 @@ class Driver:
         self._started_s = time.monotonic() - began
         self.living.append(self)
         lines: list[str] = []
-        wait_for(lambda: bool(lines.extend(filter(None, [self.tracker.news()])) or lines))
+        wait_for(lambda: bool(lines.extend(filter(None, [self.tracker.news()])) or lines), 60.0)
         self.line = lines[0]
         self.tell(events.Attempt(number=1))
 

@@ -49,6 +49,7 @@ class Base:
 
     Attributes:
         is_flat: the rows of a pass may lie one after another, without padding.
+        note: why it has not the kernels that were asked for; empty if it has.
 
     Args:
         pads: whether rows are padded to the longest of a pass, if the model can do without; None
@@ -79,8 +80,7 @@ class Base:
         self._again = bool(getattr(chosen, CHECKPOINTING))
         self._pad = pad_id(train.model)
         self._options = getattr(chosen, f"{CHECKPOINTING}_kwargs")
-        if kernels == "liger":
-            self._use_liger(train.model)
+        self.note = self._use_liger(train.model) if kernels == "liger" else ""
         self.is_flat = not pads and not self._padding(train.model)
         self._weighs = pads is None and self.device.type == "cpu"
         self._recompute()
@@ -115,15 +115,16 @@ class Base:
             log.info("rows are padded to the longest of a pass: %s", found)
         return found
 
-    def _use_liger(self, spec: ModelSpec) -> None:
+    def _use_liger(self, spec: ModelSpec) -> str:
         """Let liger-kernel compute the norms and gated layers, or say why it does not."""
         halves = (self.computes or self.model.dtype) != torch.float32
         with computing_in(self.computes, self.device):
             found = model_kernels.give(self.model, is_half=halves or spec.quantization != "none")
-        if found:
-            log.warning("engine.kernels=liger: not used, %s", found)
-        else:
-            log.info("engine.kernels=liger: the base's norms and gated layers are liger-kernel's")
+        if not found:
+            return ""
+        note = f"engine.kernels=liger is not used: {found}"
+        log.warning(note)
+        return note
 
     def adapter(self, peft: Mapping[str, Any], seed: int) -> Adapter:
         """Make the adapter that SFTTrainer begins with; see `adapter_bank.fresh`."""

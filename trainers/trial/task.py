@@ -72,6 +72,7 @@ class DryRun:
         checkpoint_mb: size of the checkpoint on disk.
         seconds: step, evaluation and checkpoint together; in solo, the model's loading too.
         train_s: of the step alone, by the trial's own clock; 0 if it was not measured.
+        note: what came of the base otherwise than it was asked for; empty for nothing.
     """
 
     rows: int
@@ -82,6 +83,7 @@ class DryRun:
     step_mb: float = 0.0
     too_many: int = 0
     train_s: float = 0.0
+    note: str = ""
 
     @classmethod
     def recorded(cls, told: Mapping[str, Any]) -> DryRun | None:

@@ -140,12 +140,16 @@ def test_a_log_gets_a_line_for_each_start_and_end_and_none_twice() -> None:
         "4 trials",
         "base model: eval_loss 3.0000",
         "trial 0 started: lr=1e-3 sgd",
+        "trial 0 evaluation 1 of 4, step 4: eval_loss 2.5000",
+        "trial 0 evaluation 2 of 4, step 8: eval_loss 2.2500",
         "trial 0 completed: eval_loss 2.2500, rank 1 of 1, 0:40",
         "trial 1 started: lr=1e-4 sgd",
+        "trial 1 evaluation 1 of 4, step 4: eval_loss 2.9000",
         "trial 1 pruned at report 1: eval_loss 2.9000",
         "trial 2 started: lr=1e-3 adamw_torch",
         "trial 2 failed: boom",
         "trial 3 started: lr=1e-4 adamw_torch",
+        "trial 3 evaluation 1 of 4, step 4: eval_loss 2.7000",
     ]
     assert "\x1b" not in printed(console)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support import fake_liger
 from support.driving import LR, make
 from support.packs import LORA, short_rows, small, small_base, task
 from support.sweep_events import BOX, Kind, of_kind, read
@@ -395,3 +396,18 @@ def test_a_device_that_is_lost_while_the_best_is_proven_is_no_proof(
     sweep.run()
     assert sweep.workers == 2
     assert sweep.actor.finish().proof["eval_tokens"] > 0
+
+
+def test_the_first_step_tells_if_the_base_has_not_the_kernels_that_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = []
+    for patchers in ({}, {"llama": lambda model=None: None}):
+        fake_liger.installed(monkeypatch, **patchers)
+        root = tmp_path / str(len(notes))
+        root.mkdir()
+        worker = Sweep(root, "1e-3", lanes=2).worker()
+        worker.config = replace(worker.config, kernels="liger")
+        notes.append(worker._step(small()).note)
+    assert notes[0] == ""
+    assert notes[1].startswith("engine.kernels=liger is not used: liger-kernel has none for the")
