@@ -99,11 +99,11 @@ def _reader(key: str, path: Path, format_name: str) -> Callable[[Path, str | Non
 def _json_rows(path: Path, encoding: str | None) -> Found:
     """Read a JSON list, objects over several lines, one that holds the rows, or one a line."""
     with decoding.opened(path, encoding) as file:
-        start = _first_line(file)
+        start, following = _first_lines(file)
         file.seek(0)
         if start.startswith(b"["):
             yield from _json_list(path, _without_mark(file.read()))
-        elif start.startswith(b"{") and not _is_row(start):
+        elif any(line.startswith(b"{") and not _is_row(line) for line in (start, following)):
             content = _without_mark(file.read())
             whole = _json_objects(path, content)
             yield from whole if whole is not None else _json_lines(path, io.BytesIO(content))
@@ -111,9 +111,10 @@ def _json_rows(path: Path, encoding: str | None) -> Found:
             yield from _json_lines(path, file)
 
 
-def _first_line(file: IO[bytes]) -> bytes:
-    """The first line with anything on it."""
-    return next((line for each in file if (line := _without_mark(each).strip())), b"")
+def _first_lines(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """The first two lines with anything on them; empty if there are fewer."""
+    lines = (line for each in file if (line := _without_mark(each).strip()))
+    return next(lines, b""), next(lines, b"")
 
 
 def _without_mark(content: bytes) -> bytes:

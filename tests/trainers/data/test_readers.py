@@ -75,6 +75,13 @@ def test_an_object_of_several_splits_is_refused(tmp_path: Path) -> None:
     assert values(path) == PAIRS
 
 
+def test_objects_over_several_lines_may_follow_one_on_a_single_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    text = json.dumps(PAIRS[0]) + "\n" + "\n".join(json.dumps(row, indent=1) for row in PAIRS[1:])
+    path.write_text(text)
+    assert rows.read(DataSpec(source="file", path=str(path))).train == PAIRS
+
+
 def test_objects_over_several_lines_keep_their_places(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(pair, indent=2) for pair in PAIRS))
