@@ -73,6 +73,7 @@ def test_every_command_that_is_shown_is_accepted(
     # What a verb would do is left out; its words are read by the command line itself.
     monkeypatch.setattr("orchestrator.storage.run_dir.fetched", Path)
     monkeypatch.setattr("orchestrator.terminal.status.status", lambda folder: 0)
+    monkeypatch.setattr("orchestrator.terminal.several.compare", lambda folders: 0)
     monkeypatch.setattr("orchestrator.report.write.report", lambda folder: 0)
     monkeypatch.setattr("orchestrator.steer.steer", lambda verb, options: 0)
     monkeypatch.setattr("orchestrator.terminal.as_json.status_object", lambda folder: {})

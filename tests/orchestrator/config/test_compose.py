@@ -313,6 +313,7 @@ def test_differences_are_shown_but_for_the_keys_that_may_change() -> None:
 
 def test_every_key_with_facts_is_in_conf() -> None:
     leaves = dict(flatten(composed("data=hub", "data.path=x")))
+    leaves |= dict(flatten(composed("tracking=mlflow")))
     for key in FACTS:
         assert any(leaf == key or leaf.startswith(f"{key}.") for leaf in leaves), key
 
