@@ -56,6 +56,7 @@ def test_lanes_have_the_losses_and_the_ranking_of_trials_alone(alone: Command, m
     assert len(workers) == 2  # four trials on two devices
 
 
+@pytest.mark.long
 def test_killed_with_all_its_lanes_a_worker_is_replaced_and_they_go_on(
     alone: Command, make: Make
 ) -> None:

@@ -334,6 +334,7 @@ def deterministic(command: Command) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k not in timed} for row in command.rows()]
 
 
+@pytest.mark.long
 def test_interrupted_by_either_signal_it_commits_and_goes_on(
     make: Make, finished: Finished
 ) -> None:

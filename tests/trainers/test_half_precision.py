@@ -54,7 +54,7 @@ def rounding(quantization: str) -> float:
     return furthest(first, second)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_lanes_are_as_near_to_sft_trainer_as_it_is_to_itself(
     tmp_path: Path, quantization: str

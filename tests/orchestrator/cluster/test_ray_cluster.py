@@ -108,7 +108,7 @@ def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
     assert "engine.cpus_per_trial = 16: the largest of 3 nodes has 4 CPUs" in said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_asks_a_cluster_for_its_gpus(cluster: Any, tmp_path: Path) -> None:
     """From a driver on a node without one."""
     words = ["sweep=lr_grid", "tracking=off", f"run_dir={tmp_path}/run", "cluster=ray"]

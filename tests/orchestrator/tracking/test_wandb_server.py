@@ -113,7 +113,7 @@ def test_there_is_one_sweep_object_with_every_trial(tmp_path: Path, serve: Any) 
     assert one(server.runs, "-sweep").said("sweep") is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stop_in_wandb_is_a_request_once(
     tmp_path: Path, serve: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -27,14 +27,8 @@ def assert_parity(ours: Recorder, theirs: Recorder) -> None:
         assert mine == pytest.approx(other, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "accumulation",
-    [
-        pytest.param(1, marks=pytest.mark.long),
-        pytest.param(2, marks=pytest.mark.slow),
-        pytest.param(4, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_every_optimizer_and_schedule(tmp_path: Path, accumulation: int) -> None:
     specs = [spec for spec in matrix() if spec.accumulation_steps == accumulation]
     examples = STEPS * 2 * accumulation

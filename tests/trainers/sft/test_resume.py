@@ -135,6 +135,7 @@ def test_alone_it_goes_on_to_the_last_bit(killed: Killed, tmp_path: Path) -> Non
         assert (last / name).read_bytes() == (never / name).read_bytes(), named(spec)
 
 
+@pytest.mark.long
 def test_a_lane_goes_on_as_a_lane(killed: Killed, tmp_path: Path) -> None:
     root = killed.copy("lanes", tmp_path)
     places = range(len(killed.specs))
