@@ -157,6 +157,8 @@ def _train(job: Job) -> Result:
     with held:
         observer = FirstSpeaks(seen if ranks.is_first else None, ranks)
         outcome = sft_trainer.train(task, training.prepared(), observer)
+    # Only the first rank reports.
+    losses = seen.reports[-1].row_losses if seen.reports else None
     return Result(
         begun=seen.step or 0,
         trained=seen.trained,
@@ -165,7 +167,7 @@ def _train(job: Job) -> Result:
         state=str(outcome.state),
         commits=[step for step, _ in seen.commits],
         shared=held.part,
-        rows=[] if seen.reports[-1].row_losses is None else seen.reports[-1].row_losses.tolist(),
+        rows=[] if losses is None else losses.tolist(),
     )
 
 
