@@ -132,8 +132,10 @@ class MlflowRuns:
         self._catch_up(until)
         for key in [key for key in self._runs if key != _SWEEP]:
             self._safely(lambda key=key: self._end(key))  # type: ignore[misc]
+        self._catch_up(until)  # the server may have been lost just now
         if self._history.trials:
             self._safely(self._sum_up)
+        self._catch_up(until)
 
     def last_lines(self, *, cut_short: bool) -> list[str]:
         """Where the runs are."""
