@@ -126,6 +126,7 @@ def steer(verb: str, options: argparse.Namespace) -> int:
     """
     sweep = Sweep.at(options.run_dir)
     request = _REQUESTS[verb](sweep, options)
+    sweep = Sweep.at(options.run_dir)  # the checks may take seconds, in which the sweep may end
     has_ended = is_over(sweep.history) and sweep.driver is None
     place = sweep.store or sweep.folder
     try:

@@ -256,8 +256,8 @@ def _noise_text(gap: float, noise: float | None, runner_up: int) -> str:
     ahead += f" (trial {runner_up})"
     if noise is None:
         return (
-            f"{ahead}. One seed each cannot tell that from chance; a sweep of the best few "
-            "with sweep.repeats=3 could."
+            f"{ahead}. One seed each cannot tell that from chance; sweep.repeats=3 "
+            "sweep.finalists=3, added to the same command, could."
         )
     if gap > noise:
         return f"{ahead}: more than chance, which explains up to {loss_text(noise)} (95%)."

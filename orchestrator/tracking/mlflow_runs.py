@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
+from orchestrator.tracking.chart_metrics import chart_values, progress, without_shared
 from orchestrator.tracking.tracker import Job, chart_rows, identity
-from orchestrator.tracking.wandb_metrics import chart_values, progress, without_shared
 from sweeps.core.commands import in_a_shell
 from sweeps.core.secrets import is_secret_key, scrub
 from sweeps.core.trial import State

@@ -13,7 +13,7 @@ from orchestrator.tracking.wandb_runs import WandbRuns
 from sweeps.config.spec import TrackingSpec
 from sweeps.core.errors import SweepError
 from sweeps.ledger.events import Event
-from sweeps.ledger.history import read_history
+from sweeps.ledger.history import History
 from sweeps.ledger.ledger import read_ledger
 from sweeps.storage.lock import Lock
 from sweeps.storage.run_folder import RunFolder
@@ -46,7 +46,10 @@ def sync(run_dir: Path, *, project: str | None = None, entity: str | None = None
 def _send(folder: RunFolder, project: str | None, entity: str | None) -> int:
     past: list[Event] = []
     read_ledger(folder.ledger, past.append)
-    spec = read_history(folder.ledger).spec
+    history = History()
+    for event in past:
+        history.apply(event)
+    spec = history.spec
     written = spec.get("tracking") or {}
     tracking = TrackingSpec(
         mode="online",

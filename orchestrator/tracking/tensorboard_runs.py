@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tracking.allow_list import clean
+from orchestrator.tracking.chart_metrics import chart_values, without_shared
 from orchestrator.tracking.tracker import Job, chart_rows
-from orchestrator.tracking.wandb_metrics import chart_values, without_shared
 from sweeps.core.commands import in_a_shell
 from sweeps.core.naming import short_value
 from sweeps.core.secrets import is_secret_key

@@ -28,8 +28,8 @@ from sweeps.core.secrets import scrub
 _VARIABLES = {"project": "WANDB_PROJECT", "entity": "WANDB_ENTITY", "tags": "WANDB_TAGS"}
 _QUERY = "query Viewer { viewer { id entity username } }"
 _MOST_BYTES = 1_000_000
-# The limits that wandb.Settings holds to (validate_project, validate_run_tags), and docs.wandb.ai
-# states, for a group that of a run's name. wandb.init raises, offline too.
+# The limits that wandb.Settings holds to (validate_project, validate_run_tags); a group's is taken
+# to be that of a run's name. wandb.init raises, offline too.
 _NOT_IN_A_PROJECT = r"/\#?%:"
 _MOST_OF_A_NAME = 128
 _MOST_OF_A_TAG = 64

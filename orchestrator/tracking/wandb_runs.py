@@ -18,12 +18,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.tracking import wandb_metrics
-from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
-from orchestrator.tracking.tracker import Job
+from orchestrator.tracking import chart_metrics
+from orchestrator.tracking.allow_list import sweep_config, trial_config
+from orchestrator.tracking.chart_metrics import chart_values
+from orchestrator.tracking.tracker import Job, chart_rows, identity
 from orchestrator.tracking.wandb_kept import Kept
 from orchestrator.tracking.wandb_login import Link, UnusableError, find_link, named
-from orchestrator.tracking.wandb_metrics import chart_values
 from orchestrator.tracking.wandb_process import (
     finish_runs,
     restart,
@@ -33,13 +33,11 @@ from orchestrator.tracking.wandb_process import (
 )
 from orchestrator.tracking.wandb_sweep import end_sweep, make_sweep, sweep_object
 from sweeps.core.commands import command_line
-from sweeps.core.naming import trial_name
 from sweeps.core.secrets import scrub
-from sweeps.core.trial import Report, State, fingerprint
+from sweeps.core.trial import Report, State
 from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, Record
-from sweeps.ledger.ledger import Tail
 from sweeps.results.ranking import best
 from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
@@ -99,7 +97,6 @@ class WandbRuns:
         self._looked = -_LOOK_EVERY_S
         self._history = History()
         self._progress: list[dict[str, Any]] = []  # of the sweep, at each trial's end
-        self._identity = ""
         self._has_costs = False  # measured under this driver
         self._open: dict[str, _Shown] = {}
         self._endings: dict[str, tuple[float, int]] = {}  # trial -> time.monotonic, exit code
@@ -230,7 +227,7 @@ class WandbRuns:
     def _fold(self, event: Event) -> None:
         self._history.apply(event)
         if isinstance(event, events.End):
-            self._progress.append(wandb_metrics.progress(self._history))
+            self._progress.append(chart_metrics.progress(self._history))
 
     def _on_start(self, event: events.Start) -> None:
         self._endings.pop(event.trial, None)
@@ -270,15 +267,15 @@ class WandbRuns:
     def _best_so_far(self, record: Record, index: int) -> dict[str, float]:
         metric, sign = self._history.metric, self._history.sign
         found = [each.metrics[metric] for at, each in record.reports.items() if at <= index]
-        return {wandb_metrics.best_name(metric): min(found, key=lambda value: sign * value)}
+        return {chart_metrics.best_name(metric): min(found, key=lambda value: sign * value)}
 
     def _values(self, record: Record, metrics: Mapping[str, Any]) -> dict[str, float]:
-        own = wandb_metrics.without_shared(record, metrics)
-        return chart_values(own) | wandb_metrics.epoch(metrics, self._train_rows)
+        own = chart_metrics.without_shared(record, metrics)
+        return chart_values(own) | chart_metrics.epoch(metrics, self._train_rows)
 
     @cached_property
     def _train_rows(self) -> int:
-        return wandb_metrics.train_rows(self._job.folder)
+        return chart_metrics.train_rows(self._job.folder)
 
     def _log_progress(self, shown: _Shown) -> None:
         for values in self._progress:
@@ -292,7 +289,7 @@ class WandbRuns:
             shown.run.summary.update({f"base_{name}": v for name, v in base.metrics.items()})
 
     def _show_outcome(self, shown: _Shown, record: Record) -> None:
-        shown.run.summary.update(wandb_metrics.outcome(self._history, record))
+        shown.run.summary.update(chart_metrics.outcome(self._history, record))
 
     def _unclosed(self) -> list[Record]:
         """The trials whose runs were not closed as they are now: their tracker was killed."""
@@ -329,13 +326,13 @@ class WandbRuns:
         self._log_progress(shown)
         if shown.run.summary.get("ranking") is None or shown.step > shown.opened_at:
             comparison = compare(self._history, self._job.folder)
-            columns, rows = wandb_metrics.ranking_table(self._history, comparison)
+            columns, rows = chart_metrics.ranking_table(self._history, comparison)
             table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
             shown.run.log({"ranking": table, ENDED: shown.step})
-        values: dict[str, Any] = {"trials": wandb_metrics.counts(self._history)}
+        values: dict[str, Any] = {"trials": chart_metrics.counts(self._history)}
         top = best(self._history)
         if top is not None:
-            values["best_trial"] = {"name": self._name(top.record), "key": top.record.key}
+            values["best_trial"] = {"name": self._job.shown_name(top.record), "key": top.record.key}
         shown.run.summary.update(values)
 
     def _with_run(self, key: str, act: Callable[[_Shown], object]) -> None:
@@ -367,7 +364,7 @@ class WandbRuns:
             config = sweep_config(self._job.public)
         else:
             record = self._history.trials[key]
-            name, axis = self._name(record), STEP
+            name, axis = self._job.shown_name(record), STEP
             config = trial_config(self._job.public, record.values)
             config |= {"seed": record.seed, "trial": {"number": record.number, "key": key}}
         run_id = self._run_id(key)
@@ -398,7 +395,7 @@ class WandbRuns:
         run.define_metric("*", step_metric=axis)
         if key != _SWEEP:
             best_of = self._history.direction.removesuffix("imize")  # min, max
-            name = wandb_metrics.chart_name(self._history.metric)
+            name = chart_metrics.chart_name(self._history.metric)
             run.define_metric(name, step_metric=axis, summary=best_of)
             run.define_metric(EVALUATION, step_metric=axis, hidden=True)
         step, evaluation = (int(run.summary.get(name) or 0) for name in (axis, EVALUATION))
@@ -412,8 +409,8 @@ class WandbRuns:
             return
         record = self._history.trials[key]
         waiting = [record.reports[index] for index in sorted(record.reports)]
-        for row in Tail(self._job.folder.metrics(key)).read():
-            while waiting and waiting[0].step < row.get("step", 0):
+        for row in chart_rows(self._job.folder, key):
+            while waiting and waiting[0].step < row["step"]:
                 self._log_report(shown, record, waiting.pop(0))
             self._log_row(shown, record, row)
         for report in waiting:
@@ -471,7 +468,8 @@ class WandbRuns:
             what = "the sweep's run: all trials are stopped, and the best is proven"
         else:
             verb, record = "stop", self._history.trials[key]
-            what = f"the run of trial {record.number} ({self._name(record)}): it is stopped"
+            name = self._job.shown_name(record)
+            what = f"the run of trial {record.number} ({name}): it is stopped"
         by = f"W&B's stop button, {self._link.page}/runs/{run_id}"
         at = time.strftime("%Y-%m-%d %H:%M:%S")
         log.warning("%s: W&B's stop button was pressed on %s (%s)", at, what, by)
@@ -480,23 +478,7 @@ class WandbRuns:
         write_request(self._job.folder, request)
 
     def _run_id(self, key: str) -> str:
-        return f"{self._sweep_identity()}-{key}"
-
-    def _name(self, record: Record) -> str:
-        repeated = (self._job.public.get("sweep") or {}).get("repeats", 1) > 1
-        name = str(clean("", trial_name(record.values)))
-        return f"{name} seed={record.seed}" if repeated else name
-
-    def _sweep_identity(self) -> str:
-        """The same for every driver of this run folder, another one for every other folder.
-
-        Not the path: `outputs/lr_grid` is on many machines, and is made anew after being removed.
-        """
-        if not self._identity:
-            began = self._history.began
-            origin = began if began is not None else str(self._job.folder.root.resolve())
-            self._identity = fingerprint([self._history.name or self._job.sweep_name, origin], 8)
-        return self._identity
+        return f"{identity(self._job, self._history)}-{key}"
 
     def _close(self, codes: Mapping[str, int], timeout_s: float) -> None:
         """Close runs with these exit codes. If the server does not keep up, leave it alone."""
@@ -535,4 +517,4 @@ def _exit_code(record: Record) -> int:
 
 def _ending(record: Record) -> str:
     """How its run is closed; another word for each attempt at the trial."""
-    return f"{wandb_metrics.status(record)}, attempt {record.attempt}"
+    return f"{chart_metrics.status(record)}, attempt {record.attempt}"

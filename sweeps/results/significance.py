@@ -117,7 +117,8 @@ class Comparison:
             return f"Intervals cover other {rows} and other seeds."
         return (
             f"Intervals cover other {rows}, and not other seeds: each config was trained with one, "
-            "and another may turn the order round. sweep.repeats=3 trains each with three."
+            "and another may turn the order round. sweep.repeats=3 sweep.finalists=3, added to the "
+            "same command, gives further seeds to the best three."
         )
 
 

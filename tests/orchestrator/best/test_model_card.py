@@ -18,7 +18,7 @@ from orchestrator.config.command import Command
 from orchestrator.config.compose import compose_config
 from orchestrator.config.config_files import CONF, groups
 from orchestrator.coordinator.actor import CoordinatorActor
-from orchestrator.tracking.wandb_metrics import ranking_table
+from orchestrator.tracking.chart_metrics import ranking_table
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS, config_of, trial_key
 from sweeps.core.trial import Report, State

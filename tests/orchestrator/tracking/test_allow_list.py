@@ -6,7 +6,7 @@ import pytest
 from support.tracked_sweep import PUBLIC
 
 from orchestrator.tracking.allow_list import clean, sweep_config, trial_config
-from orchestrator.tracking.wandb_metrics import chart_values
+from orchestrator.tracking.chart_metrics import chart_values
 
 
 def test_charts_keep_the_names_of_trainer_and_take_numbers_only() -> None:

@@ -9,7 +9,7 @@ import pytest
 from support.sweep_events import Sweep
 from support.tracked_sweep import Driver, history, no_account, one, records, summary
 
-from orchestrator.tracking.wandb_metrics import outcome, without_shared
+from orchestrator.tracking.chart_metrics import outcome, without_shared
 from sweeps.core.cost import Parts
 from sweeps.ledger.events import Cost, Report, Start
 

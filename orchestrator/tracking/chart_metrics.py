@@ -1,4 +1,4 @@
-"""Computes the numbers and words that a sweep's W&B runs show."""
+"""Computes the numbers and words that trackers show of a sweep, under the names of W&B's charts."""
 
 from __future__ import annotations
 
