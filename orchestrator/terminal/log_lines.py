@@ -92,7 +92,7 @@ def _change(history: History, record: Record, rank: int | None, ranks: int) -> s
         again = f" (attempt {record.attempt})" if record.attempt > 1 else ""
         return f"{trial} started{again}: {seeded_name(history, record)}"
     if record.state is State.WAITING:
-        return f"{trial} will be tried again: {record.reason}" if record.reason else ""
+        return f"{trial} waits, and will go on: {record.reason}" if record.reason else ""
     if record.state is State.COMPLETED:
         seconds = duration_text(record.totals.get("seconds"))
         return f"{trial} completed: {value}, rank {rank} of {ranks}, {seconds}"

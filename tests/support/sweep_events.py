@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sweeps.core.cost import Parts
 from sweeps.ledger.events import (
     Ask,
     Attempt,
@@ -30,6 +31,17 @@ EXAMPLES = 64  # a trial's budget
 
 
 BOX = Attempt(host="box", pid=1)
+# What one measurement of a config alone may say.
+PARTS = Parts(
+    micro_s=0.02,
+    tokens=300.0,
+    padded=400.0,
+    passes_mb=500.0,
+    held_mb=450.0,
+    update_s=0.01,
+    update_mb=20.0,
+    state_mb=8.0,
+)
 Kind = TypeVar("Kind", bound=Event)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.driving import LR, OPTIM, make, report
-from support.sweep_events import BOX, of_kind, read
+from support.sweep_events import BOX, PARTS, of_kind, read
 
 from orchestrator.coordinator.actor import CoordinatorActor
 from orchestrator.coordinator.assignment import AssignmentRules
@@ -18,16 +18,6 @@ from sweeps.ledger.events import Cost, End
 from sweeps.results.cost import Costs
 
 SPACE = {LR: "choice(1e-4, 1e-3)", OPTIM: "choice(sgd, adamw_torch)"}
-PARTS = Parts(
-    micro_s=0.02,
-    tokens=300.0,
-    padded=400.0,
-    passes_mb=500.0,
-    held_mb=450.0,
-    update_s=0.01,
-    update_mb=20.0,
-    state_mb=8.0,
-)
 
 
 class Sweep:

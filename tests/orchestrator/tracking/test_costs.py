@@ -6,25 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from support.sweep_events import Sweep
+from support.sweep_events import PARTS, Sweep
 from support.tracked_sweep import Driver, history, no_account, one, records, summary
 
 from orchestrator.tracking.chart_metrics import outcome, without_shared
-from sweeps.core.cost import Parts
 from sweeps.ledger.events import Cost, Report, Start
 
 __all__ = ["no_account"]
 
-PARTS = Parts(
-    micro_s=0.02,
-    tokens=300.0,
-    padded=400.0,
-    passes_mb=500.0,
-    held_mb=450.0,
-    update_s=0.01,
-    update_mb=20.0,
-    state_mb=8.0,
-)
 METRICS = {"eval_loss": 1.0, "tokens_per_second": 9.0, "peak_memory_mb": 12.5}
 MEASURED = Cost(trial="a", device="cpu", micro={}, update={}, parts=asdict(PARTS))
 

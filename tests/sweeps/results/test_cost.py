@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
-from support.sweep_events import Sweep
+from support.sweep_events import PARTS, Sweep
 
 from sweeps.core.cost import Parts
 from sweeps.ledger.events import Cost, End, Known, Retry, Start
@@ -16,16 +16,6 @@ from sweeps.results.trials_csv import ranked
 
 LR, OPTIM, RANK = "trainer.learning_rate", "trainer.optim", "peft.r"
 BATCH, ACCUMULATION = "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"
-PARTS = Parts(
-    micro_s=0.02,
-    tokens=300.0,
-    padded=400.0,
-    passes_mb=500.0,
-    held_mb=450.0,
-    update_s=0.01,
-    update_mb=20.0,
-    state_mb=8.0,
-)
 TOTALS = {"tokens_per_second": 111.0, "peak_memory_mb": 900.0, "optimizer_state_mb": 8.0}
 
 
