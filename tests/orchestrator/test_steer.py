@@ -12,6 +12,7 @@ from support.sweep_events import Sweep
 
 from orchestrator.cli import main
 from orchestrator.config.command import read_command
+from sweeps.core.errors import Problem
 from sweeps.core.trial import Report, State
 from sweeps.ledger.events import End
 from sweeps.storage.requests import Request, unanswered_requests
@@ -157,6 +158,23 @@ def test_an_ended_sweep_names_the_command_that_reopens_it_for_a_new_trial(
     assert "once the command that reopens it is run: " in capsys.readouterr().err
     (request,) = requests(RunFolder(tmp_path))
     assert (request.verb, request.values) == ("add", {LR: 2e-3})
+
+
+def test_a_sweep_that_ends_while_a_verb_is_checked_is_said_to_have_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = Sweep({LR: "choice(1e-3)"})
+    key = sweep.trial({LR: 1e-3}, [1.0], state=None)
+    sweep.write(tmp_path)
+
+    def checked(*_: object) -> list[Problem]:
+        sweep.end(key, "completed")
+        sweep.write(tmp_path)
+        return []
+
+    monkeypatch.setattr("orchestrator.steer.trial_problems", checked)
+    assert main(["add", str(tmp_path), "trainer.learning_rate=2e-3"]) == 1
+    assert "once the command that reopens it is run: " in capsys.readouterr().err
 
 
 def test_status_for_programs(asked_of: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
