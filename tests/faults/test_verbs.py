@@ -101,4 +101,4 @@ def test_a_pause_outlives_the_driver_and_ends_when_asked(
     assert command.wait() == 0, command.output
     history = read_history(command.run_dir / "ledger.jsonl")
     assert [each.state for each in history.trials.values()] == [State.COMPLETED] * 4
-    note(f"pause {how}, then kill -9 of the driver", "still paused, then resumed")
+    note(f"pause{how and f' {how}'}, then kill -9 of the driver", "still paused, then resumed")
