@@ -11,7 +11,7 @@ from typing import Any
 
 import optuna
 
-from sweeps.config.spec import SearchName, SearchSpec
+from sweeps.config.spec import PrunerName, SearchName, SearchSpec
 from sweeps.core.errors import Problem
 from sweeps.search.first import first_problems
 from sweeps.search.pruning import STARTS, first_judged
@@ -154,15 +154,12 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
 
 
 # How other tools name the options of a pruner, and ours for each pruner.
-_START = {"asha": "min_resource", "hyperband": "min_resource"} | dict.fromkeys(
-    ("median", "percentile"), "n_warmup_steps"
-)
-_SPOKEN: Mapping[str, Mapping[str, str]] = {
-    "grace_period": _START,
-    "min_iter": _START,
+_SPOKEN: Mapping[str, Mapping[PrunerName, str]] = {
+    "grace_period": STARTS,
+    "min_iter": STARTS,
     "max_t": {"hyperband": "max_resource"},
     "max_iter": {"hyperband": "max_resource"},
-    "eta": dict.fromkeys(("asha", "hyperband"), "reduction_factor"),
+    "eta": {"asha": "reduction_factor", "hyperband": "reduction_factor"},
 }
 
 
