@@ -26,7 +26,7 @@ from orchestrator.cluster.ray_cluster import (
 from orchestrator.cluster.signals import Heartbeat, Signals
 from orchestrator.config.command import Command, checked
 from orchestrator.config.device_hours import expected_lines
-from orchestrator.config.engine_choice import EngineChoice, choose, engine_line, most_workers
+from orchestrator.config.engine_choice import EngineChoice, choose, most_workers
 from orchestrator.config.preflight import Findings, step_line
 from orchestrator.config.prepare import Ready, prepare_training
 from orchestrator.config.run_folder_claim import (
@@ -285,7 +285,7 @@ class Driver:
             public=self._spec.public,
         )
         self._tracker = TrackerProcess(job)
-        self._display.say(engine_line(engine, placement))
+        self._display.say(f"{engine.why}; {placement.where}")
         folder_token = self._folder_token(on_gpus=bool(placement.gpus))
         if self._copies is not None:
             self._begin_copies(self._copies)

@@ -20,7 +20,7 @@ from orchestrator.cluster.ray_cluster import (
 )
 from orchestrator.config.command import Command, asks_cluster, checked, guess_device
 from orchestrator.config.device_hours import expected_lines
-from orchestrator.config.engine_choice import choose, engine_line, most_workers
+from orchestrator.config.engine_choice import choose, most_workers
 from orchestrator.config.preflight import Findings, check_place
 from orchestrator.config.prepare import dry_run_line, prepare_training
 from orchestrator.config.run_folder_claim import refuse_another, refuse_strangers
@@ -78,7 +78,7 @@ def _plan(spec: Spec, space: Space, argv: Sequence[str], *, as_json: bool) -> in
         findings.refuse()
         device = guess_device(spec)
         engine = choose(spec, space, on_gpu=device == "cuda")
-        about = [engine_line(engine, placement) if placement else engine.why]
+        about = [f"{engine.why}; {placement.where}" if placement else engine.why]
         about += _about_devices(spec)
         place_of_step, packed = Path(scratch, "dry_run"), engine.lanes > 1
         expected = partial(expected_lines, spec, space, ready.tokens)

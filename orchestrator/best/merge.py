@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from orchestrator.best.model_card import is_ready, proof_of
-from orchestrator.storage.run_dir import not_found
+from orchestrator.storage.run_dir import require_sweep
 from sweeps.config.validation import read_train
 from sweeps.core.commands import command_line
 from sweeps.core.errors import SweepError
@@ -23,8 +23,7 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
         SweepError: there is no best/, nothing to merge, or the target is taken.
     """
     folder = RunFolder(run_dir.absolute())
-    if not folder.ledger.is_file():
-        raise SweepError(not_found(RunFolder(run_dir)))
+    require_sweep(RunFolder(run_dir))
     proof = proof_of(folder)
     if proof is None:
         raise SweepError(

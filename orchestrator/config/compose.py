@@ -26,7 +26,6 @@ from orchestrator.config.decisions import Decisions
 from orchestrator.config.overrides import Overrides, sort_overrides
 from orchestrator.config.paths import begun_config, make_absolute
 from sweeps.config.keys import may_change, search_refusal
-from sweeps.config.spec import Spec
 from sweeps.config.trial_config import SECTIONS
 from sweeps.core.errors import ConfigError, Problem
 from sweeps.core.secrets import masked, scrub
@@ -113,7 +112,7 @@ def composed_of(argv: Sequence[str]) -> Composed:
     decisions.settle()
     undecided = _searching(resolved, space, when)
     begun = begun_config(str(resolved.get("run_dir") or run_dir))
-    if begun and not differing(public(undecided), begun):
+    if begun and not differences(public(undecided), begun):
         decisions.leave_as_begun()
     else:
         undecided = _searching(resolved, decisions.space, decisions.when)
@@ -258,14 +257,13 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def differences(spec: Spec, written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Each key that may not change but does: key, value in the folder's config, value now."""
-    return differing(spec.public, written)
+def differences(now: Mapping[str, Any], there: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Each key that may not change but does: key, value in the folder's config, value now.
 
-
-def differing(config: Mapping[str, Any], written: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """The same for a config as it may be written down, see `public`."""
-    there, now = dict(flatten(written)), dict(flatten(config))
+    Args:
+        now, there: configs as they may be written down, see `public`.
+    """
+    there, now = dict(flatten(there)), dict(flatten(now))
     return [
         (key, there.get(key), now.get(key))
         for key in sorted(there.keys() | now.keys())

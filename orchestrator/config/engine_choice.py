@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.cluster.placement import Placement
 from sweeps.config.spec import Spec
 from sweeps.config.trial_config import config_of
 from sweeps.config.validation import read_train
@@ -88,11 +87,6 @@ def choose(spec: Spec, space: Space, *, on_gpu: bool) -> EngineChoice:
     if reasons:
         why += f"; alone where {'; '.join(reasons)}"
     return EngineChoice(lanes=lanes, why=why)
-
-
-def engine_line(engine: EngineChoice, placement: Placement) -> str:
-    """The line on the engine, and on how many workers train at once where."""
-    return f"{engine.why}; {placement.where}"
 
 
 def _padding(spec: Spec, space: Space) -> str:

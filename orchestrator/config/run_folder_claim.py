@@ -73,7 +73,7 @@ def refuse_another(folder: RunFolder, spec: Spec) -> list[str]:
         own = {name: told[name] for name in ("space", "repeats") if name in told}
         there["sweep"] = {**there["sweep"], **own}
     narrower = lost(space_of(there), space_of(spec.public))
-    changed = compose.differences(spec, there)
+    changed = compose.differences(spec.public, there)
     grown = [each for each in changed if _grows(*each, narrower)]
     refused = [each for each in changed if each not in grown]
     if refused:
@@ -101,7 +101,7 @@ def holds(folder: RunFolder, spec: Spec) -> bool:
     """Whether this very sweep has begun in the folder."""
     if not folder.has_begun or not folder.spec.exists():
         return False
-    return not compose.differences(spec, _written(folder))
+    return not compose.differences(spec.public, _written(folder))
 
 
 def is_as_begun(spec: Spec, there: Mapping[str, Any]) -> bool:
@@ -110,7 +110,7 @@ def is_as_begun(spec: Spec, there: Mapping[str, Any]) -> bool:
     Args:
         there: the config of the last start; empty if it is not known.
     """
-    return not there or not compose.differences(spec, there)
+    return not there or not compose.differences(spec.public, there)
 
 
 def as_begun(problems: Iterable[Problem]) -> list[str]:

@@ -72,7 +72,8 @@ def words_of(
     else:
         answer = f"{best_line(history, best)}."
     proof = proof_of(folder) if best is not None and is_ready(folder, best) else None
-    said = [*verdicts(history, folder, comparison), *_tested(history, best, proof)]
+    tested = tested_text(history, best, proof["proof"]) if best and proof else ""
+    said = [*verdicts(history, folder, comparison), *filter(None, [tested])]
     return Words(
         standing=_standing(folder, history, holder, now),
         answer=clean(answer, _MOST_FACT * 2),
@@ -93,13 +94,6 @@ def _standing(folder: RunFolder, history: History, holder: str | None, now: floa
     if history.ended == len(history.trials) and history.ended >= (total or 0):
         return f"Every trial has ended: {counts}."
     return f"Stopped before the end: {ended} ({counts}). The same command goes on from there."
-
-
-def _tested(history: History, best: Best | None, proof: Mapping[str, Any] | None) -> Iterator[str]:
-    """The loss on the test split, if there is one and the best checkpoint was measured on it."""
-    text = tested_text(history, best, proof["proof"]) if best and proof else ""
-    if text:
-        yield text
 
 
 def _facts(folder: RunFolder, history: History) -> Facts:

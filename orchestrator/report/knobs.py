@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
@@ -14,7 +14,7 @@ from sweeps.ledger.history import History
 from sweeps.results.ranking import dimension_keys
 from sweeps.results.trials_csv import Row
 from sweeps.space.parser import space_of
-from sweeps.space.space import Choice, Interval
+from sweeps.space.space import Choice, Interval, is_number
 
 Shown = float | int | str  # a number, or an escaped text
 
@@ -65,39 +65,32 @@ class Knob:
 def knobs_of(history: History, rows: Sequence[Row]) -> list[Knob]:
     """Every knob that took more than one value, in the order of the space."""
     dimensions = dimension_keys(history)
-    short = dict(zip(dimensions, heads(list(dimensions)), strict=True))
-    return list(_varied(history, rows, short))
-
-
-def _varied(history: History, rows: Sequence[Row], short: dict[str, str]) -> Iterator[Knob]:
+    found: list[Knob] = []
     searched = {dimension.name: dimension for dimension in space_of(history.spec).dimensions}
-    for name, keys in dimension_keys(history).items():
+    for (name, keys), head in zip(dimensions.items(), heads(list(dimensions)), strict=True):
         known = [row.values[keys[0]] for row in rows if all(key in row.values for key in keys)]
-        is_number = len(keys) == 1 and all(_is_number(value) for value in known)
+        are_numbers = len(keys) == 1 and all(map(is_number, known))
         dimension = searched.get(name)
-        is_log = is_number and min(known, default=0) > 0
+        is_log = are_numbers and min(known, default=0) > 0
         if isinstance(dimension, Interval):
             is_log = is_log and dimension.log
         else:
             is_log = is_log and max(known) >= _LOG_FROM * min(known)
         knob = Knob(
             name=name,
-            head=escaped(short[name]),
+            head=escaped(head),
             keys=keys,
-            is_number=is_number,
+            is_number=are_numbers,
             is_log=is_log,
             is_choice=not isinstance(dimension, Interval),
             values=(),
         )
         values = tuple(dict.fromkeys(value for row in rows if (value := knob.of(row)) is not None))
-        if is_number:
+        if are_numbers:
             values = tuple(sorted(values, key=float))
         elif isinstance(dimension, Choice) and len(keys) == 1:
             listed = [plain(value_text(name, each, _MOST_LABEL)) for each in dimension.options]
             values = tuple(dict.fromkeys([each for each in listed if each in values] + [*values]))
         if len(values) > 1:
-            yield Knob(**{**vars(knob), "values": values})
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+            found.append(replace(knob, values=values))
+    return found

@@ -11,6 +11,7 @@ from orchestrator.terminal.tables import heads
 from sweeps.ledger.history import History
 from sweeps.results.ranking import searched_keys
 from sweeps.results.trials_csv import Row, columns
+from sweeps.space.space import is_number
 
 MOST_ROWS = 1000
 # Fields and columns at both ends; between them the searched keys, then the other columns.
@@ -51,7 +52,7 @@ def _setting(key: str, values: Mapping[str, Any]) -> str:
         return "<td></td>"
     value = values[key]
     text = plain(value_text(key, value))
-    return _number(text, value) if _is_number(value) else f"<td>{text}</td>"
+    return _number(text, value) if is_number(value) else f"<td>{text}</td>"
 
 
 def _cell(field: str, row: Row) -> str:
@@ -62,7 +63,7 @@ def _cell(field: str, row: Row) -> str:
         return _number(loss_text(value), value)
     if field in ("rank", "number", "seed"):
         return f'<td class="n">{value}</td>'
-    if _is_number(value):
+    if is_number(value):
         return _number(_short(value), value)
     if field == "error":
         return f"<td>{escaped(value, MOST_ERROR)}</td>"
@@ -79,7 +80,3 @@ def _short(value: float) -> str:
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

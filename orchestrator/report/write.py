@@ -6,7 +6,7 @@ import importlib.util
 import time
 from pathlib import Path
 
-from orchestrator.storage.run_dir import not_found
+from orchestrator.storage.run_dir import require_sweep
 from orchestrator.terminal.status import lock_holder
 from sweeps.core.errors import SweepError
 from sweeps.ledger.events import Event
@@ -24,8 +24,7 @@ def report(run_dir: Path) -> int:
         LedgerDamagedError: the ledger cannot be read.
     """
     folder = RunFolder(run_dir)
-    if not folder.ledger.is_file():
-        raise SweepError(not_found(folder))
+    require_sweep(folder)
     if not has_plotly():
         raise SweepError(
             "The report is drawn by plotly, which is not installed: pip install plotly"

@@ -104,6 +104,12 @@ def unanswered(store: Store, error: OSError) -> SweepError:
     )
 
 
+def require_sweep(folder: RunFolder) -> None:
+    """Raise SweepError if the folder holds no sweep; the message names some nearby."""
+    if not folder.ledger.is_file():
+        raise SweepError(not_found(folder))
+
+
 def not_found(folder: RunFolder) -> str:
     looked = f"{folder_text(folder.root)} holds no sweep: there is no {folder.ledger.name} in it."
     if not folder.root.is_dir():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from orchestrator.best.model_card import is_ready
-from orchestrator.storage.run_dir import not_found
+from orchestrator.storage.run_dir import require_sweep
 from orchestrator.terminal.format import loss_text
 from orchestrator.terminal.progress import (
     is_over,
@@ -18,7 +18,6 @@ from orchestrator.terminal.progress import (
     time_left_s,
 )
 from orchestrator.terminal.status import lock_holder
-from sweeps.core.errors import SweepError
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger import events
@@ -39,8 +38,7 @@ def status_object(folder: RunFolder) -> dict[str, Any]:
     Raises:
         SweepError: the folder holds no sweep.
     """
-    if not folder.ledger.is_file():
-        raise SweepError(not_found(folder))
+    require_sweep(folder)
     holder = lock_holder(folder.lock)
     history = read_history(folder.ledger)
     if holder is None:
@@ -90,8 +88,7 @@ def follow(folder: RunFolder, *, as_json: bool) -> Iterator[str]:
     Raises:
         SweepError: the folder holds no sweep.
     """
-    if not folder.ledger.is_file():
-        raise SweepError(not_found(folder))
+    require_sweep(folder)
     tail, history = Tail(folder.ledger), History()
     while True:
         holder = lock_holder(folder.lock)

@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from orchestrator.config.compose import flatten
-from orchestrator.storage.run_dir import not_found
+from orchestrator.storage.run_dir import require_sweep
 from orchestrator.terminal.format import Column, Grid, gain_text, loss_text, make_console, show
 from orchestrator.terminal.summary import MOST_ROWS
 from sweeps.core.errors import SweepError
@@ -56,8 +56,7 @@ def compare(run_dirs: Sequence[Path], console: Console | None = None) -> int:
     """
     folders = [RunFolder(path) for path in dict.fromkeys(run_dirs)]
     for folder in folders:
-        if not folder.ledger.is_file():
-            raise SweepError(not_found(folder))
+        require_sweep(folder)
     sweeps = {folder_text(each.root): read_history(each.ledger) for each in folders}
     _refuse_unlike(sweeps)
     show(console or make_console(), _parts(sweeps))

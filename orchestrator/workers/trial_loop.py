@@ -112,14 +112,9 @@ class TrialLoop:
         """Ask for jobs while there is room; True if told to leave."""
         while self._has_room():
             job = self.coordinator.next_job(self.worker, self._room())
-            if job.kind == "dry_run":
-                self._dry_run(job)
-                continue
-            if job.kind == "prove":
-                self._prove(job)
-                continue
-            if job.kind == "cost":
-                self._measure_cost(job)
+            work = {"dry_run": self._dry_run, "prove": self._prove, "cost": self._measure_cost}
+            if job.kind in work:
+                work[job.kind](job)
                 continue
             if job.trial is None:
                 if job.spec is not None:

@@ -383,15 +383,11 @@ class History:
         values = self.config_values(config)
         return statistics.fmean(values) if values else None
 
-    def seeds(self, config: int, sweep: Mapping[str, Any] | None = None) -> int:
-        """How many seeds a config gets: `sweep.repeats`; with `sweep.finalists` they alone do.
-
-        Args:
-            sweep: the section of the config; None: as the last start had it.
-        """
+    def seeds(self, config: int) -> int:
+        """How many seeds a config gets: `sweep.repeats`; with `sweep.finalists` they alone do."""
         if any(record.warm is not None for record in self.repeats(config)):
             return 1
-        sweep = self.spec.get("sweep", {}) if sweep is None else sweep
+        sweep = self.spec.get("sweep", {})
         is_one = sweep.get("finalists") is not None and config not in self.finalists
         return 1 if is_one else int(sweep.get("repeats") or 1)
 

@@ -21,6 +21,7 @@ from sweeps.core.trial import State
 from sweeps.ledger.history import History
 from sweeps.results.ranking import dimension_keys
 from sweeps.results.trials_csv import Row, ranked
+from sweeps.space.space import is_number
 
 if TYPE_CHECKING:
     import optuna
@@ -165,7 +166,7 @@ def _groups(rows: Sequence[Row], keys: tuple[str, ...]) -> _Groups:
         chosen = tuple(row.values[key] for key in keys)
         by_value.setdefault(json.dumps(chosen), (chosen, []))[1].append(row)
     groups = list(by_value.values())
-    if all(_is_number(part) for chosen, _ in groups for part in chosen):
+    if all(is_number(part) for chosen, _ in groups for part in chosen):
         groups.sort(key=lambda group: group[0])
         all_differ = len(groups) > MAX_BINS and all(len(members) == 1 for _, members in groups)
         many = len(groups) > MAX_LEVELS or all_differ
@@ -240,10 +241,6 @@ def _level(
 def _mean(numbers: Iterable[float | None]) -> float | None:
     known = [number for number in numbers if number is not None]
     return statistics.fmean(known) if known else None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def adjusted_means(

@@ -12,7 +12,7 @@ from sweeps.core.commands import changed, in_a_shell, override, written
 from sweeps.ledger.history import History, Record
 from sweeps.results.ranking import config_ranks
 from sweeps.space.parser import space_of
-from sweeps.space.space import Choice, Dimension, Interval
+from sweeps.space.space import Choice, Dimension, Interval, is_number
 from sweeps.storage.run_folder import RunFolder, folder_text
 
 _NEAR = 0.1  # of an interval: as near to its end, it is the end that stops the search
@@ -46,7 +46,8 @@ def _edges(history: History, folder: RunFolder, best: Record) -> Iterator[Hint]:
     for dimension in space_of(history.spec).dimensions:
         name = dimension.name
         value = best.values.get(name)
-        if not _are_numbers([value, *(dimension.options if isinstance(dimension, Choice) else ())]):
+        options = dimension.options if isinstance(dimension, Choice) else ()
+        if not all(map(is_number, (value, *options))):
             continue
         ended = [r.values for r in history.trials.values() if r.state.is_finished()]
         tried = {values[name] for values in ended if name in values}
@@ -172,7 +173,3 @@ def _is_end(dimension: Dimension, value: float, is_high: bool) -> bool:
 
 def _tidy(number: float) -> float:
     return float(f"{number:.6g}")
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)

@@ -37,13 +37,8 @@ class Best:
 
 def completed_values(history: History) -> dict[int, list[float]]:
     """The ranked values of each config's completed repeats; configs without one are left out."""
-    values: dict[int, list[float]] = {}
-    for record in history.trials.values():
-        if record.state is not State.COMPLETED or record.warm is not None:
-            continue
-        if (value := history.value(record)) is not None:
-            values.setdefault(record.config, []).append(value)
-    return values
+    found = {config: history.config_values(config) for config in history.by_config()}
+    return {config: values for config, values in found.items() if values}
 
 
 def config_ranks(history: History) -> dict[int, int]:
@@ -60,7 +55,7 @@ def config_ranks(history: History) -> dict[int, int]:
 
 def spread(history: History, config: int) -> float | None:
     """Standard deviation over a config's completed repeats; None with fewer than two."""
-    values = completed_values(history).get(config, [])
+    values = history.config_values(config)
     return statistics.stdev(values) if len(values) > 1 else None
 
 

@@ -10,6 +10,11 @@ from typing import Any
 Label = None | bool | int | float | str  # what Optuna takes as a categorical choice
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """One of some values. A value may be a mapping: its keys are then set together."""

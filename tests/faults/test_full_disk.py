@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave_mb: float) -> Path:
-    """Take up all but so much room."""
-    path = disk / "filler"
-    free = shutil.disk_usage(disk).free - int(leave_mb * 2**20)
-    path.write_bytes(b"x" * max(0, free))
+    """Take up all but so much room, whatever else is written or removed meanwhile."""
+    path, block = disk / "filler", 2**16
+    with open(path, "wb", buffering=0) as file:
+        while shutil.disk_usage(disk).free > leave_mb * 2**20 + block:
+            with suppress(OSError):
+                file.write(b"x" * block)
     return path
 
 

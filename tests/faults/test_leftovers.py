@@ -95,9 +95,13 @@ def test_two_hundred_trials_leave_nothing_behind(
         time.sleep(0.2)
     assert left == {}
     assert set(os.listdir("/dev/shm")) - shared_before == set()
-    # torch makes itself a folder for caches, one for each user, as it is imported.
+    # What libraries make themselves as they are imported: torch a folder for caches, one for each
+    # user; W&B, which TRL imports, two empty ones, which stay since Ray ends workers at once.
     made = [path for path in scratch.rglob("*") if not path.name.startswith("torchinductor_")]
-    assert made == []
+    assert len(made) <= 4, "more than two for each of two workers"
+    for path in made:
+        assert path.name.endswith(("wandb-media", "wandb-artifacts"))
+        assert not list(path.iterdir())
     assert sessions() - ray_before == set()
     assert {path.name for path in command.run_dir.iterdir()} == {
         *("best", "data", "ledger.jsonl", "lock", "report.html", "study.db"),

@@ -134,7 +134,9 @@ def test_planted_pickles_are_never_opened(
     command = make(engine, GRID)
     command.start()
     command.wait_until(under_way)
+    workers = command.worker_pids()
     command.kill()
+    command.wait_for_end_of(workers)  # they finish what they write
     planted = 0
     folders = [path for path in command.run_dir.rglob("*") if path.is_dir()]
     for folder in [command.run_dir, *folders]:

@@ -70,7 +70,7 @@ def _choices() -> dict[str, list[str]]:
     return {name: list(choices) for name, choices in named.items() if choices}
 
 
-def name_problem(name: str, prefix: str = "trainer") -> str | None:
+def name_problem(name: str) -> str | None:
     """Why a trial may not set the field `name`, or None if it may."""
     if name in OWNED:
         return f"belongs to {OWNED[name]}."
@@ -78,7 +78,7 @@ def name_problem(name: str, prefix: str = "trainer") -> str | None:
         return f"is not supported: {REFUSED[name]}."
     if name in GONE:
         return f"{GONE[name]}."
-    return None if name in _hints() else f"is not a field of SFTConfig; {prefix}.* are its fields."
+    return None if name in _hints() else "is not a field of SFTConfig; trainer.* are its fields."
 
 
 def value_problem(name: str, value: Any) -> str | None:
@@ -99,15 +99,15 @@ def value_problem(name: str, value: Any) -> str | None:
     return None
 
 
-def field_problems(trainer: Mapping[str, Any], prefix: str = "trainer") -> list[Problem]:
+def field_problems(trainer: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the names and values of `trainer`, each field looked at alone."""
     found = []
     for name, value in trainer.items():
-        message = name_problem(name, prefix) or value_problem(name, value)
+        message = name_problem(name) or value_problem(name, value)
         near = None if name in _hints() or name in GONE else _near(name)
-        hint = f"{prefix}.{near}" if near else None
+        hint = f"trainer.{near}" if near else None
         if message is not None:
-            key = f"{prefix}.{name}"
+            key = f"trainer.{name}"
             found.append(Problem(key=key, message=message, value=value, nearest=hint))
     return found
 

@@ -71,7 +71,7 @@ def test_what_was_not_decided_then_is_not_decided_now(
     assert note in command.space.notes[0]
     assert command.spec is not None
     with (begin.root / "sweep.yaml").open() as file:
-        assert compose.differences(command.spec, yaml.safe_load(file)) == []
+        assert compose.differences(command.spec.public, yaml.safe_load(file)) == []
 
 
 def test_a_sweep_that_is_decided_now_goes_on_too(
@@ -85,7 +85,7 @@ def test_a_sweep_that_is_decided_now_goes_on_too(
     command = Command.read([*words, "run_dir=run"])
     assert [each.name for each in command.space.dimensions] == ["trainer.lr_scheduler_type"]
     assert command.spec is not None
-    assert compose.differences(command.spec, yaml.safe_load(begin.spec.read_text())) == []
+    assert compose.differences(command.spec.public, yaml.safe_load(begin.spec.read_text())) == []
 
 
 @pytest.mark.slow
