@@ -494,7 +494,10 @@ def line_cases(draw: Draw) -> LineCase:
         hint = _BROKEN[kind](draw, line)
         if before and line.refused:  # one of the two may hide the other
             line.refused, hint = f"{before}|{line.refused}", None
+    before = line.refused
     _settled(draw, line)
+    if line.refused != before:  # what is typed for the first fault does not mend the other
+        hint = None
     if line.refused and kind == "valid":
         kind = "linked"
     return LineCase(
