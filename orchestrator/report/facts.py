@@ -19,11 +19,10 @@ from orchestrator.terminal.progress import (
     time_left_s,
 )
 from orchestrator.terminal.summary import best_line, verdicts
-from orchestrator.terminal.tables import base_value
 from sweeps.core.commands import command_line
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
-from sweeps.results.ranking import Best
+from sweeps.results.ranking import Best, base_value
 from sweeps.results.significance import Comparison
 from sweeps.storage.run_folder import REPORT, RunFolder, folder_text
 

@@ -18,7 +18,6 @@ from orchestrator.terminal.progress import (
     time_left_s,
 )
 from orchestrator.terminal.status import lock_holder
-from orchestrator.terminal.tables import base_value
 from sweeps.core.errors import SweepError
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
@@ -26,7 +25,7 @@ from sweeps.ledger import events
 from sweeps.ledger.events import Event
 from sweeps.ledger.history import History, read_history
 from sweeps.ledger.ledger import Tail
-from sweeps.results.ranking import best
+from sweeps.results.ranking import base_value, best
 from sweeps.results.significance import compare
 from sweeps.results.trials_csv import columns, ranked
 from sweeps.storage.run_folder import RunFolder

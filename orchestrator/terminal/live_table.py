@@ -17,16 +17,11 @@ from orchestrator.terminal.format import duration_text, in_notebook, loss_text, 
 from orchestrator.terminal.log_lines import PlainLines
 from orchestrator.terminal.notebook import NotebookLive
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
-from orchestrator.terminal.tables import (
-    base_value,
-    counts_text,
-    leaders_grid,
-    pace_text,
-    running_grid,
-)
+from orchestrator.terminal.tables import counts_text, leaders_grid, pace_text, running_grid
 from sweeps.core.commands import command_line
 from sweeps.core.trial import State
 from sweeps.ledger.history import History
+from sweeps.results.ranking import base_value
 from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text
 

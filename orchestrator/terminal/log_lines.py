@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 
 from orchestrator.terminal.format import duration_text, loss_text
-from orchestrator.terminal.tables import base_value, seeded_name
+from orchestrator.terminal.tables import seeded_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
-from sweeps.results.ranking import best, config_ranks
+from sweeps.results.ranking import base_value, best, config_ranks
 
 EVERY_S = 30.0  # between lines on the whole sweep
 

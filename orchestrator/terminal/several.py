@@ -15,12 +15,11 @@ from orchestrator.config.compose import flatten
 from orchestrator.storage.run_dir import not_found
 from orchestrator.terminal.format import Column, Grid, gain_text, loss_text, make_console, show
 from orchestrator.terminal.summary import MOST_ROWS
-from orchestrator.terminal.tables import gain
 from sweeps.core.errors import SweepError
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record, read_history
-from sweeps.results.ranking import searched_keys
+from sweeps.results.ranking import gain, searched_keys
 from sweeps.space.parser import lookup
 from sweeps.storage.run_folder import RunFolder, folder_text
 

@@ -16,7 +16,7 @@ from orchestrator.terminal.cost_lines import cost_lines
 from orchestrator.terminal.format import duration_text, loss_text, unbroken
 from orchestrator.terminal.importance_table import knob_legend, knobs_grid
 from orchestrator.terminal.progress import planned_configs, planned_trials
-from orchestrator.terminal.tables import counts_text, gain, ranking_grid
+from orchestrator.terminal.tables import counts_text, ranking_grid
 from sweeps.core.commands import UnwritableError, command_line, in_a_shell, typed
 from sweeps.core.naming import trial_name
 from sweeps.core.trial import State
@@ -25,7 +25,7 @@ from sweeps.results import row_losses
 from sweeps.results.importance import Effect
 from sweeps.results.intervals import few_rows, shared_text
 from sweeps.results.outlook import Hint, outlook
-from sweeps.results.ranking import Best, completed_values, config_ranks
+from sweeps.results.ranking import Best, completed_values, config_ranks, gain
 from sweeps.results.significance import Comparison, compare, margin
 from sweeps.results.trials_csv import Row, ranked
 from sweeps.storage.run_folder import RunFolder, folder_text

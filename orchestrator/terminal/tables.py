@@ -22,7 +22,7 @@ from sweeps.core.naming import short_value, trial_name
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.importance import Level
-from sweeps.results.ranking import searched_keys
+from sweeps.results.ranking import base_value, gain, searched_keys
 from sweeps.results.trials_csv import Row
 
 BASE = "base model, no tuning"
@@ -37,19 +37,6 @@ STYLES = {
     State.DIVERGED: "yellow",
     State.FAILED: "red",
 }
-
-
-def gain(history: History, value: float | None) -> float | None:
-    """How much better than the base model, in the metric's own unit; negative if worse."""
-    base = base_value(history)
-    if base is None or value is None:
-        return None
-    return base - value if history.direction == "minimize" else value - base
-
-
-def base_value(history: History) -> float | None:
-    """The metric before any training; None if it was not measured."""
-    return None if history.base is None else history.base.metrics.get(history.metric)
 
 
 def counts_text(history: History) -> Text:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from orchestrator.tracking.allow_list import clean
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.cost import Costs
-from sweeps.results.ranking import best, searched_keys
+from sweeps.results.ranking import best, gain, searched_keys
 from sweeps.results.significance import Comparison
 from sweeps.results.trials_csv import columns, ranked
 from sweeps.storage.run_folder import REPORT, RunFolder
@@ -107,6 +108,30 @@ def counts(history: History) -> dict[str, int]:
     """Trials by state; states without any are left out."""
     found = {str(state): history.count(state) for state in State}
     return {state: count for state, count in found.items() if count}
+
+
+def ending(history: History, name_of: Callable[[Record], str]) -> str:
+    """How a sweep ended, in words: the best config, its gain, the trials, and how long it took.
+
+    Args:
+        name_of: a trial's name as it may be shown.
+    """
+    top, metric = best(history), history.metric
+    if top is None:
+        text = "No trial has completed."
+    else:
+        value = top.report.metrics[metric]
+        text = f"Best: trial {top.record.number} ({name_of(top.record)}), {metric} {value:.4g}"
+        if (better := gain(history, value)) is not None:
+            word = "better" if better >= 0 else "worse"
+            text += f", {abs(better):.4g} {word} than the base model"
+        text += "."
+    states = ", ".join(f"{count} {state}" for state, count in counts(history).items())
+    trials = len(history.trials)
+    text += f" {trials} trial{'s' if trials != 1 else ''} ({states})"
+    if history.began is not None and history.latest is not None:
+        text += f" in {timedelta(seconds=round(history.latest - history.began))}"
+    return f"{text}."
 
 
 def ranking_table(

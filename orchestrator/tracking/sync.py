@@ -56,6 +56,7 @@ def _send(folder: RunFolder, project: str | None, entity: str | None) -> int:
         project=project or written.get("project") or TrackingSpec.project,
         entity=entity or written.get("entity"),
         tags=tuple(written.get("tags") or ()),
+        alert=bool(written.get("alert")),
     )
     job = Job(
         tracking=tracking,

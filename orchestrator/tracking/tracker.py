@@ -269,12 +269,16 @@ def tracking_problems(tracking: TrackingSpec, group: str = "") -> list[Problem]:
         from orchestrator.tracking.wandb_login import name_problems
 
         return name_problems(tracking, group)
+    found = []
+    if tracking.alert:
+        message = f"{_name(tracking)} sends no alerts: leave it out, or choose tracking=wandb"
+        found.append(Problem(key="tracking.alert", value=True, message=message))
     package = tracker_class(tracking).package
-    if package in installed([package]):
-        return []
-    command = in_a_shell(f"{_OURS}[{tracking.kind}]")
-    message = f"needs {package}, which is not installed: pip install {command}"
-    return [Problem(key="tracking.kind", value=tracking.kind, message=message)]
+    if package not in installed([package]):
+        command = in_a_shell(f"{_OURS}[{tracking.kind}]")
+        message = f"needs {package}, which is not installed: pip install {command}"
+        found.append(Problem(key="tracking.kind", value=tracking.kind, message=message))
+    return found
 
 
 def _name(tracking: TrackingSpec) -> str:

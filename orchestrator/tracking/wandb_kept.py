@@ -21,6 +21,7 @@ class Kept:
         closed: trial -> how its run was closed.
         sweeps: entity/project on a server -> id of W&B's sweep object there.
         stopped: the runs whose stop button was obeyed; the server may show it pressed for ever.
+        alerted: entity/project on a server -> trials that had ended when it was sent an alert.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -31,10 +32,11 @@ class Kept:
         self.closed: dict[str, str] = found.get("closed") or {}
         self.sweeps: dict[str, str] = found.get("sweeps") or {}
         self.stopped: list[str] = found.get("stopped") or []
+        self.alerted: dict[str, int] = found.get("alerted") or {}
 
     def save(self) -> None:
         """Write it down; a full disk is told by others."""
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"sweeps": self.sweeps, "closed": self.closed, "stopped": self.stopped}
+            content = {name: value for name, value in vars(self).items() if name != "_path"}
             write_text(self._path, json.dumps(content))

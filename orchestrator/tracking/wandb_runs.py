@@ -53,6 +53,7 @@ EVALUATION = "evaluation"  # 1, 2, ... of a trial
 ENDED = "trials_ended"
 _SWEEP = "sweep"  # among the trial keys: the run of the sweep itself
 _MOST_LETTERS = 128  # of a name
+_MOST_OF_A_TITLE = 63  # of an alert
 _SUCCESS = (State.COMPLETED, State.PRUNED, State.STOPPED)
 _INTERRUPTED = 130  # exit code
 _MORE_S = 2.0  # for a run to close, beyond what wandb may take for it
@@ -176,6 +177,9 @@ class WandbRuns:
         self._with_run(_SWEEP, self._sum_up)
         is_over = not self._history.unfinished()
         self._close({_SWEEP: 0 if is_over else _INTERRUPTED}, timeout_s)
+        if is_over and self._is_online and self._job.tracking.alert:
+            self._kept.alerted[self._link.page] = self._history.ended
+            self._kept.save()
         if is_over and self._is_online and self._sweep_id is not None:
             self._end_sweep(max(3.0, until - time.monotonic()))
 
@@ -334,6 +338,16 @@ class WandbRuns:
         if top is not None:
             values["best_trial"] = {"name": self._job.shown_name(top.record), "key": top.record.key}
         shown.run.summary.update(values)
+        if self._is_alert_due():
+            title = f"The sweep {self._job.sweep_name} has ended"
+            text = chart_metrics.ending(self._history, self._job.shown_name)
+            shown.run.alert(title=title[:_MOST_OF_A_TITLE], text=text)
+
+    def _is_alert_due(self) -> bool:
+        """Whether the sweep is over, and the server has not been told how it stands now."""
+        told = self._kept.alerted.get(self._link.page)
+        is_news = not self._is_online or told != self._history.ended
+        return self._job.tracking.alert and is_news and not self._history.unfinished()
 
     def _with_run(self, key: str, act: Callable[[_Shown], object]) -> None:
         """Call `act` with the run of a trial; if the server fails, again with a run on disk."""

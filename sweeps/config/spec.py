@@ -168,6 +168,7 @@ class TrackingSpec:
     entity: str | None = None
     uri: str | None = None  # MLflow's server or store; None: MLFLOW_TRACKING_URI, or a file here
     tags: Words = ()
+    alert: bool = False  # one at the end of the sweep; W&B's alone
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,19 @@ def best(history: History) -> Best | None:
     return Best(record=record, report=report, mean=mean, spread=spread(history, config))
 
 
+def gain(history: History, value: float | None) -> float | None:
+    """How much better than the base model, in the metric's own unit; negative if worse."""
+    base = base_value(history)
+    if base is None or value is None:
+        return None
+    return base - value if history.direction == "minimize" else value - base
+
+
+def base_value(history: History) -> float | None:
+    """The metric before any training; None if it was not measured."""
+    return None if history.base is None else history.base.metrics.get(history.metric)
+
+
 def dimension_keys(history: History) -> dict[str, tuple[str, ...]]:
     """What was searched: the name of each dimension and the config keys that it sets together."""
     space = space_of(history.spec)
