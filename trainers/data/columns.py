@@ -80,6 +80,23 @@ def known(theirs: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Known | N
     return found and (with_context(found, theirs) or found)
 
 
+def known_in_other_case(theirs: Sequence[str]) -> dict[str, str] | None:
+    """Columns for a schema whose names have capitals here, if its prompt is made of several."""
+    by_case = {name.lower(): name for name in theirs}
+    found = next((each for each in _KNOWN if all(name in by_case for name in each.needed)), None)
+    found = found and (with_context(found, [*by_case]) or found)
+    if found is None or len(found.needed) < 3:
+        return None
+
+    def named(piece: re.Match[str]) -> str:
+        return f"{{{by_case[piece[1]]}}}" if piece[1] else piece[0]
+
+    return {
+        ours: _PIECE.sub(named, value) if "{" in value else by_case[value]
+        for ours, value in found.columns.items()
+    }
+
+
 def with_context(schema: Known, theirs: Sequence[str]) -> Known | None:
     """The schema of text with the columns that come before its prompt; None if there are none."""
     before = [name for name in _BEFORE if name in theirs and name not in schema.needed]

@@ -158,7 +158,8 @@ def _listed(name: str, value: object) -> list[object]:
     """The messages of a cell, in whatever form it holds them."""
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = _parsed(name, value)
-    if isinstance(value, Mapping) and value and all(isinstance(x, list) for x in value.values()):
+    are_lists = isinstance(value, Mapping) and all(isinstance(x, list) for x in value.values())
+    if isinstance(value, Mapping) and are_lists and ("role" in value or "from" in value):
         value = _rows_of(name, value)
     if not isinstance(value, list):
         raise SweepError(f"{name} is {kind(value)}, not a list of messages")

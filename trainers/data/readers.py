@@ -307,7 +307,7 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
                 about = twice if "expected after" in str(error) else ""
                 yield BadRow(f"{path}:{start}", f"not valid CSV: {error}{about}")
                 continue
-            if header is not None and not any(map(str.strip, cells)):
+            if header is not None and len(cells) > 1 and not any(cells):
                 continue  # an empty row, of which spreadsheet programs write many
             if header is None:
                 header = _header(f"{path}:{start}", cells)

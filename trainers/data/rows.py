@@ -80,8 +80,8 @@ def read(spec: DataSpec) -> RawData:
     evaluation_files: Counter[Path] = Counter()
     raw_train = itertools.islice(_train_rows(spec, train_files), spec.limit)
     raw = _collect(_reaching(raw_train, columns), bad)
-    raw_evaluation = _own_evaluation(spec, evaluation_files)
-    evaluation = raw_evaluation and _collect(_reaching(raw_evaluation, columns), bad)
+    own = _own_evaluation(spec, evaluation_files)
+    evaluation = None if own is None else _collect(_reaching(own, columns), bad)
     if not raw and not bad:
         raise SweepError(f"{describe(spec)}: there are no rows in it")
     if not raw:
@@ -172,8 +172,10 @@ def _reaching(
 ) -> Iterator[FileRow | BadRow]:
     """The rows with the nested values that `data.columns` names."""
     for each in found:
-        is_row = isinstance(each, FileRow) and columns
-        yield FileRow(each.where, reached(each.values, columns)) if is_row else each
+        if isinstance(each, FileRow) and columns:
+            yield FileRow(each.where, reached(each.values, columns))
+        else:
+            yield each
 
 
 def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileRow]:

@@ -12,7 +12,14 @@ from typing import Any
 from sweeps.config.spec import DataSpec
 from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
-from trainers.data.columns import Known, filled, known, template_columns, with_context
+from trainers.data.columns import (
+    Known,
+    filled,
+    known,
+    known_in_other_case,
+    template_columns,
+    with_context,
+)
 from trainers.data.files import in_words
 from trainers.data.messages import kind, mappings, read_messages, read_text, speaks, with_system
 from trainers.data.readers import BadRow, FileRow
@@ -251,11 +258,13 @@ def _missing_columns(
 ) -> Problem:
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
-    cells = {
-        name: next((row.values[name] for row in rows if row.values.get(name) is not None), None)
+    filled_ones = (
+        (name, next((row.values[name] for row in rows if row.values.get(name)), None))
         for name in theirs
-    }
-    if suggestion := _suggestion(dict(_leaves(cells)), found):
+    )
+    leaves = dict(_leaves(dict(filled_ones)))
+    suggestion = known_in_other_case(theirs) or _suggestion(leaves, theirs, found)
+    if suggestion:
         advice = f"Say which of them are ours: {typed('data.columns', suggestion)}"
     else:
         advice = f"None of them can be mapped to these as it is: write each row as {wanted}"
@@ -279,7 +288,9 @@ def _leaves(value: Any, prefix: str = "", depth: int = 1) -> Iterator[tuple[str,
                 yield from _leaves(each, path, depth + 1)
 
 
-def _suggestion(leaves: Mapping[str, Any], found: Mapping[str, str]) -> dict[str, str]:
+def _suggestion(
+    leaves: Mapping[str, Any], theirs: Sequence[str], found: Mapping[str, str]
+) -> dict[str, str]:
     """Guess a mapping that would work, from the names of texts and conversations; empty if none."""
     for shape, fields in SHAPES.items():
         fit = [name for name in leaves if speaks(leaves[name]) or shape != "messages"]
@@ -288,8 +299,9 @@ def _suggestion(leaves: Mapping[str, Any], found: Mapping[str, str]) -> dict[str
         are_alike = shape == "messages" or len({isinstance(cell, str) for cell in cells}) == 1
         if len(set(guess.values())) == len(fields) and all(cells) and are_alike:
             return {ours: name for ours, name in guess.items() if name and ours != name}
-    texts = [name for name in leaves if "." not in name and not speaks(leaves[name])]
-    texts = [name for name in texts if not _IDENTITY.search(name)] or texts
+    texts = [name for name in theirs if name in leaves and not speaks(leaves[name])]
+    telling = [name for name in texts if not _IDENTITY.search(name)]
+    texts = telling if len(telling) > 1 else texts
     begin = _alias("prompt", texts) or next(iter(texts), None)
     others = [name for name in texts if name != begin]
     end = _alias("completion", others) or next(iter(others), None)

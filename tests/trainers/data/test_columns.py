@@ -139,6 +139,14 @@ FOREIGN = [
     ),
     ({"chosen": "Human: q", "rejected": "Human: r"}, {"text": "Human: q"}),
     ({"content": "q", "summary": "a"}, {"prompt": "q", "completion": "a"}),
+    (
+        {"Instruction": "Translate", "Input": "hello", "Output": "bonjour"},
+        {"prompt": "Translate\n\nhello\n\n", "completion": "bonjour"},
+    ),
+    (
+        {"System": "Be terse", "Prompt": "q", "Response": "a"},
+        {"prompt": "Be terse\n\nq", "completion": "a"},
+    ),
     ({"uid": "1", "Frage": "q", "Antwort": "a"}, {"prompt": "q", "completion": "a"}),
 ]
 

@@ -307,7 +307,7 @@ def test_one_conversation_on_one_line_is_one_row(tmp_path: Path) -> None:
 
 def test_empty_columns_and_rows_of_a_spreadsheet(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_text("prompt;completion;;\nq;a;;\n;;;\n ;;;\nr;b;;\n;;;\n")
+    path.write_text("prompt;completion;;\nq;a;;\n;;;\nr;b;;\n;;;\n")
     read = values(path)
     assert [(row["prompt"], row["completion"]) for row in read] == [("q", "a"), ("r", "b")]
     assert list(read[0]) == ["prompt", "completion", "column 3", "column 4"]
