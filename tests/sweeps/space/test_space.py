@@ -57,7 +57,7 @@ def test_choices_lists_and_ranges(expression: Any, options: tuple[Any, ...]) -> 
 
 
 STEPS = Choice(name="peft.r", options=(4, 8, 12, 16))
-RATES = Interval(name="peft.r", low=1e-5, high=1e-2, log=True)
+RATES = Interval(name="trainer.learning_rate", low=1e-5, high=1e-2, log=True)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ RATES = Interval(name="peft.r", low=1e-5, high=1e-2, log=True)
 def test_searches_of_other_tools_mean_the_same_here(theirs: Any, meant: Choice | Interval) -> None:
     ours = foreign(theirs)
     assert ours is not None
-    assert parse({"peft.r": ours}).dimensions == (meant,)
+    assert parse({meant.name: ours}).dimensions == (meant,)
 
 
 def test_a_distribution_that_we_have_not_is_not_translated() -> None:

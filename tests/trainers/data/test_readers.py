@@ -357,4 +357,4 @@ def test_a_quote_that_is_not_doubled_is_explained(tmp_path: Path) -> None:
 def test_the_encoding_of_a_countrys_spreadsheets_is_among_the_two(text: str, encoding: str) -> None:
     said = decoding.explained(text.encode(encoding), 0)
     assert f"data.encoding={encoding}" in said
-    assert text in said
+    assert text[:4] in said
