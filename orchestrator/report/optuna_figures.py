@@ -87,17 +87,15 @@ def parallel_figure(view: View, knobs: Sequence[Knob]) -> go.Figure:
     names = [knob.head for knob in knobs if any(knob.of(row) is not None for row in shown)]
     study = _study(knobs, shown, spaced=False)
     figure = plot_parallel_coordinate(study, names, target_name=view.metric)
-    lines = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "lines"]
-    if lines:  # an older Optuna draws with plotly's own parcoords, colours included
-        # Optuna's order is its own; the first point of a line is the trial's value.
-        lines.sort(key=lambda line: line.y[0])
-        shown.sort(key=lambda row: row.value or 0.0)
-        for row, line in zip(shown, lines, strict=True):
-            shade = view.colour(row)
-            line.opacity = 1
-            line.line = {"color": shade, "width": 3.5 if view.is_best(row) else 1.4}
-        top_last = sorted(range(len(lines)), key=lambda i: -view.places[shown[i].number])
-        figure.data = [lines[i] for i in top_last]
+    lines = [trace for trace in figure.data if trace.mode == "lines"]  # the axes are none
+    # Optuna's order is its own; the first point of a line is the trial's value.
+    lines.sort(key=lambda line: line.y[0])
+    shown.sort(key=lambda row: row.value or 0.0)
+    for row, line in zip(shown, lines, strict=True):
+        line.opacity = 1
+        line.line = {"color": view.colour(row), "width": 3.5 if view.is_best(row) else 1.4}
+    top_last = sorted(range(len(lines)), key=lambda i: -view.places[shown[i].number])
+    figure.data = [lines[i] for i in top_last]
     figure.update_layout(title=None, plot_bgcolor=None, showlegend=False)
     return figure
 

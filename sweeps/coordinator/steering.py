@@ -90,7 +90,7 @@ def _pause(coordinator: Coordinator, request: Request) -> str:
     parts = ["no trial begins until `resume`"]
     if running and request.now:
         s = _s(running)
-        parts.append(f"{_named(running)} commit{s} a checkpoint after the next step and wait{s}")
+        parts.append(f"{_named(running)} {_commit(running)} and wait{s}")
     if request.now:
         parts.append("workers leave their devices")
     elif running:
@@ -243,10 +243,7 @@ def _stop_all(
     waiting = [record for record in records if record.state is State.WAITING]
     parts = [head] if head else []
     if running:
-        s = _s(running)
-        parts.append(
-            f"{_named(running)} commit{s} a checkpoint after the next step and end{s} as stopped"
-        )
+        parts.append(f"{_named(running)} {_commit(running)} and end{_s(running)} as stopped")
     if waiting:
         parts.append(f"{_named(waiting)} end{_s(waiting)} as stopped now")
     said = "; ".join([*parts, *tail])
@@ -278,6 +275,11 @@ def _refuse_if_over(coordinator: Coordinator) -> None:
 def _named(records: list[Record]) -> str:
     numbers = ", ".join(str(record.number) for record in records)
     return f"trial {numbers}" if len(records) == 1 else f"trials {numbers}"
+
+
+def _commit(records: list[Record]) -> str:
+    of = "its" if len(records) == 1 else "their"
+    return f"commit{_s(records)} a checkpoint of {of} last optimizer step"
 
 
 def _s(records: list[Record]) -> str:

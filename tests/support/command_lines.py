@@ -262,6 +262,8 @@ def _fix(draw: Draw, line: _Line, key: str, value: Any) -> None:
     line.taken.add(key)
     line.forced |= {key} if sign == "++" else set()
     set_key(line.config, key, value)
+    if _wandb_refuses(key, value) and line.config["tracking"]["kind"] == "wandb":
+        _refuse(line, re.escape(key))
     other = {"sweep.budget.examples": "epochs", "sweep.budget.epochs": "examples"}.get(key)
     if other:
         line.config["sweep"]["budget"][other] = None
@@ -280,6 +282,13 @@ def _fix(draw: Draw, line: _Line, key: str, value: Any) -> None:
             line.space[name] = Options(rows)
         else:
             line.refused = re.escape(key)
+
+
+def _wandb_refuses(key: str, value: Any) -> bool:
+    """Whether it is a name that W&B takes of no project or tag."""
+    if key == "tracking.project":
+        return not value or any(letter in value for letter in "/\\#?%:")
+    return key == "tracking.tags" and "" in value
 
 
 def _replace_space(draw: Draw, line: _Line) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -90,6 +91,7 @@ class Recorder:
 
     to_row: Callable[[Mapping[str, float]], Decision] = _go_on
     to_report: Callable[[Report], Decision] = _go_on
+    stops_after: float = math.inf  # rows; then it is told to stop, if it asks between two
     base: bool = False
     welcome: bool = True
     attempt: int = 1
@@ -116,7 +118,7 @@ class Recorder:
         return self.to_report(report)
 
     def told(self) -> Decision:
-        return Decision.CONTINUE
+        return Decision.STOP if len(self.rows) >= self.stops_after else Decision.CONTINUE
 
     def may_commit(self) -> None:
         if self.fenced:

@@ -17,7 +17,7 @@ class Stream:
         self._device = device
         self._generator = torch.Generator(device=device)
         self._generator.set_state(state)
-        self._before = state
+        self._before = self._before_window = state
         self._drawn: dict[str, list[torch.Tensor]] = {}  # module -> the states before its draws
 
     @property
@@ -28,10 +28,11 @@ class Stream:
     def state(self) -> torch.Tensor:
         return self._generator.get_state()
 
-    def begin(self) -> None:
-        """Begin a micro-batch."""
+    def begin(self, *, in_window: bool) -> None:
+        """Begin a micro-batch; `in_window`: of an accumulation that has begun already."""
         if self.probability:
             self._before = self.state
+            self._before_window = self._before_window if in_window else self._before
             self._drawn.clear()
 
     def undo(self) -> None:
@@ -39,6 +40,11 @@ class Stream:
         if self.probability:
             self._generator.set_state(self._before)
             self._drawn.clear()
+
+    def undo_window(self) -> None:
+        """Begin the accumulation again."""
+        if self.probability:
+            self._generator.set_state(self._before_window)
 
     def mask(
         self,

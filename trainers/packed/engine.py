@@ -127,14 +127,15 @@ class Engine:
             self._try(lane, lane.step)
         for lane in [lane for lane in full if lane in self._lanes and lane.is_to_log]:
             self._try(lane, lane.log)
-        for lane in [lane for lane in full if lane in self._lanes and not lane.is_to_log]:
+        for lane in [each for each in self._lanes if each.in_window or not each.is_to_log]:
             self._try(lane, lane.listen)
         with self._clock.paused():
             due = [lane for lane in full if lane in self._lanes and lane.is_due]
             for lane, measured in zip(due, self._evaluation.measure(due), strict=True):
                 self._try(lane, partial(self._report, lane, measured))
-            for lane in [lane for lane in full if lane in self._lanes]:
-                self._try(lane, partial(self._settle, lane))
+            for lane in list(self._lanes):
+                settle = self._leave_window if lane.in_window else self._settle
+                self._try(lane, partial(settle, lane))
         over, self._over = self._over, []
         return over
 
@@ -178,6 +179,15 @@ class Engine:
             self._end(lane, State.COMPLETED)
         elif lane.leaving:
             self._end(lane, State.WAITING)
+
+    def _leave_window(self, lane: Lane) -> None:
+        """End a lane that was told to stop between two micro-batches of a window."""
+        if not lane.leaving:
+            return
+        lane.give_up_window()
+        if not lane.record.is_saved:
+            lane_checkpoint.commit(lane)
+        self._end(lane, State.WAITING)
 
     def _try(self, lane: Lane, act: Callable[[], None]) -> None:
         """Let a lane act by itself; if that fails, this lane alone ends."""

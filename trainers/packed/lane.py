@@ -79,7 +79,7 @@ class Lane:
     def begin_pass(self) -> None:
         """Note what a pass that fails has to give back: the gradient so far, dropout's state."""
         self._grads_before = self.slot.grads.clone() if self.in_window else None
-        self.stream.begin()
+        self.stream.begin(in_window=self.in_window)
 
     def undo_pass(self) -> None:
         """Undo a pass that failed."""
@@ -88,6 +88,11 @@ class Lane:
             self.slot.grads.zero_()
         else:
             self.slot.grads.copy_(self._grads_before)
+
+    def give_up_window(self) -> None:
+        """Be as after the last optimizer step: whoever goes on computes the window again."""
+        self.stream.undo_window()
+        self.in_window = False
 
     def add(self, loss: torch.Tensor, hits: torch.Tensor) -> None:
         """Count a micro-batch that was passed.

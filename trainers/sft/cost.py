@@ -7,11 +7,8 @@ seconds of these micro-batches gives those of one of the mean length.
 
 from __future__ import annotations
 
-import random
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,6 +26,7 @@ from trainers.model.loading import choose_for
 from trainers.sft.optimizers import state_bytes
 from trainers.sft.trainer import SweepSFTTrainer, make_trainer
 from trainers.trial.meters import PeakMemory, held_mb, wait_for
+from trainers.trial.random_states import untouched_random_states
 from trainers.trial.ranks import Ranks
 from trainers.trial.task import Task
 
@@ -242,16 +240,3 @@ class _Closing(TrainerCallback):  # type: ignore[misc]
         self._trainer.gauge.updated()
         if self._trainer.gauge.is_enough:
             control.should_training_stop = True
-
-
-@contextmanager
-def untouched_random_states(device: str) -> Iterator[None]:
-    """Give back, on leaving, the states that Python's, NumPy's and torch's generators have now."""
-    python, numpy = random.getstate(), np.random.get_state()
-    gpus = [torch.cuda.current_device()] if device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=gpus):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)

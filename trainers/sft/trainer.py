@@ -36,6 +36,7 @@ from trainers.trial import checkpoint as trial_checkpoint
 from trainers.trial.evaluation import Measured, Rows, rows_for
 from trainers.trial.failures import require_finite
 from trainers.trial.meters import PeakMemory, Stopwatch, free_memory
+from trainers.trial.random_states import RandomStates
 from trainers.trial.ranks import Ranks
 from trainers.trial.reporting import TrialReporter, begin, report_base
 from trainers.trial.task import Observer, Outcome, Task
@@ -293,6 +294,7 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
         self.clock = Stopwatch()
         self.state = State.COMPLETED
         self.measured: Measured  # by the evaluation that is reported next
+        self._before_window: RandomStates
 
     def on_train_begin(self, args: SFTConfig, state: TrainerState, *_: Any, **__: Any) -> None:
         self.clock = self.record.clock = Stopwatch(self.record.seconds_before)
@@ -306,10 +308,21 @@ class ReportingCallback(TrainerCallback):  # type: ignore[misc]
         if not self._trainer.is_scaling():
             require_finite("the gradient norm", self._trainer.grad_norm, state.global_step + 1)
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_step_begin(self, args: SFTConfig, *_: Any, **__: Any) -> None:
+        if args.gradient_accumulation_steps > 1:
+            self._before_window = RandomStates.now(str(args.device))
         fault_injection.passing("batch")
 
-    on_substep_end = on_step_begin
+    def on_substep_end(
+        self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.record.told() is Decision.STOP:
+            # Since the last optimizer step only the random states have changed. The window's
+            # micro-batches are computed again by whoever goes on.
+            self._before_window.restore()
+            self._leave(control)
+            control.should_save = not self.record.is_saved
+        fault_injection.passing("batch")
 
     def on_step_end(
         self, args: SFTConfig, state: TrainerState, control: TrainerControl, **_: Any

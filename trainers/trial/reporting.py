@@ -80,7 +80,7 @@ class TrialReporter:
         self.reports = found[1].trial_reports() if found else []
         self.clock = clock
         self.memory = memory
-        self.step = found[1].step if found else 0
+        self.step = self._saved = found[1].step if found else 0
         self.seconds_before = found[1].seconds if found else 0.0
         self.state_bytes = 0
         self.train_loss = 0.0
@@ -93,6 +93,11 @@ class TrialReporter:
     @property
     def tokens(self) -> int:
         return int(self._tokens[self.examples - 1]) if self.examples else 0
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether nothing was learnt since the last checkpoint, or since the beginning."""
+        return self.step == self._saved
 
     def totals(self) -> dict[str, float]:
         """The trial's counts, seconds of training, tokens per second and memory (MiB) so far."""
@@ -171,6 +176,7 @@ class TrialReporter:
         )
         final = self._task.folder.checkpoint(self._task.key, self.step)
         size = checkpoint.commit(draft, final, manifest, ask=self._observer.may_commit)
+        self._saved = self.step
         self._observer.committed(self.step, size)
 
 

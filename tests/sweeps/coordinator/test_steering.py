@@ -66,7 +66,7 @@ def test_a_stopped_trial_commits_ends_and_counts_like_a_pruned_one(tmp_path: Pat
     trial = next_trial(coordinator)
     attempt = half(coordinator, trial)
     said = asked(coordinator, "stop", trial.key)
-    assert said == "trial 1 commits a checkpoint after the next step and ends as stopped"
+    assert said == "trial 1 commits a checkpoint of its last optimizer step and ends as stopped"
     assert coordinator.log(trial.key, attempt, []) is Decision.STOP
     coordinator.committed(trial.key, attempt, 5, 1)
     coordinator.pause(trial.key, attempt, totals={"seconds": 3.0})
@@ -153,7 +153,7 @@ def test_finish_ends_all_and_nothing_more_is_tried_by_any_start(tmp_path: Path) 
     assert not coordinator.is_finished
     said = asked(coordinator, "finish")
     assert said == (
-        "no more trials begin; trial 2 commits a checkpoint after the next step and ends as "
+        "no more trials begin; trial 2 commits a checkpoint of its last optimizer step and ends as "
         "stopped; trial 3 ends as stopped now; then trials are ranked and the best one is proven"
     )
     assert coordinator.is_finished
@@ -228,7 +228,7 @@ def test_pause_now_makes_running_trials_wait_at_no_cost_of_a_retry(tmp_path: Pat
     trial = next_trial(coordinator)
     attempt = half(coordinator, trial)
     said = asked(coordinator, "pause", now=True)
-    assert "trial 0 commits a checkpoint after the next step and waits" in said
+    assert "trial 0 commits a checkpoint of its last optimizer step and waits" in said
     assert coordinator.log(trial.key, attempt, []) is Decision.STOP
     coordinator.pause(trial.key, attempt)
     record = coordinator.history.trials[trial.key]

@@ -260,10 +260,13 @@ def test_on_a_gpu_a_bad_step_is_undone_at_once_and_found_at_the_next_look(tmp_pa
 # -- checkpoints
 
 
-def stop_and_go(root: Path, spec: Any, first: str, second: str) -> tuple[Recorder, Recorder]:
+def stop_and_go(
+    root: Path, spec: Any, first: str, second: str, stops: Recorder | None = None
+) -> tuple[Recorder, Recorder]:
     """Train to step 3 in one engine, and on from there in another."""
     parts = []
-    for engine, seen in ((first, Recorder(to_row=stop_at(3))), (second, Recorder(attempt=2))):
+    stops = stops or Recorder(to_row=stop_at(3))
+    for engine, seen in ((first, stops), (second, Recorder(attempt=2))):
         if engine == "solo":
             alone(root, spec, seen)
         else:
@@ -292,6 +295,40 @@ def test_a_trial_goes_on_in_another_engine(
     assert verify(last).attempt == 2
     folder = RunFolder(alone_once(spec)[0]).checkpoint(key(0), 6)
     assert distance(last, folder) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "steps"),
+    [
+        ("lane", "lane", 0),
+        ("lane", "lane", 2),
+        ("lane", "lane", 3),
+        ("lane", "solo", 3),
+        ("solo", "lane", 3),
+    ],
+)
+def test_stopped_in_the_middle_of_a_window_a_trial_is_as_after_its_last_step(
+    tmp_path: Path, first: str, second: str, steps: int
+) -> None:
+    spec = UNLIKE[0]
+    stops = Recorder(stops_after=steps)
+    before, after = stop_and_go(tmp_path, spec, first, second, stops)
+    assert [step for step, _ in before.commits] == {0: [], 2: [2], 3: [2, 3]}[steps]
+    assert (len(before.rows), after.step) == (steps, steps)
+    assert_same(after, alone_once(spec)[1], start=steps)
+
+
+def test_a_lane_stopped_in_its_window_leaves_in_one_micro_step(tmp_path: Path) -> None:
+    specs = [small(gradient_accumulation_steps=8), small(seed=4)]
+    seen = [Recorder(), Recorder()]
+    made = pack(tmp_path, specs, seen)
+    made.advance(2)
+    seen[0].stops_after = 0
+    made.advance()
+    assert made.state(0) is State.WAITING
+    assert seen[0].commits == []
+    made.finish()
+    assert_same(seen[1], alone_once(specs[1])[1])
 
 
 def test_dropout_goes_on_whatever_device_the_checkpoint_was_written_on(tmp_path: Path) -> None:

@@ -216,6 +216,20 @@ def test_a_trial_told_to_stop_commits_there_and_goes_on_to_the_last_bit(tmp_path
     assert manifest.seconds > verify(went_on.checkpoints[3]).seconds
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("steps", "commits"), [(0, []), (2, [2]), (3, [2, 3])])
+def test_stopped_in_the_middle_of_a_window_a_trial_is_as_after_its_last_step(
+    tmp_path: Path, steps: int, commits: list[int]
+) -> None:
+    stopped = run(tmp_path, seen=Recorder(stops_after=steps))
+    assert stopped.outcome.state is State.WAITING
+    assert stopped.outcome.totals["steps"] == steps
+    assert [step for step, _ in stopped.seen.commits] == commits
+    went_on = run(tmp_path, seen=Recorder(attempt=2))
+    assert went_on.seen.step == steps
+    assert_same_as(reference(), stopped, went_on)
+
+
 def assert_same_as(whole: Run, *parts: Run) -> None:
     """All that was trained and measured in parts equals the whole, to the last bit."""
     assert [row for part in parts for row in part.seen.trained] == whole.seen.trained
