@@ -186,11 +186,11 @@ class CoordinatorActor:
             self.interrupt(Stop(cause=Cause.UNFIT_NODES, details=(why,)), False)
 
     def wants_worker(self) -> bool:
-        """Whether Tune should start another worker. No while one does the last jobs, nor while a
-        user has paused the sweep and wants its devices."""
+        """Whether Tune should start another worker. No if there is one for the last jobs, nor while
+        a user has paused the sweep and wants its devices."""
         if self._gate.is_open and self._coordinator.history.is_idle:
             return False
-        return not self._coordinator.is_finished or not (self._proof.holder or self._cost.holder)
+        return not self._coordinator.is_finished or not self._asked
 
     def finish(self) -> SweepResult:
         """Write trials.csv and study.db, and tell how the sweep ended."""

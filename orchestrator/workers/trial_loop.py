@@ -401,7 +401,6 @@ class TrialLoop:
                 raise  # this process dies of it, and another one proves
             error = f"{type(failure).__name__}: {failure}"
         self.coordinator.proven(self.worker, job.trial.key, job.step, result, error)
-        self._give_back()
 
     def _measured(self, job: Job, train: TrainSpec, draft: Path) -> dict[str, float]:
         """Measure the best checkpoint, loaded from `draft`."""

@@ -93,11 +93,11 @@ def interval(estimate: float, parts: Sequence[Part]) -> Interval:
         return Interval(estimate=estimate, half=0.0)
     if not math.isfinite(variance):
         return Interval(estimate=estimate, half=math.inf)
-    from scipy import stats  # takes a tenth of a second, which only a comparison is worth
+    from scipy import special  # takes a tenth of a second, which only a comparison is worth
 
     known = [part for part in parts if part.variance]
     freedom = variance**2 / sum(part.variance**2 / part.freedom for part in known)
-    half = float(stats.t.ppf(_QUANTILE, freedom)) * math.sqrt(variance)
+    half = float(special.stdtrit(freedom, _QUANTILE)) * math.sqrt(variance)
     return Interval(estimate=estimate, half=half)
 
 

@@ -68,10 +68,8 @@ class Sweep:
 def test_one_worker_measures_each_setting_once_and_the_others_leave(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path)
     assert not sweep.actor.is_done()
-    assert sweep.actor.wants_worker()
     job = sweep.actor.next_job("a")
     assert sweep.actor.next_job("b").kind == "leave"
-    assert not sweep.actor.wants_worker()
     assert not sweep.actor.is_done()
     sweep.measured("a", job)
     sweep.measured("a", sweep.actor.next_job("a"))
@@ -79,6 +77,16 @@ def test_one_worker_measures_each_setting_once_and_the_others_leave(tmp_path: Pa
     assert sweep.actor.is_done()
     assert [event.update[OPTIM] for event in sweep.costs()] == ["sgd", "adamw_torch"]
     assert [event.micro for event in sweep.costs()] == [{}, {}]
+
+
+def test_no_worker_is_started_beside_the_one_that_does_the_last_jobs(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.actor.worker_left("b")
+    assert not sweep.actor.wants_worker()  # between proof and cost, "a" is there
+    sweep.actor.next_job("a")
+    assert not sweep.actor.wants_worker()
+    sweep.actor.worker_died("a", "killed by signal 9")
+    assert sweep.actor.wants_worker()
 
 
 def test_trials_that_had_their_device_to_themselves_are_not_measured_again(tmp_path: Path) -> None:
