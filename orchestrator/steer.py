@@ -18,13 +18,13 @@ from orchestrator.config.checks import trial_problems
 from orchestrator.storage.run_dir import fetched, not_found, unanswered
 from orchestrator.terminal.progress import is_over
 from orchestrator.terminal.status import lock_holder
-from sweeps.config.keys import may_change
-from sweeps.config.validation import search_values
-from sweeps.coordinator.changes import SETTABLE
+from sweeps.config.keys import SETTABLE, may_change, may_grow, search_refusal
+from sweeps.config.validation import key_values
 from sweeps.coordinator.steering import why_not_resumed
 from sweeps.core.errors import ConfigError, SweepError, nearest
 from sweeps.core.naming import trial_name
 from sweeps.ledger.history import History, Record, read_history
+from sweeps.results.outlook import command_with
 from sweeps.storage.driver_lease import holder_of
 from sweeps.storage.object_store import Store, is_uri
 from sweeps.storage.requests import Answer, Request, make_request, read_answer, write_request
@@ -130,7 +130,7 @@ def steer(verb: str, options: argparse.Namespace) -> int:
     has_ended = is_over(sweep.history) and sweep.driver is None
     place = sweep.store or sweep.folder
     try:
-        write_request(place, request)
+        request = write_request(place, request)
         answer = _wait(sweep, request) if sweep.driver else None
     except OSError as error:
         if sweep.store is None:
@@ -255,18 +255,23 @@ def _refuse_unfit(sweep: Sweep, typed: Mapping[str, Any], values: Mapping[str, A
 def _set(sweep: Sweep, options: argparse.Namespace) -> Request:
     sweep.refuse_if_over()
     values = _values(options.key)
-    for key in values:
+    for key, word in zip(values, options.key, strict=True):
         if key not in SETTABLE:
-            how = "it may be given to the sweep's own command at its next start"
-            how = how if may_change(key) else "it may not change"
-            near = nearest(key, SETTABLE)
-            hint = f" Did you mean {near}?" if near else ""
-            raise SweepError(
-                f"{key} cannot be set while a sweep runs: {how}. These can: "
-                f"{', '.join(SETTABLE)}.{hint}"
-            )
-    search_values({key.removeprefix("sweep."): value for key, value in values.items()})
+            raise SweepError(f"{key} cannot be set while a sweep runs{_instead(sweep, key, word)}")
+    key_values(values)
     return make_request("set", values=values)
+
+
+def _instead(sweep: Sweep, key: str, word: str) -> str:
+    """What to do about a key that cannot be set."""
+    if may_change(key) or may_grow(key):
+        what = "its next start takes it" if may_change(key) else "its next start takes more of it"
+        return f"; {what}: {command_with(sweep.history, [word], sweep.folder)}"
+    near = nearest(key, SETTABLE)
+    if near is None and search_refusal(key) == "":
+        return "; `add` and `clone` train a config with another value."
+    hint = f" Did you mean {near}?" if near else ""
+    return f", and may not change. These can: {', '.join(SETTABLE)}.{hint}"
 
 
 def _values(words: Sequence[str]) -> dict[str, Any]:

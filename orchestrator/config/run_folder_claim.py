@@ -12,9 +12,11 @@ import yaml
 from omegaconf import OmegaConf
 
 from orchestrator.config import compose
+from sweeps.config.keys import may_grow
 from sweeps.config.spec import Spec
+from sweeps.coordinator.changes import with_changes
 from sweeps.core.errors import Problem, SweepError
-from sweeps.ledger.ledger import last_spec
+from sweeps.ledger.history import read_history
 from sweeps.space.parser import space_of
 from sweeps.space.widening import lost
 from sweeps.storage.durable_writes import remove_tree, write_text
@@ -64,8 +66,9 @@ def refuse_another(folder: RunFolder, spec: Spec) -> list[str]:
     """
     if not (folder.has_begun and folder.spec.exists()):  # else no trial depends on it
         return []
-    there = _written(folder)
-    told = last_spec(folder.ledger).get("sweep", {})
+    there, history = _written(folder), read_history(folder.ledger)
+    spec = with_changes(spec, history)  # what users have set, a command need not say
+    told = history.spec.get("sweep", {})
     if isinstance(there.get("sweep"), Mapping):  # the ledger is read by what it says itself
         own = {name: told[name] for name in ("space", "repeats") if name in told}
         there["sweep"] = {**there["sweep"], **own}
@@ -84,9 +87,9 @@ def refuse_another(folder: RunFolder, spec: Spec) -> list[str]:
 
 
 def _grows(key: str, there: Any, now: Any, narrower: Mapping[str, str]) -> bool:
-    if key == "sweep.repeats":
-        return isinstance(there, int) and isinstance(now, int) and there < now
-    return key.startswith(_SPACE) and key.removeprefix(_SPACE) not in narrower
+    if key.startswith(_SPACE):
+        return key.removeprefix(_SPACE) not in narrower
+    return may_grow(key) and isinstance(there, int) and isinstance(now, int) and there < now
 
 
 def _row(key: str, there: Any, now: Any, narrower: Mapping[str, str]) -> str:

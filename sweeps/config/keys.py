@@ -38,6 +38,15 @@ def may_change(key: str) -> bool:
     return any(facts.may_change for facts in _of(key))
 
 
+def may_grow(key: str) -> bool:
+    """Whether the key may become more between two starts on one run folder."""
+    return any(facts.may_grow for facts in _of(key))
+
+
+# Keys that the verb `set` may change while a sweep runs.
+SETTABLE = tuple(key for key, facts in FACTS.items() if facts.may_set)
+
+
 def tracked_keys(section: str) -> frozenset[str]:
     """The names in a section that may leave the machine; "" is the top of the config."""
     above = ((*key.rpartition(".")[::2], facts) for key, facts in FACTS.items())

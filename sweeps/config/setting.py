@@ -59,12 +59,16 @@ class Facts:
 
     Attributes:
         may_change: it may differ between two starts on one run folder.
+        may_grow: it may become more there, and nothing else.
+        may_set: it may do so while the sweep runs, too, by the verb `set`.
         tracked: it may leave the machine.
         searched: a trial may have a value of its own.
         owner: what decides it instead of a trial, in words.
     """
 
     may_change: bool = False
+    may_grow: bool = False
+    may_set: bool = False
     tracked: bool = False
     searched: bool = False
     owner: str = ""

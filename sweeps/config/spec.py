@@ -115,7 +115,7 @@ class BudgetSpec:
 class SearchSpec:
     """What to try, in what order, and when to stop."""
 
-    space: Mapping[str, Any] = setting(factory=dict, tracked=True)
+    space: Mapping[str, Any] = setting(factory=dict, may_grow=True, tracked=True)
     when: Mapping[str, Any] = setting(factory=dict, tracked=True)
     # Partial configs that are tried before the search's own; may_change: a folder may get more.
     first: Mappings = setting((), may_change=True, tracked=True)
@@ -129,11 +129,12 @@ class SearchSpec:
     search_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
     pruner: PrunerName = setting("none", tracked=True)
     pruner_options: Mapping[str, Any] = setting(factory=dict, tracked=True)
-    trials: Count | None = setting(None, may_change=True, tracked=True)  # None: the whole grid
-    repeats: Count = setting(1, tracked=True)
+    # None: the whole grid
+    trials: Count | None = setting(None, may_change=True, may_set=True, tracked=True)
+    repeats: Count = setting(1, may_grow=True, may_set=True, tracked=True)
     # None: all configs get the repeats; else so many of the best, once the search is over.
-    finalists: Count | None = setting(None, may_change=True, tracked=True)
-    keep: Count = setting(3, may_change=True)
+    finalists: Count | None = setting(None, may_change=True, may_set=True, tracked=True)
+    keep: Count = setting(3, may_change=True, may_set=True)
     evaluations: Count = setting(8, tracked=True)
     budget: BudgetSpec = setting(
         factory=BudgetSpec,
@@ -141,10 +142,10 @@ class SearchSpec:
         owner="all trials see equally much, or they could not be compared; run one sweep for each "
         "value, or read the losses of one long trial at its sweep.evaluations",
     )
-    device_hours: Positive | None = setting(None, may_change=True, tracked=True)
-    time_budget_s: Positive | None = setting(None, may_change=True, tracked=True)
-    max_concurrent: Count | None = setting(None, may_change=True)
-    max_retries: FromZero = setting(2, may_change=True)
+    device_hours: Positive | None = setting(None, may_change=True, may_set=True, tracked=True)
+    time_budget_s: Positive | None = setting(None, may_change=True, may_set=True, tracked=True)
+    max_concurrent: Count | None = setting(None, may_change=True, may_set=True)
+    max_retries: FromZero = setting(2, may_change=True, may_set=True)
     max_same_error: Count = 3
 
     @property
@@ -179,7 +180,7 @@ class ClusterSpec:
     address: str | None = None
     cpus: Count | None = None  # local: None takes what there is
     gpus: FromZero | None = None
-    price_per_device_hour: Positive | None = None
+    price_per_device_hour: Positive | None = setting(None, may_set=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def read_spec(
     chosen = _value(f"trainer.{STRATEGY}", strategy, trainer.get(STRATEGY, "ddp"), problems)
     name, run_dir = values.get("name") or default_name, values.get("run_dir") or default_run_dir
     problems += _path_problems(name, run_dir)
-    problems += _sweep_problems(values["sweep"]) + _cluster_problems(values["cluster"])
+    problems += sweep_problems(values["sweep"]) + _cluster_problems(values["cluster"])
     if len(problems) > before:
         return None
     sections = {section: values.pop(section) for section in ("model", "data", "peft", "trainer")}
@@ -165,20 +165,18 @@ def read_train(config: Mapping[str, Any]) -> TrainSpec:
     return TrainSpec(model=model, data=data, budget=budget, warm=warm, **as_it_is)
 
 
-def search_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of keys of the sweep section, as its fields hold them.
+def key_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of keys SECTION.NAME of the config, as their fields hold them.
 
     Raises:
-        ConfigError: a key is unknown, or a value does not fit it.
+        ConfigError: a value does not fit its key.
+        KeyError: there is no such key.
     """
     problems: list[Problem] = []
-    kinds = _kinds(SearchSpec)
-    problems += [_unknown(name, kinds, "sweep", {}) for name in values if name not in kinds]
-    read = {
-        name: _value(f"sweep.{name}", kinds[name], value, problems)
-        for name, value in values.items()
-        if name in kinds
-    }
+    read = {}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        read[key] = _value(key, _kinds(_kinds(Config)[section])[name], value, problems)
     if problems:
         raise ConfigError(problems)
     return read
@@ -275,7 +273,7 @@ def _unknown(name: str, names: Iterable[str], prefix: str, config: Mapping[str, 
     return Problem(key=head + name, message=message, nearest=likely)
 
 
-def _sweep_problems(sweep: SearchSpec | None) -> list[Problem]:
+def sweep_problems(sweep: SearchSpec | None) -> list[Problem]:
     """What the keys of the sweep section say against each other."""
     found: list[Problem] = []
     if sweep is None:

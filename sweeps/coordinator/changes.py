@@ -9,23 +9,21 @@ from typing import Any
 from sweeps.config.spec import Spec
 from sweeps.ledger.history import History
 
-# Those keys that may change on a begun folder and are read while the sweep runs.
-SETTABLE = tuple(
-    f"sweep.{name}"
-    for name in ("max_concurrent", "trials", "keep", "time_budget_s", "device_hours", "max_retries")
-)
-
 
 def changed(spec: Spec, values: Mapping[str, Any]) -> Spec:
-    """The spec with these keys of `SETTABLE` set."""
-    own = {key.removeprefix("sweep."): value for key, value in values.items()}
-    public = {**spec.public, "sweep": {**spec.public["sweep"], **own}}
-    return replace(spec, sweep=replace(spec.sweep, **own), public=public)
+    """The spec with these keys SECTION.NAME set."""
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        own = replace(getattr(spec, section), **{name: value})
+        public = {**spec.public, section: {**spec.public.get(section, {}), name: value}}
+        spec = replace(spec, **{section: own}, public=public)
+    return spec
 
 
 def value_of(spec: Spec, key: str) -> Any:
-    """What a key of `SETTABLE` is in a spec."""
-    return getattr(spec.sweep, key.removeprefix("sweep."))
+    """What a key SECTION.NAME is in a spec."""
+    section, _, name = key.partition(".")
+    return getattr(getattr(spec, section), name)
 
 
 def with_changes(spec: Spec, history: History) -> Spec:

@@ -87,7 +87,7 @@ class Coordinator:
             driver = driver or events.Attempt()
             number = self.history.attempts + 1
             self._write(replace(driver, number=number, spec=self._spec.public))
-            self._suggestions.took_over()
+            self._suggestions.seeds_may_change()
             if found is not None:
                 self._take_over(found)
             self._retention.begin()

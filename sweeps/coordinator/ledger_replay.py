@@ -75,7 +75,7 @@ class _Replay:
         if isinstance(event, events.Learnt):
             suggestions.learn(event)
         if isinstance(event, events.Attempt):
-            suggestions.took_over()
+            suggestions.seeds_may_change()
         if isinstance(event, events.End):
             suggestions.tell_result(history.trials[event.trial].config)
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from sweeps.config.keys import search_refusal
+from sweeps.config.keys import SETTABLE, may_change, search_refusal
 from sweeps.config.trial_config import config_of, trial_key
-from sweeps.config.validation import read_train, search_values
-from sweeps.coordinator.changes import SETTABLE, changed, value_of
+from sweeps.config.validation import key_values, read_train, sweep_problems
+from sweeps.coordinator.changes import changed, value_of
 from sweeps.core.ending import Cause, Stop
-from sweeps.core.errors import ConfigError, LedgerWriteError, first_line
+from sweeps.core.errors import ConfigError, LedgerWriteError, Problem, first_line
 from sweeps.core.trial import OUTSIDE, State
 from sweeps.ledger.history import Record
 from sweeps.search.first import picked_of
@@ -221,9 +221,14 @@ def _set(coordinator: Coordinator, request: Request) -> str:
     if not values or not set(values) <= set(SETTABLE):
         raise Refused(f"{', '.join(values) or 'nothing'} cannot be set while a sweep runs")
     try:
-        checked = search_values({key.partition(".")[2]: value for key, value in values.items()})
-        new = changed(spec, {f"sweep.{name}": value for name, value in checked.items()})
+        new = changed(spec, key_values(values))
         problems = search_problems(new.sweep, coordinator.space)
+        problems += [each for each in sweep_problems(new.sweep) if each.key in values]
+        problems += [
+            Problem(key=key, value=value_of(new, key), message="may become more, and not less.")
+            for key in values
+            if not may_change(key) and value_of(new, key) < value_of(spec, key)
+        ]
     except ConfigError as error:
         problems = list(error.problems)
     if problems:

@@ -47,6 +47,7 @@ class Suggestions:
         self._tried: set[str] = set()
         self._told: set[int] = set()  # Optuna trials that have their result
         self._repeatable: dict[int, None] = {}  # configs that may be worth another seed, in order
+        self._repeated: set[int] = set()  # those of them that are not, with these sweep.repeats
         self._exhausted = False
         self._seeds: tuple[Any, Any] = (None, None)  # repeats and finalists of the last start
 
@@ -59,8 +60,9 @@ class Suggestions:
         self._search.search_in(space)
 
     def change(self, spec: Spec) -> None:
-        """Go on with a spec that differs in keys that may change."""
+        """Go on with a spec that differs in keys that may change; the history has them already."""
         self._spec = spec
+        self.seeds_may_change()
 
     def settle(self) -> None:
         """End the replay, and find out whether everything has been tried."""
@@ -103,12 +105,14 @@ class Suggestions:
         if sweep.repeats == 1:
             return None
         first_alone = sweep.pruner != "none"
-        is_all = sweep.finalists is None
-        for config in list(self._repeatable if is_all else self._history.finalists):
+        among = self._history.finalists
+        if sweep.finalists is None:
+            among = tuple(config for config in self._repeatable if config not in self._repeated)
+        for config in among:
             repeats = self._history.repeats(config)
             spoilt = any(r.state.is_finished() and r.state is not State.COMPLETED for r in repeats)
             if len(repeats) >= sweep.repeats or spoilt:
-                self._repeatable.pop(config, None)
+                self._repeated.add(config)
             elif repeats and (not first_alone or repeats[0].state is State.COMPLETED):
                 return Suggestion(config, {}, repeats[0].values, repeat=len(repeats))
         return None
@@ -140,8 +144,9 @@ class Suggestions:
 
     # ------------------------------------------------------------------ what Optuna is told
 
-    def took_over(self) -> None:
-        """A start may have other repeats and finalists: tell the configs that are settled by now.
+    def seeds_may_change(self) -> None:
+        """Tell the configs that are settled by now: a start, or `set`, may have other repeats and
+        finalists.
 
         What was told stands: a config that gets more seeds is known to Optuna by those it had.
         """
@@ -149,6 +154,7 @@ class Suggestions:
         seeds = sweep.get("repeats"), sweep.get("finalists")
         if seeds != self._seeds:
             self._seeds = seeds
+            self._repeated.clear()
             for config in self._history.by_config():
                 self.tell_result(config)
 
@@ -239,6 +245,8 @@ class Suggestions:
 
     def replay_request(self, event: events.Request) -> None:
         """Do again what a request in the ledger did to Optuna."""
+        if event.verb == "set":
+            self.seeds_may_change()
         configs = (event.values or {}).get("configs", {}) if event.verb == "resume" else {}
         for number in configs.values():
             self._search.replay_ask(self._history.repeats(number)[0].picked, by_hand=True)

@@ -169,9 +169,10 @@ class History:
 
     def _drop_changes(self) -> None:
         """Forget what users have set, of the keys that this start's command sets otherwise."""
-        sweep = self.spec.get("sweep") or {}
-        for key in [k for k, v in self.changes.items() if sweep.get(k.partition(".")[2]) != v]:
-            del self.changes[key], self.typed[key]
+        for key, value in list(self.changes.items()):
+            section, _, name = key.partition(".")
+            if (self.spec.get(section) or {}).get(name) != value:
+                del self.changes[key], self.typed[key]
 
     def asks_for_more(self, spec: Mapping[str, Any] | None) -> bool:
         """Whether a config has another space, or other numbers of trials, than the last start."""
@@ -198,8 +199,10 @@ class History:
             case "set":
                 self.typed = {**(event.typed or {}), **self.typed}
                 self.changes |= values
-                own = {key.removeprefix("sweep."): value for key, value in values.items()}
-                self.spec = {**self.spec, "sweep": {**self.spec["sweep"], **own}}
+                for key, value in values.items():
+                    section, _, name = key.partition(".")
+                    own = {**(self.spec.get(section) or {}), name: value}
+                    self.spec = {**self.spec, section: own}
 
     def _take_over(self, event: events.Known) -> None:
         record = self._add(event)

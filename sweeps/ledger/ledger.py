@@ -96,19 +96,6 @@ def read_ledger(path: Path, each: Callable[[Event], object], or_else: str = ".")
     return count, size
 
 
-def last_spec(path: Path) -> dict[str, Any]:
-    """The config of the last start, as its event has it; empty if no event has one.
-
-    Only lines that may have one are read, so a damaged ledger is not noticed.
-    """
-    found: dict[str, Any] = {}
-    with open(path, "rb") as file:
-        for line in file:
-            if b'"spec"' in line and (read := parse(line)) and isinstance(read.get("spec"), dict):
-                found = read["spec"]
-    return found
-
-
 def parse(line: bytes) -> dict[str, Any] | None:
     """The keys of a complete line, or None if it is torn or not an event of ours."""
     try:

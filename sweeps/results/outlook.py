@@ -57,7 +57,7 @@ def _edges(history: History, folder: RunFolder, best: Record) -> Iterator[Hint]:
                 side = "highest" if is_high else "lowest"
                 text = f"{name}: the best value, {written(value)}, is the {side} that was tried. "
                 text += "A better one may lie beyond:"
-                yield Hint(text=text, command=_command(history, words, folder), knob=name)
+                yield Hint(text=text, command=command_with(history, words, folder), knob=name)
 
 
 def _beyond(history: History, dimension: Dimension, value: Any, is_high: bool) -> list[str] | None:
@@ -115,7 +115,7 @@ def _falling(history: History, top: Sequence[Record]) -> Iterator[Hint]:
         "gains most at its end:"
     )
     words = [f"sweep.budget.{kind}={written(2 * size)}"]
-    yield Hint(text=text, command=_command(history, words, None))
+    yield Hint(text=text, command=command_with(history, words, None))
 
 
 def _last_fall(history: History, record: Record, last: int) -> float | None:
@@ -130,7 +130,7 @@ def _last_fall(history: History, record: Record, last: int) -> float | None:
     return fall if fall > max(0.0, _STILL_FALLS * sign * (before - end)) else None
 
 
-def _command(history: History, words: Sequence[str], folder: RunFolder | None) -> str:
+def command_with(history: History, words: Sequence[str], folder: RunFolder | None) -> str:
     """The sweep's own command with other words, on this folder; None: in a folder of its own."""
     command = history.driver.command
     if not command:

@@ -14,7 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from sweeps.storage.run_folder import REQUESTS, RunFolder
 
 _REQUEST = ".json"
 ANSWER = ".answer.json"
+_DIGITS = 20  # of the time in a request's name, ns
 
 Verb = Literal["stop", "finish", "cancel", "pause", "resume", "set", "add", "clone"]
 
@@ -36,7 +37,7 @@ class Request:
     """What a verb asks of a sweep.
 
     Attributes:
-        name: of its file, without the suffix; names sort by the time at which they were made.
+        name: of its file, without the suffix; names sort in the order in which they were written.
         by: who asked, and from where.
         trials: keys of the trials that are meant.
         values: config keys, and what they are to be set to.
@@ -83,17 +84,25 @@ def make_request(verb: Verb, *, trials: Sequence[str] = (), by: str = "", **more
         by: who asks; empty for this user on this machine.
         more: other fields of `Request`.
     """
-    name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
+    name = f"{time.time_ns():0{_DIGITS}d}-{uuid.uuid4().hex[:8]}"
     return Request(name=name, verb=verb, by=by or _this_user(), trials=tuple(trials), **more)
 
 
-def write_request(place: RunFolder | Store, request: Request) -> None:
-    """Put a request where the sweep's driver looks for it.
+def write_request(place: RunFolder | Store, request: Request) -> Request:
+    """Put a request where the sweep's driver looks for it; the request as it lies there.
+
+    It is read after those that lie there already, also if the clock of a machine that wrote one of
+    them is ahead.
 
     Raises:
         OSError: it cannot be written.
     """
+    time_ns, _, own = request.name.partition("-")
+    latest = max((int(n[:_DIGITS]) for n in _names(place) if n[:_DIGITS].isdecimal()), default=0)
+    if latest >= int(time_ns):
+        request = replace(request, name=f"{latest + 1:0{_DIGITS}d}-{own}")
     _write(place, f"{request.name}{_REQUEST}", asdict(request))
+    return request
 
 
 def write_answer(folder: RunFolder, name: str, answer: Answer) -> None:
@@ -113,10 +122,7 @@ def read_answer(place: RunFolder | Store, name: str) -> Answer | None:
 def unanswered_requests(folder: RunFolder) -> list[Request | Unreadable]:
     """The requests without an answer, the oldest first. Cheap: the driver asks several times a
     second."""
-    try:
-        there = {entry.name for entry in os.scandir(folder.requests)}
-    except OSError:
-        return []
+    there = set(_names(folder))
     names = [
         name.removesuffix(_REQUEST)
         for name in there
@@ -127,10 +133,19 @@ def unanswered_requests(folder: RunFolder) -> list[Request | Unreadable]:
 
 def fetch_requests(store: Store, folder: RunFolder) -> None:
     """Bring the requests that were put into a store into the folder; raises OSError."""
-    there = folder.name(folder.requests)
-    for name in store.tree(there):
-        if "/" not in name and name.endswith(_REQUEST) and not (folder.requests / name).exists():
-            store.get(f"{there}/{name}", folder.requests / name)
+    for name in sorted(_names(store)):  # the driver may look before all are here
+        if name.endswith(_REQUEST) and not (folder.requests / name).exists():
+            store.get(f"{REQUESTS}/{name}", folder.requests / name)
+
+
+def _names(place: RunFolder | Store) -> list[str]:
+    """The files among the requests; none if the folder cannot be read."""
+    if isinstance(place, Store):
+        return [name for name in place.tree(REQUESTS) if "/" not in name]
+    try:
+        return [entry.name for entry in os.scandir(place.requests)]
+    except OSError:
+        return []
 
 
 def _parsed(folder: RunFolder, name: str) -> Request | Unreadable:

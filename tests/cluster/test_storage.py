@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.network import Network
 from support.objects import ObjectServer, no_server
 from support.one_sweep import WORDS, Undisturbed, last_losses
-from support.real_sweeps import PATIENCE_S, Command, of, under_way
+from support.real_sweeps import LR, PATIENCE_S, SCHEDULE, Command, of, under_way
+from support.tracked_sweep import wait_for
 from test_network import OnMachine, hosts
 
+from orchestrator.cli import main
 from sweeps.storage.object_store import FILES, Store
+from sweeps.storage.requests import ANSWER, make_request, write_request
 
 pytestmark = pytest.mark.cluster
 
 KEEP = "sweep.keep=1"
+_LEDGER = "ledger/000000.jsonl"
 
 
 class Stored(Command):
@@ -80,7 +86,7 @@ def test_the_driver_is_killed_and_starts_elsewhere_from_nothing(
     assert len(kept) == 1, "sweep.keep=1 holds there, too"
     assert store.files_of("best")
     lines = (second.run_dir / "ledger.jsonl").read_bytes()
-    assert store.read("ledger/000000.jsonl") == lines
+    assert store.read(_LEDGER) == lines
 
     third = stored(tmp_path / "third", place)
     ended.append(third)
@@ -133,8 +139,57 @@ def test_a_store_that_is_silent_for_a_while_stops_nothing(
     command.wait_until(lambda events: len(of(events, "end")) >= 3)
     bucket.stall(False)
     assert command.wait() == 0, command.output
-    stored_lines = Store(command.place).read("ledger/000000.jsonl")
+    stored_lines = Store(command.place).read(_LEDGER)
     assert stored_lines == (command.run_dir / "ledger.jsonl").read_bytes()
+
+
+def test_a_sweep_in_a_bucket_is_steered_through_it(
+    bucket: ObjectServer,
+    tmp_path: Path,
+    ended: list[Command],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Verbs know the bucket alone; the answers come back through it."""
+    monkeypatch.chdir(tmp_path)
+    place = f"{bucket.uri}/team/steered"
+    store = Store(place)
+    first = stored(tmp_path / "first", place)
+    ended.append(first)
+    first.start()
+    trial = first.wait_until(under_way)
+    wait_for(lambda: trial.encode() in (store.read(_LEDGER) or b""), PATIENCE_S)
+
+    def asked(*words: str) -> dict[str, Any]:
+        verb, *more = words
+        assert main([verb, place, *more, "--json"]) == 0, capsys.readouterr().out
+        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return answer
+
+    assert asked("pause", "--now")["done"]
+    assert asked("set", "sweep.max_concurrent=1")["done"]
+    assert asked("stop", trial)["done"]
+    assert asked("add", f"{LR}=3e-3", f"{SCHEDULE}=constant")["done"]
+    first.send(signal.SIGKILL)
+    first.wait()
+    gone_for_good(first.root / "cwd")
+    # A verb waits until it is sure that no driver answers: these are as two terminals leave them.
+    write_request(store, make_request("set", values={"sweep.max_retries": 5}))
+    write_request(store, make_request("resume"))
+
+    second = stored(tmp_path / "second", place)
+    ended.append(second)
+    assert second.run() == 0, second.output
+    done = [(e["verb"], e.get("values") or {}) for e in of(second.events(), "request")]
+    assert [verb for verb, _ in done] == ["pause", "set", "stop", "set", "resume"]
+    assert done[3][1] == {"sweep.max_retries": 5}
+    states = {event["trial"]: event["state"] for event in of(second.events(), "end")}
+    assert states.pop(trial) == "stopped"
+    assert list(states.values()) == ["completed"] * 4  # three of the grid, and the added one
+    assert store.read(_LEDGER) == (second.run_dir / "ledger.jsonl").read_bytes()
+    assert len([name for name in store.tree("requests") if name.endswith(ANSWER)]) == 6
+    assert main(["stop", place, trial]) == 1
+    assert "has ended already" in capsys.readouterr().err
 
 
 def test_a_bucket_that_is_not_there(bucket: ObjectServer, tmp_path: Path) -> None:

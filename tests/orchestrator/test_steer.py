@@ -118,8 +118,15 @@ def test_json_has_the_fields_of_the_page_in_their_order(
         (["resume", "{}"], "the sweep in {} is not paused."),
         (["set", "{}", "sweep.max_concurent=2"], "Did you mean sweep.max_concurrent?"),
         (["set", "{}", "sweep.max_concurrent=0"], "must be 1 or more."),
-        (["set", "{}", "engine.lanes=2"], "the sweep's own command at its next start"),
-        (["set", "{}", "trainer.learning_rate=2"], "it may not change."),
+        (["set", "{}", "engine.lanes=2"], "its next start takes it: engine.lanes=2"),
+        (
+            ["set", "{}", "sweep.first=[]"],
+            "sweep.first cannot be set while a sweep runs; its next start takes it: 'sweep",
+        ),
+        (["set", "{}", "sweep.space={{a: 1}}"], "its next start takes more of it: "),
+        (["set", "{}", "cluster.price_per_device_hour=cheap"], "must be a finite number"),
+        (["set", "{}", "sweep.evaluations=2"], ", and may not change. These can: sweep.trials, "),
+        (["set", "{}", "trainer.learning_rate=2"], "`add` and `clone` train a config with"),
     ],
 )
 def test_values_that_do_not_fit_are_refused_with_the_way_out(

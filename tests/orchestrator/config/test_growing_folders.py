@@ -11,9 +11,11 @@ from support.sweep_events import BOX
 from orchestrator.config.command import Command
 from orchestrator.config.run_folder_claim import claim_folder, refuse_another, write_spec
 from sweeps.config.spec import Spec
+from sweeps.coordinator.changes import with_changes
 from sweeps.core.errors import SweepError
-from sweeps.ledger.events import Attempt
+from sweeps.ledger.events import Attempt, Request
 from sweeps.ledger.events import Sweep as SweepBegins
+from sweeps.ledger.history import read_history
 from sweeps.ledger.ledger import Ledger
 from sweeps.storage.run_folder import RunFolder
 
@@ -87,6 +89,19 @@ def test_the_ledger_says_how_far_it_has_grown(folder: RunFolder) -> None:
     assert claim_folder(folder, spec_of(WIDER)) == []
     written = yaml.safe_load(folder.spec.read_text())
     assert written["sweep"]["space"][LR] == "tag(log, interval(1e-5, 1e-2))"
+
+
+def test_seeds_that_a_user_has_set_the_same_command_goes_on_with(folder: RunFolder) -> None:
+    ledger = Ledger(folder.ledger, lambda _: None)
+    key = "sweep.repeats"
+    asked = Request(request="1", verb="set", by="ann", said="", values={key: 3}, typed={key: 1})
+    ledger.append(asked)
+    ledger.close()
+    assert claim_folder(folder, spec_of()) == []
+    begin(folder, with_changes(spec_of(), read_history(folder.ledger)))
+    assert claim_folder(folder, spec_of()) == []
+    with pytest.raises(SweepError, match=r"sweep\.repeats: there 3, now 2"):
+        claim_folder(folder, spec_of("sweep.repeats=2"))
 
 
 def test_values_that_are_new_are_held_against_the_libraries(folder: RunFolder) -> None:

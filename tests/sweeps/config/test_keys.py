@@ -9,7 +9,7 @@ from typing import get_args
 
 import pytest
 
-from sweeps.config.keys import FACTS, may_change, search_refusal, tracked_keys
+from sweeps.config.keys import FACTS, SETTABLE, may_change, may_grow, search_refusal, tracked_keys
 from sweeps.config.setting import Facts, setting
 from sweeps.config.spec import METRICS, Config, Metric
 
@@ -46,6 +46,17 @@ def test_the_documentation_names_the_keys_that_may_change() -> None:
     text = (Path(__file__).parents[3] / "docs" / "run-folder.md").read_text()
     paragraph = text.partition("These keys may change on the same folder: ")[2].partition(". ")[0]
     assert set(re.findall(r"`([\w.]+)`", paragraph)) == MAY_CHANGE
+
+
+def test_what_can_be_set_may_change_or_grow_on_a_folder_too_and_the_page_names_it() -> None:
+    assert all(may_change(key) or may_grow(key) for key in SETTABLE)
+    assert {key for key, facts in FACTS.items() if facts.may_grow} == {
+        "sweep.space",
+        "sweep.repeats",
+    }
+    text = (Path(__file__).parents[3] / "docs" / "steer.md").read_text()
+    paragraph = text.partition("## Keys that `set` changes")[2].partition(". The other")[0]
+    assert set(re.findall(r"`([\w.]+)`", paragraph)) == set(SETTABLE)
 
 
 def test_these_keys_stay_on_the_machine() -> None:

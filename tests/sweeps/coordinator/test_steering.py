@@ -276,14 +276,72 @@ def test_what_is_set_holds_at_later_starts_until_the_command_says_otherwise(
     [
         ({"sweep.trials": 0}, "sweep.trials = 0: must be 1 or more."),
         ({"sweep.trials": None}, "sweep.trials: random needs a number of trials."),
-        ({"sweep.repeats": 2}, "sweep.repeats cannot be set while a sweep runs"),
+        ({"sweep.evaluations": 2}, "sweep.evaluations cannot be set while a sweep runs"),
+        ({"sweep.finalists": 2}, "sweep.finalists = 2: the best configs get further seeds, and "),
+        ({"sweep.repeats": 0}, "sweep.repeats = 0: must be 1 or more."),
         ({}, "nothing cannot be set while a sweep runs"),
     ],
 )
 def test_what_cannot_be_set(tmp_path: Path, values: dict[str, object], why: str) -> None:
     coordinator = open_sweep(make(trials=2), tmp_path)
-    assert refused(coordinator, "set", values=values) == why
+    assert refused(coordinator, "set", values=values).startswith(why)
     assert coordinator.spec.sweep.trials == 2
+
+
+def test_seeds_become_more_and_not_fewer(tmp_path: Path) -> None:
+    coordinator = open_sweep(make(trials=2, repeats=2), tmp_path)
+    why = "sweep.repeats = 1: may become more, and not less."
+    assert refused(coordinator, "set", values={"sweep.repeats": 1}) == why
+
+
+@pytest.mark.parametrize(
+    ("set_to", "before"),
+    [
+        ({"sweep.repeats": 3, "sweep.finalists": 2}, 2),
+        ({"sweep.repeats": 3}, 2),
+        ({"sweep.repeats": 3}, 4),  # when the search is over
+        ({"sweep.repeats": 3, "sweep.finalists": 1}, 4),
+    ],
+)
+def test_seeds_that_are_set_are_trained_as_if_the_command_had_said_so(
+    tmp_path: Path, set_to: dict[str, int], before: int
+) -> None:
+    words = {key.removeprefix("sweep."): value for key, value in set_to.items()}
+    made = make(trials=4, search="random")
+    coordinator = open_sweep(made, tmp_path)
+    drive(coordinator, before)
+    asked(coordinator, "set", values=set_to)
+    copied = read_history(RunFolder(tmp_path).ledger)
+    coordinator.close()  # kill -9
+    spec, space = made
+    again = open_sweep((with_changes(spec, copied), space), tmp_path)
+    drive(again)
+    assert again.is_finished
+    typed = open_sweep(make(trials=4, search="random", **words), tmp_path / "typed")
+    drive(typed)
+
+    def seeds(of: Coordinator) -> set[tuple[object, int]]:
+        return {(record.values[LR], record.repeat) for record in of.history.trials.values()}
+
+    assert seeds(again) == seeds(typed)
+    replayed = open_sweep((with_changes(spec, copied), space), tmp_path)
+    assert story(replayed) == story(again)
+    assert [t.state for t in replayed.study.trials] == [t.state for t in again.study.trials]
+
+
+def test_seeds_that_are_set_while_the_sweep_runs(tmp_path: Path) -> None:
+    """Also of configs that had all their seeds; and a restart decides as the start before."""
+    coordinator = open_sweep(make(trials=3, repeats=2), tmp_path)
+    drive(coordinator)
+    assert coordinator.is_finished
+    next_one = asked(coordinator, "add", values={LR: 0.5})
+    assert next_one
+    asked(coordinator, "set", values={"sweep.repeats": 3, "cluster.price_per_device_hour": 2.5})
+    drive(coordinator)
+    assert coordinator.is_finished
+    configs = {record.config for record in coordinator.history.trials.values()}
+    assert {len(coordinator.history.repeats(config)) for config in configs} == {3}
+    assert coordinator.history.spec["cluster"]["price_per_device_hour"] == 2.5
 
 
 def config_numbers(coordinator: Coordinator) -> list[int]:

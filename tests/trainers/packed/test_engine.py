@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from support.training import Recorder, stop_at
 from torch.overrides import TorchFunctionMode
 from transformers.trainer_pt_utils import safe_globals
 
+from sweeps.config.spec import Warm
 from sweeps.core.errors import ConfigError, StaleAttemptError
 from sweeps.core.trial import Decision, Report, State
 from sweeps.storage.run_folder import RunFolder
@@ -358,6 +361,32 @@ def test_a_lane_told_to_stop_waits_and_a_finished_one_has_nothing_left(tmp_path:
     assert again.state(0) is State.COMPLETED
     assert (again.seen[0].rows, again.seen[0].reports, again.seen[0].commits) == ([], [], [])
     assert [report.index for report in again.seen[0].known] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("engine", ["lane", "solo"])
+def test_a_warm_trial_begins_with_anothers_weights_and_a_fresh_optimizer_and_schedule(
+    tmp_path: Path, engine: str
+) -> None:
+    parent = small()
+    root, whole = alone_once(parent)
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    best = min(whole.reports, key=lambda report: report.metrics["eval_loss"])
+    still = small(learning_rate=1e-30)  # so small that no weight moves
+    warm = replace(still, warm=Warm(trial=key(0), step=best.step))
+    if engine == "solo":
+        seen = alone(tmp_path, warm, place=1)
+    else:
+        seen = pack(tmp_path, [parent, warm]).finish().seen[1]
+    assert seen.step == 0
+    losses = [report.metrics["eval_loss"] for report in seen.reports]
+    assert losses == pytest.approx([best.metrics["eval_loss"]] * 3, rel=1e-5)
+    rates = [row["learning_rate"] for row in whole.rows]
+    assert [row["learning_rate"] for row in seen.rows] == pytest.approx(
+        [rate * 1e-30 / 2e-3 for rate in rates], rel=1e-9, abs=0
+    )
+    saved = RunFolder(tmp_path).checkpoint(key(1), 2) / "optimizer.pt"
+    state = torch.load(saved, weights_only=True)["state"]
+    assert {float(each["step"]) for each in state.values()} == {2.0}
 
 
 def test_a_lanes_checkpoint_is_sft_trainers(tmp_path: Path) -> None:
