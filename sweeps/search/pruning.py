@@ -1,13 +1,21 @@
-"""When a pruner first compares trials, what it saves, and whether a schedule misleads it there."""
+"""Optuna's pruners by name, and their options: when one first compares trials, what it saves.
+
+Whether a report is judged at all is asked in `study`: the last one of a trial never is.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from sweeps.config.spec import PrunerName, SearchSpec
 from sweeps.core.commands import override
+from sweeps.core.errors import Problem
 from sweeps.space.space import Space
+
+if TYPE_CHECKING:
+    import optuna
 
 _RATE, _SCHEDULE = "trainer.learning_rate", "trainer.lr_scheduler_type"
 # Share of a decaying schedule before which a rate that wins in the end may be behind: measured by
@@ -22,6 +30,33 @@ STARTS: Mapping[PrunerName, str] = {
     "median": "n_warmup_steps",
     "percentile": "n_warmup_steps",
 }
+NOTING_PRUNERS = frozenset(("asha", "hyperband"))  # keep their rungs in the trials they judge
+# How other tools name the options of a pruner, and ours for each pruner.
+_SPOKEN: Mapping[str, Mapping[PrunerName, str]] = {
+    "grace_period": STARTS,
+    "min_iter": STARTS,
+    "max_t": {"hyperband": "max_resource"},
+    "max_iter": {"hyperband": "max_resource"},
+    "eta": dict.fromkeys(("asha", "hyperband"), "reduction_factor"),
+}
+
+
+def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
+    """The pruner of `sweep.pruner`; its resource is the report's index, 1 to `evaluations`."""
+    from optuna import pruners
+
+    halving: dict[str, Any] = {"min_resource": 1, "reduction_factor": 2}
+    hyperband = {**halving, "max_resource": spec.evaluations}
+    kinds: dict[str, tuple[Callable[..., optuna.pruners.BasePruner], dict[str, Any]]] = {
+        "none": (pruners.NopPruner, {}),
+        "median": (pruners.MedianPruner, {}),
+        "percentile": (pruners.PercentilePruner, {"percentile": 50.0}),
+        "asha": (pruners.SuccessiveHalvingPruner, halving),
+        "hyperband": (pruners.HyperbandPruner, hyperband),
+        "patient": (pruners.PatientPruner, {"wrapped_pruner": None, "patience": 1}),
+    }
+    kind, defaults = kinds[spec.pruner]
+    return kind(**{**defaults, **spec.pruner_options})
 
 
 def first_judged(spec: SearchSpec) -> int | None:
@@ -80,3 +115,59 @@ def misled(spec: SearchSpec, space: Space, trainer: Mapping[str, Any]) -> list[s
 def _factor(spec: SearchSpec) -> int:
     found = spec.pruner_options.get("reduction_factor", 2)
     return found if isinstance(found, int) and found > 1 else 2
+
+
+def pruner_problems(spec: SearchSpec) -> list[Problem]:
+    """What is wrong with the pruner: it could stop no trial, or Optuna refuses its options."""
+    found = []
+    if spec.pruner != "none" and spec.evaluations < 2:
+        found.append(
+            Problem(
+                key="sweep.pruner",
+                value=spec.pruner,
+                message="has nothing to judge by before the end: set sweep.evaluations to 2 or "
+                "more, or sweep.pruner=none.",
+            )
+        )
+    return found + (
+        _idle_pruner(spec)
+        or option_problems("sweep.pruner_options", spec.pruner, lambda: make_pruner(spec))
+    )
+
+
+def _idle_pruner(spec: SearchSpec) -> list[Problem]:
+    """Options by which a pruner would stop no trial before its end, and names of other tools."""
+    found = []
+    last = spec.evaluations - 1  # at the end there is nothing left to save
+    resource = f"its resource is the number of the evaluation, 1 to {spec.evaluations}"
+    for name, value in spec.pruner_options.items():
+        key = f"sweep.pruner_options.{name}"
+        if name in _SPOKEN:
+            ours = _SPOKEN[name].get(spec.pruner)
+            message = f"is no option of {spec.pruner}; {resource}."
+            near = f"sweep.pruner_options.{ours}" if ours else None
+            found.append(Problem(key=key, value=value, message=message, nearest=near))
+    if found or spec.evaluations < 2:
+        return found
+    first = first_judged(spec)
+    if first is not None and first > last:
+        key = f"sweep.pruner_options.{STARTS[spec.pruner]}"
+        start = spec.pruner_options.get(STARTS[spec.pruner])
+        message = (
+            f"no trial would ever be stopped: {resource}, and this begins at {first}. Take {last} "
+            "or less."
+        )
+        found.append(Problem(key=key, value=start, message=message))
+    return found
+
+
+def option_problems(key: str, name: str, make: Callable[[], object]) -> list[Problem]:
+    """What Optuna says to options as it makes a sampler or pruner of them."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            make()
+    except (TypeError, ValueError) as error:
+        way_out = f"Correct them, or take them out with ~{key}"
+        return [Problem(key=key, message=f"Optuna's {name} refuses them: {error}. {way_out}")]
+    return []

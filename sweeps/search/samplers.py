@@ -1,20 +1,18 @@
-"""Optuna's samplers and pruners by name, and what is wrong with their options."""
+"""Optuna's samplers by name, and what is wrong with a search's options."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import optuna
 
 from sweeps.config.spec import SearchName, SearchSpec
 from sweeps.core.errors import Problem
 from sweeps.search.first import first_problems
-from sweeps.search.pruning import STARTS, first_judged
+from sweeps.search.pruning import option_problems, pruner_problems
 from sweeps.search.quick import quick_problems
 from sweeps.space.space import Choice, Space
 
@@ -68,34 +66,16 @@ def make_sampler(
     if spec.search == "tpe" and space.is_conditional:
         options.setdefault("group", True)
         options.setdefault("multivariate", True)
-    own = _own_seed(seed, number)
+    own = own_seed(seed, number)
     if spec.search == "qmc":
         options.setdefault("warn_independent_sampling", False)
         own = seed
     return SAMPLERS[spec.search].kind(seed=own, **options)
 
 
-def _own_seed(seed: int, number: int) -> int:
+def own_seed(seed: int, number: int) -> int:
+    """The seed of one Optuna trial, whatever was asked before it."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:4], "big")
-
-
-NOTING_PRUNERS = frozenset(("asha", "hyperband"))  # keep their rungs in the trials they judge
-
-
-def make_pruner(spec: SearchSpec) -> optuna.pruners.BasePruner:
-    """The pruner of `sweep.pruner`; its resource is the report's index, 1 to `evaluations`."""
-    halving: dict[str, Any] = {"min_resource": 1, "reduction_factor": 2}
-    hyperband = {**halving, "max_resource": spec.evaluations}
-    pruners: dict[str, tuple[Callable[..., optuna.pruners.BasePruner], dict[str, Any]]] = {
-        "none": (optuna.pruners.NopPruner, {}),
-        "median": (optuna.pruners.MedianPruner, {}),
-        "percentile": (optuna.pruners.PercentilePruner, {"percentile": 50.0}),
-        "asha": (optuna.pruners.SuccessiveHalvingPruner, halving),
-        "hyperband": (optuna.pruners.HyperbandPruner, hyperband),
-        "patient": (optuna.pruners.PatientPruner, {"wrapped_pruner": None, "patience": 1}),
-    }
-    kind, defaults = pruners[spec.pruner]
-    return kind(**{**defaults, **spec.pruner_options})
 
 
 def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
@@ -135,69 +115,8 @@ def search_problems(spec: SearchSpec, space: Space) -> list[Problem]:
                 "Take sweep.search=tpe.",
             )
         )
-    if spec.pruner != "none" and spec.evaluations < 2:
-        found.append(
-            Problem(
-                key="sweep.pruner",
-                value=spec.pruner,
-                message="has nothing to judge by before the end: set sweep.evaluations to 2 or "
-                "more, or sweep.pruner=none.",
-            )
-        )
-    found += _idle_pruner(spec) or _option_problems(
-        "sweep.pruner_options", spec.pruner, lambda: make_pruner(spec)
-    )
-    found += _option_problems(
+    found += pruner_problems(spec)
+    found += option_problems(
         "sweep.search_options", spec.search, lambda: make_sampler(spec, space, 0, 0)
     )
     return found + quick_problems(spec, space) + first_problems(spec, space)
-
-
-# How other tools name the options of a pruner, and ours for each pruner.
-_START = {"asha": "min_resource", "hyperband": "min_resource"} | dict.fromkeys(
-    ("median", "percentile"), "n_warmup_steps"
-)
-_SPOKEN: Mapping[str, Mapping[str, str]] = {
-    "grace_period": _START,
-    "min_iter": _START,
-    "max_t": {"hyperband": "max_resource"},
-    "max_iter": {"hyperband": "max_resource"},
-    "eta": dict.fromkeys(("asha", "hyperband"), "reduction_factor"),
-}
-
-
-def _idle_pruner(spec: SearchSpec) -> list[Problem]:
-    """Options by which a pruner would stop no trial before its end, and names of other tools."""
-    found = []
-    last = spec.evaluations - 1  # at the end there is nothing left to save
-    resource = f"its resource is the number of the evaluation, 1 to {spec.evaluations}"
-    for name, value in spec.pruner_options.items():
-        key = f"sweep.pruner_options.{name}"
-        if name in _SPOKEN:
-            ours = _SPOKEN[name].get(spec.pruner)
-            message = f"is no option of {spec.pruner}; {resource}."
-            near = f"sweep.pruner_options.{ours}" if ours else None
-            found.append(Problem(key=key, value=value, message=message, nearest=near))
-    if found or spec.evaluations < 2:
-        return found
-    first = first_judged(spec)
-    if first is not None and first > last:
-        key = f"sweep.pruner_options.{STARTS[spec.pruner]}"
-        start = spec.pruner_options.get(STARTS[spec.pruner])
-        message = (
-            f"no trial would ever be stopped: {resource}, and this begins at {first}. Take {last} "
-            "or less."
-        )
-        found.append(Problem(key=key, value=start, message=message))
-    return found
-
-
-def _option_problems(key: str, name: str, make: Any) -> list[Problem]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            make()
-    except (TypeError, ValueError) as error:
-        way_out = f"Correct them, or take them out with ~{key}"
-        return [Problem(key=key, message=f"Optuna's {name} refuses them: {error}. {way_out}")]
-    return []

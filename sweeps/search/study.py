@@ -21,7 +21,8 @@ from optuna.trial import TrialState
 from sweeps.config.spec import SearchSpec
 from sweeps.search import quick, study_replay
 from sweeps.search.first import first_picks
-from sweeps.search.samplers import NOTING_PRUNERS, SAMPLERS, _own_seed, make_pruner, make_sampler
+from sweeps.search.pruning import NOTING_PRUNERS, make_pruner
+from sweeps.search.samplers import SAMPLERS, make_sampler, own_seed
 from sweeps.space.space import Choice, Dimension, Label, Space
 from sweeps.space.widening import is_same
 
@@ -159,7 +160,7 @@ class Search:
         """
         self.settle()
         if self._space.is_continuous:
-            random = optuna.samplers.RandomSampler(seed=_own_seed(self._seed, self._next_number))
+            random = optuna.samplers.RandomSampler(seed=own_seed(self._seed, self._next_number))
             return dataclasses.replace(self._ask(sampler=random), by_hand=True)
         picked = first_untried(self._space, tried)
         return None if picked is None else dataclasses.replace(self._impose(picked), by_hand=True)

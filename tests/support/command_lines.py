@@ -262,7 +262,7 @@ def _fix(draw: Draw, line: _Line, key: str, value: Any) -> None:
     line.taken.add(key)
     line.forced |= {key} if sign == "++" else set()
     set_key(line.config, key, value)
-    if _wandb_refuses(key, value) and line.config["tracking"]["kind"] == "wandb":
+    if _wandb_refuses(key, value) and line.config["tracking"]["mode"] != "off":
         _refuse(line, re.escape(key))
     other = {"sweep.budget.examples": "epochs", "sweep.budget.epochs": "examples"}.get(key)
     if other:

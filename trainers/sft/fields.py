@@ -12,7 +12,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from sweeps.config.setting import Kind
 from sweeps.core.errors import Problem, nearest
-from sweeps.core.naming import SPOKEN
+from sweeps.core.naming import ELSEWHERE, SPOKEN
 
 _FRACTION = ("a number from 0 up to, but not, 1", lambda value: 0 <= value < 1)
 _POSITIVE = ("a finite number above 0", lambda value: value > 0)
@@ -104,8 +104,10 @@ def field_problems(trainer: Mapping[str, Any], prefix: str = "trainer") -> list[
     found = []
     for name, value in trainer.items():
         message = name_problem(name, prefix) or value_problem(name, value)
-        near = None if name in _hints() or name in GONE else _near(name)
-        hint = f"{prefix}.{near}" if near else None
+        is_known = name in _hints() or name in GONE or name in ELSEWHERE
+        near = None if is_known else _near(name)
+        elsewhere = None if name in _hints() or name in GONE else ELSEWHERE.get(name)
+        hint = f"{prefix}.{near}" if near else elsewhere
         if message is not None:
             key = f"{prefix}.{name}"
             found.append(Problem(key=key, message=message, value=value, nearest=hint))

@@ -8,7 +8,8 @@ import optuna
 import pytest
 from support.driving import LR, MIXED, OPTIM, SMALL, make
 
-from sweeps.search.samplers import make_pruner, search_problems
+from sweeps.search.pruning import make_pruner
+from sweeps.search.samplers import search_problems
 from sweeps.search.study import Search, Verdict, first_untried, picked_id
 
 DECAY = "trainer.weight_decay"
