@@ -44,6 +44,21 @@ _SECTIONS = {
     **dict.fromkeys(("wandb", "mlflow", "tensorboard", "logging"), "tracking"),
     **dict.fromkeys(("tune", "search", "hpo"), "sweep"),
 }
+# What other tools call a choice of a group, and what to write.
+_OTHER_CHOICES = {
+    "tracking": dict.fromkeys(("none", "false", "no", "disabled", "null"), "tracking=off"),
+    "peft": {
+        **dict.fromkeys(("none", "false", "no", "null", "sft"), "peft=full"),
+        **dict.fromkeys(("4bit", "nf4", "int4"), "peft=qlora"),
+    },
+    "engine": {
+        "fsdp": "engine.devices_per_trial=2 trainer.strategy=fsdp",
+        "ddp": "engine.devices_per_trial=2",
+    },
+    "cluster": dict.fromkeys(
+        ("slurm", "kubernetes", "k8s", "auto"), "cluster=ray cluster.address=auto; see launch/"
+    ),
+}
 _SECRET_REASON = "its value has a character that must be quoted"
 _TEXTS = (
     "name",
@@ -269,6 +284,8 @@ def _meant(group: str, choice: str) -> str:
     if group == "tracking" and choice in ("online", "wandb_online"):
         return " tracking=wandb is online if there is a key for it."
     choice = _unquoted(choice)
+    if ours := _OTHER_CHOICES.get(group, {}).get(choice.lower()):
+        return f" Write {ours}"
     if group == "sweep" and choice in get_args(SearchName):
         return f" Write {typed('sweep.search', choice)}"
     if group == "peft" and choice == "dora":

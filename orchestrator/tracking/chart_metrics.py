@@ -79,8 +79,8 @@ def best_name(metric: str) -> str:
 
 
 def chart_name(metric: str) -> str:
-    """The name of a metric's chart."""
-    return next(iter(chart_values({metric: 0.0})))
+    """The name of a metric's chart; the training rows' own for the training loss."""
+    return next(iter(chart_values({"loss" if metric == "train_loss" else metric: 0.0})))
 
 
 def outcome(history: History, record: Record) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class Kept:
     Attributes:
         closed: trial -> how its run was closed.
         sweeps: entity/project on a server -> id of W&B's sweep object there.
+        views: entity/project on a server -> address of the sweep's saved view there.
         stopped: the runs whose stop button was obeyed; the server may show it pressed for ever.
         alerted: entity/project on a server -> trials that had ended when it was sent an alert.
     """
@@ -31,6 +32,7 @@ class Kept:
             found = json.loads(self._path.read_text(encoding="utf-8"))
         self.closed: dict[str, str] = found.get("closed") or {}
         self.sweeps: dict[str, str] = found.get("sweeps") or {}
+        self.views: dict[str, str] = found.get("views") or {}
         self.stopped: list[str] = found.get("stopped") or []
         self.alerted: dict[str, int] = found.get("alerted") or {}
 

@@ -31,7 +31,7 @@ from orchestrator.tracking.wandb_process import (
     tear_down,
     unused_variables,
 )
-from orchestrator.tracking.wandb_sweep import end_sweep, make_sweep, sweep_object
+from orchestrator.tracking.wandb_sweep import end_sweep, make_sweep, save_view, sweep_object
 from sweeps.core.commands import command_line
 from sweeps.core.secrets import scrub
 from sweeps.core.trial import Report, State
@@ -59,6 +59,7 @@ _INTERRUPTED = 130  # exit code
 _MORE_S = 2.0  # for a run to close, beyond what wandb may take for it
 _LOOK_EVERY_S = 20.0
 _COSTS_SHARE = 0.3  # of the time to close
+_VIEW_SHARE = 0.5  # of what is left of it then
 _AT_ONCE = 8  # runs that `upload` closes together
 
 
@@ -180,7 +181,10 @@ class WandbRuns:
         if is_over and self._is_online and self._job.tracking.alert:
             self._kept.alerted[self._link.page] = self._history.ended
             self._kept.save()
-        if is_over and self._is_online and self._sweep_id is not None:
+        if not self._is_online or self._sweep_id is None:
+            return
+        self._save_view(_VIEW_SHARE * (until - time.monotonic()))
+        if is_over:
             self._end_sweep(max(3.0, until - time.monotonic()))
 
     def upload(self, timeout_s: float) -> None:
@@ -218,7 +222,9 @@ class WandbRuns:
                 f"{command}"
             ]
         if self._link.online:
-            return [f"W&B: {self._page} (group {self._job.sweep_name})"]
+            view = self._kept.views.get(self._link.page)
+            lines = [f"W&B: {self._page} (group {self._job.sweep_name})"]
+            return [*lines, f"W&B: {view} (curves, importance, costs)"] if view else lines
         return [f"W&B: offline; to upload it later: {command}"]
 
     def leave(self) -> None:
@@ -358,7 +364,7 @@ class WandbRuns:
         except Exception as error:
             if not self._is_online:
                 raise
-            self._go_offline(str(error).strip() or type(error).__name__)
+            self._go_offline(_first_line(error))
             act(self._run(key))
 
     def _run(self, key: str) -> _Shown:
@@ -380,7 +386,8 @@ class WandbRuns:
             record = self._history.trials[key]
             name, axis = self._job.shown_name(record), STEP
             config = trial_config(self._job.public, record.values)
-            config |= {"seed": record.seed, "trial": {"number": record.number, "key": key}}
+            trial = {"number": record.number, "config": record.config, "key": key}
+            config |= {"seed": record.seed, "trial": trial}
         run_id = self._run_id(key)
         tracking = self._job.folder.tracking
         if self._files is None:
@@ -457,11 +464,34 @@ class WandbRuns:
                 timeout_s=self._job.patience.init_s,
             )
         except Exception as error:
-            words = scrub(str(error).strip() or type(error).__name__).splitlines()[0]
-            log.warning("W&B: the runs go on without a sweep page of their own: %s", words)
+            log.warning(
+                "W&B: the runs go on without a sweep page of their own: %s", _first_line(error)
+            )
             return None
         self._kept.save()
         return self._sweep_id
+
+    def _save_view(self, seconds_left: float) -> None:
+        """Save a view of the sweep, unless there is one, or its package is not installed."""
+        page = self._link.page
+        if page in self._kept.views or self._sweep_id is None or seconds_left <= 0:
+            return
+        try:
+            view = save_view(
+                self._history,
+                name=self._job.sweep_name[:_MOST_LETTERS],
+                entity=self._link.entity,
+                project=self._job.tracking.project,
+                sweep_id=self._sweep_id,
+                timeout_s=min(seconds_left, self._job.patience.init_s),
+            )
+        except ImportError:
+            return
+        except Exception as error:
+            log.warning("W&B: there is no saved view of the sweep: %s", _first_line(error))
+            return
+        self._kept.views[page] = scrub(view)
+        self._kept.save()
 
     def _end_sweep(self, timeout_s: float) -> None:
         path = f"{self._link.entity}/{self._job.tracking.project}/{self._sweep_id}"
@@ -521,6 +551,10 @@ class WandbRuns:
         self._is_online = self._all_sent = False
         self._open.clear()
         restart()
+
+
+def _first_line(error: Exception) -> str:
+    return scrub(str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _exit_code(record: Record) -> int:

@@ -25,7 +25,7 @@ from sweeps.config.spec import (
 )
 from sweeps.core.commands import override, typed
 from sweeps.core.errors import ConfigError, Problem, nearest
-from sweeps.core.naming import SPOKEN
+from sweeps.core.naming import ELSEWHERE, SPOKEN
 from sweeps.core.secrets import is_secret_key
 
 Section = TypeVar("Section")
@@ -35,44 +35,18 @@ _SECTIONS = [
     for name, hint in typing.get_type_hints(Config).items()
     if is_dataclass(hint) or typing.get_origin(hint) is Mapping
 ]
-# What other tools call a key of ours, whatever section it is looked for in.
-_ELSEWHERE = {
-    "num_train_epochs": "sweep.budget.epochs",
-    "num_epochs": "sweep.budget.epochs",
-    "epochs": "sweep.budget.epochs",
-    "examples": "sweep.budget.examples",
-    "max_steps": "sweep.budget.examples",
-    "max_seq_length": "data.max_length",
-    "max_seq_len": "data.max_length",
-    "cutoff_len": "data.max_length",
-    "sequence_len": "data.max_length",
-    "model_name_or_path": "model.path",
-    "base_model": "model.path",
-    "dataset": "data.path",
-    "train_file": "data.path",
-    "validation_file": "data.eval_path",
-    "output_dir": "run_dir",
-    "warmup_ratio": "trainer.warmup_steps",
-    "n_trials": "sweep.trials",
-    "num_samples": "sweep.trials",
-    "num_trials": "sweep.trials",
-    "max_concurrent_trials": "sweep.max_concurrent",
-    "grace_period": "sweep.pruner_options.min_resource",
-    "min_resource": "sweep.pruner_options.min_resource",
-    "sampler": "sweep.search",
-    "scheduler_type": "trainer.lr_scheduler_type",
-    "lora_r": "peft.r",
-    "lora_rank": "peft.r",
-    "lora_target": "peft.target_modules",
-    "lora_target_modules": "peft.target_modules",
-    "load_in_4bit": "model.quantization",
-}
 # What other tools call a value of ours.
 _SAID = {
-    **dict.fromkeys(("bayes", "bayesian", "optuna", "hyperopt"), "tpe"),
-    **{"sobol": "qmc", "disabled": "off", "none": "off", "fp32": "float32", "fp16": "float16"},
-    **{"bf16": "bfloat16", "4bit": "nf4", "8bit": "int8", "sha": "asha"},
+    **dict.fromkeys(("bayes", "bayesian", "bayesopt", "optuna", "hyperopt"), "tpe"),
+    **{"sobol": "qmc", "cma": "cmaes", "cma-es": "cmaes", "disabled": "off", "none": "off"},
+    **{"fp32": "float32", "fp16": "float16", "half": "float16", "16-mixed": "float16"},
+    **{"bf16": "bfloat16", "bf16-mixed": "bfloat16", "bf16-true": "bfloat16"},
+    **{"4bit": "nf4", "int4": "nf4", "8bit": "int8", "min": "minimize", "max": "maximize"},
+    **dict.fromkeys(("sha", "successive_halving", "successivehalving", "asynchyperband"), "asha"),
+    **{"medianstopping": "median", "nop": "none", "loss": "eval_loss", "val_loss": "eval_loss"},
+    **{"eval/loss": "eval_loss", "validation_loss": "eval_loss", "train/loss": "train_loss"},
 }
+_SUFFIX = re.compile(r"[_-]?(?:sampler|pruner|scheduler|search|rule)$")  # of other tools' classes
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -213,7 +187,8 @@ def _values(
 
 def _near(value: str, options: Sequence[str]) -> str | None:
     """The option that was most likely meant."""
-    said = _SAID.get(value.lower())
+    plain = _SUFFIX.sub("", value.lower().removeprefix("torch."))
+    said = plain if plain in options else _SAID.get(plain)
     return said if said in options else nearest(value, options)
 
 
@@ -269,7 +244,7 @@ def _unknown(name: str, names: Iterable[str], prefix: str, config: Mapping[str, 
         if isinstance(config.get(section), Mapping) and spoken in config[section]
     ]
     message = f"is no key of the config. There are: {', '.join(names)}."
-    likely = within[0] if within else _ELSEWHERE.get(name) or (head + near if near else None)
+    likely = within[0] if within else ELSEWHERE.get(name) or (head + near if near else None)
     return Problem(key=head + name, message=message, nearest=likely)
 
 

@@ -40,6 +40,74 @@ SPOKEN = {short: name for name, short in reversed(_SHORT.items())} | {
     "optimizer": "optim",
     "rank": "r",
     "modules": "target_modules",
+    # axolotl, LLaMA-Factory, Lightning
+    "micro_batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "accumulate_grad_batches": "gradient_accumulation_steps",
+    "lr_scheduler": "lr_scheduler_type",
+    "gradient_clip_val": "max_grad_norm",
+    "gradient_clipping": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "label_smoothing": "label_smoothing_factor",
+    "num_workers": "dataloader_num_workers",
+    "lora_rank": "r",
+    "lora_r": "r",
+    "lora_target": "target_modules",
+    "lora_targets": "target_modules",
+    "lora_target_modules": "target_modules",
+    "lora_target_linear": "target_modules",
+}
+# What other tools call a key of another section of ours, whatever section it is looked for in.
+ELSEWHERE = {
+    name: ours
+    for ours, names in {
+        "sweep.budget.epochs": "num_train_epochs num_epochs epochs max_epochs",
+        "sweep.budget.examples": "examples max_steps steps",
+        "sweep.trials": "n_trials num_samples num_trials max_trials run_cap count",
+        "sweep.max_concurrent": "max_concurrent_trials n_jobs",
+        "sweep.search": "sampler method search_alg",
+        "sweep.search_options.n_startup_trials": "n_startup_trials",
+        "sweep.pruner": "early_terminate",
+        "sweep.pruner_options.min_resource": "grace_period min_resource",
+        "sweep.pruner_options.reduction_factor": "reduction_factor eta",
+        "sweep.direction": "goal mode",
+        "sweep.evaluations": "max_t max_resource val_check_interval",
+        "sweep.space": "parameters param_space search_space",
+        "sweep.time_budget_s": "timeout time_budget",
+        "data.max_length": """
+            max_seq_length max_seq_len cutoff_len sequence_len model_max_length block_size""",
+        "data.path": """
+            dataset train_file train_files train_path train_data data_files data_path
+            dataset_name dataset_path""",
+        "data.eval_path": """
+            validation_file validation_path validation_data eval_file eval_data eval_dataset
+            test_file val_path""",
+        "data.eval_fraction": """
+            val_size val_set_size validation_split eval_size validation_fraction""",
+        "data.limit": "max_samples max_train_samples num_rows",
+        "data.eval_limit": "max_eval_samples",
+        "data.columns": """
+            dataset_text_field text_field text_column prompt_column prompt_field field_messages
+            response_column completion_column field_instruction field_output""",
+        "model.path": """
+            model_name_or_path base_model model_name model_id base_model_name_or_path
+            pretrained_model_name_or_path""",
+        "model.dtype": "torch_dtype precision compute_dtype",
+        "model.quantization": "load_in_4bit load_in_8bit quantization_bit quantization_config",
+        "model.attn_implementation": """
+            flash_attention flash_attn use_flash_attention_2 attention""",
+        "model.chat_template": "template chat_template_file",
+        "trainer.warmup_steps": "warmup_ratio",
+        "trainer.lr_scheduler_type": "scheduler_type",
+        "peft": "adapter finetuning_type",
+        "engine.gpus_per_trial": "num_gpus n_gpus gpus devices resources_per_trial",
+        "tracking.project": "wandb_project",
+        "tracking.entity": "wandb_entity",
+        "run_dir": "output_dir",
+        "name": "run_name wandb_name experiment_name wandb_run_name",
+    }.items()
+    for name in names.split()
 }
 _SPEAK_FOR_THEMSELVES = frozenset(
     (

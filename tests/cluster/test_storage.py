@@ -7,7 +7,6 @@ import shutil
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.network import Network
@@ -19,7 +18,7 @@ from test_network import OnMachine, hosts
 
 from orchestrator.cli import main
 from sweeps.storage.object_store import FILES, Store
-from sweeps.storage.requests import ANSWER, make_request, write_request
+from sweeps.storage.requests import ANSWER, make_request, read_answer, write_request
 
 pytestmark = pytest.mark.cluster
 
@@ -160,16 +159,19 @@ def test_a_sweep_in_a_bucket_is_steered_through_it(
     trial = first.wait_until(under_way)
     wait_for(lambda: trial.encode() in (store.read(_LEDGER) or b""), PATIENCE_S)
 
-    def asked(*words: str) -> dict[str, Any]:
+    def asked(*words: str) -> None:
         verb, *more = words
         assert main([verb, place, *more, "--json"]) == 0, capsys.readouterr().out
-        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return answer
+        name = json.loads(capsys.readouterr().out)["request"]
+        wait_for(lambda: read_answer(store, name) is not None, PATIENCE_S)  # it may come late
+        answer = read_answer(store, name)
+        assert answer is not None
+        assert answer.is_done, answer.said
 
-    assert asked("pause", "--now")["done"]
-    assert asked("set", "sweep.max_concurrent=1")["done"]
-    assert asked("stop", trial)["done"]
-    assert asked("add", f"{LR}=3e-3", f"{SCHEDULE}=constant")["done"]
+    asked("pause", "--now")
+    asked("set", "sweep.max_concurrent=1")
+    asked("stop", trial)
+    asked("add", f"{LR}=3e-3", f"{SCHEDULE}=constant")
     first.send(signal.SIGKILL)
     first.wait()
     gone_for_good(first.root / "cwd")

@@ -44,6 +44,7 @@ def warm_clones(history: History, key: str) -> list[Record]:
 def test_a_verb_outlives_the_driver(
     case: str, engine: str, make: Callable[..., Witnessed], note: Callable[[str, object], None]
 ) -> None:
+
     words, holds = VERBS[case]
     command = make(engine, examples=1024)
     command.start()

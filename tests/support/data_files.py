@@ -565,7 +565,9 @@ def _damaged_values(draw: Draw, table: Table, at: int) -> Table | None:
     rows = [dict(row) for row in table.values]
     name = table.learnt[-1]
     if table.shape in ("text", "pair", "schema", "template"):
-        bad = [None, True, "", {"a": "b"}, "\ud800x"]
+        bad = [True, {"a": "b"}, "\ud800x"]
+        if any(each not in (None, "") for key, each in rows[at].items() if key != name):
+            bad += [None, ""]  # a table's row without anything is passed over
         if len(rows) > 1:  # one object of lists is a table by columns
             bad += [["a"]]
         if table.shape in ("text", "pair"):  # a template writes a number as text

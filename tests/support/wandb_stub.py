@@ -1,8 +1,8 @@
 """A small W&B server on the loopback interface: what the client sends is kept and can be asked for.
 
-It speaks the part of the protocol that runs and sweeps need: GraphQL (Viewer, RunResumeStatus,
-UpsertBucket, CreateRunFiles, UpsertSweep, SweepWithRuns, NotifyScriptableRunAlert), `POST
-/files/.../file_stream`, and `PUT` of files. It can also misbehave.
+It speaks the part of the protocol that runs, sweeps and saved views need: GraphQL (Viewer,
+RunResumeStatus, UpsertBucket, CreateRunFiles, UpsertSweep, SweepWithRuns, UpsertView2,
+NotifyScriptableRunAlert), `POST /files/.../file_stream`, and `PUT` of files. It can also misbehave.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ class WandbStub:
 
     def __init__(self, manner: Manner = "ok") -> None:
         self.manner: Manner = manner
+        self.manners: dict[str, Manner] = {}  # of single operations
         self.runs: dict[str, StubRun] = {}
         self.sweeps: dict[str, StubSweep] = {}
         self.stopped: set[str] = set()  # ids of runs whose stop button was pressed
+        self.views: dict[str, dict[str, Any]] = {}  # saved views, as they were upserted
         self.alerts: list[dict[str, Any]] = []
         self.files: dict[str, bytes] = {}  # by path, as they were PUT
         self.requests: list[tuple[str, str]] = []  # path, operation
@@ -205,6 +207,11 @@ class WandbStub:
         sweep |= {"config": json.dumps(self.sweeps[name].config), "runs": {"edges": []}}
         return {"project": {"sweep": sweep}}
 
+    def _upsertview2(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.views[variables["name"]] = variables
+        view = {"id": f"stub-{variables['name']}", "name": variables["name"]}
+        return {"upsertView": {"view": view, "inserted": "id" not in variables}}
+
     def _notifyscriptablerunalert(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.alerts.append(variables)
         return {"notifyScriptableRunAlert": {"success": True}}
@@ -245,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
         with stub.lock:
             stub.requests.append((self.path, operation))
             stub.bodies.append(raw)
-        if self._misbehaves():
+        if self._misbehaves(stub.manners.get(operation, stub.manner)):
             return
         with stub.lock:
             if stream := _STREAM.match(self.path):
@@ -270,15 +277,14 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _misbehaves(self) -> bool:
-        stub = self.server.stub
-        if stub.manner == "hang":
-            stub.wait_released()
+    def _misbehaves(self, manner: Manner) -> bool:
+        if manner == "hang":
+            self.server.stub.wait_released()
             self.close_connection = True
             return True
-        if stub.manner == "refuse":
+        if manner == "refuse":
             self._answer(500, {"error": "no"})
-        elif stub.manner == "forbid":
+        elif manner == "forbid":
             self._answer(403, {"errors": [{"message": "permission denied"}]})
         else:
             return False

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeps.core.errors import SweepError
-from trainers.data.messages import kind, mappings, read_text
+from trainers.data.messages import kind, mappings, read_text, renamed, speaks
 
 # {column}, or a brace that is meant as one.
 _PIECE = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
@@ -38,7 +38,6 @@ _KNOWN: tuple[Known, ...] = (
     *(
         _asked(name, parts, _PARAGRAPH, answer)
         for name, parts in (
-            ("Alpaca with a system prompt", ("system", "instruction", "input")),
             ("Alpaca", ("instruction", "input")),
             ("Dolly", ("instruction", "context")),
             ("Alpaca without input", ("instruction",)),
@@ -58,18 +57,56 @@ _KNOWN: tuple[Known, ...] = (
         for answer in ("response", "output", "answer")
     ),
 )
-_CONVERSATIONS = ("conversations", "conversation", "dialog", "dialogue", "chat")
+# What is said before the prompt, if rows have it: LLaMA-Factory, ms-swift, Orca.
+_BEFORE = {
+    "system": "a system prompt",
+    "system_prompt": "a system prompt",
+    "history": "the turns before",
+}
+_CONVERSATIONS = (
+    *("conversations", "conversation", "dialog", "dialogue", "chat"),
+    *("contents", "turns", "items", "data"),
+)
 
 
 def known(theirs: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Known | None:
     """Recognise a schema by the names of its columns; None if there is no such."""
     for name in _CONVERSATIONS:
-        cells = (row.get(name) for row in rows)
-        first = next(filter(None, map(mappings, cells)), None)
+        first = next(filter(speaks, (row.get(name) for row in rows)), None)
         if first is not None:
-            words = "ShareGPT" if "from" in first[0] else "chats"
+            words = "ShareGPT" if "from" in mappings(first)[0] else "chats"
             return Known(words, (name,), {"messages": name})
-    return next((each for each in _KNOWN if all(name in theirs for name in each.needed)), None)
+    found = next((each for each in _KNOWN if all(name in theirs for name in each.needed)), None)
+    return found and (with_context(found, theirs) or found)
+
+
+def known_in_other_case(theirs: Sequence[str]) -> dict[str, str] | None:
+    """Columns for a schema whose names have capitals here, if its prompt is made of several."""
+    by_case = {name.lower(): name for name in theirs}
+    found = next((each for each in _KNOWN if all(name in by_case for name in each.needed)), None)
+    found = found and (with_context(found, [*by_case]) or found)
+    if found is None or len(found.needed) < 3:
+        return None
+
+    def named(piece: re.Match[str]) -> str:
+        return f"{{{by_case[piece[1]]}}}" if piece[1] else piece[0]
+
+    return {
+        ours: _PIECE.sub(named, value) if "{" in value else by_case[value]
+        for ours, value in found.columns.items()
+    }
+
+
+def with_context(schema: Known, theirs: Sequence[str]) -> Known | None:
+    """The schema of text with the columns that come before its prompt; None if there are none."""
+    before = [name for name in _BEFORE if name in theirs and name not in schema.needed]
+    if not before:
+        return None
+    prompt = schema.columns["prompt"]
+    parts = [f"{{{name}}}" for name in before] + [prompt if "{" in prompt else f"{{{prompt}}}"]
+    words = " and ".join(dict.fromkeys(_BEFORE[name] for name in before))
+    columns = {**schema.columns, "prompt": _PARAGRAPH.join(parts)}
+    return Known(f"{schema.name} with {words}", (*before, *schema.needed), columns)
 
 
 def template_columns(value: str) -> list[str]:
@@ -77,14 +114,34 @@ def template_columns(value: str) -> list[str]:
     return [found[1] for found in _PIECE.finditer(value) if found[1]]
 
 
+def reached(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row with the nested values that `columns` names, as `body.messages` or `answers.0`."""
+    names = (name for value in columns.values() for name in template_columns(value) or [value])
+    paths = [name for name in names if "." in name and name not in row]
+    found = {path: _at(row, path.split(".")) for path in paths}
+    return {**row, **{path: value for path, value in found.items() if value is not None}}
+
+
+def _at(value: Any, path: Sequence[str]) -> Any:
+    """What lies at the path; None if there is nothing."""
+    for name in path:
+        if isinstance(value, Mapping):
+            value = value.get(name)
+        elif isinstance(value, list) and name.isdecimal() and int(name) < len(value):
+            value = value[int(name)]
+        else:
+            return None
+    return value
+
+
 def filled(template: str, row: Mapping[str, Any]) -> str | None:
     """Write a row's columns into a template; None if the row has none of them.
 
     A column that is empty leaves no trace: the words before it go too, and so do the line breaks
-    that would then stand at the start.
+    that would then stand at the start. Turns are written as paragraphs.
 
     Raises:
-        SweepError: a column holds no text.
+        SweepError: a column holds neither text nor turns.
     """
     names = template_columns(template)
     values = {name: _cell(name, row.get(name)) for name in names}
@@ -114,10 +171,16 @@ def _plain(text: str) -> str:
 
 
 def _cell(name: str, value: object) -> str:
-    if value is None:
+    if value is None or value == []:
         return ""
+    if isinstance(value, list) and (turns := mappings(value)):
+        value = "\n\n".join(filter(None, (_said(name, turn) for turn in turns)))
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise SweepError(f"{name} is {kind(value)}, not text")
     return read_text(name, value, may_be_empty=True)
+
+
+def _said(name: str, turn: Mapping[str, Any]) -> str:
+    return read_text(name, renamed(turn).get("content"), may_be_empty=True)

@@ -20,6 +20,17 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _DAMAGED = (EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile)
 _AROUND = 12  # bytes shown on each side of one that is not UTF-8
 _FURTHEST = 96  # bytes before it, if they are no ASCII
+_LOOKED_AT = 1000  # bytes on each side that tell the encoding
+# What Excel writes, by country, and the letters that tell it: Japan, China, Korea, Taiwan, Russia.
+_LETTERS = {
+    "cp932": r"[\u3041-\u30ff\u4e00-\u9fa5]",
+    "gb18030": r"[\u4e00-\u9fa5]",
+    "cp949": r"[\uac00-\ud7a3]",
+    "big5": r"[\u4e00-\u9fa5]",
+    "cp1251": r"[\u0400-\u04ff]",
+}
+_LATIN = ("cp1252", "cp1250")
+_QUOTES = "\u201a\u201c\u201d\u201e\u2018\u2019\u2013\u2026\u20ac\u00bf\u00a1"
 
 
 def suffix(path: Path) -> str:
@@ -28,6 +39,33 @@ def suffix(path: Path) -> str:
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
     return Path(name).suffix
+
+
+# How files begin that are not what their names say, and what to do with them.
+_STRANGERS = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the data: git lfs pull fetches it",
+    b"<!doctype html": "is a web page, not the data: download the file itself",
+    b"<html": "is a web page, not the data: download the file itself",
+    b"pk\x03\x04": "is a ZIP archive or an Excel workbook: unpack it, or save it as CSV UTF-8",
+    b"\xd0\xcf\x11\xe0": "is an Excel workbook: save it as CSV UTF-8",
+    b"\x1f\x8b": "is packed by gzip: let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "is packed by zstd: let its name end in .zst",
+}
+
+
+def refuse_stranger(path: Path) -> None:
+    """Refuse a file that by its first bytes is not what its name says.
+
+    Raises:
+        SweepError: it is one that is known.
+    """
+    if path.suffix.lower() in COMPRESSED:
+        return
+    with open(path, "rb") as file:
+        start = file.read(32).lower()
+    for mark, what in _STRANGERS.items():
+        if start.startswith(mark):
+            raise SweepError(f"{path}: {what}")
 
 
 def opened(path: Path, encoding: str | None) -> IO[bytes]:
@@ -70,7 +108,7 @@ def explained(line: bytes, at: int) -> str:
         start -= 1  # not from the middle of a character
     part = line[start : at + _AROUND].strip()
     readings = []
-    for encoding in _likely(part):
+    for encoding in _likely(line[max(0, at - _LOOKED_AT) : at + _LOOKED_AT]):
         text = part.decode(encoding, errors="replace").replace("\ufffd", "?")
         readings.append(f"{text!r} with {typed('data.encoding', encoding)}")
     return f"it would read {' or '.join(readings)}"
@@ -127,6 +165,41 @@ def _transcoded(path: Path, file: IO[bytes], encoding: str) -> bytes:
 
 def _likely(part: bytes) -> tuple[str, str]:
     """The two likeliest encodings of a few bytes that are not UTF-8."""
-    if re.search(rb"[\x80-\xff]{4}", part):  # words of such letters: Chinese, Cyrillic
-        return "gb18030", "cp1251"
-    return "cp1252", "cp1250"
+    found = sorted((*_LETTERS, *_LATIN), key=lambda each: -_likelihood(part, each))
+    return found[0], found[1]
+
+
+def _likelihood(part: bytes, encoding: str) -> float:
+    """How much of what is no ASCII would be letters of the encoding's languages, from 0 to 1.
+
+    More if only this encoding would give such letters.
+    """
+    odd = [letter for letter in part.decode(encoding, errors="replace") if ord(letter) > 127]
+    runs = [len(run) for run in re.findall(rb"[\x80-\xff]+", part)]
+    if not odd:
+        return 0.0
+    if encoding in _LATIN:  # an accent stands between other letters
+        share = sum(letter.isalpha() or letter in _QUOTES for letter in odd) / len(odd)
+        return share * (1.1 if max(runs) <= 2 else 0.5)
+    common = {"gb18030": "gb2312", "cp949": "euc_kr"}.get(encoding, encoding)
+    own = [letter for letter in odd if re.match(_LETTERS[encoding], letter)]
+    share = sum(_fits(letter, common) for letter in own) / len(odd)
+    if encoding == "cp932" and sum("\u3041" <= letter <= "\u30ff" for letter in own) > 1:
+        return share + 0.2
+    if encoding == "cp949":  # the whole range of these is Chinese, too
+        return share + (0.1 if share == 1 and len(own) > 3 else -0.1)
+    if encoding == "cp1251":  # without its letters below, such bytes are hardly Chinese
+        return share * (0.9 if max(runs) < 4 or min(filter(_is_odd, part)) < 0xC0 else 1.2)
+    return share
+
+
+def _is_odd(byte: int) -> bool:
+    return byte >= 0x80
+
+
+def _fits(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -30,6 +30,7 @@ FORMATS = {
 # What `datasets` writes beside the rows of a folder, and where it says which these are.
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _BESIDE = (_STATE, _SPLITS, "dataset_info.json", "dataset_infos.json")
+_DELTA = "_delta_log"
 _SPLIT = re.compile(
     r"(?:^|[-_. ])(?:(train|training)|valid|validation|val|dev|eval|evaluation|test)(?=[-_. ]|$)"
 )
@@ -89,6 +90,13 @@ def _matching(key: str, pattern: str) -> list[Path]:
 
 def _in_folder(key: str, folder: Path) -> list[Path]:
     """The data files right in a folder; of one that `datasets` saved, those that it lists."""
+    if (folder / _DELTA).is_dir():
+        pattern = str(Path(glob.escape(str(folder)), "*.parquet"))
+        raise SweepError(
+            f"{key} = {folder}: is a Delta table, in whose folder deleted and replaced rows lie, "
+            "too. Write its rows to plain Parquet and name that; if none was ever changed, this "
+            f"reads them: {typed(key, pattern)}"
+        )
     if splits := _json(folder / _SPLITS).get("splits"):
         train = "train" if "train" in splits else splits[0]
         others = [each for each in splits if each != train][:1]

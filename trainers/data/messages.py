@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sweeps.core.errors import SweepError
@@ -16,12 +18,30 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 _KEPT: tuple[str, ...] = ("role", "content", "name", "tool_calls", "tool_call_id")
 _KEPT += ("reasoning_content", "reasoning", "thinking")
 _LEARNT_KEYS = ("weight", "train", "loss")  # OpenAI and Mistral, axolotl, ms-swift
-_SHAREGPT = {"from": "role", "value": "content"}
+# What others call the two, the first that is there.
+_CALLED = {
+    "role": ("from", "speaker", "author", "sender"),
+    "content": ("value", "text", "message", "parts"),
+}
+# A question and its answer in one object: Firefly and MOSS, XTuner.
+_PAIRS = (
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("input", "output"),
+    ("instruction", "output"),
+    ("question", "answer"),
+    ("query", "response"),
+    ("prompt", "response"),
+)
 _OTHER_ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
+    "prompter": "user",
     "bot": "assistant",
+    "chatbot": "assistant",
+    "claude": "assistant",
+    "llm": "assistant",
     "ai": "assistant",
     "model": "assistant",
     "function": "tool",
@@ -30,11 +50,14 @@ _OTHER_ROLES = {
     "observation": "tool",
 }
 _CALLS = ("function_call", "tool_call")  # roles whose content is a call, as JSON
-_READ = frozenset({*_KEPT, *_LEARNT_KEYS, *_SHAREGPT, "function_call"})
+_READ = frozenset({*_KEPT, *_LEARNT_KEYS, "function_call"})
+_PYTHON = re.compile(r"\[?\s*\{\s*'")  # how pandas writes objects into CSV
 
 
 def read_messages(name: str, value: object) -> list[dict[str, Any]]:
     """Read a list of messages with role and content; CSV holds such a list as JSON.
+
+    Other forms of a conversation are read as well: see `mappings`.
 
     Raises:
         SweepError: what is wrong with it; `name` is the column.
@@ -52,9 +75,9 @@ def message_notes(values: Iterable[object]) -> list[str]:
     read_as: dict[str, str] = {}
     others: Counter[str] = Counter()
     for value in values:
-        for message in mappings(value):
+        for message in map(renamed, mappings(value)):
             keys.update(key for key in message if key not in _READ and message[key] is not None)
-            theirs = message.get("role", message.get("from"))
+            theirs = message.get("role")
             if not isinstance(theirs, str):
                 continue
             ours = _role(theirs)
@@ -82,13 +105,22 @@ def with_system(name: str, value: object, messages: list[dict[str, Any]]) -> lis
     Raises:
         SweepError: it is no text, or the messages begin with another one; `name` is the column.
     """
-    text = read_text(name, value)
+    text = _system_text(name, value)
     first = messages[0]
     if first["role"] not in ("system", "developer"):
         return [{"role": "system", "content": text}, *messages]
     if first.get("content") != text:
         raise SweepError(f"{name} and the messages have different system prompts; keep one")
     return messages
+
+
+def _system_text(name: str, value: object) -> str:
+    """The words of a system prompt, which some write as a message."""
+    if isinstance(value, Mapping):
+        value = renamed(value).get("content")
+    if isinstance(value, list):
+        value = _joined(name, value)
+    return read_text(name, value)
 
 
 def read_text(name: str, value: object, *, may_be_empty: bool = False) -> str:
@@ -123,24 +155,84 @@ def kind(value: object) -> str:
 
 
 def _listed(name: str, value: object) -> list[object]:
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise SweepError(f"{name} looks like a JSON list of messages but is not one") from None
+    """The messages of a cell, in whatever form it holds them."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
+        value = _parsed(name, value)
+    are_lists = isinstance(value, Mapping) and all(isinstance(x, list) for x in value.values())
+    if isinstance(value, Mapping) and are_lists and ("role" in value or "from" in value):
+        value = _rows_of(name, value)
     if not isinstance(value, list):
         raise SweepError(f"{name} is {kind(value)}, not a list of messages")
     if not value:
         raise SweepError(f"{name} is an empty list")
-    return value
+    if len(value) > 1 and all(isinstance(each, str) for each in value):
+        return _alternating(value)
+    return [turn for each in value for turn in _turns(each)]
+
+
+def _parsed(name: str, text: str) -> object:
+    """What a text holds as JSON, or as pandas writes lists of objects into CSV."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        if _PYTHON.match(text.lstrip()):
+            return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    raise SweepError(
+        f"{name} looks like a JSON list of messages but is not one; json.dumps writes one, and so "
+        "do files of JSON lines or Parquet"
+    ) from None
+
+
+def _rows_of(name: str, columns: Mapping[str, list[object]]) -> list[object]:
+    """Messages that are held as one list for each key, as `datasets` has sequences of objects."""
+    if len({len(each) for each in columns.values()}) > 1:
+        raise SweepError(f"{name} has lists of different lengths under {', '.join(columns)}")
+    return [dict(zip(columns, each, strict=True)) for each in zip(*columns.values(), strict=True)]
+
+
+def _alternating(texts: Sequence[object]) -> list[object]:
+    return [
+        {"role": ("user", "assistant")[index % 2], "content": text}
+        for index, text in enumerate(texts)
+    ]
+
+
+def _turns(value: object) -> list[object]:
+    """A message as it is; a question with its answer as the turns that they are."""
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(x, str) for x in value):
+        return _alternating(value)
+    if not isinstance(value, Mapping) or any(key in value for key in ("role", "from")):
+        return [value]
+    pair = next((pair for pair in _PAIRS if all(key in value for key in pair)), None)
+    if pair is None:
+        return [value]
+    rest = {key: each for key, each in value.items() if key not in (*pair, "system")}
+    turns = {"system": value.get("system"), "user": value[pair[0]]}
+    asked = [{"role": role, "content": text} for role, text in turns.items() if text]
+    return [*asked, {**rest, "role": "assistant", "content": value[pair[1]]}]
 
 
 def mappings(value: object) -> list[Mapping[str, Any]]:
-    """The messages of a cell, or of JSON text that holds them; none if it is anything else."""
+    """The messages of a cell; none if it holds anything else.
+
+    A conversation may be a list of messages; JSON text that holds it, or Python's, as pandas writes
+    it; one list for each key; texts, of which the user's and the assistant's alternate; or
+    questions, each with its answer in one object or in a list of the two.
+    """
     try:
         return [each for each in _listed("", value) if isinstance(each, Mapping)]
     except SweepError:
         return []  # the check of rows names it
+
+
+def speaks(value: object) -> bool:
+    """Whether a cell holds a conversation, whose messages say who speaks."""
+    found = mappings(value)
+    return bool(found) and "role" in renamed(found[0])
 
 
 def _role(theirs: str) -> str:
@@ -153,8 +245,7 @@ def _role(theirs: str) -> str:
 def _message(name: str, value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SweepError(f"{name} is {kind(value)}, not {{role: ..., content: ...}}")
-    if "from" in value and "role" not in value:  # ShareGPT's words; a call has no value
-        value = {_SHAREGPT.get(key, key): each for key, each in value.items()}
+    value = renamed(value)
     message = {key: value[key] for key in _KEPT if value.get(key) is not None}
     theirs = read_text(f"{name}.role", message.get("role"))
     message["role"] = _role(theirs)
@@ -170,6 +261,16 @@ def _message(name: str, value: object) -> dict[str, Any]:
     if not _is_learnt(name, value):
         message["train"] = False
     return message
+
+
+def renamed(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message with the keys that hold its role and its content under our names."""
+    found = dict(message)
+    for ours, names in _CALLED.items():
+        theirs = next((name for name in names if name in found), None)
+        if ours not in found and theirs is not None:
+            found[ours] = found.pop(theirs)
+    return found
 
 
 def _joined(name: str, parts: list[object]) -> str:

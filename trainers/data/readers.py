@@ -25,6 +25,14 @@ _DELIMITERS = (",", ";", "\t", "|")
 _LISTS = ("data", "rows", "train", "examples", "instances", "records", "items", "results")
 _SPLITS = ("train", "validation", "valid", "val", "dev", "eval", "test")
 _BATCH_ROWS = 1000
+_BOOK, _ARCHIVE = "is a workbook: save it as CSV UTF-8", "is an archive: unpack it"
+_PICKLE = "may run code when it is opened, and is not read: write it as Parquet or JSON lines"
+# What to do with files of endings that are not read.
+_ADVICE = {
+    **dict.fromkeys((".xlsx", ".xls", ".xlsm", ".ods"), _BOOK),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), _ARCHIVE),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".pth", ".bin"), _PICKLE),
+}
 
 
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -69,6 +77,7 @@ def read(key: str, path: Path, format_name: str, encoding: str | None = None) ->
     """
     reader = _reader(key, path, format_name)
     try:
+        decoding.refuse_stranger(path)
         yield from reader(path, encoding)
     except OSError as error:
         if decoding.is_damage(error):
@@ -88,6 +97,8 @@ def _reader(key: str, path: Path, format_name: str) -> Callable[[Path, str | Non
         "arrow": _arrow_rows,
     }
     chosen = FORMATS.get(decoding.suffix(path)) if format_name == "auto" else format_name
+    if chosen is None and (advice := _ADVICE.get(decoding.suffix(path))):
+        raise SweepError(f"{key}: {path} {advice}")
     if chosen is None:
         raise SweepError(
             f"{key}: {path} has none of the endings {', '.join(FORMATS)}. Say what it holds: "
@@ -175,12 +186,19 @@ def _held(value: object) -> list[Any] | None:
     for key in _LISTS:
         rows = value.get(key)
         if isinstance(rows, list) and _are_rows(rows) and (rows or len(value) == 1):
-            return list(rows)
+            if any(map(_is_message, rows)):
+                return None  # they are one row's
+            return [row["row"] if _is_numbered(row) else row for row in rows]
+    if (split := _of_cells(value)) is not None:
+        return split
     columns = list(value.values())
-    if all(isinstance(each, dict) for each in columns):  # pandas: column, then row
+    if all(isinstance(each, dict) for each in columns):  # pandas: column, then row; or row by row
         indexes = list(columns[0])
-        if not all(list(each) == indexes and "0" in each for each in columns):
+        if not all(list(each) == indexes for each in columns):
             return None
+        if "0" not in indexes:
+            is_row = len(columns) > 1 and not any(map(_is_message, columns))
+            return columns if is_row and len(indexes) > 1 else None
         columns = [list(each.values()) for each in columns]
     elif not all(isinstance(each, list) and each for each in columns):
         return None
@@ -189,6 +207,23 @@ def _held(value: object) -> list[Any] | None:
     if len({len(each) for each in columns}) != 1:
         return None
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _is_numbered(row: Mapping[str, Any]) -> bool:
+    """Whether it is a row as the server of data sets gives it."""
+    return "row_idx" in row and isinstance(row.get("row"), dict)
+
+
+def _of_cells(value: Mapping[str, Any]) -> list[Any] | None:
+    """The rows of a table that pandas wrote with its columns' names apart; None if it is none."""
+    names, rows = value.get("columns"), value.get("data")
+    if set(value) - {"index"} != {"columns", "data"} or not isinstance(names, list):
+        return None
+    if not isinstance(rows, list) or not rows:
+        return None
+    if not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        return None
+    return [dict(zip(map(str, names), row, strict=True)) for row in rows]
 
 
 def _is_message(cell: object) -> bool:
@@ -268,8 +303,12 @@ def _csv_rows(path: Path, encoding: str | None) -> Found:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield BadRow(f"{path}:{start}", f"not valid CSV: {error}")
+                twice = '; a quote within quotes is written twice: ""'
+                about = twice if "expected after" in str(error) else ""
+                yield BadRow(f"{path}:{start}", f"not valid CSV: {error}{about}")
                 continue
+            if header is not None and len(cells) > 1 and not any(cells):
+                continue  # an empty row, of which spreadsheet programs write many
             if header is None:
                 header = _header(f"{path}:{start}", cells)
             elif cells and len(cells) != len(header):
@@ -298,7 +337,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 
 
 def _header(where: str, cells: list[str]) -> list[str]:
-    names = [cell.strip() for cell in cells]
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
     doubled = [name for name in dict.fromkeys(names) if names.count(name) > 1]
     if doubled:
         raise SweepError(

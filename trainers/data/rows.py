@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from sweeps.config.spec import DataSpec
 from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, SweepError
 from trainers.data import readers
+from trainers.data.columns import reached
 from trainers.data.files import in_words, matching, rows_of_files
 from trainers.data.messages import message_notes
 from trainers.data.readers import BadRow, FileRow
@@ -74,11 +75,13 @@ def read(spec: DataSpec) -> RawData:
     if problems := spec_problems(spec):
         raise ConfigError(problems)
     bad: list[BadRow] = []
+    columns = {ours: str(theirs) for ours, theirs in spec.columns.items()}
     train_files: Counter[Path] = Counter()
     evaluation_files: Counter[Path] = Counter()
-    raw = _collect(itertools.islice(_train_rows(spec, train_files), spec.limit), bad)
-    raw_evaluation = _own_evaluation(spec, evaluation_files)
-    evaluation = None if raw_evaluation is None else _collect(raw_evaluation, bad)
+    raw_train = itertools.islice(_train_rows(spec, train_files), spec.limit)
+    raw = _collect(_reaching(raw_train, columns), bad)
+    own = _own_evaluation(spec, evaluation_files)
+    evaluation = None if own is None else _collect(_reaching(own, columns), bad)
     if not raw and not bad:
         raise SweepError(f"{describe(spec)}: there are no rows in it")
     if not raw:
@@ -162,6 +165,17 @@ def _hub_rows(spec: DataSpec, path: str, split: str, key: str) -> Iterator[FileR
         raise SweepError(f"{key} = {split}: names several splits; name one")
     for number, values in enumerate(table, start=1):
         yield FileRow(f"{path}[{split}]: row {number}", readers.own_keys(values))
+
+
+def _reaching(
+    found: Iterable[FileRow | BadRow], columns: Mapping[str, str]
+) -> Iterator[FileRow | BadRow]:
+    """The rows with the nested values that `data.columns` names."""
+    for each in found:
+        if isinstance(each, FileRow) and columns:
+            yield FileRow(each.where, reached(each.values, columns))
+        else:
+            yield each
 
 
 def _collect(found: Iterable[FileRow | BadRow], bad: list[BadRow]) -> list[FileRow]:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sweeps.config.spec import DataSpec
 from sweeps.core.commands import typed
 from sweeps.core.errors import ConfigError, Problem, SweepError, nearest
-from trainers.data.columns import filled, known, template_columns
+from trainers.data.columns import (
+    Known,
+    filled,
+    known,
+    known_in_other_case,
+    template_columns,
+    with_context,
+)
 from trainers.data.files import in_words
-from trainers.data.messages import kind, mappings, read_messages, read_text, with_system
+from trainers.data.messages import kind, mappings, read_messages, read_text, speaks, with_system
 from trainers.data.readers import BadRow, FileRow
 
 SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set has several
@@ -23,17 +31,28 @@ SHAPES: dict[str, tuple[str, ...]] = {  # in order of preference if a data set h
 }
 _OF_CHATS = ("tools", "system")  # columns beside those of a shape
 FIELDS = (*dict.fromkeys(field for fields in SHAPES.values() for field in fields), *_OF_CHATS)
+# What others call these.
+_BESIDE = {
+    "tools": ("functions",),
+    "system": ("system_prompt", "systemInstruction", "system_instruction"),
+}
 _TEXT_FIELDS = ("prompt", "completion", "text", "system")
 
 # Other data sets' names for these columns: only used to suggest a mapping.
 _OTHER_NAMES = {
-    "prompt": ("instruction", "question", "input", "query", "inputs", "problem", "article"),
-    "completion": tuple(
-        "response output answer target targets solution summary highlights chosen".split()
+    "prompt": tuple(
+        "instruction question input query inputs problem article dialogue document content".split()
     ),
-    "messages": ("conversations", "conversation", "chat", "dialog", "chosen"),
-    "text": ("content", "document", "body"),
+    "completion": tuple(
+        "response output answer answers target targets solution summary highlights chosen "
+        "preferred_output".split()
+    ),
+    "messages": ("conversations", "conversation", "chat", "dialog", "contents", "chosen"),
+    "text": ("content", "document", "body", "chosen"),
 }
+_NEVER_LEARNT = ("rejected", "non_preferred_output")
+_IDENTITY = re.compile(r"(?:^|[_ -])(?:u?u?id|index|idx|key)$", re.IGNORECASE)
+_DEEPEST = 5  # names in the path to a nested value that is suggested
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +91,21 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     if problems := _mapping_problems(spec.columns, theirs):
         raise ConfigError(problems)
     columns = {name: name for name in theirs if name in FIELDS} | dict(spec.columns)
+    for ours, names in _BESIDE.items():
+        if ours not in columns and (there := [name for name in names if name in theirs]):
+            columns[ours] = there[0]
     shape, schema = _shape(columns, spec.columns, rows), None
     if shape is None and not spec.columns:
         schema = known(theirs, [row.values for row in rows])
         columns |= schema.columns if schema else {}
         shape = _shape(columns, columns, rows)
     if shape is None:
-        raise ConfigError([_missing_columns(spec, theirs, columns, rows[0].values)])
+        raise ConfigError([_missing_columns(spec, theirs, columns, rows)])
     is_chat = _is_chat(shape, columns, rows)
+    if schema is None and not spec.columns and not is_chat and "completion" in SHAPES[shape]:
+        pair = SHAPES[shape]
+        schema = with_context(Known(shape, pair, {ours: ours for ours in pair}), theirs)
+        columns |= schema.columns if schema else {}
     if not is_chat and (asked := [ours for ours in _OF_CHATS if ours in spec.columns]):
         key, message = f"data.columns.{asked[0]}", "is read with chats only; these rows are text."
         raise ConfigError([Problem(key=key, value=columns[asked[0]], message=message)])
@@ -92,7 +118,11 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         columns=used,
         templates=templates,
         is_chat=is_chat,
-        unused=tuple(name for name in theirs if name not in read),
+        unused=tuple(
+            name
+            for name in theirs
+            if name not in read and not any(each.startswith(f"{name}.") for each in read)
+        ),
         known_as=schema.name if schema else None,
     )
 
@@ -224,40 +254,69 @@ def _unknown_column(key: str, name: str, theirs: Sequence[str]) -> Problem:
 
 
 def _missing_columns(
-    spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+    spec: DataSpec, theirs: Sequence[str], found: Mapping[str, str], rows: Sequence[FileRow]
 ) -> Problem:
     wanted = "prompt and completion, or messages, or text"
     message = f"has the columns {', '.join(theirs) or '(none)'}; rows need {wanted}."
-    suggestion = _suggestion(theirs, found, first)
-    some = theirs or ("question", "answer")
-    begin = _alias("prompt", theirs) or some[0]
-    others = [name for name in some if name != begin]
-    end = _alias("completion", theirs) or (others[0] if others else None)
-    open_one = {"prompt": begin, "completion": end} if end else {"text": begin}
-    example = typed("data.columns", suggestion or open_one)
+    filled_ones = (
+        (name, next((row.values[name] for row in rows if row.values.get(name)), None))
+        for name in theirs
+    )
+    leaves = dict(_leaves(dict(filled_ones)))
+    suggestion = known_in_other_case(theirs) or _suggestion(leaves, theirs, found)
+    if suggestion:
+        advice = f"Say which of them are ours: {typed('data.columns', suggestion)}"
+    else:
+        advice = f"None of them can be mapped to these as it is: write each row as {wanted}"
     return Problem(
         key="data.path" if spec.path else "data",
         value=in_words(spec.path) if spec.path else None,
-        message=f"{message} Say which of them are ours: {example}",
+        message=f"{message} {advice}",
     )
 
 
+def _leaves(value: Any, prefix: str = "", depth: int = 1) -> Iterator[tuple[str, Any]]:
+    """The texts and conversations of a row by their names; a nested one's is its path."""
+    if (isinstance(value, str) and value) or speaks(value):
+        yield prefix, value
+    elif isinstance(value, list) and value and isinstance(value[0], str):
+        yield f"{prefix}.0", value[0]
+    elif isinstance(value, Mapping) and depth <= _DEEPEST:
+        for name, each in value.items():
+            path = f"{prefix}.{name}" if prefix else str(name)
+            if name not in _NEVER_LEARNT:
+                yield from _leaves(each, path, depth + 1)
+
+
 def _suggestion(
-    theirs: Sequence[str], found: Mapping[str, str], first: Mapping[str, Any]
+    leaves: Mapping[str, Any], theirs: Sequence[str], found: Mapping[str, str]
 ) -> dict[str, str]:
-    """Guess a mapping that would work from the names and the first row; empty if there is none."""
+    """Guess a mapping that would work, from the names of texts and conversations; empty if none."""
     for shape, fields in SHAPES.items():
-        guess = {ours: found.get(ours) or _alias(ours, theirs) for ours in fields}
-        lists = [isinstance(first.get(name), list) for name in guess.values() if name]
-        if all(guess.values()) and set(lists) == {shape == "messages"}:
+        fit = [name for name in leaves if speaks(leaves[name]) or shape != "messages"]
+        guess = {ours: found.get(ours) or _alias(ours, fit) for ours in fields}
+        cells = [name and leaves.get(name) for name in guess.values()]
+        are_alike = shape == "messages" or len({isinstance(cell, str) for cell in cells}) == 1
+        if len(set(guess.values())) == len(fields) and all(cells) and are_alike:
             return {ours: name for ours, name in guess.items() if name and ours != name}
-    return {}
+    texts = [name for name in theirs if name in leaves and not speaks(leaves[name])]
+    telling = [name for name in texts if not _IDENTITY.search(name)]
+    texts = telling if len(telling) > 1 else texts
+    begin = _alias("prompt", texts) or next(iter(texts), None)
+    others = [name for name in texts if name != begin]
+    end = _alias("completion", others) or next(iter(others), None)
+    if begin and end:
+        return {"prompt": begin, "completion": end}
+    return {"text": begin} if begin and len(leaves) == 1 else {}
 
 
 def _alias(ours: str, theirs: Sequence[str]) -> str | None:
-    by_case = {name.lower(): name for name in theirs}
-    known = [by_case[name] for name in (ours, *_OTHER_NAMES[ours]) if name in by_case]
-    return known[0] if known else nearest(ours, theirs)
+    """The column that is most likely ours, by its name or by one on the path to it."""
+    names = (ours, *_OTHER_NAMES[ours])
+    whole = {name.lower(): name for name in reversed(theirs)}
+    parts = {part: name for name in reversed(theirs) for part in name.lower().split(".")}
+    known = [by_name[name] for by_name in (whole, parts) for name in names if name in by_name]
+    return known[0] if known else nearest(ours, [name for name in theirs if "." not in name])
 
 
 def _tools(name: str, value: object) -> str | None:
@@ -276,7 +335,14 @@ def _tools(name: str, value: object) -> str | None:
         raise SweepError(f"{name} is {kind(tools)}, not a list of tools")
     if odd := [each for each in tools if not isinstance(each, dict)]:
         raise SweepError(f"{name} holds {kind(odd[0])}; a tool is an object")
+    if name == "functions":  # OpenAI's older word, for what is in a tool
+        return json.dumps([_as_tool(each) for each in tools])
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _as_tool(function: Mapping[str, Any]) -> Mapping[str, Any]:
+    is_tool = "function" in function
+    return function if is_tool else {"type": "function", "function": function}
 
 
 def _share_problems(spec: DataSpec) -> list[Problem]:

@@ -18,7 +18,7 @@ from sweeps.config.setting import Kind, Number, Positive
 from sweeps.config.spec import ModelSpec
 from sweeps.core import commands
 from sweeps.core.errors import ConfigError, Problem, SweepError, first_line, nearest
-from sweeps.core.naming import SPOKEN
+from sweeps.core.naming import ELSEWHERE, SPOKEN
 
 if TYPE_CHECKING:
     import torch
@@ -178,7 +178,11 @@ def _unknown_fields(peft: Mapping[str, Any]) -> list[Problem]:
             key=f"peft.{name}",
             value=value,
             message="is not a field of peft.LoraConfig.",
-            nearest=SPOKEN[name] if SPOKEN.get(name) in known else nearest(name, known),
+            nearest=(
+                SPOKEN[name]
+                if SPOKEN.get(name) in known
+                else ELSEWHERE.get(name) or nearest(name, known)
+            ),
         )
         for name, value in peft.items()
         if name != "method" and name not in known

@@ -12,7 +12,7 @@ from trl.trainer.sft_config import SFTConfig
 
 from sweeps.config.setting import Kind
 from sweeps.core.errors import Problem, nearest
-from sweeps.core.naming import SPOKEN
+from sweeps.core.naming import ELSEWHERE, SPOKEN
 
 _FRACTION = ("a number from 0 up to, but not, 1", lambda value: 0 <= value < 1)
 _POSITIVE = ("a finite number above 0", lambda value: value > 0)
@@ -103,9 +103,10 @@ def field_problems(trainer: Mapping[str, Any]) -> list[Problem]:
     """What is wrong with the names and values of `trainer`, each field looked at alone."""
     found = []
     for name, value in trainer.items():
-        message = name_problem(name) or value_problem(name, value)
-        near = None if name in _hints() or name in GONE else _near(name)
-        hint = f"trainer.{near}" if near else None
+        message, hint = name_problem(name) or value_problem(name, value), None
+        if name not in _hints() and name not in GONE:
+            near = _near(name)
+            hint = ELSEWHERE.get(name) or (f"trainer.{near}" if near else None)
         if message is not None:
             key = f"trainer.{name}"
             found.append(Problem(key=key, message=message, value=value, nearest=hint))

@@ -50,7 +50,7 @@ def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
     driver.trial("a", 0, steps=10)
     driver.trial("b", 1, steps=10)
     page = f"{server.url}/{ENTITY}/demo/sweeps/sweep0"
-    assert driver.finish() == [f"W&B: {page} (group lr_grid)"]
+    assert driver.finish()[0] == f"W&B: {page} (group lr_grid)"
     assert driver.was_never_delayed()
 
     run: StubRun = one(server.runs, "-b")
@@ -61,7 +61,7 @@ def test_metrics_config_and_names_arrive(tmp_path: Path, serve: Any) -> None:
         ["nightly"],
     ]
     assert run.config["trainer"] == {"learning_rate": 2e-4, "optim": "adamw_torch"}
-    assert run.config["trial"] == {"number": 1, "key": "b"}
+    assert run.config["trial"] == {"number": 1, "config": 1, "key": "b"}
     assert charted(run, "train/loss") == [(step, 1 / step) for step in range(1, 11)]
     assert charted(run, "eval/loss") == [(5, 3.0), (10, 2.0)]
     assert run.summary["status"] == "completed"
@@ -218,6 +218,7 @@ def test_sync_gives_the_server_what_it_lacks(tmp_path: Path, serve: Any) -> None
         assert one(server.runs, "-done").exit_codes == [0] * count
         whole: StubRun = one(server.runs, "-sweep")
         assert len([row for row in whole.rows() if "ranking" in row]) == 1
+        assert len(server.views) == 1
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeps.core.errors import Problem
+from sweeps.space.grammar import foreign
 from sweeps.space.parser import parse_space
 from sweeps.space.space import Choice, Interval, Space, set_by
 
@@ -53,6 +54,43 @@ def test_choices_lists_and_ranges(expression: Any, options: tuple[Any, ...]) -> 
     (dimension,) = parse({"peft.r": expression}).dimensions
     assert dimension == Choice(name="peft.r", options=options)
     assert [type(option) for option in dimension.options] == [type(option) for option in options]
+
+
+STEPS = Choice(name="peft.r", options=(4, 8, 12, 16))
+RATES = Interval(name="trainer.learning_rate", low=1e-5, high=1e-2, log=True)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "meant"),
+    [
+        ("q_uniform(4, 16, 4)", STEPS),  # their end is one of the values, Hydra's is not
+        ("tune.qrandint(4, 16, 4)", STEPS),
+        ("trial.suggest_int('r', 4, 16, step=4)", STEPS),
+        ({"distribution": "q_uniform", "min": 4, "max": 16, "q": 4}, STEPS),
+        ("suggest_categorical('r', [4, 8, 12, 16])", STEPS),
+        ("hp.choice('r', [4, 8, 12, 16])", STEPS),
+        ("quniform(0, 0.3, 0.1)", Choice(name="peft.r", options=(0.0, 0.1, 0.2, 0.3))),
+        ("trial.suggest_float('x', 1e-5, 1e-2, log=True)", RATES),
+        ("suggest_float('x', low=1e-5, high=1e-2, log=True)", RATES),
+        ("suggest_loguniform('x', 1e-5, 1e-2)", RATES),
+        ("tune.qloguniform(1e-5, 1e-2, 1e-5)", RATES),
+        ("inv_log_uniform_values(1e-5, 1e-2)", RATES),
+        (  # of exponents
+            {"distribution": "log_uniform", "min": -11.512925464970229, "max": -4.605170185988091},
+            RATES,
+        ),
+        ("hp.loguniform('x', -11.512925464970229, -4.605170185988091)", RATES),
+        ("suggest_int('r', 4, 16)", Interval(name="peft.r", low=4, high=16, integer=True)),
+    ],
+)
+def test_searches_of_other_tools_mean_the_same_here(theirs: Any, meant: Choice | Interval) -> None:
+    ours = foreign(theirs)
+    assert ours is not None
+    assert parse({meant.name: ours}).dimensions == (meant,)
+
+
+def test_a_distribution_that_we_have_not_is_not_translated() -> None:
+    assert [foreign(each) for each in ("normal(0, 1)", "tune.sample_from(f)", "4")] == [None] * 3
 
 
 @pytest.mark.parametrize(

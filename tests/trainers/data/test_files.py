@@ -16,6 +16,7 @@ from sweeps.config.spec import DataSpec
 from sweeps.core.errors import ConfigError, SweepError
 from sweeps.space.grammar import parse, plain
 from trainers.data import rows
+from trainers.data.files import matching
 
 PAIRS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(4)]
 
@@ -129,3 +130,13 @@ def test_folders_that_datasets_saved_are_read_as_they_are(tmp_path: Path) -> Non
 def test_the_hub_takes_one_data_set() -> None:
     with pytest.raises(ConfigError, match=r"data\.path = a, b: is one data set of the Hub"):
         rows.read(DataSpec(source="hub", path=("a", "b")))
+
+
+def test_a_delta_table_is_not_read_with_its_deleted_rows(tmp_path: Path) -> None:
+    (tmp_path / "_delta_log").mkdir()
+    (tmp_path / "part-0.parquet").touch()
+    with pytest.raises(SweepError, match="is a Delta table, in whose folder deleted") as caught:
+        matching("data.path", str(tmp_path))
+    (word,) = shlex.split(str(caught.value).rpartition(": ")[2])
+    named = plain(parse(word.partition("=")[2]))
+    assert matching("data.path", named) == [tmp_path / "part-0.parquet"]

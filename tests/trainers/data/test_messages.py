@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sweeps.core.errors import SweepError
-from trainers.data.messages import message_notes, read_messages
+from trainers.data.messages import message_notes, read_messages, with_system
 
 
 def one(message: dict[str, Any]) -> dict[str, Any]:
@@ -84,3 +84,56 @@ def test_calls_in_older_words_become_tool_calls() -> None:
     }
     free = {"from": "function_call", "value": "clock()"}
     assert one(free) == {"role": "assistant", "content": "clock()"}
+
+
+Q, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+CHATS_OF_OTHERS = [
+    ["q", "a"],  # LIMA
+    {"role": ["user", "assistant"], "content": ["q", "a"]},  # a sequence of objects of `datasets`
+    {"from": ["human", "gpt"], "value": ["q", "a"]},
+    "[{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}]",  # pandas' CSV
+    [{"human": "q", "assistant": "a"}],  # Firefly
+    [{"input": "q", "output": "a"}],  # XTuner
+    [{"system": "", "input": "q", "output": "a"}],
+    [["q", "a"]],  # LLaMA-Factory's history
+    [{"role": "user", "parts": [{"text": "q"}]}, {"role": "model", "parts": [{"text": "a"}]}],
+    [{"speaker": "User", "text": "q"}, {"speaker": "Chatbot", "text": "a"}],
+    [{"role": "prompter", "value": "q"}, {"from": "assistant", "content": "a"}],
+]
+
+
+@pytest.mark.parametrize("cell", CHATS_OF_OTHERS)
+def test_conversations_in_other_forms(cell: object) -> None:
+    assert read_messages("chat", cell) == [Q, A]
+    assert not [note for note in message_notes([cell]) if not note.startswith("roles read")]
+
+
+def test_what_stands_beside_a_question_and_its_answer_is_the_answers() -> None:
+    cell = [{"system": "s", "human": "q", "assistant": "a", "weight": 0, "mood": "calm"}]
+    assert read_messages("chat", cell) == [
+        {"role": "system", "content": "s"},
+        Q,
+        {**A, "train": False},
+    ]
+    assert message_notes([cell]) == ["keys of messages not used: mood"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("[{'role': 'user'}\n {'role': 'assistant'}]", "looks like a JSON list of messages but is"),
+        ({"role": ["user"], "content": ["q", "a"]}, "lists of different lengths under role, con"),
+        (["q"], r"chat\[0\] is text, not \{role"),
+    ],
+)
+def test_conversations_that_are_none(cell: object, why: str) -> None:
+    with pytest.raises(SweepError, match=why):
+        read_messages("chat", cell)
+
+
+@pytest.mark.parametrize(
+    "system", ["Be terse", {"role": "system", "parts": [{"text": "Be "}, {"text": "terse"}]}]
+)
+def test_a_system_prompt_of_the_row(system: object) -> None:
+    messages = read_messages("chat", [Q, A])
+    assert with_system("system", system, messages)[0] == {"role": "system", "content": "Be terse"}

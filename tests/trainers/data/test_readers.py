@@ -19,7 +19,7 @@ import pytest
 from sweeps.config.spec import DataSpec
 from sweeps.config.trial_config import trial_key
 from sweeps.core.errors import ConfigError, SweepError
-from trainers.data import rows
+from trainers.data import decoding, rows
 from trainers.data.readers import BadRow, read
 
 PAIRS = [{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(3)]
@@ -270,3 +270,91 @@ def test_the_key_of_the_encoding_changes_no_older_trial() -> None:
     later = {"data": {"source": "docstrings", "encoding": None}, "seed": 0}
     assert trial_key(config) == trial_key(later)
     assert trial_key(config) != trial_key({**later, "data": {"encoding": "cp1252"}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"columns": ["prompt", "completion"], "index": [0, 1], "data": [["q", "a"], ["r", "b"]]},
+        {"0": {"prompt": "q", "completion": "a"}, "1": {"prompt": "r", "completion": "b"}},
+        {"x7": {"prompt": "q", "completion": "a"}, "x8": {"prompt": "r", "completion": "b"}},
+        {"prompt": {"0": "q", "1": "r"}, "completion": {"0": "a", "1": "b"}},
+        {
+            "features": [],
+            "rows": [
+                {"row_idx": 0, "row": {"prompt": "q", "completion": "a"}, "truncated_cells": []},
+                {"row_idx": 1, "row": {"prompt": "r", "completion": "b"}, "truncated_cells": []},
+            ],
+        },
+    ],
+)
+def test_tables_that_pandas_and_the_hub_write_as_json(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "a.json"
+    for indent in (None, 2):
+        path.write_text(json.dumps(content, indent=indent))
+        assert values(path) == [
+            {"prompt": "q", "completion": "a"},
+            {"prompt": "r", "completion": "b"},
+        ]
+
+
+def test_one_conversation_on_one_line_is_one_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    row = {"id": "1", "items": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
+    path.write_text(json.dumps(row))
+    assert values(path) == [row]
+
+
+def test_empty_columns_and_rows_of_a_spreadsheet(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("prompt;completion;;\nq;a;;\n;;;\nr;b;;\n;;;\n")
+    read = values(path)
+    assert [(row["prompt"], row["completion"]) for row in read] == [("q", "a"), ("r", "b")]
+    assert list(read[0]) == ["prompt", "completion", "column 3", "column 4"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("a.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
+        ("a.json", b"<!DOCTYPE html><html>", "is a web page"),
+        ("a.csv", b"PK\x03\x04rest", "Excel workbook: unpack it, or save it as CSV UTF-8"),
+        ("a.json", b"\x1f\x8b\x08", r"let its name end in \.gz"),
+        ("a.xlsx", b"PK", "is a workbook: save it as CSV UTF-8"),
+        ("a.zip", b"PK", "is an archive: unpack it"),
+        ("a.pkl", b"", "may run code when it is opened"),
+    ],
+)
+def test_files_that_are_not_what_they_seem(
+    tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SweepError, match=why):
+        values(tmp_path / name)
+
+
+def test_a_quote_that_is_not_doubled_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text\n"He said \\"hi\\""\n')
+    with pytest.raises(SweepError, match="a quote within quotes is written twice"):
+        rows.read(DataSpec(source="file", path=str(tmp_path / "a.csv")))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("処理区分,件数", "cp932"),
+        ("プロンプト", "cp932"),
+        ("질문과 답변", "cp949"),
+        ("問題和回答", "big5"),
+        ("你好", "gb18030"),
+        ("Größe – „Müller“", "cp1252"),
+        ("español: ¿qué?", "cp1252"),
+        ("Łódź", "cp1250"),
+        ("привет", "cp1251"),
+    ],
+)
+def test_the_encoding_of_a_countrys_spreadsheets_is_among_the_two(text: str, encoding: str) -> None:
+    said = decoding.explained(text.encode(encoding), 0)
+    assert f"data.encoding={encoding}" in said
+    assert text[:4] in said
