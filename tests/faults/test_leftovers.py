@@ -112,7 +112,7 @@ def test_two_hundred_trials_leave_nothing_behind(
         f"{TRIALS} trials in one sweep",
         f"{len(late)} processes from trial {EARLY} to {LATE}, at most {most.handles} handles and "
         f"{max(look.threads for look in late.values())} threads in one; afterwards none, nothing "
-        "in /dev/shm, no temporary folder",
+        "in /dev/shm, no temporary folder but two empty ones of W&B for each worker",
     )
 
 
