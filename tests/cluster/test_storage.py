@@ -153,7 +153,8 @@ def test_a_sweep_in_a_bucket_is_steered_through_it(
     monkeypatch.chdir(tmp_path)
     place = f"{bucket.uri}/team/steered"
     store = Store(place)
-    first = stored(tmp_path / "first", place)
+    longer = "sweep.budget.examples=4096"  # a verb's way through a bucket takes seconds
+    first = stored(tmp_path / "first", place, longer)
     ended.append(first)
     first.start()
     trial = first.wait_until(under_way)
@@ -179,7 +180,7 @@ def test_a_sweep_in_a_bucket_is_steered_through_it(
     write_request(store, make_request("set", values={"sweep.max_retries": 5}))
     write_request(store, make_request("resume"))
 
-    second = stored(tmp_path / "second", place)
+    second = stored(tmp_path / "second", place, longer)
     ended.append(second)
     assert second.run() == 0, second.output
     done = [(e["verb"], e.get("values") or {}) for e in of(second.events(), "request")]

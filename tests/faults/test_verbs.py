@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 from collections.abc import Callable
 
@@ -44,9 +45,10 @@ def warm_clones(history: History, key: str) -> list[Record]:
 def test_a_verb_outlives_the_driver(
     case: str, engine: str, make: Callable[..., Witnessed], note: Callable[[str, object], None]
 ) -> None:
-
     words, holds = VERBS[case]
-    command = make(engine, examples=1024)
+    # What `add` and `clone` check takes seconds, of imports most: the sweep must not end in them.
+    importlib.import_module("trainers.sft.trainer")
+    command = make(engine, examples=2048 if case.startswith(("add", "clone")) else 1024)
     command.start()
     key = command.wait_until(under_way)
     verb = case.partition(" ")[0]
