@@ -99,14 +99,14 @@ def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Preempted:
-    """A node that is about to go as soon as a trial of the sweep has reported."""
+    """A node that is about to go as soon as a trial of the sweep has learnt and reported."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
     @property
     def is_preempted(self) -> bool:
-        return bool(self._sweep.events(Report))
+        return any(event.step for event in self._sweep.events(Report))
 
 
 @pytest.mark.slow
@@ -145,6 +145,7 @@ def test_a_worker_whose_node_goes_commits_what_trains_and_begins_nothing_more(
     assert {event.kind for event in moved} == {"moved"}
     assert not sweep.events(End)
     steps = {event.trial: event.step for event in sweep.events(Checkpoint)}
+    assert any(steps.values())
     sweep.run()
     assert {record.state for record in sweep.records} == {State.COMPLETED}, sweep.why
     assert {record.retries for record in sweep.records} == {0}

@@ -325,9 +325,9 @@ def test_two_different_system_prompts_and_odd_tools_are_bad_rows(tmp_path: Path)
     assert prepared(tmp_path, [same, *others], on_bad_row="skip")[1].skipped_rows == 10
 
 
-def test_a_system_column_is_not_read_with_text(tmp_path: Path) -> None:
+def test_a_system_column_of_text_comes_before_the_prompt_and_is_no_message(tmp_path: Path) -> None:
     pair = {"prompt": "q\n", "completion": "a", "system": "Be brief."}
     _, report = prepared(tmp_path, [pair])
-    assert report.notes == ("columns not used: system",)
+    assert "read as prompt and completion with a system prompt" in report.notes[0]
     with pytest.raises(ConfigError, match=r"data\.columns\.system = system: is read with chats"):
         prepared(tmp_path, [pair], columns={"system": "system"})
