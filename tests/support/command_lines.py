@@ -503,13 +503,24 @@ def line_cases(draw: Draw) -> LineCase:
     return LineCase(
         words=tuple(line.words),
         config=line.config,
-        space=line.space,
+        space=_conditions_first(line),
         when=line.when,
         kind=kind,
         refused=line.refused,
         hint=hint,
         files=files,
     )
+
+
+def _conditions_first(line: _Line) -> Space:
+    """The space with each key of a condition before what depends on it."""
+    found: Space = {}
+    for name, dimension in line.space.items():
+        asked = line.when[name][0] if name in line.when else name
+        if asked in line.space:
+            found.setdefault(asked, line.space[asked])
+        found.setdefault(name, dimension)
+    return found
 
 
 # ---------------------------------------------------------------------- faults
