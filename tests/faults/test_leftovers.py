@@ -102,7 +102,8 @@ def test_two_hundred_trials_leave_nothing_behind(
     for path in made:
         assert path.name.endswith(("wandb-media", "wandb-artifacts"))
         assert not list(path.iterdir())
-    assert sessions() - ray_before == set()
+    ours = f"_{command.process.pid}"  # other sweeps on this machine have theirs
+    assert [name for name in sessions() - ray_before if name.endswith(ours)] == []
     assert {path.name for path in command.run_dir.iterdir()} == {
         *("best", "data", "ledger.jsonl", "lock", "report.html", "study.db"),
         *("sweep.yaml", "trials", "trials.csv"),
