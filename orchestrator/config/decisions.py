@@ -174,9 +174,10 @@ class Decisions:
                 continue
             self._leave(name)
             self.notes.append(f"{name} is not searched: {reason}")
-        for key in sorted(asked & (self.fixed | self.typed)):
+        typed = {key for name in self.typed & set(dimensions) for key in set_by(dimensions[name])}
+        for key in sorted(asked & (self.fixed | self.typed | typed)):
             is_noted = key == "trainer.warmup_steps" or lookup(self.config, key) in _EMPTY
-            if (reason := reasons[key]) and (key in self.typed or not is_noted):
+            if (reason := reasons[key]) and (key in self.typed | typed or not is_noted):
                 message = f"{UNREAD}: {reason}. Leave it out."
                 self._unread.append(Problem(key=key, message=message))
 

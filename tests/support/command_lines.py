@@ -370,7 +370,7 @@ def _settle_unread(line: _Line) -> None:
     if "data.eval_fraction" in typed_keys and line.config["data"]["eval_path"]:
         _refuse(line, re.escape("data.eval_fraction"))
     key = "trainer.warmup_steps"
-    if key in line.space and set(_values(line, "trainer.lr_scheduler_type")) == {"constant"}:
+    if _searched(line, key) and set(_values(line, "trainer.lr_scheduler_type")) == {"constant"}:
         _refuse(line, re.escape(key))
 
 

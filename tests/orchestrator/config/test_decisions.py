@@ -99,6 +99,13 @@ def test_a_typed_condition_that_never_holds_is_refused() -> None:
     assert "peft.r: is searched by no trial" in refused(*words)
 
 
+def test_a_key_of_a_typed_list_that_no_trial_reads_is_refused() -> None:
+    words = ["sweep=base", "sweep.space={pair: choice({peft.r: 8, trainer.adam_beta1: 0.9})}"]
+    said = refused(*words, "trainer.optim=adafactor")
+    assert "trainer.adam_beta1: no trial reads it" in said
+    assert space_and_notes(*words)[0] == ["pair"]
+
+
 def test_full_fine_tuning_reads_nothing_of_an_adapter() -> None:
     names, notes = space_and_notes("sweep=joint", "peft=full", "trainer.learning_rate=1e-5")
     assert "peft.r" not in names
