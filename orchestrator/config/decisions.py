@@ -166,7 +166,12 @@ class Decisions:
             return
         from trainers.sft.validation import unread  # imports torch
 
-        searched = self._parsed().values_by_key()
+        space = self._parsed()
+        searched = space.values_by_key()
+        # What the base has of a key that the space sets in every trial, no trial has.
+        always = [each for name, each in dimensions.items() if name not in space.when]
+        keys = {key for each in always for key in set_by(each) if key.startswith("trainer.")}
+        trainer = {**trainer, **{key.removeprefix("trainer."): searched[key][0] for key in keys}}
         reasons = {key: unread(key.removeprefix("trainer."), trainer, searched) for key in asked}
         for name, dimension in dimensions.items():
             reason = next((reasons[key] for key in set_by(dimension) if reasons.get(key)), None)

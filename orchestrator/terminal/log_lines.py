@@ -95,7 +95,8 @@ def _change(history: History, record: Record, rank: int | None, ranks: int) -> s
         return f"{trial} waits, and will go on: {record.reason}" if record.reason else ""
     if record.state is State.COMPLETED:
         seconds = duration_text(record.totals.get("seconds"))
-        return f"{trial} completed: {value}, rank {rank} of {ranks}, {seconds}"
+        place = f"rank {rank} of {ranks}" if rank else "not ranked (warm)"
+        return f"{trial} completed: {value}, {place}, {seconds}"
     if record.state is State.PRUNED:
         return f"{trial} pruned at report {record.pruned_at}: {value}"
     return f"{trial} {record.state}: {record.reason or record.kind}"

@@ -116,7 +116,10 @@ class Costs:
         if int((self._history.spec.get("engine") or {}).get("devices_per_trial") or 1) > 1:
             return None  # a group's trials are measured as they train, or not at all
         ranks = config_ranks(self._history)
-        missing = [(self._missing(r), -ranks[r.config], -r.number, r) for r in self._priced()]
+        last = len(ranks) + 1  # of a trial that is not ranked
+        missing = [
+            (self._missing(r), -ranks.get(r.config, last), -r.number, r) for r in self._priced()
+        ]
         found = max(missing, key=lambda each: each[:3], default=None)
         return found[3] if found and found[0] else None
 

@@ -383,8 +383,10 @@ def _settle_pruner(line: _Line) -> None:
 
 
 def _values(line: _Line, key: str) -> list[Any]:
-    """What a key may be in some trial."""
-    return [get_key(line.config, key), *_searched(line, key)]
+    """What a key may be in some trial; the base value too, if the space may leave it so."""
+    setting = [name for name, each in line.space.items() if key in keys_of(name, each)]
+    is_always_set = any(name not in line.when for name in setting)
+    return [*([] if is_always_set else [get_key(line.config, key)]), *_searched(line, key)]
 
 
 def _searched(line: _Line, key: str) -> list[Any]:

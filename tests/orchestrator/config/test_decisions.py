@@ -104,6 +104,9 @@ def test_a_key_of_a_typed_list_that_no_trial_reads_is_refused() -> None:
     said = refused(*words, "trainer.optim=adafactor")
     assert "trainer.adam_beta1: no trial reads it" in said
     assert space_and_notes(*words)[0] == ["pair"]
+    pair = "{trainer.optim: adafactor, trainer.adam_beta1: 0.9}"
+    said = refused("sweep=base", f"sweep.space={{pair: choice({pair})}}")
+    assert "trainer.adam_beta1: no trial reads it: trainer.optim=adafactor does not" in said
 
 
 def test_full_fine_tuning_reads_nothing_of_an_adapter() -> None:
