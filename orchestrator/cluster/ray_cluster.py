@@ -48,7 +48,10 @@ def import_ray(cluster: ClusterSpec) -> None:
         let_segments_grow()  # in the workers, which take over this environment
     # In a notebook it advises a package that only Ray's own tables would need.
     logging.getLogger("ray.widgets.util").setLevel(logging.ERROR)
-    import ray  # noqa: F401
+    from ray._private import auto_init_hook
+
+    # As RAY_ENABLE_AUTO_CONNECT=0, which is too late if the program has imported Ray before.
+    auto_init_hook.enable_auto_connect = False
 
 
 def begin_ray(cluster: ClusterSpec) -> None:

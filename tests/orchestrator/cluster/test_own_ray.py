@@ -70,6 +70,25 @@ def test_a_ray_without_a_head_is_not_asked_to_shut_down(
     assert called == [wanted]
 
 
+AFTERWARDS = """
+import ray
+from orchestrator.cluster.ray_cluster import import_ray
+from sweeps.config.spec import ClusterSpec
+import_ray(ClusterSpec())
+try:
+    ray.wait([])
+except Exception as error:
+    print(error)
+"""
+
+
+def test_no_other_ray_starts_once_ours_is_stopped_even_if_the_program_imported_it_first() -> None:
+    """Tune's thread may still ask something of a Ray that an impatient user has ended."""
+    command = [sys.executable, "-c", AFTERWARDS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert "Ray has not been started" in done.stdout, done
+
+
 def test_rays_node_still_has_what_is_asked_of_it() -> None:
     from ray._private.node import Node
 

@@ -9,7 +9,7 @@ import pytest
 from support.sweep_events import PARTS, Sweep
 
 from sweeps.core.cost import Parts
-from sweeps.ledger.events import Cost, End, Known, Retry, Start
+from sweeps.ledger.events import Ask, Cost, End, Known, Retry, Start
 from sweeps.ledger.history import History
 from sweeps.results.cost import Costs, settings
 from sweeps.results.trials_csv import ranked
@@ -156,6 +156,21 @@ def test_a_trial_that_went_on_with_half_the_micro_batch_costs_what_the_half_does
 
 def self_report(sweep: Sweep, key: str) -> Any:
     return sweep._report(key, 1, 2.0, 1)
+
+
+def test_what_is_not_ranked_is_measured_last() -> None:
+    """A clone that began with its parent's weights is no rival, and has a cost all the same."""
+    sweep = Packed()
+    (parent,) = sweep.lanes({OPTIM: "sgd"})
+    (warm,) = sweep.lanes({OPTIM: "adafactor"})
+    (place,) = (i for i, e in enumerate(sweep.events) if isinstance(e, Ask) and e.trial == warm)
+    asked = sweep.events[place]
+    sweep.events[place] = replace(asked, origin="clone", parent=parent, warm=16)
+    assert to_measure(sweep) == 0
+    sweep.measured(parent)
+    assert to_measure(sweep) == 1
+    sweep.measured(warm)
+    assert to_measure(sweep) is None
 
 
 def test_what_cannot_be_measured_is_not_tried_for_ever() -> None:
