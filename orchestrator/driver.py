@@ -316,6 +316,9 @@ class Driver:
                 CapacityWatch(slots) as capacity,
             ):
                 self._loop(tune, heartbeat, began, capacity)
+        except SystemExit:  # the sweep is left at once, and the program goes on
+            tune.leave()
+            raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         if tune.error is not None:

@@ -17,6 +17,7 @@ from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import SweepError
 
 _SLOTS_EVERY_S = 1.0
+_ANSWER_S = 3.0
 _NOTE_S = 10.0
 _PATIENCE_S = 600.0
 _LOOK_S = 60.0  # a node starts a process to answer
@@ -52,6 +53,7 @@ class CapacityWatch(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
+        self.join(_ANSWER_S)  # as for `Heartbeat`
 
     def run(self) -> None:
         while not self._over.wait(_SLOTS_EVERY_S):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
 
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
+_LEAVE_S = 15.0  # Tune gives its workers five to end
 _NEXT_TO_NOTHING = 0.0001  # of a node; Tune places no trial that asks for nothing
 
 
@@ -45,6 +46,7 @@ class Workers(threading.Thread):
         self._began = time.monotonic()
         self._placed: Callable[[], int] = lambda: 0
         self._told = False
+        self._end_loop: Callable[[], None] = lambda: None
         self.error: Exception | None = None
 
     def news(self) -> str:
@@ -54,6 +56,15 @@ class Workers(threading.Thread):
             return ""
         self._told = True
         return "no trial could be placed yet: other jobs hold the cluster. Waiting for them"
+
+    def leave(self) -> None:
+        """End Tune's loop at once, whatever its workers do.
+
+        Whoever stops Ray and lives on needs this: a thread that waits for an answer of a Ray that
+        is gone makes Ray end the process a minute later.
+        """
+        self._end_loop()
+        self.join(_LEAVE_S)
 
     def run(self) -> None:
         try:
@@ -73,11 +84,13 @@ class Workers(threading.Thread):
         for name in ("ray", "ray.tune", "ray.air"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         from orchestrator.workers.distributed import GroupWorker
-        from orchestrator.workers.tune_searcher import Deaths, WorkerSearcher
+        from orchestrator.workers.tune_searcher import Deaths, LeavesAtOnce, WorkerSearcher
         from orchestrator.workers.worker import Worker
 
         deaths = Deaths(self._coordinator)
         self._placed = lambda: deaths.placed
+        leaves = LeavesAtOnce()
+        self._end_loop = leaves.leave
         one = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
         is_group = self._placement.devices > 1  # its processes take the devices, not it
         trainable = tune.with_resources(
@@ -100,7 +113,7 @@ class Workers(threading.Thread):
                 # A dead worker is not tried again: the searcher suggests a new one, where there is
                 # room. Each trial's own budget of failures is the Coordinator's.
                 failure_config=tune.FailureConfig(max_failures=0),
-                callbacks=[deaths],
+                callbacks=[deaths, leaves],
                 progress_reporter=tune.CLIReporter(),  # a notebook's would clear the cell
                 verbose=0,
                 log_to_file=False,

@@ -66,3 +66,17 @@ class Deaths(tune.Callback):  # type: ignore[misc]
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
         words = text.strip().splitlines() or ["unknown"]
         self._coordinator.worker_died(f"worker {trial.config['worker']}", words[-1][:300])
+
+
+class LeavesAtOnce(tune.Callback):  # type: ignore[misc]
+    """Ends Tune's loop with an error at its next step after `leave`."""
+
+    def __init__(self) -> None:
+        self._is_left = False  # not an Event, since Tune pickles its callbacks
+
+    def leave(self) -> None:
+        self._is_left = True
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if self._is_left:
+            raise RuntimeError("the sweep was left at once")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from support.driving import LR, ending, make
 from support.sweep_events import BOX
 
 from orchestrator.coordinator.actor import CoordinatorActor
-from orchestrator.workers.tune_searcher import Deaths, WorkerSearcher
+from orchestrator.workers.tune_searcher import Deaths, LeavesAtOnce, WorkerSearcher
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.trial import Report, State
 
@@ -98,3 +99,12 @@ def test_what_a_dead_worker_held_is_handed_out_again(
     again = coordinator.next_job("worker 8").trial
     assert again is not None
     assert again.key == trial.key
+
+
+def test_a_sweep_that_is_left_at_once_ends_tunes_loop_at_its_next_step() -> None:
+    callback = LeavesAtOnce()
+    callback.on_step_begin(0, [])
+    pickle.dumps(callback)  # as Tune does
+    callback.leave()
+    with pytest.raises(RuntimeError, match="left at once"):
+        callback.on_step_begin(1, [])
