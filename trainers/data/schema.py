@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ _OTHER_NAMES = {
     "messages": ("conversations", "conversation", "chat", "dialog", "contents", "chosen"),
     "text": ("content", "document", "body", "chosen"),
 }
+_JUDGEMENT = "label"
 _NEVER_LEARNT = ("rejected", "non_preferred_output")
 _IDENTITY = re.compile(r"(?:^|[_ -])(?:u?u?id|index|idx|key)$", re.IGNORECASE)
 _DEEPEST = 5  # names in the path to a nested value that is suggested
@@ -66,6 +67,7 @@ class Layout:
         is_chat: values are lists of messages, not text.
         unused: columns that are left out.
         known_as: the name of a schema that was recognised by the columns' names.
+        judged_by: the column that says of each completion whether it is a good one.
     """
 
     shape: str
@@ -74,6 +76,7 @@ class Layout:
     unused: tuple[str, ...]
     templates: frozenset[str] = frozenset()
     known_as: str | None = None
+    judged_by: str | None = None
 
     @property
     def words(self) -> str:
@@ -113,17 +116,27 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
     used = {ours: columns[ours] for ours in fields if ours in columns}
     templates = frozenset(ours for ours, name in used.items() if name not in theirs)
     read = {name for ours in used for name in _columns_of(used[ours], ours in templates)}
+    unused = tuple(
+        name
+        for name in theirs
+        if name not in read and not any(each.startswith(f"{name}.") for each in read)
+    )
+    is_judged = used.get("completion") == "completion" and not spec.columns and _is_judged(unused, rows)
     return Layout(
         shape=shape,
         columns=used,
         templates=templates,
         is_chat=is_chat,
-        unused=tuple(
-            name
-            for name in theirs
-            if name not in read and not any(each.startswith(f"{name}.") for each in read)
-        ),
+        unused=unused,
         known_as=schema.name if schema else None,
+        judged_by=_JUDGEMENT if is_judged else None,
+    )
+
+
+def _is_judged(unused: Collection[str], rows: Sequence[FileRow]) -> bool:
+    """Whether the rows are what TRL's KTOTrainer reads: each completion is marked good or bad."""
+    return _JUDGEMENT in unused and all(
+        isinstance(row.values.get(_JUDGEMENT), bool) for row in rows
     )
 
 
@@ -135,6 +148,12 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     """Reduce a row to our columns, or say what is wrong with it."""
     values: dict[str, Any] = {}
     try:
+        if form.judged_by is not None and row.values.get(form.judged_by) is False:
+            words = typed("data.columns", dict(form.columns))
+            raise SweepError(
+                f"{form.judged_by} is false: the completion is marked as a bad one (KTO), and "
+                f"would be learnt all the same; {words} learns it"
+            )
         for ours in SHAPES[form.shape]:
             theirs = form.columns[ours]
             value = _value(row, form, ours)

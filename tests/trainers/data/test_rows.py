@@ -223,6 +223,21 @@ def test_a_mapping_is_suggested_for_names_that_say_nothing(
     assert rows.read(spec(table, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
+def test_completions_that_are_marked_as_bad_are_not_learnt(tmp_path: Path) -> None:
+    """As for KTO, whose rows have a boolean `label` beside prompt and completion."""
+    judged = [{**row, "label": place != 1} for place, row in enumerate(PAIRS)]
+    path = write_lines(tmp_path / "a.jsonl", *judged)
+    with pytest.raises(SweepError, match=r"a\.jsonl:2: label is false") as caught:
+        rows.read(spec(path))
+    assert rows.read(spec(path, on_bad_row="skip")).train == [PAIRS[0], PAIRS[2]]
+    (words,) = (line for line in str(caught.value).splitlines() if "a.jsonl:2" in line)
+    (word,) = shlex.split(words.partition("all the same; ")[2].removesuffix(" learns it"))
+    columns = plain(parse(word.partition("=")[2]))
+    assert rows.read(spec(path, columns=columns)).train == PAIRS
+    named = write_lines(tmp_path / "b.jsonl", *({**row, "label": "a"} for row in judged))
+    assert rows.read(spec(named)).train == PAIRS
+
+
 @pytest.mark.parametrize(
     "row",
     [
