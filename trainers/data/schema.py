@@ -121,7 +121,7 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         for name in theirs
         if name not in read and not any(each.startswith(f"{name}.") for each in read)
     )
-    is_judged = used.get("completion") == "completion" and not spec.columns and _is_judged(unused, rows)
+    is_named = used.get("completion") == "completion" and not spec.columns
     return Layout(
         shape=shape,
         columns=used,
@@ -129,7 +129,7 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         is_chat=is_chat,
         unused=unused,
         known_as=schema.name if schema else None,
-        judged_by=_JUDGEMENT if is_judged else None,
+        judged_by=_JUDGEMENT if is_named and _is_judged(unused, rows) else None,
     )
 
 
