@@ -1,9 +1,9 @@
 """A table of our own for the replays: python -m benchmarks.own_table RUN_DIR TABLE.csv
 
 Trains a whole grid on the embedded model and data, 192 settings with two seeds each and eight
-evaluations: rates x schedules x accumulations x optimizers, which no public table covers. Hours on
-a CPU; the same command goes on with a run folder that has begun. Then
-`python -m benchmarks.replay --table TABLE.csv`.
+evaluations: rates x schedules x accumulations x optimizers, which no public table covers. Half an
+hour on two cores; the same command goes on with a run folder that has begun. The table in
+`benchmarks/data/embedded_grid.csv` is one of these; `benchmarks.replay --table` reads it.
 """
 
 from __future__ import annotations

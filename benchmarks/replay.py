@@ -7,6 +7,7 @@ search: the share of panels in which its best is within 0.001 nats of the best o
 and worst regret against that, and the trials that it took as a share of the grid's settings.
 
     python -m benchmarks.replay --at-once 1 4 8 16     # so many trials train at the same time
+    python -m benchmarks.replay --table benchmarks/data/embedded_grid.csv --trials 24
     python -m benchmarks.replay --pruners              # early stopping, over the curves
 """
 
@@ -68,7 +69,7 @@ class Contender:
     is_capped: bool = True
 
 
-def contenders() -> list[Contender]:
+def contenders(trials: int = TRIALS) -> list[Contender]:
     """Every search that is compared. `first` is tried at the highest rank of the grid."""
     quick = {"search": "quick", "trials": 8, "first": PRIORS}
     found = [
@@ -83,8 +84,8 @@ def contenders() -> list[Contender]:
     ]
     for search in ("random", "qmc", "tpe", "gp", "cmaes"):
         learns = search in ("tpe", "gp")
-        options = {"n_startup_trials": TRIALS // 3} if learns else {}  # as in conf/sweep/joint.yaml
-        sweep = {"search": search, "trials": TRIALS, "search_options": options}
+        options = {"n_startup_trials": trials // 3} if learns else {}  # as in conf/sweep/joint.yaml
+        sweep = {"search": search, "trials": trials, "search_options": options}
         found.append(Contender(name=search, sweep=sweep))
         if learns:
             found.append(Contender(name=f"{search}, not capped", sweep=sweep, is_capped=False))
@@ -129,7 +130,7 @@ def main() -> None:
     args = _arguments()
     os.fsync = lambda descriptor: None  # type: ignore[assignment]  # nothing here has to last
     panels = read_panels(args.table)
-    tried = contenders()
+    tried = contenders(args.trials)
     if args.pruners:
         panels = with_curves(panels, CURVES, EVALUATIONS)
         tried = pruned()
@@ -161,6 +162,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, default=PUBLIC, help="results to replay (CSV)")
     parser.add_argument("--at-once", type=int, nargs="+", default=[1])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=TRIALS, help="of what does not end by itself")
     parser.add_argument("--searches", nargs="+", help="these lines alone")
     parser.add_argument("--pruners", action="store_true", help="early stopping, over the curves")
     return parser.parse_args()

@@ -54,6 +54,14 @@ def test_the_grid_finds_its_best_and_quick_what_it_may(tmp_path: Path) -> None:
     assert replay(contender("quick"), panel, 16, 0).regret == 0.0
 
 
+def test_a_search_gets_as_many_trials_as_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(TABLE)
+    (panel,) = read_panels(path)
+    (found,) = (each for each in contenders(3) if each.name == "random")
+    assert replay(found, panel, 1, 0).trials == pytest.approx(3 / 5)
+
+
 @pytest.mark.slow
 def test_quick_finds_the_best_of_the_public_grids_for_a_fifth_of_them() -> None:
     found = [replay(contender("quick"), panel, 4, 0) for panel in read_panels(PUBLIC)]
