@@ -76,7 +76,7 @@ def test_a_space_on_the_command_line_replaces_the_files() -> None:
     text = (
         "sweep.space={trainer.optim: choice(sgd, adafactor), 'peft.r': '4,8', b: [{a: 1}, {a: 2}]}"
     )
-    sweep = composed("sweep=joint", text)["sweep"]
+    sweep = composed("sweep=asha", text)["sweep"]
     assert sweep["space"] == {
         "trainer.optim": "choice(sgd, adafactor)",
         "peft.r": "4,8",
@@ -91,7 +91,7 @@ def test_a_space_on_the_command_line_replaces_the_files() -> None:
 
 def test_a_condition_stays_where_its_key_does() -> None:
     text = "sweep.space={trainer.weight_decay: choice(0, 0.1)}"
-    when = composed("sweep=joint", text)["sweep"]["when"]
+    when = composed("sweep=asha", text)["sweep"]["when"]
     assert when == {"trainer.weight_decay": "trainer.optim=adamw_torch"}
 
 
@@ -127,14 +127,14 @@ def test_a_searched_key_of_the_file_is_searched_otherwise() -> None:
 
 def test_a_condition_is_set_by_its_whole_key() -> None:
     word = "sweep.when.trainer.weight_decay='trainer.optim=sgd'"
-    when = composed("sweep=joint", word)["sweep"]["when"]
+    when = composed("sweep=asha", word)["sweep"]["when"]
     assert when == {"trainer.weight_decay": "trainer.optim=sgd"}
 
 
 def test_a_condition_on_a_key_that_nobody_sets_is_refused() -> None:
     word = "sweep.when.trainer.weight_decay='trainer.optimm=sgd'"
     problems: list[Problem] = []
-    read_space(composed("sweep=joint", word), problems)
+    read_space(composed("sweep=asha", word), problems)
     (problem,) = problems
     assert str(problem).startswith("sweep.when.trainer.weight_decay = trainer.optimm=...: ")
     assert "neither searched nor in the config" in str(problem)

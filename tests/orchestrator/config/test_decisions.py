@@ -48,7 +48,7 @@ def test_a_key_that_is_fixed_and_searched_is_refused_unless_a_condition_may_leav
     said = refused("sweep=lr_grid", f"sweep.space.size=choice({rows})", "peft.r=8")
     assert said.startswith("peft.r: is typed twice: as 8, and to be searched by size.")
     key = "trainer.weight_decay"
-    names, _ = space_and_notes("sweep=joint", f"{key}=0.1", f"{key}=0.2,0.3")
+    names, _ = space_and_notes("sweep=asha", f"{key}=0.1", f"{key}=0.2,0.3")
     assert key in names
 
 
@@ -73,10 +73,10 @@ def test_two_fixed_values_must_lie_in_one_row() -> None:
 
 
 def test_a_condition_that_a_fixed_value_breaks_takes_its_key_along() -> None:
-    names, notes = space_and_notes("sweep=joint", "trainer.optim=sgd")
+    names, notes = space_and_notes("sweep=asha", "trainer.optim=sgd")
     assert "trainer.weight_decay" not in names
     assert "trainer.weight_decay is not searched: it is for trainer.optim=adamw_torch" in notes
-    names, _ = space_and_notes("sweep=joint", "trainer.optim=adamw_torch")
+    names, _ = space_and_notes("sweep=asha", "trainer.optim=adamw_torch")
     assert "trainer.weight_decay" in names
     assert "trainer.optim" not in names
 

@@ -62,7 +62,7 @@ def test_a_wider_space_is_told_and_taken(folder: RunFolder) -> None:
         ((f"{LR}=1e-4,1e-3",), "which is searched in another way"),
         ((f"sweep.space={{{LR}: choice(1e-4, 1e-3)}}",), "which is no longer searched"),
         (("peft.lora_dropout=0.0,0.1",), "now '0.0,0.1', which was not searched"),
-        (("sweep.search=random",), "sweep.search: there 'tpe', now 'random'"),
+        (("sweep.search=random",), "sweep.search: there 'gp', now 'random'"),
         ((WIDER, "sweep.evaluations=3"), "sweep.evaluations: there 8, now 3"),
     ],
 )
