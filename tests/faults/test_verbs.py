@@ -17,12 +17,13 @@ from sweeps.ledger.history import History, Record, read_history
 pytestmark = pytest.mark.faults
 
 LR = "trainer.learning_rate"
+TRIALS = 8  # of the grid
 # The words, with RUN_DIR left out and TRIAL for the running trial, and what holds at the end.
 VERBS: dict[str, tuple[list[str], Callable[[History, str], bool]]] = {
     "stop": (["TRIAL"], lambda h, key: h.trials[key].state is State.STOPPED),
     "finish": ([], lambda h, _: h.is_closed and not h.unfinished()),
     # It is of the start that was meant alone.
-    "cancel": ([], lambda h, _: h.count(State.COMPLETED) == len(h.trials) == 4),
+    "cancel": ([], lambda h, _: h.count(State.COMPLETED) == len(h.trials) == TRIALS),
     "set": (["sweep.max_concurrent=1"], lambda h, _: h.spec["sweep"]["max_concurrent"] == 1),
     "add": ([f"{LR}=5e-4"], lambda h, _: [r.origin for r in h.trials.values()].count("added") == 1),
     "clone": (
@@ -103,5 +104,5 @@ def test_a_pause_outlives_the_driver_and_ends_when_asked(
     assert main(["resume", str(command.run_dir)]) == 0
     assert command.wait() == 0, command.output
     history = read_history(command.run_dir / "ledger.jsonl")
-    assert [each.state for each in history.trials.values()] == [State.COMPLETED] * 4
+    assert [each.state for each in history.trials.values()] == [State.COMPLETED] * TRIALS
     note(f"pause{how and f' {how}'}, then kill -9 of the driver", "still paused, then resumed")
