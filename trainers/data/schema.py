@@ -50,7 +50,8 @@ _OTHER_NAMES = {
     "messages": ("conversations", "conversation", "chat", "dialog", "contents", "chosen"),
     "text": ("content", "document", "body", "chosen"),
 }
-_JUDGEMENT = "label"
+# Columns that say of a completion, or of a chat, whether it is desirable, as data for KTO has them.
+_DESIRABLE = {"kto_tag": SHAPES, "label": ("prompt and completion",)}  # in rows of these shapes
 _NEVER_LEARNT = ("rejected", "non_preferred_output")
 _IDENTITY = re.compile(r"(?:^|[_ -])(?:u?u?id|index|idx|key)$", re.IGNORECASE)
 _DEEPEST = 5  # names in the path to a nested value that is suggested
@@ -67,7 +68,7 @@ class Layout:
         is_chat: values are lists of messages, not text.
         unused: columns that are left out.
         known_as: the name of a schema that was recognised by the columns' names.
-        judged_by: the column that says of each completion whether it is a good one.
+        desirable: the column that says of each row whether what it answers is desirable.
     """
 
     shape: str
@@ -76,7 +77,7 @@ class Layout:
     unused: tuple[str, ...]
     templates: frozenset[str] = frozenset()
     known_as: str | None = None
-    judged_by: str | None = None
+    desirable: str | None = None
 
     @property
     def words(self) -> str:
@@ -121,7 +122,6 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         for name in theirs
         if name not in read and not any(each.startswith(f"{name}.") for each in read)
     )
-    is_named = used.get("completion") == "completion" and not spec.columns
     return Layout(
         shape=shape,
         columns=used,
@@ -129,15 +129,21 @@ def layout(spec: DataSpec, rows: Sequence[FileRow]) -> Layout:
         is_chat=is_chat,
         unused=unused,
         known_as=schema.name if schema else None,
-        judged_by=_JUDGEMENT if is_named and _is_judged(unused, rows) else None,
+        desirable=None if spec.columns else _desirable(shape, unused, rows),
     )
 
 
-def _is_judged(unused: Collection[str], rows: Sequence[FileRow]) -> bool:
-    """Whether the rows are what TRL's KTOTrainer reads: each completion is marked good or bad."""
-    return _JUDGEMENT in unused and all(
-        isinstance(row.values.get(_JUDGEMENT), bool) for row in rows
-    )
+def _desirable(shape: str, unused: Collection[str], rows: Sequence[FileRow]) -> str | None:
+    """The column that marks some rows as undesirable, if it says nothing but true and false."""
+    for name, shapes in _DESIRABLE.items():
+        marks = {_mark(row, name) for row in rows if shape in shapes and name in unused}
+        if "false" in marks and marks <= {"true", "false", "none"}:
+            return name
+    return None
+
+
+def _mark(row: FileRow, name: str) -> str:
+    return str(row.values.get(name)).lower()  # of CSV it is text
 
 
 def _columns_of(value: str, is_template: bool) -> list[str]:
@@ -148,11 +154,11 @@ def checked(row: FileRow, form: Layout) -> FileRow | BadRow:
     """Reduce a row to our columns, or say what is wrong with it."""
     values: dict[str, Any] = {}
     try:
-        if form.judged_by is not None and row.values.get(form.judged_by) is False:
+        if form.desirable and _mark(row, form.desirable) == "false":
             words = typed("data.columns", dict(form.columns))
             raise SweepError(
-                f"{form.judged_by} is false: the completion is marked as a bad one (KTO), and "
-                f"would be learnt all the same; {words} learns it"
+                f"{form.desirable} is false: it is marked as undesirable (KTO), and would be "
+                f"learnt all the same; {words} learns it"
             )
         for ours in SHAPES[form.shape]:
             theirs = form.columns[ours]

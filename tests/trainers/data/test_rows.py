@@ -223,19 +223,42 @@ def test_a_mapping_is_suggested_for_names_that_say_nothing(
     assert rows.read(spec(table, columns=columns)).train == [{"prompt": "p", "completion": "c"}]
 
 
-def test_completions_that_are_marked_as_bad_are_not_learnt(tmp_path: Path) -> None:
-    """As for KTO, whose rows have a boolean `label` beside prompt and completion."""
-    judged = [{**row, "label": place != 1} for place, row in enumerate(PAIRS)]
-    path = write_lines(tmp_path / "a.jsonl", *judged)
-    with pytest.raises(SweepError, match=r"a\.jsonl:2: label is false") as caught:
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        *(("pair", name) for name in ("label", "kto_tag")),
+        *((shape, "kto_tag") for shape in ("chat", "alpaca")),
+    ],
+)
+def test_what_is_marked_as_undesirable_is_not_learnt(tmp_path: Path, shape: str, name: str) -> None:
+    """As data for KTO marks it: TRL's beside prompt and completion, LLaMA-Factory's anywhere."""
+    own = {
+        "pair": PAIRS,
+        "chat": [{"messages": CHAT}] * 3,
+        "alpaca": [{"instruction": f"p{i}", "input": "", "output": f"c{i}"} for i in range(3)],
+    }[shape]
+    bare = rows.read(spec(write_lines(tmp_path / "bare.jsonl", *own))).train
+    marked = [{**row, name: place != 1} for place, row in enumerate(own)]
+    path = write_lines(tmp_path / "a.jsonl", *marked)
+    with pytest.raises(SweepError, match=rf"a\.jsonl:2: {name} is false") as caught:
         rows.read(spec(path))
-    assert rows.read(spec(path, on_bad_row="skip")).train == [PAIRS[0], PAIRS[2]]
+    assert rows.read(spec(path, on_bad_row="skip")).train == [bare[0], bare[2]]
     (words,) = (line for line in str(caught.value).splitlines() if "a.jsonl:2" in line)
     (word,) = shlex.split(words.partition("all the same; ")[2].removesuffix(" learns it"))
     columns = plain(parse(word.partition("=")[2]))
-    assert rows.read(spec(path, columns=columns)).train == PAIRS
-    named = write_lines(tmp_path / "b.jsonl", *({**row, "label": "a"} for row in judged))
-    assert rows.read(spec(named)).train == PAIRS
+    assert rows.read(spec(path, columns=columns)).train == bare
+    named = write_lines(tmp_path / "b.jsonl", *({**row, name: "a"} for row in own))
+    assert rows.read(spec(named)).train == bare
+
+
+def test_marks_in_csv_are_read_and_a_label_of_a_text_is_no_mark(tmp_path: Path) -> None:
+    table = tmp_path / "a.csv"
+    table.write_text("prompt,completion,label\np0,c0,True\np1,c1,False\n")
+    assert rows.read(spec(table, on_bad_row="skip")).train == PAIRS[:1]
+    some = write_lines(tmp_path / "b.jsonl", PAIRS[0], {**PAIRS[1], "label": False})
+    assert rows.read(spec(some, on_bad_row="skip")).train == PAIRS[:1]
+    texts = write_lines(tmp_path / "a.jsonl", {"text": "t", "label": False})
+    assert rows.read(spec(texts)).train == [{"text": "t"}]
 
 
 @pytest.mark.parametrize(
