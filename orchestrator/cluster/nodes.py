@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cluster.preemption import draining_nodes
+from orchestrator.cluster.signals import ANSWER_S
 from orchestrator.storage.folder_token import sees_run_folder
 from sweeps.core.ending import Cause, Stop
 from sweeps.core.errors import SweepError
 
 _SLOTS_EVERY_S = 1.0
-_ANSWER_S = 3.0
 _NOTE_S = 10.0
 _PATIENCE_S = 600.0
 _LOOK_S = 60.0  # a node starts a process to answer
@@ -53,7 +53,7 @@ class CapacityWatch(threading.Thread):
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self.join(_ANSWER_S)  # as for `Heartbeat`
+        self.join(ANSWER_S)  # as `Heartbeat` does
 
     def run(self) -> None:
         while not self._over.wait(_SLOTS_EVERY_S):

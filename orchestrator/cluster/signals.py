@@ -16,7 +16,7 @@ SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
 _LOOK_S = 0.02  # Ray ends this process with code 1 as soon as it uses a raylet that is gone
 _ECHO_S = 1.0  # a batch system signals every process, and its script passes the signal on
 _BEAT_S = 0.5
-_ANSWER_S = 3.0
+ANSWER_S = 3.0  # for a question to Ray that is under way when Ray is to be stopped
 
 
 class Signals:
@@ -133,7 +133,7 @@ class Heartbeat(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._over.set()
         # If Ray is stopped amid a question, the question ends the process a minute later.
-        self.join(_ANSWER_S)
+        self.join(ANSWER_S)
 
     def run(self) -> None:
         import ray

@@ -170,8 +170,8 @@ class Decisions:
         searched = space.values_by_key()
         # What the base has of a key that the space sets in every trial, no trial has.
         always = [each for name, each in dimensions.items() if name not in space.when]
-        keys = {key for each in always for key in set_by(each) if key.startswith("trainer.")}
-        trainer = {**trainer, **{key.removeprefix("trainer."): searched[key][0] for key in keys}}
+        given = [key for each in always for key in set_by(each) if key.startswith("trainer.")]
+        trainer = {**trainer, **{key.removeprefix("trainer."): searched[key][0] for key in given}}
         reasons = {key: unread(key.removeprefix("trainer."), trainer, searched) for key in asked}
         for name, dimension in dimensions.items():
             reason = next((reasons[key] for key in set_by(dimension) if reasons.get(key)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 from support.sweep_events import Sweep
 
 from benchmarks import own_table
-from benchmarks.replay import CLOSE, CURVES, PUBLIC, Contender, contenders, pruned, replay
+from benchmarks.replay import (
+    CLOSE,
+    CURVES,
+    DATA,
+    EVALUATIONS,
+    PUBLIC,
+    Contender,
+    contenders,
+    pruned,
+    replay,
+)
 from benchmarks.result_tables import RANK, RATE, read_panels, with_curves
 
 TABLE = """model,learning_rate,lora_rank,repeat,status,test_nll
@@ -60,6 +71,13 @@ def test_a_search_gets_as_many_trials_as_are_asked_for(tmp_path: Path) -> None:
     (panel,) = read_panels(path)
     (found,) = (each for each in contenders(3) if each.name == "random")
     assert replay(found, panel, 1, 0).trials == pytest.approx(3 / 5)
+
+
+def test_our_own_table_is_a_whole_grid() -> None:
+    (panel,) = read_panels(DATA / "embedded_grid.csv")
+    counts = [len(panel.values(key)) for key in panel.keys]
+    assert (sorted(counts), len(panel.cells)) == ([3, 4, 4, 4], math.prod(counts))
+    assert {len(cell.losses) for cell in panel.cells.values()} == {EVALUATIONS}
 
 
 @pytest.mark.slow
