@@ -250,14 +250,18 @@ class Driver:
         try:
             return self._watch(past, ready, placement, engine)
         except ray.exceptions.RayActorError as error:
-            if self._signals.seen:  # the signal went to Ray's processes, too
-                self._leave_now()
-            reason = first_line(error).rstrip(".")
-            raise self._broken(f"The Coordinator's process died: {reason}") from None
+            raise self._ray_failed("The Coordinator's process died", error) from None
         except ray.exceptions.RayTaskError as error:  # its message, without Ray's traceback
             if isinstance(error.cause, SweepError):
                 raise error.cause from None
             raise
+        except ray.exceptions.RayError as error:
+            raise self._ray_failed("Ray failed", error) from None
+
+    def _ray_failed(self, what: str, error: Exception) -> SweepError:
+        if self._signals.seen:  # the signal went to Ray's processes, too
+            self._leave_now()
+        return self._broken(f"{what}: {first_line(error).rstrip('.')}")
 
     def _broken(self, why: str) -> SweepError:
         """The error for a Ray that failed: keeps Ray's logs and names them."""
@@ -316,20 +320,39 @@ class Driver:
                 CapacityWatch(slots) as capacity,
             ):
                 self._loop(tune, heartbeat, began, capacity)
+                if tune.error is not None:
+                    raise self._tune_failed(tune.error)
+                result = self._result(heartbeat)
         except SystemExit:  # the sweep is left at once, and the program goes on
             tune.leave()
             raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        if tune.error is not None:
-            if self._signals.seen:  # Tune's processes took the signal, too
-                self._leave_now()
+        return self._finish(result)
+
+    def _tune_failed(self, error: Exception) -> SweepError:
+        if self._signals.seen:  # Tune's processes took the signal, too
+            self._leave_now()
+        with suppress(TimeoutError):
+            # Tune stops if the Coordinator is dead, and says so in a long traceback.
+            send(self._coordinator.ping).result(timeout=_SILENCE_S)
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        return self._broken(f"Ray Tune stopped: {words[-1]}")
+
+    def _result(self, heartbeat: Heartbeat) -> SweepResult:
+        """The Coordinator's last answer. It answers no ping meanwhile, but Ray does."""
+        answer = send(self._coordinator.finish)
+        while True:
             with suppress(TimeoutError):
-                # Tune stops if the Coordinator is dead, and says so in a long traceback.
-                send(self._coordinator.ping).result(timeout=_SILENCE_S)
-            words = str(tune.error).strip().splitlines() or [type(tune.error).__name__]
-            raise self._broken(f"Ray Tune stopped: {words[-1]}")
-        return self._finish(self._coordinator.finish())
+                return answer.result(timeout=_TICK_S)
+            self._require_ray(heartbeat)
+
+    def _require_ray(self, heartbeat: Heartbeat) -> None:
+        silent_s = heartbeat.ray_silent_s()
+        if self._signals.seen and silent_s > _SILENCE_S:
+            self._leave_now()
+        if silent_s > _RAY_SILENCE_S:
+            raise self._broken("Ray does not answer any more")
 
     def _folder_token(self, *, on_gpus: bool) -> str:
         """Check which nodes of a cluster can take part; the token of the run folder for them."""
@@ -372,8 +395,7 @@ class Driver:
                 self._interrupt(self._signals.seen[0].name)
             if interrupted and silent_s > _SILENCE_S:
                 self._leave_now()
-            if heartbeat.ray_silent_s() > _RAY_SILENCE_S:
-                raise self._broken("Ray does not answer any more")
+            self._require_ray(heartbeat)
             if line := capacity.news() or (not capacity.seconds and workers.news()):
                 self._display.say(line)
             if capacity.is_over:

@@ -142,7 +142,10 @@ class Heartbeat(threading.Thread):
         while not self._over.wait(_BEAT_S):
             try:
                 ray.nodes()  # blocks if Ray's head is gone, and in the end aborts the process
-                self._ray_heard = time.monotonic()
+            except ray.exceptions.RayError:
+                continue  # its head is gone: silent
+            self._ray_heard = time.monotonic()
+            try:
                 if call.done():
                     call.result()
                     self._coordinator_heard = time.monotonic()

@@ -93,4 +93,4 @@ def test_a_cancelled_job_is_not_put_back(slurm: Slurm, tmp_path: Path) -> None:
     slurm.ask("scancel", job.number)
     slurm.wait_for_end(job.number)
     assert slurm.state(job.number) == "CANCELLED"
-    assert "Nothing is lost; go on with the same command" in job.output
+    assert "Nothing is lost; go on with the same command" in job.output, job.output

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
+from ray.exceptions import RpcError
 
 from orchestrator.cluster import signals
 from orchestrator.cluster.signals import Heartbeat
@@ -70,6 +71,18 @@ def test_a_ray_that_hangs_is_silent_itself(monkeypatch: pytest.MonkeyPatch) -> N
     with Heartbeat(coordinator.ping) as heartbeat:
         wait_for(lambda: heartbeat.ray_silent_s() > 0.2)
         hangs.set_result([])
+        wait_for(lambda: heartbeat.ray_silent_s() < 0.2)
+
+
+def test_a_ray_that_gives_up_on_its_head_is_silent_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nodes() -> list[Any]:
+        raise RpcError("Timed out while waiting for GCS to become available.")
+
+    with Heartbeat(Coordinator().ping) as heartbeat:
+        monkeypatch.setattr("ray.nodes", nodes)
+        wait_for(lambda: heartbeat.ray_silent_s() > 0.2)
+        assert heartbeat.silent_s() > 0.2  # raises nothing
+        monkeypatch.setattr("ray.nodes", list)
         wait_for(lambda: heartbeat.ray_silent_s() < 0.2)
 
 
