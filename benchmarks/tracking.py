@@ -14,6 +14,8 @@ import sys
 import tempfile
 import threading
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.measure import ROOT, ledger, machine, sweep, table
@@ -24,14 +26,33 @@ WAYS = ("off", "works", "refuses", "hangs", "dies in the middle", "hangs in the 
 _SETTINGS = ("data.eval_limit=100",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one sweep took.
+
+    Attributes:
+        command_s: from the command to its end.
+        training_s: from the first trial's start to the last one's end.
+        cpu_s: of all its processes.
+    """
+
+    command_s: float
+    training_s: float
+    cpu_s: float
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tracking", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.tracking",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=800, help="of each of 8 trials")
     parser.add_argument("--engine", choices=("solo", "packed"), default="solo")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     asked = parser.parse_args()
-    taken: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    taken: dict[str, list[Run]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(asked.rounds):
             for way in asked.ways:
@@ -40,21 +61,39 @@ def main() -> None:
     print(machine())
     what = f"8 trials x {asked.examples} examples, {asked.engine}"
     print(f"{what}, medians of {asked.rounds} rounds in turn\n")
+    off = taken["off"]
     rows: list[tuple[object, ...]] = [
-        ("tracking", "command, s", "against off", "training, s", "against off", "target")
+        ("tracking", "command, s", "against off", "training, s", "against off", "each", "cores")
     ]
     for way in asked.ways:
-        row: list[object] = [way]
-        for part in range(2):
-            seconds = statistics.median(times[part] for times in taken[way])
-            off = statistics.median(times[part] for times in taken["off"] or taken[way])
-            row += [f"{seconds:.1f}", f"{seconds / off - 1:+.1%}"]
-        rows.append((*row, "" if way in ("off", "works") else f"within {TARGET:.0%}"))
+        runs = taken[way]
+        command, training = _median(runs, "command_s"), _median(runs, "training_s")
+        against = ["", "", ""]
+        if off:
+            more = (_median(runs, "cpu_s") - _median(off, "cpu_s")) / command
+            against = [
+                f"{command / _median(off, 'command_s') - 1:+.1%}",
+                f"{training / _median(off, 'training_s') - 1:+.1%}",
+                f"{more:+.2f}",
+            ]
+        each = ", ".join(f"{run.training_s:.1f}" for run in runs)
+        rows.append(
+            (way, f"{command:.1f}", against[0], f"{training:.1f}", against[1], each, against[2])
+        )
     print(table(*rows))
+    if off:
+        middle = _median(off, "training_s")
+        apart = [f"{pick(run.training_s for run in off) / middle - 1:+.1%}" for pick in (min, max)]
+        print(f"\nspread of training with tracking off: {' to '.join(apart)}")
+    print(f"target for a server that is of no use: within {TARGET:.0%}")
 
 
-def timed(run_dir: Path, way: str, examples: int, engine: str) -> tuple[float, float]:
-    """Seconds of the command, and from the first trial's start to the last one's end."""
+def _median(runs: Sequence[Run], what: str) -> float:
+    return statistics.median(getattr(run, what) for run in runs)
+
+
+def timed(run_dir: Path, way: str, examples: int, engine: str) -> Run:
+    """Run one sweep, and measure it."""
     words = ("sweep=lr_grid", f"sweep.budget.examples={examples}", f"engine={engine}", *_SETTINGS)
     cpus = len(os.sched_getaffinity(0))
     if way == "off":
@@ -66,7 +105,7 @@ def timed(run_dir: Path, way: str, examples: int, engine: str) -> tuple[float, f
     events = ledger(run_dir)
     starts = [event["time"] for event in events if event["event"] == "start"]
     ends = [event["time"] for event in events if event["event"] == "end"]
-    return cost.seconds, max(ends) - min(starts)
+    return Run(command_s=cost.seconds, training_s=max(ends) - min(starts), cpu_s=cost.cpu_s)
 
 
 class Server:
