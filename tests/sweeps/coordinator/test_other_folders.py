@@ -42,6 +42,7 @@ PART = {LR: "choice(1e-3, 1e-4)"}  # with the base config's optimizer, sgd
 SEARCHES: dict[str, dict[str, Any]] = {
     "grid": {"space": GRID, "trials": None},
     "tpe": {"space": MIXED, "trials": 7, "search_options": {"n_startup_trials": 3}},
+    "gp": {"space": MIXED, "trials": 7, "search_options": {"n_startup_trials": 3}},
     "random": {"space": MIXED, "trials": 7},
     "cmaes": {"space": {LR: MIXED[LR], "trainer.weight_decay": "interval(0.0, 0.1)"}, "trials": 7},
     "qmc": {"space": MIXED, "trials": 7},
