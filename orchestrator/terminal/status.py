@@ -195,7 +195,7 @@ def _driver(
         return [line, Text(paused_line(history, folder), style="yellow")]
     if is_over(history):
         return [Text("Finished: no driver is running, every trial has ended")]
-    how = "was interrupted" if history.interrupted else "is gone"
+    how = "was interrupted" if history.interrupt else "is gone"
     return [
         Text(
             f"Stopped: the driver {how} with {ended} of {total or '?'} trials ended. "

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from orchestrator.tracking.allow_list import clean
+from sweeps.core.ending import Cause
 from sweeps.core.trial import State
 from sweeps.ledger.history import History, Record
 from sweeps.results.cost import Costs
@@ -110,8 +111,22 @@ def counts(history: History) -> dict[str, int]:
     return {state: count for state, count in found.items() if count}
 
 
+def standstill(history: History) -> str:
+    """`ended`; `stopped` if trials wait and nobody is there who stopped it; else empty."""
+    if not history.unfinished():
+        return "ended"
+    cause = _cause(history)
+    return "stopped" if cause is not None and not cause.is_by_hand else ""
+
+
+def _cause(history: History) -> Cause | None:
+    """Why the last start stopped before its end; None if it did not, or a newer version knows."""
+    name = history.interrupt.cause if history.interrupt is not None else None
+    return Cause.__members__.get(name or "")
+
+
 def ending(history: History, name_of: Callable[[Record], str]) -> str:
-    """How a sweep ended, in words: the best config, its gain, the trials, and how long it took.
+    """How a sweep ended or stopped: the best config, its gain, the trials, and how long it took.
 
     Args:
         name_of: a trial's name as it may be shown.
@@ -131,7 +146,12 @@ def ending(history: History, name_of: Callable[[Record], str]) -> str:
     text += f" {trials} trial{'s' if trials != 1 else ''} ({states})"
     if history.began is not None and history.latest is not None:
         text += f" in {timedelta(seconds=round(history.latest - history.began))}"
-    return f"{text}."
+    cause = _cause(history)
+    if not history.unfinished() or cause is None:
+        return f"{text}."
+    # What fills the words of other causes may be a path of this machine.
+    why = cause.value if "{" not in cause.value else "it could not go on"
+    return f"{text}. Stopped, since {why}; the same command goes on."
 
 
 def ranking_table(

@@ -178,7 +178,7 @@ class WandbRuns:
         self._with_run(_SWEEP, self._sum_up)
         is_over = not self._history.unfinished()
         self._close({_SWEEP: 0 if is_over else _INTERRUPTED}, timeout_s)
-        if is_over and self._is_online and self._job.tracking.alert:
+        if self._is_online and self._is_alert_due():
             self._kept.alerted[self._link.page] = self._history.ended
             self._kept.save()
         if not self._is_online or self._sweep_id is None:
@@ -345,15 +345,17 @@ class WandbRuns:
             values["best_trial"] = {"name": self._job.shown_name(top.record), "key": top.record.key}
         shown.run.summary.update(values)
         if self._is_alert_due():
-            title = f"The sweep {self._job.sweep_name} has ended"
+            how = chart_metrics.standstill(self._history)
+            title = f"The sweep {self._job.sweep_name} has {how}"
             text = chart_metrics.ending(self._history, self._job.shown_name)
             shown.run.alert(title=title[:_MOST_OF_A_TITLE], text=text)
 
     def _is_alert_due(self) -> bool:
-        """Whether the sweep is over, and the server has not been told how it stands now."""
+        """Whether nothing goes on by itself, and the server has not been told how it stands now."""
         told = self._kept.alerted.get(self._link.page)
         is_news = not self._is_online or told != self._history.ended
-        return self._job.tracking.alert and is_news and not self._history.unfinished()
+        stands = bool(chart_metrics.standstill(self._history))
+        return self._job.tracking.alert and is_news and stands
 
     def _with_run(self, key: str, act: Callable[[_Shown], object]) -> None:
         """Call `act` with the run of a trial; if the server fails, again with a run on disk."""

@@ -174,7 +174,7 @@ class Coordinator:
             if self.stop is None:
                 self._stop = stop
                 with suppress(LedgerWriteError):  # then it stops for that reason, and says so
-                    self._write(events.Interrupt(reason=str(stop)))
+                    self._write(events.Interrupt(reason=str(stop), cause=stop.cause.name))
 
     def close(self) -> None:
         self._ledger.close()

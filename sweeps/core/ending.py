@@ -30,6 +30,11 @@ class Cause(enum.Enum):
         """Whether the sweep could not go on; otherwise it was asked to stop."""
         return self not in _ASKED
 
+    @property
+    def is_by_hand(self) -> bool:
+        """Whether a person or a batch system asked for it at that moment."""
+        return self in (Cause.SIGNAL, Cause.FINISHED, Cause.CANCELLED)
+
 
 _ASKED = (Cause.SIGNAL, Cause.TIME_BUDGET, Cause.DEVICE_HOURS, Cause.FINISHED, Cause.CANCELLED)
 

@@ -265,9 +265,14 @@ class Removed(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Interrupt(Event):
-    """No more trials are handed out."""
+    """No more trials are handed out.
+
+    Attributes:
+        cause: the name of a `sweeps.core.ending.Cause`; older ledgers have none.
+    """
 
     reason: Text
+    cause: Text | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -96,7 +96,7 @@ class History:
     attempts: int = 0
     driver: events.Attempt = field(default_factory=events.Attempt)  # the last one
     costs: list[events.Cost] = field(default_factory=list)
-    interrupted: bool = False
+    interrupt: events.Interrupt | None = None  # of the last start
     finalists: tuple[int, ...] = ()  # configs that get all seeds, in the order of their choice
     chosen: tuple[int, int] | None = None  # of how many configs the last, and at most how many
     learnt: tuple[str, ...] = ()  # run folders whose best configs are tried first
@@ -140,7 +140,7 @@ class History:
                 self.attempts += 1
                 self.is_closed = self.is_closed and not self.asks_for_more(event.spec)
                 self.driver = event
-                self.interrupted = False
+                self.interrupt = None
                 self.spec = event.spec or self.spec  # keys that may change on the same folder
                 self._drop_changes()
                 self.stop_running()  # their workers died with the driver before
@@ -161,7 +161,7 @@ class History:
                 for key in event.trials:
                     self.trials[key].checkpoints = []
             case events.Interrupt():
-                self.interrupted = True
+                self.interrupt = event
             case events.Cost():
                 self.costs.append(event)
             case events.Request():

@@ -16,7 +16,7 @@ from support.wandb_stub import ENTITY, Manner, WandbStub
 
 from orchestrator.cli import main
 from orchestrator.config.command import read_command
-from orchestrator.tracking.chart_metrics import chart_name, ending
+from orchestrator.tracking.chart_metrics import chart_name, ending, standstill
 from orchestrator.tracking.wandb_sweep import sweep_view
 from sweeps.config.spec import METRICS
 from sweeps.core.errors import ConfigError
@@ -47,6 +47,35 @@ def test_the_end_in_words() -> None:
         "Best: trial 0 (trial of seed 7), eval_loss 2, 0.5 better than the base model. "
         "1 trial (1 completed) in 1:01:05."
     )
+
+
+@pytest.mark.parametrize(
+    ("cause", "how", "words"),
+    [
+        ("TIME_BUDGET", "stopped", "Stopped, since the time budget is spent; the same command"),
+        ("DISK_FULL", "stopped", "Stopped, since it could not go on; the same command"),
+        ("SIGNAL", "", ""),
+        ("CANCELLED", "", ""),
+        ("OF_A_NEWER_VERSION", "", ""),
+        (None, "", ""),
+    ],
+)
+def test_who_stopped_a_sweep_need_not_be_told(cause: str | None, how: str, words: str) -> None:
+    history = History()
+    history.apply(events.Sweep(name="s", spec=PUBLIC, time=10.0))
+    params = {"trainer.optim": "sgd"}
+    ask = events.Ask(trial="a", number=0, params=params, config=0, repeat=0, seed=7, choices={})
+    history.apply(ask)
+    assert standstill(history) == ""
+    history.apply(events.Interrupt(reason="/home/someone: no space left", cause=cause))
+    assert standstill(history) == how
+    if how:
+        text = ending(history, lambda record: record.key)
+        assert words in text
+        assert "/home" not in text
+    history.apply(events.End(trial="a", attempt=1, state="stopped"))
+    assert standstill(history) == "ended"
+    assert "Stopped, since" not in ending(history, lambda record: record.key)
 
 
 @pytest.mark.parametrize("kind", ["mlflow", "tensorboard"])
@@ -208,8 +237,9 @@ def test_one_alert_when_all_trials_have_ended(tmp_path: Path, serve: Any) -> Non
     driver.ask("a", **secret)
     driver.begin("a")
     driver.report("a", 1, 4, 1.25)
+    driver.tell(events.Interrupt(reason="SIGINT", cause="SIGNAL"))
     driver.finish()
-    assert server.alerts == []  # it waits
+    assert server.alerts == []  # it waits, as somebody wanted
 
     driver = Driver(folder, alert=True)
     driver.begin("a", attempt=2)
@@ -220,6 +250,30 @@ def test_one_alert_when_all_trials_have_ended(tmp_path: Path, serve: Any) -> Non
     assert alert["title"] == "The sweep lr_grid has ended"
     best = "Best: trial 0 (hub_token=*** sgd), eval_loss 1.25, 0.25 better than the base model. "
     assert alert["text"].startswith(f"{best}1 trial (1 completed) in 0:00:")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_its_budget_stops_tells_so_once_and_then_its_end(
+    tmp_path: Path, serve: Any
+) -> None:
+    server: WandbStub = serve()
+    for number in (1, 2):
+        driver = Driver(tmp_path / "run", alert=True)
+        if number == 1:
+            driver.half_trial("a")
+        driver.tell(events.Interrupt(reason="the time budget is spent", cause="TIME_BUDGET"))
+        driver.finish()
+    (alert,) = server.alerts
+    assert alert["title"] == "The sweep lr_grid has stopped"
+    assert alert["text"].endswith(
+        "Stopped, since the time budget is spent; the same command goes on."
+    )
+
+    driver = Driver(tmp_path / "run", alert=True)
+    driver.begin("a", attempt=2)
+    driver.end("a")
+    driver.finish()
+    assert [alert["title"] for alert in server.alerts][1:] == ["The sweep lr_grid has ended"]
 
 
 @pytest.mark.long
