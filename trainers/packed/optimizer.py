@@ -19,7 +19,11 @@ from trainers.sft.optimizers import class_and_kwargs, state_bytes
 
 
 class Stepping:
-    """Steps one lane; saves and loads states in SFTTrainer's numbering of the weights."""
+    """Steps one lane; saves and loads states in SFTTrainer's numbering of the weights.
+
+    One AdamW step over [lanes, numel] with a column of rates would differ in the last digits, and
+    was not faster on a CPU (16 lanes of 61,440 weights: 12 calls of torch a lane against 13 in all).
+    """
 
     def __init__(
         self, chosen: SimpleNamespace, shape: Shape, slot: Slot, decays: list[bool], steps: int
