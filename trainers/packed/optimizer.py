@@ -22,7 +22,7 @@ class Stepping:
     """Steps one lane; saves and loads states in SFTTrainer's numbering of the weights.
 
     One AdamW step over [lanes, numel] with a column of rates would differ in the last digits, and
-    was not faster on a CPU (16 lanes of 61,440 weights: 12 calls of torch a lane against 13 in all).
+    was not faster on a CPU (16 lanes of 61,440 weights: 12 calls of torch a lane, or 13 in all).
     """
 
     def __init__(
