@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -342,10 +342,9 @@ class Driver:
     def _result(self, heartbeat: Heartbeat) -> SweepResult:
         """The Coordinator's last answer. It answers no ping meanwhile, but Ray does."""
         answer = send(self._coordinator.finish)
-        while True:
-            with suppress(TimeoutError):
-                return answer.result(timeout=_TICK_S)
+        while wait([answer], timeout=_TICK_S).not_done:
             self._require_ray(heartbeat)
+        return answer.result()
 
     def _require_ray(self, heartbeat: Heartbeat) -> None:
         silent_s = heartbeat.ray_silent_s()
