@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 SIGNAL_EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
-_LOOK_S = 0.02  # Ray ends this process with code 1 as soon as it uses a raylet that is gone
+_LOOK_S = 0.002  # Ray ends this process with code 1 as soon as it uses a raylet that is gone
 _ECHO_S = 1.0  # a batch system signals every process, and its script passes the signal on
 _BEAT_S = 0.5
 ANSWER_S = 3.0  # for a question to Ray that is under way when Ray is to be stopped
