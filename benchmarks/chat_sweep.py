@@ -26,7 +26,7 @@ from benchmarks.measure import Cost, machine, sweep, table
 
 _ROWS = 1000
 _MEDIAN, _SPREAD, _LONGEST = 80, 0.9, 480  # tokens of a row's text; the template adds a few
-_EXAMPLES = {1: 3200, 4: 6400}  # micro-batch -> budget; a packed sweep takes more than two minutes
+_EXAMPLES = {1: 1600, 4: 2000}  # micro-batch -> budget; a packed sweep takes more than two minutes
 _ENGINES = ("packed", "solo")
 
 

@@ -112,7 +112,7 @@ def counts(history: History) -> dict[str, int]:
 
 
 def standstill(history: History) -> str:
-    """`ended`; `stopped` if trials wait and nobody is there who stopped it; else empty."""
+    """Say `ended`, or `stopped` if trials wait that no person left waiting; else nothing."""
     if not history.unfinished():
         return "ended"
     cause = _cause(history)
