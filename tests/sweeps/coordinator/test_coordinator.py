@@ -456,10 +456,10 @@ def test_an_interrupted_sweep_hands_out_nothing_and_goes_on_later(
     assert coordinator.log(trial.key, attempt, [{"step": 1, "loss": 3.0}]) is Decision.STOP
     assert coordinator.report(trial.key, attempt, report(1, 3.0)) is Decision.STOP
     coordinator.pause(trial.key, attempt)
-    assert coordinator.history.interrupted
+    assert coordinator.history.interrupt
 
     later = open_sweep(make(trials=2), tmp_path)
-    assert not later.history.interrupted
+    assert not later.history.interrupt
     assert not later.is_finished
     again = later.ask()
     assert again == trial

@@ -195,7 +195,7 @@ def test_cancel_interrupts_the_start_that_was_meant_and_no_later_one(tmp_path: P
     assert coordinator.log(trial.key, attempt, []) is Decision.STOP
     coordinator.pause(trial.key, attempt)
     assert coordinator.history.trials[trial.key].state is not State.STOPPED
-    assert coordinator.history.interrupted
+    assert coordinator.history.interrupt
     coordinator.close()
     again = open_sweep(made, tmp_path)
     assert not again.take(request).is_done
