@@ -8,6 +8,8 @@ ARGS ?=
 GPU_PYTHON := $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 # Each test has limits of its own; this ends a run that does not even come to its limits.
 HANGS := -o faulthandler_timeout=1200 -o faulthandler_exit_on_timeout=true
+# Files in the order of their names: by default those of few tests come last, and whole sweeps are in those.
+SPREAD := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep test test-fast test-gpu test-long faults test-cluster test-bounds fuzz wheel check lint types layers size tiny-model bench clean
@@ -29,12 +31,12 @@ sweep: setup  ## set up, then run: python -m orchestrator sweep=lr_grid
 	$(BIN)/python -m orchestrator sweep=lr_grid $(ARGS)
 
 check: lint types layers  ## what CI runs first: lint, types, layers, tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not faults and not cluster and not gpu and not long and not fuzz" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not faults and not cluster and not gpu and not long and not fuzz" $(ARGS)
 
 test: check  ## set up, then lint, types, layers and tests
 
 test-fast: setup  ## the quick tests only
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not faults and not cluster and not gpu and not long and not fuzz" $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow and not faults and not cluster and not gpu and not long and not fuzz" $(ARGS)
 
 test-gpu:  ## what needs a GPU; without .venv in the environment of PYTHON=python3 (8 minutes)
 	$(GPU_PYTHON) -m pytest tests/gpu -rfEs -m gpu --durations=20 -o faulthandler_timeout=300 $(ARGS)

@@ -170,6 +170,7 @@ def test_a_name_that_is_said_to_be_in_a_file_is_there(name: str) -> None:
         assert [word for word in words if word not in text] == [], path
 
 
+@pytest.mark.slow
 def test_table_of_sweeps_lists_every_file_with_its_trials_and_search() -> None:
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| (\d+) \| (\w+) \|$", read("README.md"), re.M)
     actual = []

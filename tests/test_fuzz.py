@@ -105,6 +105,7 @@ def put(value: Any, path: tuple[Any, ...], new: Any) -> None:
 PLACES = paths(composed()[0])
 
 
+@pytest.mark.slow
 @cases(60)
 @given(st.lists(st.tuples(st.sampled_from(PLACES), ODD), min_size=1, max_size=4))
 def test_any_config_is_read_or_refused_in_words(changes: list[tuple[Any, Any]]) -> None:
@@ -140,6 +141,7 @@ WORDS = st.lists(
 )
 
 
+@pytest.mark.slow
 @cases(60)
 @given(WORDS)
 def test_any_words_are_composed_or_refused(words: list[str]) -> None:
@@ -245,6 +247,7 @@ def change(events: list[Any], how: str, where: Any, value: Any) -> None:
         pass  # a change before took its place away
 
 
+@pytest.mark.slow
 @cases(300)
 @given(st.lists(CHANGE, min_size=1, max_size=3))
 @example([("put", (11, "choices", "trainer.learning_rate"), 10**400)])

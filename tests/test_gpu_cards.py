@@ -73,6 +73,7 @@ def test_a_checkpoint_that_was_resealed_is_whole(tmp_path: Path) -> None:
     assert state.read_bytes() == b"other"
 
 
+@pytest.mark.slow
 def test_a_child_finds_our_packages() -> None:
     done = child("from trainers.trial.failures import is_device_lost; print(1)")
     assert (done.stdout, done.stderr) == ("1\n", "")

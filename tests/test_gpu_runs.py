@@ -33,6 +33,7 @@ def test_wherever_another_test_might_run_they_are_hidden(expression: str) -> Non
     assert not asks_for_gpus(expression)
 
 
+@pytest.mark.slow
 def test_this_process_and_its_children_see_none() -> None:
     look = f"import os, torch; print(repr(os.environ['{VISIBLE}']), torch.cuda.is_available())"
     child = [sys.executable, "-c", look]

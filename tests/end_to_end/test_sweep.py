@@ -414,6 +414,7 @@ def test_a_sweep_by_training_loss_ranks_and_names_it(make: Make) -> None:
 # ---------------------------------------------------------------------- trials that fail
 
 
+@pytest.mark.long
 def test_a_failed_trial_and_a_diverged_one_do_not_stop_the_others(make: Make) -> None:
     command = make(UPDATE, "peft.target_modules=[q_proj]", "tracking=off", "sweep.max_concurrent=1")
     assert command.run() == 4, command.output
@@ -444,7 +445,8 @@ def test_where_all_trials_fail_alike_it_stops_with_one_traceback(make: Make) -> 
     assert [row["status"] for row in command.rows()] == ["failed", "failed"]
 
 
-@pytest.mark.parametrize("engine", [pytest.param("solo", marks=pytest.mark.long), "packed"])
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["solo", "packed"])
 def test_what_no_trial_could_train_is_refused_before_the_first(make: Make, engine: str) -> None:
     command = make(
         "trainer.gradient_checkpointing=true",

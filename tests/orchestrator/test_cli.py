@@ -174,6 +174,7 @@ def test_a_run_dir_that_cannot_be(
     assert taken.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_plan_asks_whether_the_cluster_is_there(refused: Refused) -> None:
     words = (
         "cluster=ray",
@@ -199,6 +200,7 @@ def test_options_are_no_overrides(refused: Refused) -> None:
 # ---------------------------------------------------------------------- plan
 
 
+@pytest.mark.slow
 def test_a_plan_says_what_would_run_and_starts_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -401,6 +403,7 @@ def test_more_than_one_gpu_for_a_trial(value: str, refused: Refused) -> None:
     assert "a trial trains on one device" in refused(f"engine.gpus_per_trial={value}")
 
 
+@pytest.mark.slow
 def test_more_gpus_than_this_machine_has(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.cluster.gpus.usable", lambda: 2)
     message = refused("cluster.gpus=8", "engine.gpus_per_trial=1")

@@ -19,6 +19,7 @@ from trainers.sft import trainer as sft_trainer
 QUICK = ("plan", "sweep=base", "data.limit=120", "data.eval_limit=10", "tracking=off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -40,6 +41,7 @@ def ready(**changes: Any) -> Ready:
     return Ready(examples=8, facts=facts, lines=[], largest=train_spec(**changes), data=prepared())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [True, False])
 def test_the_step_is_the_engines_own(
     packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -50,6 +52,7 @@ def test_the_step_is_the_engines_own(
     assert said.startswith("one real step of 4 of the longest rows")
 
 
+@pytest.mark.slow
 def test_the_step_of_what_is_no_lane_is_sfttrainers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +79,7 @@ def test_a_trial_for_which_there_is_no_room_is_refused(
     assert "engine.cpus_per_trial = 3: this machine has 2 CPUs." in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("packed", "peft"), [(True, LORA), (False, LORA), (True, {"method": "full"})]
 )

@@ -264,6 +264,7 @@ def test_on_a_gpu_passes_are_sized_by_hidden_states(tmp_path: Path) -> None:
     assert gpu.tokens == small_device.tokens
 
 
+@pytest.mark.slow
 def test_an_evaluation_takes_few_passes_of_many_lanes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

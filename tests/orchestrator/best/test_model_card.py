@@ -55,6 +55,7 @@ def again(spec: Spec, found: Best) -> Spec:
     return spec_of(*words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "values"),
     [
@@ -92,6 +93,7 @@ def test_the_command_trains_the_winner_again(words: list[str], values: dict[str,
         assert repeated.run_dir == str(Path(f"{spec.run_dir}-again").absolute())
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_files_of_ones_own(tmp_path: Path) -> None:
     base = (CONF / "sweep" / "base.yaml").read_text()
     files = {
@@ -108,6 +110,7 @@ def test_the_command_needs_no_files_of_ones_own(tmp_path: Path) -> None:
     assert config_of(repeated, {}) == config
 
 
+@pytest.mark.slow
 def test_the_command_is_short() -> None:
     spec = spec_of("data=file", "data.path=openai.jsonl", "data.max_length=512", "peft=full")
     path = Path("openai.jsonl").absolute()
@@ -122,6 +125,7 @@ def test_what_no_command_line_can_say_is_not_made_up() -> None:
     assert train_again(spec_of(), winner({"peft.rank_pattern": {"^model": 4}})) is None
 
 
+@pytest.mark.slow
 def test_a_secret_stays_one_though_it_has_to_be_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", 'abc"def\\')
     command = train_again(spec_of("data=file", "data.path=x"), winner({"peft.a": 'abc"def\\ '}))
@@ -129,6 +133,7 @@ def test_a_secret_stays_one_though_it_has_to_be_quoted(monkeypatch: pytest.Monke
     assert "abc" not in command
 
 
+@pytest.mark.slow
 def test_no_shipped_default_is_a_mapping_that_an_override_would_be_merged_with() -> None:
     for group in ("data", "peft", "trainer", "model"):
         for choice in groups()[group]:
@@ -164,6 +169,7 @@ def written_best(root: Path, metric: str, **space: Any) -> tuple[str, dict[str, 
     return (folder.best / "README.md").read_text(), facts
 
 
+@pytest.mark.slow
 def test_what_was_ranked_by_is_named_beside_the_loss_that_was_proven(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +208,7 @@ def test_the_card_of_a_sweep_by_eval_loss_names_it_once(tmp_path: Path) -> None:
     assert "train_loss" not in facts
 
 
+@pytest.mark.slow
 def test_the_card_says_where_a_wider_sweep_may_find_more(tmp_path: Path) -> None:
     card, _ = written_best(tmp_path / "edge", "eval_loss", **{LR: "choice(1e-4, 1e-3)"})
     assert f"{LR}: the best value, 0.001, is the highest that was tried." in card

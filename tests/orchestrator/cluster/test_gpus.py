@@ -99,6 +99,7 @@ def test_a_plan_tells_of_cards_that_stay_idle(
     assert gpus.idle_cards(EngineSpec(), HERE) == ""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cards")
 def test_the_plan_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["sweep=lr_grid", "tracking=off", "sweep.budget.examples=64", f"run_dir={tmp_path}/run"]

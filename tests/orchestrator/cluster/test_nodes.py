@@ -128,6 +128,7 @@ def test_a_signal_that_ends_rays_head_too_leaves_whatever_the_main_thread_does()
         wait_for(lambda: left)
 
 
+@pytest.mark.slow
 def test_once_ray_is_stopped_that_its_head_is_gone_says_nothing() -> None:
     left: list[bool] = []
     with Signals() as signals:
@@ -243,6 +244,7 @@ def test_where_every_worker_sits_out_the_sweep_stops_and_says_why(
     assert str(stop) == "run_dir cannot be seen from node far"
 
 
+@pytest.mark.slow
 def test_workers_that_die_before_they_ask_for_anything_stop_the_sweep(
     coordinator: CoordinatorActor,
 ) -> None:

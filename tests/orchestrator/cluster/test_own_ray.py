@@ -82,6 +82,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_no_other_ray_starts_once_ours_is_stopped_even_if_the_program_imported_it_first() -> None:
     """Tune's thread may still ask something of a Ray that an impatient user has ended."""
     command = [sys.executable, "-c", AFTERWARDS]

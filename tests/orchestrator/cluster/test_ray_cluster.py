@@ -87,7 +87,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     started.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_placement_on_nodes_with_gpus(cluster: Any) -> None:
     cluster.add_node(num_cpus=4, num_gpus=4)
     cluster.add_node(num_cpus=4, num_gpus=2)
@@ -240,7 +240,7 @@ class Room:
         return self.history()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_follow_the_nodes_that_come_and_go(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +301,7 @@ def test_many_workers_start_together(
     assert history.count(State.COMPLETED) == len(history.trials) >= 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fewer_trials_than_halves_of_gpus_get_a_gpu_each(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,7 +316,7 @@ def test_fewer_trials_than_halves_of_gpus_get_a_gpu_each(
     room.finish()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_cluster_that_others_hold_is_waited_for_and_that_is_said(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,7 +350,7 @@ def test_a_cluster_that_others_hold_is_waited_for_and_that_is_said(
     room.finish()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_that_cannot_start_end_the_sweep_with_the_reason(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

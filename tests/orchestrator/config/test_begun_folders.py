@@ -136,6 +136,7 @@ def test_an_adapter_that_was_not_held_against_types_is_made_as_it_was() -> None:
     assert made.use_rslora == "no"
 
 
+@pytest.mark.slow
 def test_modules_and_schedules_that_do_not_fit_are_noted(
     begin: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

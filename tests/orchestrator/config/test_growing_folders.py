@@ -55,6 +55,7 @@ def test_a_wider_space_is_told_and_taken(folder: RunFolder) -> None:
     assert line.startswith(f"grows: sweep.space.{LR}: there 'tag(log, interval(1e-4, 1e-3))', now")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -75,12 +76,14 @@ def test_all_else_is_refused_with_what_may_grow(
     assert WIDER not in words or LR not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_what_was_refused_before_it_began_leaves_the_folder_as_it_was(folder: RunFolder) -> None:
     """Say, the data or the model refuses a new value: the sweep goes on as it was."""
     claim_folder(folder, spec_of(WIDER))
     assert claim_folder(folder, spec_of()) == []
 
 
+@pytest.mark.slow
 def test_the_ledger_says_how_far_it_has_grown(folder: RunFolder) -> None:
     """Killed between the ledger's line and sweep.yaml, the wider sweep is the one that began."""
     begin(folder, spec_of(WIDER))
@@ -91,6 +94,7 @@ def test_the_ledger_says_how_far_it_has_grown(folder: RunFolder) -> None:
     assert written["sweep"]["space"][LR] == "tag(log, interval(1e-5, 1e-2))"
 
 
+@pytest.mark.slow
 def test_seeds_that_a_user_has_set_the_same_command_goes_on_with(folder: RunFolder) -> None:
     ledger = Ledger(folder.ledger, lambda _: None)
     key = "sweep.repeats"
@@ -104,6 +108,7 @@ def test_seeds_that_a_user_has_set_the_same_command_goes_on_with(folder: RunFold
         claim_folder(folder, spec_of("sweep.repeats=2"))
 
 
+@pytest.mark.slow
 def test_values_that_are_new_are_held_against_the_libraries(folder: RunFolder) -> None:
     """What the sweep began with goes on as it is; not what is added."""
     from orchestrator.config.run_folder_claim import holds, is_as_begun

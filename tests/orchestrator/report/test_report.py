@@ -76,6 +76,7 @@ def asha_page(asha: RunFolder) -> str:
     return written(asha)
 
 
+@pytest.mark.slow
 def test_the_sections_stand_in_their_order(asha_page: str) -> None:
     names = re.findall(r'<section id="(\w+)"', asha_page)
     learning = ["table", "learning", "knobs", "parallel", "importance", "cost", "timeline"]
@@ -155,6 +156,7 @@ def test_rates_have_a_log_axis_and_choices_their_values(asha_page: str) -> None:
     assert by_key["trainer.weight_decay"].get("type") != "log"
 
 
+@pytest.mark.slow
 def test_repeats_are_points_of_their_own(tmp_path: Path) -> None:
     folder = ShownSweep(trials=12, repeats=3).write(tmp_path / "run")
     page = written(folder)
@@ -254,6 +256,7 @@ def test_long_texts_are_cut(tmp_path: Path) -> None:
     assert len(page) < 100_000
 
 
+@pytest.mark.slow
 def test_a_hundred_trials_take_at_most_six_megabytes(tmp_path: Path) -> None:
     folder = ShownSweep(trials=100, name="asha", prunes=True, rows=120).write(tmp_path / "run")
     assert len(written(folder).encode()) <= 6e6

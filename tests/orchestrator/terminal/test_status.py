@@ -38,6 +38,7 @@ def half_done() -> Sweep:
     return sweep
 
 
+@pytest.mark.slow
 def test_a_running_sweep_names_its_driver_and_the_progress_of_its_trials(tmp_path: Path) -> None:
     folder = RunFolder(half_done().write(tmp_path / "run"))
     metrics = folder.metrics(f"{1:010x}")

@@ -212,6 +212,7 @@ def test_no_telemetry_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert is_telemetry_disabled()
 
 
+@pytest.mark.slow
 def test_the_plan_says_where_runs_will_go() -> None:
     assert look_for_server(TrackingSpec(kind="mlflow")) == "MLflow: mlflow.db, in the run folder"
 

@@ -63,6 +63,7 @@ def session_groups(folder: Path) -> Any:
     return experiment, Handler(RequestContext(), context, "", request).run().session_groups
 
 
+@pytest.mark.slow
 def test_a_trial_is_a_folder_with_its_curves(tmp_path: Path) -> None:
     begun = driver(tmp_path / "run")
     command = f"TensorBoard: tensorboard --logdir {begun.folder.tensorboard}"
@@ -78,6 +79,7 @@ def test_a_trial_is_a_folder_with_its_curves(tmp_path: Path) -> None:
     assert not begun.folder.tracking.exists()  # nothing of W&B's
 
 
+@pytest.mark.slow
 def test_hparams_lists_each_trial_with_its_values_and_end(tmp_path: Path) -> None:
     begun = driver(tmp_path / "run")
     begun.trial("a", 0)
@@ -116,6 +118,7 @@ def test_values_that_are_no_numbers_are_text(tmp_path: Path) -> None:
     assert shown == {"trainer.optim": "sgd", "peft.target_modules": "a+b"}
 
 
+@pytest.mark.slow
 def test_a_resumed_trial_goes_on_without_a_point_twice(tmp_path: Path) -> None:
     first = driver(tmp_path / "run")
     first.half_trial("a", steps=5)
@@ -148,6 +151,7 @@ def test_a_retry_under_one_driver_has_no_point_twice(
     assert [step for step, _ in scalars(run_of(begun), "train/loss")] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_what_ran_without_it_is_there_too(tmp_path: Path) -> None:
     untracked = Driver(tmp_path / "run", "off")
     untracked.trial("a", steps=6)
@@ -160,6 +164,7 @@ def test_what_ran_without_it_is_there_too(tmp_path: Path) -> None:
     assert sorted(run_of(second).iterdir()) == before
 
 
+@pytest.mark.slow
 def test_repeats_of_a_config_are_one_row(tmp_path: Path) -> None:
     repeated = {**PUBLIC, "sweep": {**PUBLIC["sweep"], "repeats": 2}}
     begun = driver(tmp_path / "run", repeated)

@@ -64,6 +64,7 @@ def leave_out_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))
 
 
+@pytest.mark.slow
 def test_a_missing_package_is_said_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_without_a_key_every_row_is_on_disk(
     assert summary(one(found, "-sweep"))["best_eval_loss"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_broken_key_is_said_without_showing_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +201,7 @@ def test_the_process_ends_with_a_driver_that_is_killed(tmp_path: Path) -> None:
     wait_for(lambda: wandb_processes() == [])
 
 
+@pytest.mark.slow
 def test_signals_meant_for_the_driver_do_not_end_the_process(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     (process,) = psutil.Process().children()
@@ -209,6 +212,7 @@ def test_signals_meant_for_the_driver_do_not_end_the_process(tmp_path: Path) -> 
     assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     psutil.Process().children()[0].kill()
@@ -219,6 +223,7 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     wait_for(lambda: wandb_processes() == [])
 
 
+@pytest.mark.slow
 def test_rows_that_come_late_or_twice_are_shown_once_and_in_order(tmp_path: Path) -> None:
     driver = Driver(tmp_path / "run", "offline")
     driver.ask("a")
@@ -294,6 +299,7 @@ def test_a_run_is_closed_soon_after_its_trial(
     assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
 
 
+@pytest.mark.slow
 def test_what_cannot_be_tracked_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -305,6 +311,7 @@ def test_what_cannot_be_tracked_is_passed_over(
     assert len(history(one(records(driver.folder), "-a"), "train/loss")) == 4
 
 
+@pytest.mark.slow
 def test_the_end_of_wandbs_process_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -272,6 +272,7 @@ def test_a_server_that_is_no_use_is_left_alone(
     assert server.operations() == ["Viewer"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_an_unreachable_server_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

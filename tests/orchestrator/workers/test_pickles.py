@@ -83,6 +83,7 @@ def test_the_payload_would_go_off(tmp_path: Path) -> None:
     assert (tmp_path / "opened").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

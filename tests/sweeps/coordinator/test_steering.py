@@ -502,6 +502,7 @@ def test_weights_that_a_clone_cannot_begin_with(
     assert why in refused(coordinator, "clone", parent, values=values, warm=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("search", ["random", "tpe", "cmaes"])
 def test_a_stopped_trial_that_is_resumed_is_a_further_trial_of_optunas(
     search: str, tmp_path: Path

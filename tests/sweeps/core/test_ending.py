@@ -127,6 +127,7 @@ class NoTracker:
         return []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("told", "code", "says"),
     [

@@ -36,6 +36,7 @@ def run(root: Path, fault: str) -> int:
     return subprocess.run(words, env=environment, check=False, capture_output=True).returncode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [

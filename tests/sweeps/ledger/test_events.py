@@ -45,6 +45,7 @@ def any_event(draw: st.DrawFn) -> Event:
     return kind(**{each.name: draw(strategy(hints[each.name])) for each in fields(kind)})
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(any_event())
 def test_any_event_written_and_read_is_itself(event: Event) -> None:

@@ -281,6 +281,7 @@ NESTED = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     space=st.dictionaries(st.one_of(st.sampled_from("abc"), TEXTS), NESTED, max_size=3),

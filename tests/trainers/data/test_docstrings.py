@@ -70,6 +70,7 @@ def test_a_caller_may_change_its_rows(rows: list[dict[str, str]]) -> None:
     assert docstrings.rows() == before
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_rows(rows: list[dict[str, str]]) -> None:
     program = (
         "import sys; from trainers.data.docstrings import rows; found = rows(); print(len(found), "
@@ -81,6 +82,7 @@ def test_another_process_finds_the_same_rows(rows: list[dict[str, str]]) -> None
     assert output.strip() == f"{len(rows)} {rows[0]} {rows[-1]}"
 
 
+@pytest.mark.slow
 def test_library_text_holds_code_but_no_docstring(library: list[str]) -> None:
     assert sum(map(len, library)) > 3_000_000
     for source in library[::5]:
@@ -88,6 +90,7 @@ def test_library_text_holds_code_but_no_docstring(library: list[str]) -> None:
             assert ast.get_docstring(definition) is None
 
 
+@pytest.mark.slow
 def test_library_text_has_the_functions_but_not_the_answers(
     rows: list[dict[str, str]], library: list[str]
 ) -> None:

@@ -400,6 +400,7 @@ def test_contradictions_in_the_spec_are_shown_together() -> None:
     }
 
 
+@pytest.mark.slow
 def test_docstrings_are_rows() -> None:
     read = rows.read(DataSpec(source="docstrings", limit=50))
     assert len(read.train) == 50

@@ -41,6 +41,7 @@ def trained(root: Path, kind: Kernels, **more: Any) -> Pack:
     return pack(root, specs, data=unlike_rows(), kernels=kind).finish()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recomputes", [False, True])
 def test_lanes_with_them_train_as_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recomputes: bool

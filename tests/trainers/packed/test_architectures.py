@@ -84,6 +84,7 @@ def test_what_lanes_cannot_train_is_seen_without_weights(
     assert words in obstacle(small(model=tiny(name), peft=peft, **trainer))
 
 
+@pytest.mark.slow
 def test_a_module_that_is_called_twice_gets_its_two_masks_again(tmp_path: Path) -> None:
     """Gemma 3n routes by one module before and after each layer; activations are recomputed."""
     spec = small(

@@ -196,6 +196,7 @@ def poison(made: Any, place: int) -> None:
     lane.slot.weights.fill_(math.nan)
 
 
+@pytest.mark.slow
 def test_a_bad_loss_is_found_before_the_step_and_the_others_keep_their_bits(
     tmp_path: Path,
 ) -> None:
@@ -239,6 +240,7 @@ def test_a_bad_evaluation_is_found_and_nothing_is_committed(
     assert made.state(1) is State.COMPLETED
 
 
+@pytest.mark.slow
 def test_on_a_gpu_a_bad_step_is_undone_at_once_and_found_at_the_next_look(tmp_path: Path) -> None:
     specs = [small(seed=seed, logging_steps=5, evaluations=1) for seed in (1, 2)]
     made = pack(tmp_path / "gpu", specs)
@@ -300,6 +302,7 @@ def test_a_trial_goes_on_in_another_engine(
     assert distance(last, folder) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "steps"),
     [
@@ -321,6 +324,7 @@ def test_stopped_in_the_middle_of_a_window_a_trial_is_as_after_its_last_step(
     assert_same(after, alone_once(spec)[1], start=steps)
 
 
+@pytest.mark.slow
 def test_a_lane_stopped_in_its_window_leaves_in_one_micro_step(tmp_path: Path) -> None:
     specs = [small(gradient_accumulation_steps=8), small(seed=4)]
     seen = [Recorder(), Recorder()]
@@ -363,6 +367,7 @@ def test_a_lane_told_to_stop_waits_and_a_finished_one_has_nothing_left(tmp_path:
     assert [report.index for report in again.seen[0].known] == [1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["lane", "solo"])
 def test_a_warm_trial_begins_with_anothers_weights_and_a_fresh_optimizer_and_schedule(
     tmp_path: Path, engine: str
@@ -435,6 +440,7 @@ def test_a_lanes_weights_are_copied_to_main_memory_at_once(tmp_path: Path) -> No
     assert counts[0] == counts[1] > 0
 
 
+@pytest.mark.slow
 def test_a_lanes_checkpoint_loads_as_it_was_measured(tmp_path: Path) -> None:
     made = pack(tmp_path, UNLIKE[:2]).finish()
     model = load_trained(made.checkpoint(0, 6), small_base(), "cpu")
@@ -532,6 +538,7 @@ def test_a_lost_device_ends_the_whole_pass(tmp_path: Path, monkeypatch: pytest.M
     assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_a_lane_that_alone_is_too_large_fails_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -550,6 +557,7 @@ def test_a_lane_that_alone_is_too_large_fails_alone(
     assert made.state(2) is State.COMPLETED
 
 
+@pytest.mark.slow
 def test_out_of_memory_in_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -580,6 +588,7 @@ def test_a_lane_gives_its_memory_back(tmp_path: Path) -> None:
     assert not banks
 
 
+@pytest.mark.slow
 def test_reports_and_stops_fall_as_they_do_solo(tmp_path: Path) -> None:
     """Several reports on one step; told to stop at the last step, a trial is complete."""
 

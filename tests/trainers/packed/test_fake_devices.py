@@ -61,6 +61,7 @@ def micro_step(
     return watch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "pads"),
     [(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)],
@@ -81,6 +82,7 @@ def test_a_micro_step_waits_for_nothing_and_stays_on_its_device(
     assert watch.sent == 2  # all that is counted or named; how many labels there are
 
 
+@pytest.mark.slow
 def test_unlike_lanes_wait_for_nothing_either(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = lanes(2, SMALL, peft={"lora_dropout": 0.1, "r": 8, "use_rslora": True})
     other = replace(
@@ -92,6 +94,7 @@ def test_unlike_lanes_wait_for_nothing_either(monkeypatch: pytest.MonkeyPatch) -
     assert micro_step(monkeypatch, [first, other, alike]).sent == 2
 
 
+@pytest.mark.slow
 def test_an_evaluation_reads_once_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch()
     engine = fake_engine(monkeypatch, lanes(3, SMALL), short_rows(), watch)
@@ -133,6 +136,7 @@ def test_lanes_of_one_shape_share_every_launch_of_a_pass(
 # -- the watch itself
 
 
+@pytest.mark.slow
 def test_a_read_in_the_micro_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     add = lane.Lane.add
 
@@ -145,6 +149,7 @@ def test_a_read_in_the_micro_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> No
         micro_step(monkeypatch, lanes(1, SMALL))
 
 
+@pytest.mark.slow
 def test_a_tensor_of_the_host_in_the_micro_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     own = layer._own
 

@@ -219,6 +219,7 @@ def toy_trainer(made: SFTConfig, eval_loss: Callable[[], float]) -> SFTTrainer:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
 def test_a_scheduler_that_watches_the_loss_acts_on_the_callbacks_evaluations(
     tmp_path: Path, name: str

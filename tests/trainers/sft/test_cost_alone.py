@@ -25,6 +25,7 @@ def task(root: Path, *, examples: int = EXAMPLES, **trainer: object) -> Task:
     return Task(key="k", train=spec, examples=examples, folder=folder, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_measurement_between_two_trials_changes_no_number_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
@@ -50,6 +51,7 @@ def is_plausible(parts: Parts) -> bool:
     return seconds > 0 and parts.padded >= parts.tokens > 0 and parts.passes_mb > 100
 
 
+@pytest.mark.slow
 def test_a_budget_below_one_micro_batch_is_measured_with_what_it_has(tmp_path: Path) -> None:
     assert is_plausible(measure(task(tmp_path, examples=3), prepared()))
 

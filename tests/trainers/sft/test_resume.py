@@ -145,6 +145,7 @@ def test_a_lane_goes_on_as_a_lane(killed: Killed, tmp_path: Path) -> None:
     assert max(worst.values()) < 1e-5, worst
 
 
+@pytest.mark.long
 def test_a_trial_goes_on_as_a_lane(killed: Killed, tmp_path: Path) -> None:
     root = killed.copy("alone", tmp_path)
     seen = lanes(root, killed.specs, range(len(killed.specs)))

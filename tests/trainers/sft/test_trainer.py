@@ -59,6 +59,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[SweepSFTTrainer]:
 # -- what it tells
 
 
+@pytest.mark.slow
 def test_a_trial_reports_at_equal_shares_of_its_budget() -> None:
     seen = reference().seen
     counted = [(r.index, r.step, r.examples) for r in seen.reports]

@@ -252,6 +252,7 @@ def test_numbers_that_are_not_finite_are_never_written(tmp_path: Path) -> None:
 # -- with a trial that was trained
 
 
+@pytest.mark.slow
 def test_a_trials_checkpoints_hold_no_pickled_settings_and_verify() -> None:
     for step, folder in reference().checkpoints.items():
         assert verify(folder).step == step
@@ -260,6 +261,7 @@ def test_a_trials_checkpoints_hold_no_pickled_settings_and_verify() -> None:
         assert not {name for name in names if name.endswith(".bin")}
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_the_last_whole_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -387,6 +389,7 @@ def test_the_last_word_before_the_rename_is_the_coordinators(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_fenced_trial_stops_and_leaves_what_is_there(tmp_path: Path) -> None:
     before = run(tmp_path, seen=Recorder(to_row=stop_at(2)))
     assert set(before.checkpoints) == {2}

@@ -232,6 +232,7 @@ def test_the_peak_stays_when_the_memory_is_given_back() -> None:
     assert peak.mb > before + 0.8 * BLOCK_MB
 
 
+@pytest.mark.slow
 def test_a_new_trial_starts_with_a_peak_of_its_own() -> None:
     block = touched_block()
     before = PeakMemory("cpu").mb
@@ -240,6 +241,7 @@ def test_a_new_trial_starts_with_a_peak_of_its_own() -> None:
     assert PeakMemory("cpu").mb < before - 0.8 * BLOCK_MB
 
 
+@pytest.mark.slow
 def test_memory_that_is_held_is_seen_and_given_back() -> None:
     gc.collect()
     before = held_mb("cpu")
@@ -251,6 +253,7 @@ def test_memory_that_is_held_is_seen_and_given_back() -> None:
     assert held_mb("cpu") < before + 0.2 * BLOCK_MB
 
 
+@pytest.mark.slow
 def test_which_weight_was_wanted_in_32_bits_is_forgotten() -> None:
     """bitsandbytes goes by a weight's number: of all optimizers that this process makes later."""
     optim = pytest.importorskip("bitsandbytes.optim")
@@ -275,6 +278,7 @@ def state_type(optimizer_class: Any, weight: torch.nn.Parameter) -> torch.dtype:
     return kept
 
 
+@pytest.mark.slow
 def test_paged_states_count_as_held_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     pages = functional.GlobalPageManager.get_instance()
