@@ -18,6 +18,7 @@ from orchestrator.cluster.nodes import CapacityWatch, require_nodes
 from orchestrator.cluster.placement import Placement, live_slots, place
 from orchestrator.cluster.ray_cluster import (
     begin_ray,
+    own_ray_is_ending,
     own_ray_is_gone,
     own_session,
     start_ray,
@@ -392,7 +393,7 @@ class Driver:
             if self._signals.seen and not interrupted:
                 interrupted = True
                 self._interrupt(self._signals.seen[0].name)
-            if interrupted and silent_s > _SILENCE_S:
+            if interrupted and (silent_s > _SILENCE_S or self._only_tune_waits()):
                 self._leave_now()
             self._require_ray(heartbeat)
             if line := capacity.news() or (not capacity.seconds and workers.news()):
@@ -408,6 +409,14 @@ class Driver:
                 self._display.say(f"{str(Stop(cause=cause)).capitalize()}: trials commit and wait.")
                 send(self._coordinator.interrupt, Stop(cause=cause), True)
         self._follow()
+
+    def _only_tune_waits(self) -> bool:
+        """Whether all trials have committed, under a Ray that a signal to the whole process group
+        is ending. Once it has ended, it ends this process, with code 1."""
+        if not own_ray_is_ending():
+            return False
+        answer = send(self._coordinator.is_at_rest)
+        return not wait([answer], timeout=_TICK_S).not_done and answer.result()
 
     def _spent(self, seconds: float) -> Cause | None:
         """The budget that is spent after so many seconds of this start; users may change them."""
@@ -461,7 +470,7 @@ class Driver:
                 print(self._go_on(), flush=True)
             self._has_left = True
             if self._signals.ends_process:  # else once the heartbeat has ended; see `run`
-                stop_ray()
+                stop_ray(leaves=True)
             self._signals.leave()
 
     # ------------------------------------------------------------------ the end

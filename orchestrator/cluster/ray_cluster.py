@@ -32,6 +32,7 @@ _QUIET = {
 }
 _STOP_S = 10.0
 _HEAD = ("gcs_server", "raylet")  # Ray's processes without which nothing goes on
+_FIRST = ("dashboard", "log_monitor")  # a signal ends these at once, the head 0.1 to 10 s later
 _ANSWER_S = 10.0  # for a cluster that is only asked for its resources
 _OBJECT_STORE_BYTES = 128 * 2**20  # workers exchange a few kilobytes; data goes by files
 
@@ -148,7 +149,7 @@ class _Ray(threading.Thread):
             if not self._is_started.is_set():
                 self._is_over.set()
                 return
-        if own_ray_is_gone():  # `ray.shutdown` would wait for it; what is left of it is ended
+        if own_ray_is_ending():  # `ray.shutdown` would wait for it; what is left of it is ended
             _own_node().kill_all_processes(check_alive=False, allow_graceful=False)
         else:
             ray.shutdown()
@@ -252,20 +253,23 @@ def _no_start(error: Exception) -> SweepError:
     )
 
 
-def stop_ray(*, keep_logs: bool = False) -> None:
+def stop_ray(*, keep_logs: bool = False, leaves: bool = False) -> None:
     """Stop Ray or leave the cluster, without waiting long for a Ray that is gone.
 
     Args:
         keep_logs: of the Ray that was started here; else its folder is removed.
+        leaves: this process ends now. Its Ray's processes end with it; if a signal has reached
+            them already, whoever waited for them would be ended by Ray first, with code 1.
     """
     global _ray
     if _ray is None:
         return
     _ray.wait(_STOP_S)
     session = None if keep_logs else own_session()
-    closing = threading.Thread(target=_ray.end, daemon=True)
-    closing.start()
-    closing.join(_STOP_S)
+    if not (leaves and own_ray_is_ending()):
+        closing = threading.Thread(target=_ray.end, daemon=True)
+        closing.start()
+        closing.join(_STOP_S)
     _ray = None
     if session is not None:
         shutil.rmtree(session, ignore_errors=True)  # Ray itself leaves a folder of logs each time
@@ -280,8 +284,18 @@ def own_session() -> Path | None:
 def own_ray_is_gone() -> bool:
     """Whether the Ray that this process has started has lost its head, as by a signal to the whole
     process group. Ray ends this process some time later, and with an exit code of its own."""
+    return any(name in _HEAD for name in _dead_processes())
+
+
+def own_ray_is_ending() -> bool:
+    """Whether a signal to the whole process group has reached the Ray that this process has
+    started: its head is gone, or what ends before it."""
+    return own_ray_is_gone() or set(_FIRST) <= _dead_processes()
+
+
+def _dead_processes() -> set[str]:
     node = _own_node()
-    return node is not None and any(name in _HEAD for name, _ in node.dead_processes())
+    return {name for name, _ in node.dead_processes()} if node is not None else set()
 
 
 def _own_node() -> Any:

@@ -175,6 +175,10 @@ class CoordinatorActor:
             return False
         return not self._cost.holder and self._next_cost() is None
 
+    def is_at_rest(self) -> bool:
+        """Whether each trial that a worker was given has ended, or waits at its checkpoint."""
+        return self._coordinator.is_at_rest
+
     def _look_at_idle(self) -> None:
         """Stop the sweep if for `_IDLE_S` there have been only unusable workers."""
         if not self._idle or self._asked:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from orchestrator.cluster.placement import Placement
 
 if TYPE_CHECKING:
     from orchestrator.coordinator.actor import CoordinatorActor
+    from orchestrator.workers.worker_config import WorkerConfig
 
 _PLACED_S = 60.0  # more than a worker's imports take from a slow disk
 _LEAVE_S = 15.0  # Tune gives its workers five to end
@@ -32,7 +33,7 @@ class Workers(threading.Thread):
     def __init__(
         self,
         coordinator: CoordinatorActor,
-        worker_config: Any,
+        worker_config: WorkerConfig,
         placement: Placement,
         slots: Callable[[], int],
         scratch: Path,
@@ -94,11 +95,7 @@ class Workers(threading.Thread):
         one = {"CPU": self._placement.cpus, "GPU": self._placement.gpus}
         is_group = self._placement.devices > 1  # its processes take the devices, not it
         trainable = tune.with_resources(
-            tune.with_parameters(
-                GroupWorker if is_group else Worker,
-                coordinator=self._coordinator,
-                worker_config=self._config,
-            ),
+            bound(GroupWorker if is_group else Worker, self._coordinator, self._config),
             next_to_nothing_here() if is_group else one,
         )
         tuner = tune.Tuner(
@@ -120,6 +117,20 @@ class Workers(threading.Thread):
             ),
         )
         tuner.fit()
+
+
+def bound(kind: type, coordinator: CoordinatorActor, worker_config: WorkerConfig) -> type:
+    """The class of workers with what all of them are given.
+
+    `tune.with_parameters` would keep it in Ray's object store: when a signal ends that with the
+    rest of Ray, Ray tries to write there that it is lost, cannot, and ends the driver with code 1.
+    """
+
+    class Bound(kind):  # type: ignore[misc]
+        def setup(self, config: Mapping[str, Any]) -> None:
+            super().setup(config, coordinator, worker_config)
+
+    return Bound
 
 
 def next_to_nothing_here() -> dict[str, float]:

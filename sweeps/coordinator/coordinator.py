@@ -213,6 +213,11 @@ class Coordinator:
                 return False
             return not (self._suggestions.repeat() or self._suggestions.finalists())
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether each trial that a worker was given has ended, or waits at its checkpoint."""
+        return not self._handed
+
     # ------------------------------------------------------------------ handing out
 
     def ask(self) -> Trial | None:

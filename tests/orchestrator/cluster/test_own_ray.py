@@ -17,15 +17,38 @@ from sweeps.core.errors import SweepError
 
 
 @pytest.mark.parametrize(
-    ("dead", "is_gone"),
-    [([], False), (["log_monitor"], False), (["raylet"], True), (["gcs_server"], True)],
+    ("dead", "is_gone", "is_ending"),
+    [
+        ([], False, False),
+        (["log_monitor"], False, False),  # it may die by itself
+        (["dashboard", "log_monitor"], False, True),
+        (["raylet"], True, True),
+        (["gcs_server"], True, True),
+    ],
 )
-def test_a_head_that_has_ended_is_seen(
-    monkeypatch: pytest.MonkeyPatch, dead: list[str], is_gone: bool
+def test_a_head_that_has_ended_or_will_is_seen(
+    monkeypatch: pytest.MonkeyPatch, dead: list[str], is_gone: bool, is_ending: bool
 ) -> None:
     node = SimpleNamespace(dead_processes=lambda: [(name, None) for name in dead])
     monkeypatch.setattr(ray_cluster, "_own_node", lambda: node)
     assert ray_cluster.own_ray_is_gone() is is_gone
+    assert ray_cluster.own_ray_is_ending() is is_ending
+
+
+@pytest.mark.parametrize(
+    ("is_ending", "leaves", "is_ended"),
+    [(True, True, False), (True, False, True), (False, True, True)],
+)
+def test_whoever_leaves_does_not_wait_for_a_ray_that_is_ending(
+    monkeypatch: pytest.MonkeyPatch, is_ending: bool, leaves: bool, is_ended: bool
+) -> None:
+    ended: list[bool] = []
+    own = SimpleNamespace(wait=lambda seconds: None, end=lambda: ended.append(True))
+    monkeypatch.setattr(ray_cluster, "_ray", own)
+    monkeypatch.setattr(ray_cluster, "own_session", lambda: None)
+    monkeypatch.setattr(ray_cluster, "own_ray_is_ending", lambda: is_ending)
+    ray_cluster.stop_ray(leaves=leaves)
+    assert bool(ended) is is_ended
 
 
 def test_a_cluster_that_was_joined_has_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -455,8 +455,10 @@ def test_an_interrupted_sweep_hands_out_nothing_and_goes_on_later(
     assert coordinator.ask() is None
     assert coordinator.log(trial.key, attempt, [{"step": 1, "loss": 3.0}]) is Decision.STOP
     assert coordinator.report(trial.key, attempt, report(1, 3.0)) is Decision.STOP
+    assert not coordinator.is_at_rest
     coordinator.pause(trial.key, attempt)
     assert coordinator.history.interrupt
+    assert coordinator.is_at_rest
 
     later = open_sweep(make(trials=2), tmp_path)
     assert not later.history.interrupt
