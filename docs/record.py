@@ -30,10 +30,11 @@ from orchestrator.terminal.status import lock_holder
 from orchestrator.terminal.summary import closing, ranking, title
 from sweeps.ledger.history import History, read_history
 from sweeps.results.ranking import best
+from sweeps.results.significance import compare
 from sweeps.results.trials_csv import ranked
 from sweeps.storage.run_folder import RunFolder
 
-WIDTH, LINES = 110, 20  # characters
+WIDTH, LINES = 120, 20  # characters
 LOOK_S = 1.0
 MOST_FRAMES = 12  # of the film, besides the last one
 FRAME_S = 1.0
@@ -78,7 +79,7 @@ def _watch(folder: RunFolder, console: Console) -> Iterator[RenderableType]:
         history = read_history(folder.ledger) if folder.ledger.exists() else History()
         if not history.trials:
             continue
-        display = display or Display(folder, history.spec, console=console, live=False)
+        display = display or Display(folder, history.spec, console=console)
         progress = read_progress(folder, history)
         total = planned_trials(history, planned_configs(history.spec))
         yield display.view(history, progress, time_left_s(history, progress, total, time.time()))
@@ -87,7 +88,7 @@ def _watch(folder: RunFolder, console: Console) -> Iterator[RenderableType]:
 def _end(folder: RunFolder) -> RenderableType:
     """The ranked table and the last lines."""
     history = read_history(folder.ledger)
-    table = ranking(history, folder, ranked(history), WIDTH)
+    table = ranking(history, folder, ranked(history, compare(history, folder)))
     return Group(title(history), Text(), *table, *closing(history, folder, best(history)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -9,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
 from support.own_project import write_project
+from support.shown_sweeps import ShownSweep
 
 from orchestrator.cli import help_text, main
 from orchestrator.config.command import read_command
@@ -268,3 +271,18 @@ def test_each_test_that_the_page_on_gpus_names_is_there() -> None:
             texts = [next((ROOT / "tests").rglob(f"{name}.py")).read_text() for name in files]
             for words in re.findall(r"`(\w+)`", found[2] or ""):
                 assert any(words in text for text in texts), (files, words)
+
+
+@pytest.mark.parametrize("unfinished", [0, 2])
+def test_the_picture_of_a_sweep_can_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unfinished: int
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    record = importlib.import_module("record")
+    monkeypatch.setattr(record, "LOOK_S", 0.0)
+    ShownSweep(trials=6, unfinished=unfinished).write(tmp_path / "run")
+    record.main(tmp_path / "run", tmp_path / "live.svg")
+    picture = (tmp_path / "live.svg").read_text(encoding="utf-8")
+    assert ElementTree.fromstring(picture).tag.endswith("svg")
+    assert picture.count("-matrix {") == 2  # the live table, and the end
+    assert "eval_loss" in picture
