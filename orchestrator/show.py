@@ -40,13 +40,14 @@ def show(argv: Sequence[str], options: argparse.Namespace) -> int:
     from trainers.data.rows import read
     from trainers.preview import training_rows
 
-    train = command.spec.train
+    spec, notes = command.within_context(command.spec)
+    train = spec.train
     rows, report = training_rows(
         train, read(train.data), count=options.rows, longest=options.longest
     )
     console = make_console()
     which = "longest" if options.longest else "first"
-    for line in report.lines():
+    for line in (*report.lines(), *notes):
         console.print(line, soft_wrap=True)
     console.print(f"\nthe {which} {len(rows):,} rows to train on, {legend(console)}")
     for row in rows:

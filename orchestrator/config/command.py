@@ -78,6 +78,13 @@ class Command:
         )
         return cls(config=config, spec=spec, space=read_space(config, problems), problems=problems)
 
+    def within_context(self, spec: Spec) -> tuple[Spec, list[str]]:
+        """Lower a default data.max_length to what the model reads; the spec, and a note if it was.
+
+        What the user has typed stays.
+        """
+        return (spec, []) if _MAX_LENGTH in self.given else within_context(spec)
+
     def check(self) -> tuple[Spec, Space]:
         """Check the config with the libraries, whose imports take seconds; the spec and the space.
 
@@ -85,8 +92,8 @@ class Command:
             ConfigError: something is wrong; it names everything.
         """
         spec, space, problems = self.spec, self.space, list(self.problems)
-        if spec is not None and _MAX_LENGTH not in self.given:
-            spec, notes = within_context(spec)
+        if spec is not None:
+            spec, notes = self.within_context(spec)
             space = replace(space, notes=(*space.notes, *notes))
         device = guess_device(spec) if spec is not None else "cpu"
         found = training_problems(self.config, space, device)

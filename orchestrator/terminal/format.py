@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweeps.core.commands import holds_command
+
 PLAIN_WIDTH = 120  # columns, if the output is no terminal
 NONE = "-"
 _KERNELS = "JPY_PARENT_PID"  # Jupyter sets it for a kernel, which hands it on to its processes
@@ -163,11 +165,13 @@ class Grid:
 
 
 def show(console: Console, parts: Iterable[RenderableType]) -> None:
-    """Print each part. Paths and commands (`unbroken`) stay whole lines, to be copied; so does all
+    """Print each part. Paths (`unbroken`) and commands stay whole lines, to be copied; so does all
     text if there is no terminal, to be searched."""
     for part in parts:
-        whole = isinstance(part, Text) and (bool(part.no_wrap) or not console.is_terminal)
-        console.print(part, soft_wrap=whole)
+        is_whole = isinstance(part, Text) and (
+            bool(part.no_wrap) or not console.is_terminal or holds_command(part.plain)
+        )
+        console.print(part, soft_wrap=is_whole)
 
 
 def unbroken(text: str, style: str = "") -> Text:

@@ -100,6 +100,11 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join([*_PROGRAM, *shown])
 
 
+def holds_command(text: str) -> bool:
+    """Whether a text has a command in it that `command_line` may have written."""
+    return shlex.join(_PROGRAM) in text
+
+
 def changed(command: str, words: Sequence[str], folder_suffix: str = "") -> str:
     """A command that `command_line` wrote, with these words in place of its own for their keys.
 

@@ -90,6 +90,16 @@ def test_rows_are_shown_with_their_place_and_counts(
     assert len([line for line in rest if "tokens" in line and "learnt" in line]) == 1
 
 
+def test_a_default_longer_than_the_model_reads_is_lowered_as_in_a_sweep(
+    chats: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["show", "data=file", f"data.path={chats}", f"data.eval_path={chats}", "tracking=off"]
+    assert main(words) == 0
+    assert "data.max_length=512, all that tiny reads" in capsys.readouterr().out
+    assert main([*words, "data.max_length=600"]) == 1
+    assert "tiny reads at most 512 tokens" in capsys.readouterr().err
+
+
 def test_the_longest_rows_and_their_cut_are_shown(
     chats: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 from support.sweep_events import Sweep
 
 from orchestrator.config.compose import compose_config
@@ -20,10 +21,12 @@ from orchestrator.terminal.format import (
     megabytes_text,
     rate_text,
     show,
+    unbroken,
 )
 from orchestrator.terminal.live_table import Display
 from orchestrator.terminal.progress import Progress, planned_configs, planned_trials, time_left_s
 from orchestrator.terminal.summary import summary
+from sweeps.core.commands import command_line
 from sweeps.ledger.history import History
 from sweeps.results.importance import effects
 from sweeps.results.ranking import best
@@ -408,3 +411,13 @@ def test_numbers_are_short() -> None:
         "4.56M",
     ]
     assert [megabytes_text(m) for m in (0.0123, 3.21, 81234.5)] == ["0.012", "3.2", "81,234"]
+
+
+def test_what_is_copied_is_one_line_however_narrow_the_terminal_is() -> None:
+    command = command_line(["sync", "/home/ann/projects/tickets/outputs/joint-86755436"])
+    note, path, prose = f"W&B: offline; to upload it later: {command}", "a/" * 60, "word " * 40
+    console = terminal(width=80)
+    show(console, [Text(note), unbroken(path), Text(prose)])
+    lines = printed(console).splitlines()
+    assert lines[:2] == [note, path]
+    assert len(lines) > 3
