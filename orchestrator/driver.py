@@ -424,9 +424,10 @@ class Driver:
         budget, hours = sweep.get("time_budget_s"), sweep.get("device_hours")
         if budget is not None and seconds > budget:
             return Cause.TIME_BUDGET
-        if hours is not None and self._history.device_hours(time.time()) >= hours:
-            return Cause.DEVICE_HOURS
-        return None
+        if hours is None or self._history.attempts == self._attempts:
+            return None  # until this start is in the ledger, trials of the one before seem to run
+        is_spent = self._history.device_hours(time.time()) >= hours
+        return Cause.DEVICE_HOURS if is_spent else None
 
     def _follow(self) -> None:
         """Hand over what users ask for; show news and the new events of the ledger."""

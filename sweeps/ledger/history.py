@@ -110,6 +110,7 @@ class History:
     began: float | None = None
     latest: float | None = None  # time of the last event
     pack_s: float = 0.0  # seconds for which packs trained, of all workers
+    _worked: float | None = None  # time of the last event that is none of a user's
     _device_s: float = 0.0  # of workers that have no trial any more
     _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
@@ -129,6 +130,8 @@ class History:
                 # The last word of the driver before was its end.
                 self._rest(worker, any(self.trials[key].is_lane for key in keys))
         self.latest = event.time
+        if not _is_asked_for(event):
+            self._worked = event.time
         match event:
             case events.Sweep():
                 self.name = event.name
@@ -326,7 +329,7 @@ class History:
 
         The lanes of a worker share its device; a trial on several devices takes them all.
         """
-        now = self.latest if now is None else now
+        now = self._worked if now is None else now
         running = sum((now or 0.0) - since for since, _ in self._busy.values())
         return (self._device_s + running * self._devices) / 3600
 
@@ -348,7 +351,7 @@ class History:
 
     def _rest(self, worker: str, was_pack: bool) -> None:
         since, _ = self._busy.pop(worker)
-        seconds = (self.latest or since) - since
+        seconds = max(0.0, (self._worked or since) - since)
         self._device_s += seconds * self._devices
         self.pack_s += seconds if was_pack else 0.0
 
@@ -427,6 +430,13 @@ class History:
         record.state = state
         if state.is_finished():
             self._unfinished.pop(record.key, None)
+
+
+def _is_asked_for(event: Event) -> bool:
+    """Whether an event may be what a user has asked for while no driver ran. The next start writes
+    it before its own first event; the devices were free by then."""
+    is_stop = isinstance(event, events.End) and State(event.state) is State.STOPPED
+    return is_stop or isinstance(event, events.Request | events.Ask)
 
 
 def read_history(ledger: Path) -> History:

@@ -11,7 +11,7 @@ from support.sweep_events import Sweep
 
 from orchestrator.config.device_hours import expected_lines, used_lines
 from sweeps.config.spec import ClusterSpec, EngineSpec
-from sweeps.ledger.events import Attempt, End, Start
+from sweeps.ledger.events import Attempt, End, Interrupt, Request, Start
 from sweeps.ledger.history import History
 from trainers.trial.task import DryRun
 
@@ -61,8 +61,16 @@ def start(place: int, worker: str, attempt: int = 1) -> Any:
     )
 
 
-def end(place: int) -> Any:
-    return lambda keys: End(trial=keys[place], attempt=1, state="completed")
+def end(place: int, state: str = "completed") -> Any:
+    return lambda keys: End(trial=keys[place], attempt=1, state=state)
+
+
+def interrupt(keys: Any) -> Interrupt:
+    return Interrupt(reason="SIGINT", cause="SIGNAL")
+
+
+def request(keys: Any) -> Request:
+    return Request(request="1", verb="set", by="ann@box", said="done")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +84,11 @@ def end(place: int) -> Any:
         # A driver dies, and another goes on an hour later.
         ([(2000, start(0, "a")), (2300, start(1, "a")), (5900, None), (6000, start(0, "b", 2)),
           (6060, end(0))], {}, 360),
+        # Before the next start's own event stands what users have asked for in the meantime.
+        ([(2000, start(0, "a")), (2000, start(1, "b")), (2300, interrupt), (90000, request),
+          (90000, end(1, "stopped")), (90001, None), (90002, start(0, "c", 2)), (90062, end(0))],
+         {}, 660),
+        ([(2000, start(0, "a")), (2300, interrupt), (90000, request)], {}, 300),
     ],
 )  # fmt: skip
 def test_a_device_counts_while_it_has_a_trial(
