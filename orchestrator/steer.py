@@ -27,7 +27,14 @@ from sweeps.ledger.history import History, Record, read_history
 from sweeps.results.outlook import command_with
 from sweeps.storage.driver_lease import holder_of
 from sweeps.storage.object_store import Store, is_uri
-from sweeps.storage.requests import Answer, Request, make_request, read_answer, write_request
+from sweeps.storage.requests import (
+    Answer,
+    Request,
+    make_request,
+    read_answer,
+    unanswered_requests,
+    write_request,
+)
 from sweeps.storage.run_folder import RunFolder, folder_text
 
 _EPILOG = "TRIAL is a trial's number, key or name, as the tables show it."
@@ -108,6 +115,18 @@ class Sweep:
         if record.state.is_finished():
             raise SweepError(f"trial {record.number} has ended already: it is {record.state}.")
         return record
+
+    @property
+    def will_pause(self) -> bool:
+        """Whether a pause was asked for that no driver has read yet, and not taken back."""
+        asked = [
+            request.verb
+            for request in unanswered_requests(self.folder)
+            if isinstance(request, Request)
+            and request.verb in ("pause", "resume")
+            and not request.trials
+        ]
+        return asked[-1:] == ["pause"]
 
     def refuse_if_over(self) -> None:
         """Raise SweepError if the sweep has ended."""
@@ -217,7 +236,7 @@ def _resume(sweep: Sweep, options: argparse.Namespace) -> Request:
                 raise SweepError(f"trial {record.number} {why}.")
         return make_request("resume", trials=[record.key for record in records])
     sweep.refuse_if_over()
-    if not sweep.history.paused_by:
+    if not sweep.history.paused_by and not sweep.will_pause:
         raise SweepError(f"the sweep in {folder_text(sweep.folder.root)} is not paused.")
     return make_request("resume")
 

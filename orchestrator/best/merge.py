@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from orchestrator.best.model_card import is_ready, proof_of
 from orchestrator.storage.run_dir import require_sweep
 from sweeps.config.validation import read_train
@@ -45,11 +43,9 @@ def export(run_dir: Path, *, merge: bool, to: Path | None) -> int:
     target = (to or folder.root / "merged").absolute()
     if target.exists() and any(target.iterdir()):
         raise SweepError(f"{target} is not empty; name another folder with --to DIR")
-    config = OmegaConf.to_container(OmegaConf.load(folder.trial_config(proof["trial"])))
-    assert isinstance(config, dict)
     from trainers.best_checkpoint import merge as merge_adapter
 
-    train = read_train({str(key): value for key, value in config.items()})
+    train = read_train(proof["config"])
     eos_token = train.trainer.get("eos_token")
     merge_adapter(folder.best, target, train.model, eos_token=eos_token)
     print(f"{target}  loads with AutoModelForCausalLM.from_pretrained")

@@ -81,6 +81,17 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(
     assert not requests(waiting)
 
 
+def test_a_pause_that_no_driver_has_read_can_be_taken_back(
+    waiting: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pause", str(waiting.root)]) == 0
+    assert main(["resume", str(waiting.root)]) == 0
+    assert [each.verb for each in requests(waiting)] == ["pause", "resume"]
+    capsys.readouterr()
+    assert main(["resume", str(waiting.root)]) == 1
+    assert "is not paused." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [["stop", "0"], ["finish"], ["cancel"]], ids=lambda w: w[0])
 def test_a_verb_on_an_ended_sweep(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +199,23 @@ def test_export_says_if_best_is_not_the_best_any_more(
         export(tmp_path, merge=False, to=None)
         note = "note: trial 0, step 8, is better than what best/ holds"
         assert (note in capsys.readouterr().out) is says
+
+
+def test_best_is_merged_though_the_trials_were_removed_to_free_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(ended("eval_loss").write(tmp_path / "run"))
+    _, facts = written_best(tmp_path / "run", "eval_loss")
+    facts["config"] = config_of(spec_of("sweep=lr_grid"), {})
+    write_text(folder.best / "trial.yaml", yaml.safe_dump(facts))
+    shutil.rmtree(folder.root / "trials")
+    merged: list[Any] = []
+    monkeypatch.setattr(
+        "trainers.best_checkpoint.merge",
+        lambda source, target, model, **_: merged.append((source, target, model.path)),
+    )
+    assert export(folder.root, merge=True, to=tmp_path / "whole") == 0
+    assert merged == [(folder.best, tmp_path / "whole", "tiny")]
 
 
 def test_the_card_of_a_sweep_by_eval_loss_names_it_once(tmp_path: Path) -> None:
