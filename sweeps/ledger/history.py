@@ -110,7 +110,7 @@ class History:
     began: float | None = None
     latest: float | None = None  # time of the last event
     pack_s: float = 0.0  # seconds for which packs trained, of all workers
-    _worked: float | None = None  # time of the last event that is none of a user's
+    _worked: float | None = None  # time of the last event that shows that a driver ran
     _device_s: float = 0.0  # of workers that have no trial any more
     _busy: dict[str, tuple[float, set[str]]] = field(default_factory=dict, repr=False)
     _configs: dict[int, dict[str, Record]] = field(default_factory=dict, repr=False, compare=False)
@@ -130,7 +130,7 @@ class History:
                 # The last word of the driver before was its end.
                 self._rest(worker, any(self.trials[key].is_lane for key in keys))
         self.latest = event.time
-        if not _is_asked_for(event):
+        if _shows_work(event):
             self._worked = event.time
         match event:
             case events.Sweep():
@@ -432,11 +432,16 @@ class History:
             self._unfinished.pop(record.key, None)
 
 
-def _is_asked_for(event: Event) -> bool:
-    """Whether an event may be what a user has asked for while no driver ran. The next start writes
-    it before its own first event; the devices were free by then."""
-    is_stop = isinstance(event, events.End) and State(event.state) is State.STOPPED
-    return is_stop or isinstance(event, events.Request | events.Ask)
+def _shows_work(event: Event) -> bool:
+    """Whether an event shows that a driver and its workers ran at that time.
+
+    What users asked for while none ran (a stop, an added config) stands in the ledger before the
+    next start's own event; the devices were free by then.
+    """
+    if isinstance(event, events.End):
+        return State(event.state) is not State.STOPPED
+    work = events.Attempt | events.TrialEvent | events.Interrupt | events.Cost
+    return isinstance(event, work)
 
 
 def read_history(ledger: Path) -> History:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from support.driving import LR, make
 from support.sweep_events import Sweep
 
 from orchestrator.config.device_hours import expected_lines, used_lines
+from orchestrator.driver import Driver
 from sweeps.config.spec import ClusterSpec, EngineSpec
+from sweeps.core.ending import Cause
 from sweeps.ledger.events import Attempt, End, Interrupt, Request, Start
 from sweeps.ledger.history import History
 from trainers.trial.task import DryRun
@@ -96,6 +99,16 @@ def test_a_device_counts_while_it_has_a_trial(
 ) -> None:
     history = lived(*moments, **engine)
     assert history.device_hours() == pytest.approx(seconds / 3600)
+
+
+def test_a_start_that_is_not_in_the_ledger_yet_has_spent_nothing() -> None:
+    """Trials of the start before seem to run until then, however long ago that was."""
+    history = lived((2000, start(0, "a")), (2300, interrupt))
+    history.spec = {**history.spec, "sweep": {"device_hours": 1.0}}
+    driver: Any = SimpleNamespace(_history=history, _attempts=history.attempts)
+    assert Driver._spent(driver, 1.0) is None
+    driver._attempts -= 1
+    assert Driver._spent(driver, 1.0) is Cause.DEVICE_HOURS
 
 
 def test_what_still_trains_counts_until_now() -> None:
